@@ -1,0 +1,74 @@
+//! Descriptor tables: a thread can have one of its own, and fetch descriptors from another thread's.
+
+#![allow(unsafe_code, reason = "closes descriptors by number")]
+
+use crate::mem::{PIDFD_THREAD, pidfd_open};
+use crate::raw::{Errno, check, syscall};
+
+/// `CLOSE_RANGE_UNSHARE`: first give the calling thread a descriptor table of its own.
+const CLOSE_RANGE_UNSHARE: usize = 2;
+
+/// Gives the calling thread an empty table of its own, in which 0, 1 and 2 are `/dev/null`.
+///
+/// The other threads' table is untouched, and so are the POSIX record locks that belong to it: the kernel drops a
+/// table's locks on a file when *that* table closes a descriptor of the file.
+///
+/// # Safety
+///
+/// No code that runs on this thread (or on threads that it spawns later) may count on any descriptor made before.
+pub unsafe fn privatise() -> Result<(), Errno> {
+    // SAFETY: the caller's promise; no pointers.
+    check(unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0, 0]) })?;
+    // A stray message must not land in one of the descriptors that are opened here later.
+    for _ in 0..3 {
+        crate::file::open(c"/dev/null", libc::O_RDWR)?;
+    }
+    Ok(())
+}
+
+/// Copies descriptor `fd` of thread `tid`, of this process, into the calling thread's table (close-on-exec). Needs
+/// `PIDFD_THREAD` (6.9). May be called in a signal handler.
+pub fn fetch(tid: u32, fd: i32) -> Result<i32, Errno> {
+    let thread = pidfd_open(tid, PIDFD_THREAD)?;
+    // SAFETY: no pointers.
+    let got = check(unsafe { syscall(libc::SYS_pidfd_getfd, [thread as usize, fd as usize, 0, 0, 0, 0]) });
+    // SAFETY: opened above, and given to nobody.
+    unsafe { crate::file::close(thread) };
+    got.map(|fd| fd as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_descriptor_kept_by_a_private_table_can_be_fetched_after_it_was_closed_here() {
+        let file = std::fs::File::open("/proc/self/exe").expect("the test's own binary");
+        let (me, number) = (crate::raw::gettid(), file.as_raw_fd());
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let keeper = std::thread::spawn(move || {
+            // SAFETY: this thread uses no descriptor made before.
+            unsafe { privatise() }.expect("close_range");
+            tell.send((crate::raw::gettid(), fetch(me, number))).expect("the test waits");
+            let _ = ended.recv();
+        });
+        let (tid, kept) = told.recv().expect("the keeper starts");
+        drop(file);
+        match kept.and_then(|kept| fetch(tid, kept)) {
+            Ok(fd) => {
+                // SAFETY: `fetch` made this descriptor for us.
+                let mut again = unsafe { std::fs::File::from_raw_fd(fd) };
+                let mut magic = [0u8; 4];
+                again.read_exact(&mut magic).expect("an ELF file");
+                assert_eq!(&magic, b"\x7fELF");
+            }
+            Err(e) => assert_eq!(e, Errno(libc::EINVAL), "only a kernel without PIDFD_THREAD may refuse"),
+        }
+        drop(end);
+        keeper.join().expect("the keeper ends");
+    }
+}

@@ -1,0 +1,231 @@
+//! Files: positional reads, identity, leases, what direct I/O wants.
+
+#![allow(unsafe_code, reason = "passes buffers to the kernel by address")]
+
+use crate::raw::{Errno, check, syscall};
+
+/// `pread(2)` into memory given by address.
+///
+/// # Safety
+///
+/// `buf` must be writable for `len` bytes, and nobody else may use it during the call.
+#[inline]
+pub unsafe fn pread(fd: i32, buf: usize, len: usize, offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise.
+    check(unsafe { syscall(libc::SYS_pread64, [fd as usize, buf, len, offset as usize, 0, 0]) })
+}
+
+/// What makes two descriptors the same file: device and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Device number.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// What `fstat(2)` says of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Status {
+    /// Which file it is.
+    pub id: FileId,
+    /// Length in bytes.
+    pub len: u64,
+    /// Type and permission bits.
+    pub mode: u32,
+}
+
+/// `fstat(2)`.
+#[inline]
+pub fn status(fd: i32) -> Result<Status, Errno> {
+    let mut st = core::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
+    check(unsafe { syscall(libc::SYS_fstat, [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+    // SAFETY: the call succeeded, so the kernel wrote all of it.
+    let st = unsafe { st.assume_init() };
+    Ok(Status { id: FileId { dev: st.st_dev, ino: st.st_ino }, len: st.st_size as u64, mode: st.st_mode })
+}
+
+/// The type of file system that a file lies on (`statfs.f_type`).
+pub fn fs_magic(fd: i32) -> Result<u64, Errno> {
+    let mut st = core::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
+    check(unsafe { syscall(libc::SYS_fstatfs, [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+    // SAFETY: the call succeeded, so the kernel wrote all of it.
+    Ok(unsafe { st.assume_init() }.f_type as u64)
+}
+
+fn fcntl(fd: i32, cmd: i32, arg: usize) -> Result<usize, Errno> {
+    // SAFETY: only commands with integer arguments, or with a pointer to a live local, are passed by this module.
+    check(unsafe { syscall(libc::SYS_fcntl, [fd as usize, cmd as usize, arg, 0, 0, 0]) })
+}
+
+/// Takes a read lease (`F_SETLEASE`, `F_RDLCK`): granted while nobody has the file open for writing; from then on it
+/// holds back who opens it for writing, until it is given up.
+pub fn take_read_lease(fd: i32) -> Result<(), Errno> {
+    fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK as usize).map(drop)
+}
+
+/// Gives a lease up.
+pub fn give_up_lease(fd: i32) -> Result<(), Errno> {
+    fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK as usize).map(drop)
+}
+
+/// Whether this descriptor holds a read lease that nobody is waiting to see broken (`F_GETLEASE`).
+#[inline]
+pub fn holds_read_lease(fd: i32) -> bool {
+    fcntl(fd, libc::F_GETLEASE, 0) == Ok(libc::F_RDLCK as usize)
+}
+
+/// Switches an open file from direct to buffered reads.
+pub fn clear_direct(fd: i32) -> Result<(), Errno> {
+    let flags = fcntl(fd, libc::F_GETFL, 0)?;
+    fcntl(fd, libc::F_SETFL, flags & !(libc::O_DIRECT as usize)).map(drop)
+}
+
+/// Has lease-break signals of this descriptor sent as `signal` to thread `tid` alone.
+pub fn direct_signals(fd: i32, tid: u32, signal: i32) -> Result<(), Errno> {
+    #[repr(C)]
+    struct OwnerEx {
+        kind: i32,
+        pid: i32,
+    }
+    const F_SETOWN_EX: i32 = 15;
+    const F_OWNER_TID: i32 = 0;
+    const F_SETSIG: i32 = 10;
+    let owner = OwnerEx { kind: F_OWNER_TID, pid: tid as i32 };
+    fcntl(fd, F_SETOWN_EX, &raw const owner as usize)?;
+    fcntl(fd, F_SETSIG, signal as usize).map(drop)
+}
+
+/// `open(2)` of a NUL-terminated path, relative to the working directory.
+pub fn open(path: &core::ffi::CStr, flags: i32) -> Result<i32, Errno> {
+    // SAFETY: the path is NUL-terminated and outlives the call.
+    check(unsafe {
+        syscall(libc::SYS_openat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags as usize, 0, 0, 0])
+    })
+    .map(|fd| fd as i32)
+}
+
+/// `read(2)` into a byte slice.
+pub fn read(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the slice is writable for its length.
+    check(unsafe { syscall(libc::SYS_read, [fd as usize, buf.as_mut_ptr() as usize, buf.len(), 0, 0, 0]) })
+}
+
+/// `close(2)`.
+///
+/// # Safety
+///
+/// The descriptor must be the caller's own: somebody else's may by now name another file.
+pub unsafe fn close(fd: i32) {
+    // SAFETY: no pointers; ownership is the caller's promise. An error changes nothing: the descriptor is gone.
+    unsafe { syscall(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// Writes `/proc/thread-self/fdinfo/FD` as a NUL-terminated path into `buf`, without allocating.
+fn fdinfo_path(fd: i32, buf: &mut [u8; 64]) -> &core::ffi::CStr {
+    let prefix = b"/proc/thread-self/fdinfo/";
+    buf[..prefix.len()].copy_from_slice(prefix);
+    let mut digits = [0u8; 10];
+    let mut n = fd.unsigned_abs();
+    let mut count = 0;
+    loop {
+        digits[count] = b'0' + (n % 10) as u8;
+        count += 1;
+        n /= 10;
+        if n == 0 {
+            break;
+        }
+    }
+    for i in 0..count {
+        buf[prefix.len() + i] = digits[count - 1 - i];
+    }
+    buf[prefix.len() + count] = 0;
+    core::ffi::CStr::from_bytes_until_nul(buf).unwrap_or(c"/")
+}
+
+/// Whether this descriptor still has a lease, one that is being broken included. The kernel lists a lease there until
+/// it is given up or taken by force, and lets no writer in before. May be called in a signal handler.
+pub fn lease_still_listed(fd: i32) -> bool {
+    let mut path = [0u8; 64];
+    let Ok(info) = open(fdinfo_path(fd, &mut path), libc::O_RDONLY | libc::O_CLOEXEC) else { return false };
+    let mut text = [0u8; 1024];
+    let mut len = 0;
+    while len < text.len() {
+        match read(info, &mut text[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno(libc::EINTR)) => {}
+            Err(_) => break,
+        }
+    }
+    // SAFETY: opened above, by this thread, and given to nobody.
+    unsafe { close(info) };
+    text[..len].windows(5).any(|w| w == b"LEASE")
+}
+
+/// What direct I/O demands of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DirectIo {
+    /// Possible; memory and file offset must be multiples of these, in bytes.
+    Aligned {
+        /// Of the buffer's address.
+        memory: u32,
+        /// Of the offset in the file, and the length.
+        offset: u32,
+    },
+    /// Not possible on this file.
+    Unsupported,
+    /// The kernel (before 6.1) or the file system does not say.
+    Unknown,
+}
+
+/// Asks `statx(2)` for `STATX_DIOALIGN`.
+pub fn direct_io(fd: i32) -> DirectIo {
+    const STATX_DIOALIGN: u32 = 0x2000;
+    // struct statx: stx_mask at byte 0, stx_dio_mem_align at 0x98, stx_dio_offset_align at 0x9C; 256 bytes in all.
+    let mut st = [0u32; 64];
+    // SAFETY: the path is an empty NUL-terminated string, the buffer 256 bytes.
+    let ret = unsafe {
+        syscall(
+            libc::SYS_statx,
+            [
+                fd as usize,
+                c"".as_ptr() as usize,
+                libc::AT_EMPTY_PATH as usize,
+                STATX_DIOALIGN as usize,
+                st.as_mut_ptr() as usize,
+                0,
+            ],
+        )
+    };
+    if check(ret).is_err() || st[0] & STATX_DIOALIGN == 0 {
+        return DirectIo::Unknown;
+    }
+    match (st[0x98 / 4], st[0x9C / 4]) {
+        (0, _) | (_, 0) => DirectIo::Unsupported,
+        (memory, offset) => DirectIo::Aligned { memory, offset },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_paths_are_spelled_in_decimal() {
+        let mut buf = [0u8; 64];
+        assert_eq!(fdinfo_path(0, &mut buf), c"/proc/thread-self/fdinfo/0");
+        let mut buf = [0u8; 64];
+        assert_eq!(fdinfo_path(1_048_575, &mut buf), c"/proc/thread-self/fdinfo/1048575");
+    }
+
+    #[test]
+    fn a_file_without_a_lease_lists_none() {
+        let file = std::fs::File::open("/proc/self/exe").expect("the test's own binary");
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        assert!(!lease_still_listed(fd));
+        assert!(!holds_read_lease(fd));
+    }
+}

@@ -1,0 +1,116 @@
+//! Address space: mmap, munmap, madvise, and process_madvise in batches.
+
+#![allow(unsafe_code, reason = "maps, unmaps and discards memory by address")]
+
+use crate::raw::{Errno, check, syscall};
+
+/// Bytes in a page. Both supported architectures can have others on some kernels (arm64: 16 or 64 KiB); the engine
+/// checks [`kernel_page_size`] before it starts.
+pub const PAGE: usize = 4096;
+
+/// Most ranges that one [`madvise_batch`] call takes (`UIO_MAXIOV`).
+pub const BATCH_MAX: usize = 1024;
+
+/// `MAP_FIXED_NOREPLACE` of `linux/mman.h` (4.17).
+pub const MAP_FIXED_NOREPLACE: i32 = 0x10_0000;
+
+/// The page size of the running kernel, in bytes.
+pub fn kernel_page_size() -> usize {
+    // SAFETY: no pointers; a POSIX name that always exists.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+/// `mmap(2)`.
+///
+/// # Safety
+///
+/// With `MAP_FIXED` in `flags`, whatever lies in the range is replaced: it must be the caller's to replace.
+pub unsafe fn map(addr: usize, len: usize, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<usize, Errno> {
+    // SAFETY: passes integers only; the effect on the address space is the caller's promise.
+    check(unsafe {
+        syscall(libc::SYS_mmap, [addr, len, prot as usize, flags as usize, fd as usize, offset as usize])
+    })
+}
+
+/// Private anonymous memory, readable and writable, not counted towards commit limits where the kernel allows it.
+pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
+    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
+    unsafe {
+        map(
+            0,
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    }
+}
+
+/// `munmap(2)`.
+///
+/// # Safety
+///
+/// The range must be the caller's, and nobody may use it afterwards.
+pub unsafe fn unmap(addr: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    check(unsafe { syscall(libc::SYS_munmap, [addr, len, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// `mprotect(2)`.
+///
+/// # Safety
+///
+/// The range must be the caller's, and no live reference may need the access that is taken away.
+pub unsafe fn protect(addr: usize, len: usize, prot: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    check(unsafe { syscall(libc::SYS_mprotect, [addr, len, prot as usize, 0, 0, 0]) }).map(drop)
+}
+
+/// `madvise(2)`.
+///
+/// # Safety
+///
+/// Some advice discards contents (`MADV_DONTNEED`, `MADV_FREE`): the range must be one whose contents may go.
+pub unsafe fn madvise(addr: usize, len: usize, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    check(unsafe { syscall(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }).map(drop)
+}
+
+/// A range of memory, laid out as the kernel's `struct iovec`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub addr: usize,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+const _: () = assert!(size_of::<Range>() == size_of::<libc::iovec>());
+
+/// Gives the same advice on up to [`BATCH_MAX`] ranges of the process behind `pidfd` in one call
+/// (`process_madvise(2)`), which takes `mmap_lock` once. Returns how many bytes were advised, which is less than all
+/// where a range failed.
+///
+/// # Safety
+///
+/// As [`madvise`], for each range, in the process that `pidfd` names.
+pub unsafe fn madvise_batch(pidfd: i32, ranges: &[Range], advice: i32) -> Result<usize, Errno> {
+    // SAFETY: `ranges` is readable for its length and has iovec's layout; the effect is the caller's promise.
+    check(unsafe {
+        syscall(
+            libc::SYS_process_madvise,
+            [pidfd as usize, ranges.as_ptr() as usize, ranges.len(), advice as usize, 0, 0],
+        )
+    })
+}
+
+/// A descriptor that names process `pid` (`pidfd_open(2)`), or thread `pid` with [`PIDFD_THREAD`].
+pub fn pidfd_open(pid: u32, flags: u32) -> Result<i32, Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { syscall(libc::SYS_pidfd_open, [pid as usize, flags as usize, 0, 0, 0, 0]) }).map(|fd| fd as i32)
+}
+
+/// Flag of [`pidfd_open`]: the number names one thread (6.9).
+pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;

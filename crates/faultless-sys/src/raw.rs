@@ -1,0 +1,168 @@
+//! The system-call instruction itself.
+//!
+//! The C library's wrappers set `errno`, may be cancellation points, and may be interposed. A fault handler that runs at
+//! any instruction of any program can afford none of these, so the calls that it makes go through [`syscall`].
+
+#![allow(unsafe_code, reason = "inline assembly is the point of this module")]
+
+use core::fmt;
+
+/// An error number that a system call returned, as in `errno(3)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// The same error as the standard library's type.
+    pub fn into_io(self) -> std::io::Error {
+        std::io::Error::from_raw_os_error(self.0)
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Errno({}: {})", self.0, self.into_io())
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.into_io().fmt(f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<Errno> for std::io::Error {
+    fn from(e: Errno) -> Self {
+        e.into_io()
+    }
+}
+
+/// The largest error number that the kernel returns (`MAX_ERRNO` in `include/linux/err.h`).
+const MAX_ERRNO: isize = 4095;
+
+/// Turns the kernel's return value into a result.
+#[inline]
+pub fn check(ret: isize) -> Result<usize, Errno> {
+    if (-MAX_ERRNO..0).contains(&ret) {
+        Err(Errno(-ret as i32))
+    } else {
+        Ok(ret as usize)
+    }
+}
+
+/// Makes system call `nr` with six arguments (those that the call does not take are ignored).
+///
+/// # Safety
+///
+/// The arguments must be what system call `nr` demands: pointers valid for what it reads and writes, and effects that
+/// no other code's invariants forbid.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: the x86-64 system-call convention: number in rax, arguments in these six registers; rcx and r11 are
+    // clobbered; memory is not marked untouched, so the compiler assumes that it may be written. The rest is the
+    // caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            inlateout("rax") nr as isize => ret,
+            in("rdi") a[0],
+            in("rsi") a[1],
+            in("rdx") a[2],
+            in("r10") a[3],
+            in("r8") a[4],
+            in("r9") a[5],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret
+}
+
+/// Makes system call `nr` with six arguments (those that the call does not take are ignored).
+///
+/// # Safety
+///
+/// The arguments must be what system call `nr` demands: pointers valid for what it reads and writes, and effects that
+/// no other code's invariants forbid.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: the arm64 system-call convention: number in x8, arguments in x0 to x5, result in x0. The rest is the
+    // caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "svc 0",
+            in("x8") nr,
+            inlateout("x0") a[0] as isize => ret,
+            in("x1") a[1],
+            in("x2") a[2],
+            in("x3") a[3],
+            in("x4") a[4],
+            in("x5") a[5],
+            options(nostack),
+        );
+    }
+    ret
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("Faultless knows the system-call instruction of x86-64 and arm64 only");
+
+/// The number of the thread that calls (`gettid(2)`).
+#[inline]
+pub fn gettid() -> u32 {
+    // SAFETY: takes no pointers, cannot fail.
+    unsafe { syscall(libc::SYS_gettid, [0; 6]) as u32 }
+}
+
+/// The number of the process that calls (`getpid(2)`).
+#[inline]
+pub fn getpid() -> u32 {
+    // SAFETY: takes no pointers, cannot fail.
+    unsafe { syscall(libc::SYS_getpid, [0; 6]) as u32 }
+}
+
+/// Nanoseconds of the monotonic clock. Safe in a signal handler (`clock_gettime` is on POSIX's list).
+#[inline]
+pub fn monotonic_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a valid timespec; CLOCK_MONOTONIC always exists, so errno is not touched.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Gives the processor away once (`sched_yield(2)`).
+#[inline]
+pub fn sched_yield() {
+    // SAFETY: takes no pointers.
+    unsafe { syscall(libc::SYS_sched_yield, [0; 6]) };
+}
+
+/// Sleeps for `ns` nanoseconds, or less if a signal arrives.
+pub fn nap(ns: u64) {
+    let t = libc::timespec {
+        tv_sec: (ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: `t` is a valid timespec that outlives the call.
+    unsafe { syscall(libc::SYS_nanosleep, [&raw const t as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// Writes `bytes` to the standard error output; what cannot be written is dropped.
+pub fn write_stderr(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads `bytes` only.
+        let ret = unsafe { syscall(libc::SYS_write, [2, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) };
+        match check(ret) {
+            Ok(0) => return,
+            Ok(n) => bytes = &bytes[n..],
+            Err(Errno(libc::EINTR)) => {}
+            Err(_) => return,
+        }
+    }
+}

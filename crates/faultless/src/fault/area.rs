@@ -1,0 +1,62 @@
+//! Memory that belongs to the engine: mapped, zero until touched, in no core dump and in no forked child.
+
+#![allow(unsafe_code, reason = "maps and unmaps memory")]
+
+use faultless_sys::mem;
+
+/// An owned range of private anonymous memory.
+///
+/// A forked child does not get it. That is not thrift but correctness: a fork in the middle of a direct read would
+/// make the kernel copy the page on the next write, and the device would write into the copy that nobody looks at.
+#[derive(Debug)]
+pub(crate) struct Area {
+    start: usize,
+    len: usize,
+}
+
+impl Area {
+    /// Maps `bytes`, rounded up to pages.
+    pub(crate) fn new(bytes: usize) -> std::io::Result<Self> {
+        let len = bytes.next_multiple_of(mem::PAGE).max(mem::PAGE);
+        let start = mem::map_anonymous(len)?;
+        let area = Area { start, len };
+        // SAFETY: the range was mapped just now and is ours; neither advice changes its contents.
+        unsafe {
+            mem::madvise(start, len, libc::MADV_DONTFORK)?;
+            mem::madvise(start, len, libc::MADV_DONTDUMP)?;
+            // Kernels without transparent huge pages know no such advice, and need none.
+            let _ = mem::madvise(start, len, libc::MADV_NOHUGEPAGE);
+        }
+        // The first touch of a mapping prepares its reverse map, under mmap_lock: here, not in the fault path.
+        // SAFETY: the first byte is mapped and writable, and nobody else knows it yet.
+        unsafe { core::ptr::write_volatile(start as *mut u8, 0) };
+        Ok(area)
+    }
+
+    /// Address of element `index` of an array of `T` that fills the area.
+    pub(crate) fn at<T>(&self, index: usize) -> *mut T {
+        debug_assert!((index + 1) * size_of::<T>() <= self.len);
+        (self.start + index * size_of::<T>()) as *mut T
+    }
+
+    /// First address.
+    pub(crate) fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        if super::process::forked() {
+            // This is a child that never had the memory; something else may live at its address by now.
+            return;
+        }
+        // SAFETY: mapped in `new`, owned by self; those who hold an Area keep it alive while they use its addresses.
+        let _ = unsafe { mem::unmap(self.start, self.len) };
+    }
+}

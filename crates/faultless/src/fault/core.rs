@@ -1,0 +1,197 @@
+//! What the fault path knows of a pool and of a map.
+
+use super::budget::Budget;
+use super::counters::Counters;
+use super::fds::Fd;
+use super::page::Page;
+use super::ring::{Handover, Ring};
+use super::staging::Staging;
+use super::table::Table;
+use faultless_sys::file::FileId;
+use faultless_sys::futex;
+use faultless_sys::mem::PAGE;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// A number of a fill unit within a map.
+pub(crate) type Unit = u64;
+
+/// What a pool's maps share.
+pub(crate) struct PoolCore {
+    pub(crate) budget: Budget,
+    pub(crate) uffd: Fd,
+    pub(crate) staging: Staging,
+    /// Units filled, on their way to the evictor.
+    pub(crate) filled: Ring,
+    /// Requests of faulting threads to the fill threads.
+    pub(crate) handover: Handover,
+    pub(crate) fill_bell: Bell,
+    pub(crate) evict_bell: Bell,
+    /// Units evicted so far, the clock by which refault distances are measured.
+    pub(crate) clock: AtomicU32,
+    /// Bytes that were filled and not yet marked MADV_FREE, as the evictor last counted, and the most there may be.
+    pub(crate) firm: AtomicU64,
+    pub(crate) firm_max: AtomicU64,
+    /// Bytes below the limit at which the evictor starts.
+    pub(crate) reserve: AtomicU64,
+    pub(crate) last_looks: LastLooks,
+    pub(crate) stopping: AtomicBool,
+}
+
+impl PoolCore {
+    /// Bytes of new fills that the evictor has not seen yet.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.filled.len() * PAGE as u64
+    }
+
+    /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
+    pub(crate) fn nudge_evictor(&self) {
+        let pressed = self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
+        if pressed || self.filled.len() >= EVICTOR_BACKLOG {
+            self.evict_bell.ring();
+        }
+    }
+}
+
+/// New fills after which the evictor is woken though the budget is not pressed.
+const EVICTOR_BACKLOG: u64 = 1024;
+
+/// How a map's pages are read.
+pub(crate) enum Reading {
+    /// From a file, by the thread that faults.
+    File {
+        fd: Fd,
+        id: FileId,
+        /// A lease guards the bytes: it is checked after every read.
+        leased: bool,
+    },
+    /// By user code, which fill threads run.
+    Source(Arc<dyn crate::source::Source>),
+}
+
+/// One map, as the fault path sees it. Made before its gate opens, freed after it is shut.
+pub(crate) struct MapCore {
+    pub(crate) id: u32,
+    pub(crate) pool: Arc<PoolCore>,
+    /// First address and length of the region: whole units, whole granules.
+    pub(crate) start: usize,
+    pub(crate) region_len: usize,
+    /// Offset in the source of the first byte of the region, a multiple of the page size.
+    pub(crate) base: u64,
+    /// Bytes of the region that the source backs; up to the end of the last page they read as zero.
+    pub(crate) data_len: u64,
+    pub(crate) unit_shift: u32,
+    pub(crate) table: Table,
+    pub(crate) reading: Reading,
+    /// For messages.
+    pub(crate) name: Box<str>,
+    pub(crate) pid: u32,
+    /// 0: normal; otherwise a `Refusal`: absent pages are refused from now on.
+    pub(crate) refusal: AtomicU8,
+    /// Nothing may be evicted or marked: it could not be read again.
+    pub(crate) keep_all: AtomicBool,
+    /// Units that one miss fills, at most.
+    pub(crate) run_units: AtomicU32,
+    pub(crate) counters: Counters,
+}
+
+impl MapCore {
+    pub(crate) fn region(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.region_len
+    }
+
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        1 << self.unit_shift
+    }
+
+    pub(crate) fn page(&self, unit: Unit) -> &Page {
+        self.table.page(unit)
+    }
+
+    pub(crate) fn unit_of(&self, addr: usize) -> Unit {
+        ((addr - self.start) >> self.unit_shift) as Unit
+    }
+
+    pub(crate) fn unit_addr(&self, unit: Unit) -> usize {
+        self.start + ((unit as usize) << self.unit_shift)
+    }
+
+    /// Units that hold data.
+    pub(crate) fn data_units(&self) -> u64 {
+        self.data_len.div_ceil(self.unit_bytes())
+    }
+
+    /// Bytes of `count` units from `first` that pages of the source back: whole pages, cut off at the end of the data.
+    pub(crate) fn backed(&self, first: Unit, count: u64) -> std::ops::Range<u64> {
+        let end = self.data_len.next_multiple_of(PAGE as u64);
+        let from = first << self.unit_shift;
+        from.min(end)..(from + (count << self.unit_shift)).min(end)
+    }
+
+    /// What the budget is charged for one unit: the bytes of its pages that exist.
+    pub(crate) fn charge_of(&self, unit: Unit) -> u64 {
+        let r = self.backed(unit, 1);
+        r.end - r.start
+    }
+}
+
+/// Something to wait for and to ring.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+impl Bell {
+    /// Wakes one sleeper, if there is one.
+    pub(crate) fn ring(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.rung.fetch_add(1, Ordering::SeqCst);
+            futex::wake(&self.rung, 1);
+        }
+    }
+
+    /// Wakes all sleepers.
+    pub(crate) fn ring_all(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        futex::wake(&self.rung, futex::ALL);
+    }
+
+    /// Sleeps until rung, unless `idle` says (after this sleeper can be seen) that there is something to do.
+    pub(crate) fn sleep(&self, timeout_ns: u64, idle: impl FnOnce() -> bool) {
+        let ticket = self.rung.load(Ordering::SeqCst);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        if idle() {
+            futex::wait(&self.rung, ticket, timeout_ns);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Remembers, for threads that found a unit resident when they faulted on it, that they have looked once.
+///
+/// The usual reason is that another thread installed the page between the fault and the look: then the load succeeds
+/// when it is executed again. If the same thread comes again with the same unit in the same state, the page is really
+/// gone. A forgotten entry costs one more look, a false one a read that finds the page there (EEXIST).
+pub(crate) struct LastLooks([AtomicU64; LOOKS]);
+const LOOKS: usize = 512;
+
+impl LastLooks {
+    pub(crate) fn new() -> Self {
+        LastLooks([const { AtomicU64::new(0) }; LOOKS])
+    }
+
+    /// Whether this thread looked at exactly this before. Notes it if not.
+    pub(crate) fn again(&self, tid: u32, addr: usize, word: u64) -> bool {
+        let mix = |x: u64| (x ^ (x >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let print = mix(mix(u64::from(tid)) ^ (addr >> 12) as u64) ^ mix(word) | 1;
+        let slot = &self.0[(mix(u64::from(tid)) >> 55) as usize];
+        if slot.load(Ordering::Relaxed) == print {
+            slot.store(0, Ordering::Relaxed);
+            return true;
+        }
+        slot.store(print, Ordering::Relaxed);
+        false
+    }
+}
+const _: () = assert!(LOOKS == 1 << (64 - 55));

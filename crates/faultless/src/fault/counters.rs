@@ -1,0 +1,219 @@
+//! Counters that the fault path can bump, and the snapshots that users read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const SHARDS: usize = 8;
+/// Sub-buckets for each power of two: a bucket is at most 25 % wide.
+const SUB_BITS: u32 = 2;
+const SUB: usize = 1 << SUB_BITS;
+/// Buckets up to 2^38 ns, about 275 s; what is longer counts in the last.
+const BUCKETS: usize = 37 * SUB;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy)]
+#[repr(usize)]
+pub(crate) enum Count {
+    Misses,
+    Fills,
+    BytesRead,
+    Evictions,
+    TakenBack,
+    Waits,
+    Errors,
+    Charged,
+    Released,
+    PrefetchDropped,
+}
+const COUNTS: usize = 10;
+
+#[repr(align(128))]
+#[derive(Debug)]
+struct Shard {
+    counts: [AtomicU64; COUNTS],
+    latency: [AtomicU64; BUCKETS],
+}
+
+/// The live counters of one map.
+#[derive(Debug)]
+pub(crate) struct Counters(Box<[Shard]>);
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        Counters(
+            (0..SHARDS)
+                .map(|_| Shard {
+                    counts: [const { AtomicU64::new(0) }; COUNTS],
+                    latency: [const { AtomicU64::new(0) }; BUCKETS],
+                })
+                .collect(),
+        )
+    }
+
+    fn shard(&self) -> &Shard {
+        let here = 0u8;
+        let stack = (&raw const here as usize) >> 12;
+        &self.0[stack.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (usize::BITS - SHARDS.trailing_zeros())]
+    }
+
+    pub(crate) fn add(&self, what: Count, n: u64) {
+        self.shard().counts[what as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn record_fill_ns(&self, ns: u64) {
+        self.shard().latency[bucket(ns)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self, what: Count) -> u64 {
+        self.0.iter().fold(0u64, |sum, s| sum.wrapping_add(s.counts[what as usize].load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn snapshot(&self) -> Stats {
+        let mut latency = Latency { buckets: vec![0; BUCKETS] };
+        for s in &self.0 {
+            for (sum, n) in latency.buckets.iter_mut().zip(&s.latency) {
+                *sum += n.load(Ordering::Relaxed);
+            }
+        }
+        Stats {
+            misses: self.get(Count::Misses),
+            fills: self.get(Count::Fills),
+            bytes_read: self.get(Count::BytesRead),
+            evictions: self.get(Count::Evictions),
+            taken_back: self.get(Count::TakenBack),
+            waits: self.get(Count::Waits),
+            errors: self.get(Count::Errors),
+            prefetch_dropped: self.get(Count::PrefetchDropped),
+            fill_latency: latency,
+        }
+    }
+}
+
+fn bucket(ns: u64) -> usize {
+    if ns < SUB as u64 {
+        return ns as usize;
+    }
+    let exponent = 63 - ns.leading_zeros();
+    let sub = (ns >> (exponent - SUB_BITS)) as usize & (SUB - 1);
+    (((exponent - SUB_BITS + 1) as usize) * SUB + sub).min(BUCKETS - 1)
+}
+
+/// Upper end of a bucket, in nanoseconds.
+fn bucket_end(index: usize) -> u64 {
+    if index < SUB {
+        return index as u64 + 1;
+    }
+    let exponent = (index / SUB) as u32 + SUB_BITS - 1;
+    let sub = (index % SUB) as u64;
+    (SUB as u64 + sub + 1) << (exponent - SUB_BITS)
+}
+
+/// What happened in a map, or in all maps of a pool, since it was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Touches of absent pages that came to the engine: by loads, pins and prefetches. A thread that waits for another
+    /// thread's fill of the same page counts too.
+    pub misses: u64,
+    /// Units (fill units, 4 KiB by default) that were read and installed.
+    pub fills: u64,
+    /// Bytes read from the source.
+    pub bytes_read: u64,
+    /// Units that the engine evicted to stay within the budget, or that were released.
+    pub evictions: u64,
+    /// Units that the engine held for resident and found gone: under memory pressure the kernel takes cold pages back.
+    pub taken_back: u64,
+    /// How often a thread waited: for another's fill, for the budget, or for a batch that was in flight.
+    pub waits: u64,
+    /// Fills that failed.
+    pub errors: u64,
+    /// Parts of prefetches that were dropped because the queue or the budget was full.
+    pub prefetch_dropped: u64,
+    /// How long fills took, from the claim of the unit to its installation.
+    pub fill_latency: Latency,
+}
+
+impl Stats {
+    pub(crate) fn add(&mut self, other: &Stats) {
+        self.misses += other.misses;
+        self.fills += other.fills;
+        self.bytes_read += other.bytes_read;
+        self.evictions += other.evictions;
+        self.taken_back += other.taken_back;
+        self.waits += other.waits;
+        self.errors += other.errors;
+        self.prefetch_dropped += other.prefetch_dropped;
+        self.fill_latency.buckets.resize(BUCKETS, 0);
+        for (sum, n) in self.fill_latency.buckets.iter_mut().zip(&other.fill_latency.buckets) {
+            *sum += n;
+        }
+    }
+}
+
+/// A histogram of durations whose buckets are at most 25 % wide.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Latency {
+    buckets: Vec<u64>,
+}
+
+impl Latency {
+    /// How many durations were recorded.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The duration that a share `q` (0 to 1) of all did not exceed, rounded up to the end of its bucket; `None` if
+    /// nothing was recorded.
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let count = self.count();
+        let rank = ((count as f64 * q.clamp(0.0, 1.0)).ceil() as u64).max(1);
+        let mut seen = 0;
+        for (i, &n) in self.buckets.iter().enumerate() {
+            seen += n;
+            if n > 0 && seen >= rank {
+                return Some(Duration::from_nanos(bucket_end(i)));
+            }
+        }
+        None
+    }
+
+    /// The buckets that are not empty: the end of each, and how many durations lie in it.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        self.buckets
+            .iter()
+            .enumerate()
+            .filter(|&(_, &n)| n > 0)
+            .map(|(i, &n)| (Duration::from_nanos(bucket_end(i)), n))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_duration_lies_in_a_bucket_at_most_a_quarter_wide() {
+        let mut last = 0;
+        for ns in (0..200).chain((8..38).flat_map(|e| [(1u64 << e) - 1, 1 << e, (1 << e) + (1 << (e - 1))])) {
+            let b = bucket(ns);
+            assert!(b < BUCKETS);
+            assert!(ns < bucket_end(b), "{ns} in bucket {b}, which ends at {}", bucket_end(b));
+            assert!(bucket_end(b) as f64 <= (ns.max(1) as f64) * 1.26 + 1.0, "{ns}: {}", bucket_end(b));
+            assert!(ns < 200 || b >= last);
+            last = b;
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn quantiles_rise() {
+        let c = Counters::new();
+        (1..=1000u64).for_each(|us| c.record_fill_ns(us * 1000));
+        let l = c.snapshot().fill_latency;
+        assert_eq!(l.count(), 1000);
+        let (half, most) = (l.quantile(0.5).expect("some"), l.quantile(0.99).expect("some"));
+        assert!((500..=625).contains(&half.as_micros()), "{half:?}");
+        assert!((990..=1250).contains(&most.as_micros()), "{most:?}");
+        assert_eq!(Latency::default().quantile(0.5), None);
+    }
+}

@@ -1,0 +1,75 @@
+//! Descriptors that survive a program that closes all descriptors.
+//!
+//! A daemon closes every descriptor; the numbers may then name other files. Each descriptor of the engine is therefore
+//! kept twice: in the table that the program's threads share, where the fault path uses it, and in the private table of
+//! the engine's keeper thread, which no `close` of the program reaches. Whoever finds the shared one gone or foreign
+//! fetches it again from the keeper, in the fault path if need be, with two system calls.
+
+#![allow(unsafe_code, reason = "closes descriptors by number")]
+
+use faultless_sys::{Errno, fdtable, file};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+/// The keeper's thread id; 0 where there is no private table.
+static KEEPER: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) fn set_keeper(tid: u32) {
+    KEEPER.store(tid, Ordering::Release);
+}
+
+/// Whether descriptors are kept where the program cannot close them.
+pub(crate) fn protected() -> bool {
+    KEEPER.load(Ordering::Acquire) != 0
+}
+
+/// A descriptor and its twin in the keeper's table.
+#[derive(Debug)]
+pub(crate) struct Fd {
+    shared: AtomicI32,
+    /// −1 where there is no private table.
+    kept: i32,
+}
+
+impl Fd {
+    pub(crate) fn new(shared: i32, kept: i32) -> Self {
+        Fd { shared: AtomicI32::new(shared), kept }
+    }
+
+    /// The number in the program's table.
+    #[inline]
+    pub(crate) fn get(&self) -> i32 {
+        self.shared.load(Ordering::Acquire)
+    }
+
+    /// The number in the keeper's table, or −1.
+    pub(crate) fn kept(&self) -> i32 {
+        self.kept
+    }
+
+    /// The number that the keeper's thread, and those that it started, must use.
+    pub(crate) fn engine_number(&self) -> i32 {
+        if self.kept >= 0 { self.kept } else { self.get() }
+    }
+
+    /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.
+    pub(crate) fn recover(&self, lost: i32) -> Result<i32, Errno> {
+        let now = self.get();
+        if now != lost {
+            return Ok(now);
+        }
+        let keeper = KEEPER.load(Ordering::Acquire);
+        if keeper == 0 || self.kept < 0 {
+            return Err(Errno(libc::EBADF));
+        }
+        let fresh = fdtable::fetch(keeper, self.kept)?;
+        match self.shared.compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(fresh),
+            Err(other) => {
+                // Another thread was faster.
+                // SAFETY: fetched above, and given to nobody.
+                unsafe { file::close(fresh) };
+                Ok(other)
+            }
+        }
+    }
+}

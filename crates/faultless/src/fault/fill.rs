@@ -1,0 +1,583 @@
+//! Serving a miss: claim, charge, read, check, install, publish.
+//!
+//! [`serve`] is called by the SIGBUS handler (`Need::Load`), by pins and by prefetches. Everything here is safe in a
+//! signal handler, with one exception that the types enforce: a user's [`Source`](crate::Source) is read only through
+//! [`serve_from`], with a closure that ordinary contexts supply.
+
+#![allow(unsafe_code, reason = "reads into raw buffers and installs pages")]
+
+use super::core::{MapCore, Reading, Unit};
+use super::counters::Count;
+use super::fds::Fd;
+use super::page::{From, State, Word, futex_bits};
+use super::process;
+use super::report::Fault;
+use super::staging::Buffer;
+use super::table::GROUP_BYTES;
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::raw::{self, Errno};
+use faultless_sys::{file, futex, signal, uffd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Most units that one fill covers: bounds the stack that the handler needs.
+pub(crate) const RUN_MAX: usize = 64;
+/// How long to sleep on another's fill before asking whether its owner is alive.
+const WAIT_NS: u64 = 100_000_000;
+/// How long a miss waits for a budget that nothing gives back, before it fails.
+const BUDGET_WAIT_NS: u64 = 10_000_000_000;
+/// Naps of 1 ms for a source that says EAGAIN.
+const AGAIN_MAX: u32 = 2_000;
+/// Tries to install a page while the kernel says EAGAIN (the address space is changing) or ENOMEM.
+const INSTALL_TRIES: u32 = 5_000;
+
+/// Why a unit is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A load at this address faulted.
+    Load(usize),
+    /// It is to be pinned.
+    Pin,
+    /// It may be wanted soon: never waits.
+    Prefetch,
+}
+
+/// A unit range whose words this thread owns.
+pub(crate) struct Run {
+    pub(crate) first: Unit,
+    pub(crate) count: usize,
+    from: [From; RUN_MAX],
+    me: u32,
+}
+
+/// How [`claim`] ended.
+pub(crate) enum Claimed {
+    /// Nothing is left to do: the page is there (and pinned, if that was wanted).
+    Present,
+    /// This thread owns a run that starts with the unit: fill it.
+    Run(Run),
+}
+
+/// Serves a miss from a file, or hands it to the fill threads.
+pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault> {
+    match claim(core, unit, need)? {
+        Claimed::Present => Ok(()),
+        Claimed::Run(run) => match &core.reading {
+            Reading::File { fd, .. } => {
+                fill(core, &run, need, |buf, len, offset| read_file(core, fd, buf, len, offset))
+            }
+            Reading::Source(_) => hand_over(core, run),
+        },
+    }
+}
+
+/// Serves a miss through `read`, which fills up to `len` bytes at an address from an offset of the source, and returns
+/// how many there were: fewer than `len` only at the end.
+pub(crate) fn serve_from(
+    core: &MapCore,
+    unit: Unit,
+    need: Need,
+    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+) -> Result<(), Fault> {
+    match claim(core, unit, need)? {
+        Claimed::Present => Ok(()),
+        Claimed::Run(run) => fill(core, &run, need, read),
+    }
+}
+
+/// Waits for `seen` to change, and recovers the claim of an owner that died.
+fn wait(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<(), Fault> {
+    let page = core.page(unit);
+    if seen.state() == State::Filling && seen.number() == me {
+        return Err(Fault::Recursion);
+    }
+    let Ok(word) = page.announce_waiter(seen) else { return Ok(()) };
+    core.counters.add(Count::Waits, 1);
+    // SAFETY: the table lives as long as the core, which the caller holds.
+    let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT_NS) };
+    if woken == futex::Woken::TimedOut && word.state() == State::Filling {
+        let owner = word.number();
+        if signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH)) {
+            // Its memory, if it got so far, is replaced or discarded by the next fill; its charge is given back here.
+            if let Some(due) = page.abandon(owner, 0) {
+                forget_unit(core, unit);
+                if due.wake {
+                    futex::wake_at(page.futex(), futex::ALL);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Books a unit out that became absent in other ways than by eviction.
+fn forget_unit(core: &MapCore, unit: Unit) {
+    release(core, core.charge_of(unit));
+    core.table.leave(unit);
+}
+
+fn release(core: &MapCore, bytes: u64) {
+    core.counters.add(Count::Released, bytes);
+    core.pool.budget.release(bytes);
+}
+
+/// Charges `bytes`; waits for the evictor if they do not fit, unless this is a prefetch.
+fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
+    let pool = &*core.pool;
+    // Where memory is shorter than the budget, new pages wait until older ones are marked as reclaimable.
+    let firm_max = pool.firm_max.load(Ordering::Relaxed);
+    let firm = || pool.firm.load(Ordering::Relaxed) + pool.backlog();
+    if firm() <= firm_max && pool.budget.try_charge(bytes) {
+        core.counters.add(Count::Charged, bytes);
+        return Ok(());
+    }
+    if need == Need::Prefetch {
+        return Err(Fault::Budget);
+    }
+    core.counters.add(Count::Waits, 1);
+    let mut since = (raw::monotonic_ns(), pool.clock.load(Ordering::Relaxed));
+    loop {
+        pool.evict_bell.ring();
+        pool.budget.wait(bytes, 2_000_000);
+        if firm() <= firm_max && pool.budget.try_charge(bytes) {
+            core.counters.add(Count::Charged, bytes);
+            return Ok(());
+        }
+        let clock = pool.clock.load(Ordering::Relaxed);
+        if clock != since.1 {
+            since = (raw::monotonic_ns(), clock);
+        } else if raw::monotonic_ns() - since.0 > BUDGET_WAIT_NS {
+            return Err(Fault::Budget);
+        }
+    }
+}
+
+/// Claims one unit whose word was `seen`.
+fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Word> {
+    let absent = seen.state() == State::Absent;
+    if absent && core.table.enter(unit) {
+        core.counters.add(Count::Charged, GROUP_BYTES);
+        core.pool.budget.charge_anyway(GROUP_BYTES);
+    }
+    let claimed = core.page(unit).claim(seen, me);
+    if absent && claimed.is_err() {
+        core.table.leave(unit);
+    }
+    claimed
+}
+
+/// Becomes the owner of `unit`, and of absent ones behind it as far as the map's advice goes.
+pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need) -> Result<Claimed, Fault> {
+    if process::forked() || core.pid != process::pid() {
+        return Err(Fault::Forked);
+    }
+    let backed = core.backed(unit, 1);
+    if backed.is_empty() {
+        return Err(Fault::PastEnd);
+    }
+    if let Need::Load(addr) = need
+        && (addr - core.start) as u64 >= backed.end
+    {
+        return Err(Fault::PastEnd);
+    }
+    let me = raw::gettid();
+    let page = core.page(unit);
+    let mut counted = false;
+    let mut count_miss = || {
+        if !std::mem::replace(&mut counted, true) {
+            core.counters.add(Count::Misses, 1);
+        }
+    };
+    let from = loop {
+        let seen = page.load();
+        match (need, seen.state()) {
+            (Need::Prefetch, State::Absent) => {}
+            (Need::Prefetch, _) => return Ok(Claimed::Present),
+            (_, State::Filling) => {
+                count_miss();
+                wait(core, unit, seen, me)?;
+                continue;
+            }
+            (Need::Load(addr), State::Resident) => {
+                // A pinned unit is there for sure.
+                let there = seen.pins() > 0 && !seen.soft();
+                if !core.pool.last_looks.again(me, addr, seen.bits()) || there {
+                    return Ok(Claimed::Present);
+                }
+            }
+            (Need::Pin, State::Resident) if !seen.batch() && !seen.soft() => match page.pin(seen) {
+                Ok(()) => return Ok(Claimed::Present),
+                Err(_) => continue,
+            },
+            (Need::Pin, State::Evicting) => {
+                wait(core, unit, seen, me)?;
+                continue;
+            }
+            (Need::Pin, _) if seen.batch() => {
+                wait(core, unit, seen, me)?;
+                continue;
+            }
+            _ => {}
+        }
+        if core.refusal.load(Ordering::Acquire) != 0 && seen.state() != State::Resident {
+            return Err(Fault::LeaseBroken);
+        }
+        count_miss();
+        if let Ok(from) = claim_one(core, unit, seen, me) {
+            break from;
+        }
+    };
+    let mut run = Run { first: unit, count: 1, from: [from; RUN_MAX], me };
+    let due = if from == From::Resident { 0 } else { core.charge_of(unit) };
+    if due > 0
+        && let Err(why) = charge(core, due, need)
+    {
+        abandon(core, unit, from, me, false);
+        return Err(why);
+    }
+    if need == Need::Pin {
+        return Ok(Claimed::Run(run));
+    }
+    let wanted = (core.run_units.load(Ordering::Relaxed) as usize).min(RUN_MAX);
+    while run.count < wanted && extend(core, &mut run) {}
+    Ok(Claimed::Run(run))
+}
+
+/// Adds the unit behind a run to it, if it is absent and its memory needs no waiting.
+pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
+    let unit = run.first + run.count as u64;
+    if run.count == RUN_MAX || unit >= core.data_units() {
+        return false;
+    }
+    let seen = core.page(unit).load();
+    if seen.state() != State::Absent || seen.batch() || charge(core, core.charge_of(unit), Need::Prefetch).is_err() {
+        return false;
+    }
+    match claim_one(core, unit, seen, run.me) {
+        Ok(from) => {
+            run.from[run.count] = from;
+            run.count += 1;
+            true
+        }
+        Err(_) => {
+            release(core, core.charge_of(unit));
+            false
+        }
+    }
+}
+
+/// Gives one claimed unit up. `charged`: its memory was charged by this claim.
+fn abandon(core: &MapCore, unit: Unit, from: From, me: u32, charged: bool) {
+    let page = core.page(unit);
+    if from == From::Resident && page.load().pins() > 0 {
+        // Somebody pinned it while it was there: then it still is, and it is only this look that failed.
+        publish(core, unit, me, false, false);
+        return;
+    }
+    // What a part of the fill has installed must not stay behind a word that says absent.
+    // SAFETY: this thread owns the unit; its bytes can be read again.
+    let _ = unsafe { mem::madvise(core.unit_addr(unit), 1 << core.unit_shift, libc::MADV_DONTNEED) };
+    if let Some(due) = page.abandon(me, if let From::Absent(clock) = from { clock } else { 0 }) {
+        if charged || from == From::Resident {
+            release(core, core.charge_of(unit));
+        }
+        core.table.leave(unit);
+        if due.wake {
+            futex::wake_at(page.futex(), futex::ALL);
+        }
+    }
+}
+
+/// Makes a filled unit resident.
+fn publish(core: &MapCore, unit: Unit, me: u32, pin: bool, hot: bool) {
+    let page = core.page(unit);
+    let pool = &*core.pool;
+    let Some(due) = page.finish(me, pool.clock.load(Ordering::Relaxed), pin, hot) else { return };
+    if due.wake {
+        futex::wake_at(page.futex(), futex::ALL);
+    }
+    if due.track {
+        let entry = track_entry(core.id, unit);
+        // The ring holds as many entries as the budget units. It can be full only while the evictor is held up.
+        while !pool.filled.push(entry) {
+            pool.evict_bell.ring();
+            raw::nap(100_000);
+        }
+    }
+}
+
+/// An entry of the evictor's queue: which unit of which map. Never zero.
+pub(crate) fn track_entry(id: u32, unit: Unit) -> u64 {
+    (u64::from(id) + 1) << 40 | unit
+}
+
+/// Undoes [`track_entry`].
+pub(crate) fn entry_parts(entry: u64) -> (u32, Unit) {
+    ((entry >> 40) as u32 - 1, entry & ((1 << 40) - 1))
+}
+
+/// A refault is soon if less was evicted meanwhile than the budget holds.
+fn is_hot(core: &MapCore, from: From) -> bool {
+    match from {
+        From::Absent(then) if then != 0 => {
+            let now = core.pool.clock.load(Ordering::Relaxed);
+            u64::from(now.wrapping_sub(then)) * PAGE as u64 <= core.pool.budget.limit()
+        }
+        _ => false,
+    }
+}
+
+/// Reads and installs a run that this thread owns, and publishes its units.
+pub(crate) fn fill(
+    core: &MapCore,
+    run: &Run,
+    need: Need,
+    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+) -> Result<(), Fault> {
+    let began = raw::monotonic_ns();
+    if need == Need::Pin && run.from[0] == From::Resident {
+        // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
+        // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
+        let _ = unsafe { mem::madvise(core.unit_addr(run.first), 1 << core.unit_shift, libc::MADV_DONTNEED) };
+    }
+    let backed = core.backed(run.first, run.count as u64);
+    let result = read_and_install(core, &backed, read);
+    let (good, installed_new) = match result {
+        Ok((end, new)) => (end, new),
+        Err((end, _)) => (end, 0),
+    };
+    let mut filled = 0;
+    for i in 0..run.count {
+        let unit = run.first + i as u64;
+        let whole = core.backed(unit, 1).end <= good;
+        if whole {
+            publish(core, unit, run.me, need == Need::Pin, is_hot(core, run.from[i]));
+            filled += 1;
+        } else {
+            abandon(core, unit, run.from[i], run.me, true);
+        }
+    }
+    core.counters.add(Count::Fills, filled);
+    core.counters.record_fill_ns(raw::monotonic_ns() - began);
+    if run.from[0] == From::Resident && need != Need::Pin && installed_new > 0 {
+        core.counters.add(Count::TakenBack, 1);
+    }
+    core.pool.nudge_evictor();
+    match result {
+        Err((_, why)) if filled == 0 => {
+            core.counters.add(Count::Errors, 1);
+            Err(why)
+        }
+        // The unit that was wanted is there; the rest of the run was a guess.
+        _ if filled > 0 => Ok(()),
+        _ => Err(Fault::PastEnd),
+    }
+}
+
+/// Reads `range` (bytes of the region, whole pages) in pieces and installs them. Returns the end of what is installed,
+/// and how many bytes were not there before; with an error, the end of what was installed before it.
+fn read_and_install(
+    core: &MapCore,
+    range: &std::ops::Range<u64>,
+    mut read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+) -> Result<(u64, u64), (u64, Fault)> {
+    let pool = &*core.pool;
+    let mut at = range.start;
+    let mut new = 0;
+    while at < range.end {
+        let buffer = pool.staging.take((range.end - at) as usize, &pool.budget);
+        let piece = one_piece(core, &buffer, at, range.end, &mut read);
+        pool.staging.give(buffer);
+        let (installed, fresh, wanted) = piece.map_err(|why| (at, why))?;
+        at += installed;
+        new += fresh;
+        if installed < wanted {
+            // The source ended early: it was truncated since it was mapped.
+            break;
+        }
+    }
+    Ok((at, new))
+}
+
+/// Reads and installs one piece. Returns bytes present afterwards, bytes of them that were not there before, and
+/// bytes that a source of full length would have had.
+fn one_piece(
+    core: &MapCore,
+    buffer: &Buffer,
+    at: u64,
+    end: u64,
+    read: &mut impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+) -> Result<(u64, u64, u64), Fault> {
+    let want = ((end - at) as usize).min(buffer.len());
+    let data = want.min((core.data_len - at.min(core.data_len)) as usize);
+    // Direct reads want whole pages; the source may well end in the last.
+    let got = read(buffer.addr(), want, core.base + at)?.min(want);
+    core.counters.add(Count::BytesRead, got as u64);
+    // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
+    // of the source it is zero.
+    let pages = if got >= data { want } else { got.next_multiple_of(PAGE) };
+    // SAFETY: the buffer is on loan to us, and `got <= pages <= want <= len`.
+    unsafe { core::ptr::write_bytes((buffer.addr() + got) as *mut u8, 0, pages - got) };
+    let new = install(core, core.start + at as usize, buffer.addr(), pages)?;
+    Ok((pages as u64, new, want as u64))
+}
+
+/// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.
+fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fault> {
+    let fd = &core.pool.uffd;
+    let mut number = fd.get();
+    let mut done = 0;
+    let mut new = 0;
+    let mut tries = 0;
+    while done < len {
+        // SAFETY: the region is ours and registered; the staging buffer holds the right bytes for it.
+        let copied = unsafe { uffd::copy(number, dst + done, src + done, len - done, false) };
+        done += copied.bytes;
+        new += copied.bytes as u64;
+        let Some(Errno(error)) = copied.error else { break };
+        tries += 1;
+        match error {
+            libc::EEXIST => {
+                // Somebody was faster with this page, or it never went away.
+                done += PAGE;
+                tries -= 1;
+            }
+            _ if tries > INSTALL_TRIES => return Err(Fault::Install(error)),
+            libc::EAGAIN => raw::sched_yield(),
+            libc::ENOMEM => {
+                core.pool.evict_bell.ring();
+                raw::nap(1_000_000);
+            }
+            // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
+            libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM if tries <= 3 => {
+                number = fd.recover(number).map_err(|_| Fault::Install(error))?;
+            }
+            _ => return Err(Fault::Install(error)),
+        }
+    }
+    Ok(new)
+}
+
+/// Whether what was just read through `number` came from the map's file, under its lease.
+fn verify(core: &MapCore, number: i32) -> Result<(), Fault> {
+    let Reading::File { id, leased, .. } = &core.reading else { return Ok(()) };
+    match file::status(number) {
+        Ok(st) if st.id == *id => {}
+        _ => return Err(Fault::Read(libc::EBADF)),
+    }
+    if *leased && !file::holds_read_lease(number) && !file::lease_still_listed(number) {
+        return Err(Fault::LeaseBroken);
+    }
+    Ok(())
+}
+
+/// Reads `len` bytes of the map's file, fewer only at its end, and makes sure that they are the file's.
+fn read_file(core: &MapCore, fd: &Fd, buf: usize, len: usize, offset: u64) -> Result<usize, Fault> {
+    let mut number = fd.get();
+    let mut last = None;
+    // Once with the descriptor as it is, once with one that the keeper kept.
+    for _ in 0..3 {
+        let read = read_whole(number, buf, len, offset);
+        match (read, verify(core, number)) {
+            (Ok(got), Ok(())) => return Ok(got),
+            (Err(e), Ok(())) if e != libc::EBADF => return Err(Fault::Read(e)),
+            (_, Err(why)) => last = Some(why),
+            _ => last = Some(Fault::Read(libc::EBADF)),
+        }
+        // A foreign or closed number, or a lease that this number does not hold: ask for the real one.
+        match fd.recover(number) {
+            Ok(fresh) => number = fresh,
+            Err(_) => break,
+        }
+    }
+    Err(last.unwrap_or(Fault::Read(libc::EBADF)))
+}
+
+/// `pread` until `len` bytes are there or the file ends.
+fn read_whole(number: i32, buf: usize, len: usize, offset: u64) -> Result<usize, i32> {
+    let mut got = 0;
+    let mut again = 0;
+    while got < len {
+        // A direct read continues only at a page: after an odd count, the last page is read again.
+        let from = got & !(PAGE - 1);
+        // SAFETY: the staging buffer is on loan to this thread and `from <= got < len`, its length at most.
+        match unsafe { file::pread(number, buf + from, len - from, offset + from as u64) } {
+            Ok(n) if from + n <= got => return Ok(got),
+            Ok(n) => got = from + n,
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {
+                again += 1;
+                raw::nap(1_000_000);
+            }
+            Err(Errno(e)) => return Err(e),
+        }
+    }
+    Ok(got)
+}
+
+/// What a faulting thread leaves for a fill thread. It lives on the faulting thread's stack until `done` is set.
+pub(crate) struct Request {
+    pub(crate) core: *const MapCore,
+    pub(crate) run: Run,
+    /// 0: not yet; 1: filled; otherwise an encoded [`Fault`].
+    pub(crate) done: AtomicU32,
+}
+
+/// Has a fill thread serve a run, and sleeps until it did.
+fn hand_over(core: &MapCore, run: Run) -> Result<(), Fault> {
+    let request = Request { core, run, done: AtomicU32::new(0) };
+    let pool = &*core.pool;
+    while !pool.handover.push(&raw const request as usize) {
+        pool.fill_bell.ring();
+        raw::nap(100_000);
+    }
+    pool.fill_bell.ring();
+    loop {
+        match request.done.load(Ordering::Acquire) {
+            0 => {
+                futex::wait(&request.done, 0, WAIT_NS);
+                // A bell rung before the fill threads slept is not lost, but a second ring is cheap.
+                if request.done.load(Ordering::Acquire) == 0 {
+                    pool.fill_bell.ring();
+                }
+            }
+            1 => return Ok(()),
+            code => return Err(Fault::decode(code)),
+        }
+    }
+}
+
+/// Answers a request. Its memory belongs to the faulting thread again from the moment that `done` is set.
+///
+/// # Safety
+///
+/// `request` must come from the pool's handover queue and be answered once only.
+pub(crate) unsafe fn answer(request: *const Request, result: Result<(), Fault>) {
+    // SAFETY: the faulting thread keeps the request until `done` is set, which happens here.
+    let done = unsafe { &raw const (*request).done };
+    let code = result.map_or_else(Fault::encode, |()| 1);
+    // SAFETY: as above, for the store; the wake names the address only.
+    unsafe { (*done).store(code, Ordering::Release) };
+    futex::wake_at(done.cast(), 1);
+}
+
+/// Fills what the pool's budget has room for, from `unit` on, up to `count` units, never waiting: a prefetch.
+/// Returns how many units were looked at.
+pub(crate) fn prefetch(
+    core: &MapCore,
+    unit: Unit,
+    count: u64,
+    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+) -> Result<u64, Fault> {
+    let mut run = match claim(core, unit, Need::Prefetch)? {
+        Claimed::Present => return Ok(1),
+        Claimed::Run(run) => run,
+    };
+    while (run.count as u64) < count && extend(core, &mut run) {}
+    fill(core, &run, Need::Prefetch, read)?;
+    Ok(run.count as u64)
+}
+
+/// Reads for [`prefetch`] and pins of file maps.
+pub(crate) fn file_reader<'a>(core: &'a MapCore, fd: &'a Fd) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + 'a {
+    move |buf, len, offset| read_file(core, fd, buf, len, offset)
+}

@@ -1,0 +1,610 @@
+//! The life of one fill unit (a page, by default), in one atomic word. The state machine is written here and nowhere else.
+//!
+//! ```text
+//!                 claim (miss)                 finish
+//!     ┌────────┐ ───────────────► ┌─────────┐ ─────────────► ┌──────────┐
+//!     │ ABSENT │                  │ FILLING │                │ RESIDENT │◄─┐ begin_soften / settle
+//!     └────────┘ ◄─────────────── └─────────┘ ◄───────────── └──────────┘──┘ (MADV_FREE in flight)
+//!         ▲        abandon, or the   ▲    ▲  claim: the kernel    │
+//!         │        owner died        │    │  took the page back,  │ begin_evict: only if unpinned
+//!         │                          │    │  or a pin renews it   ▼
+//!         │          claim: a miss on │   └───────────────── ┌──────────┐
+//!         └───────────────────────────┴───────────────────── │ EVICTING │
+//!                    settle (the batch is through)            └──────────┘
+//! ```
+//!
+//! Beside the state, the word carries five flags, the number of pins, and one number: the owner's thread id while
+//! FILLING, otherwise the pool's eviction clock when the unit last came or went (an absent unit's shadow, from which a
+//! refault's distance is known).
+//!
+//! * WAITERS — somebody sleeps on the low half of the word; whoever changes the state wakes them.
+//! * BATCH — a batched `process_madvise` that covers the unit may be in flight. The batch's author alone sets and
+//!   clears it. A *load* that misses meanwhile is served at once, but nobody may pin the unit until it is clear, because
+//!   the batch may still strike what has just been filled.
+//! * SOFT — the bytes may vanish without our doing: the unit was marked MADV_FREE, or was filled under a batch that may
+//!   have struck afterwards. Such a unit is RESIDENT as a hint only: a load that finds it gone fills it again, and a
+//!   pin *renews* it first (claims, discards, fills).
+//! * TRACKED — the evictor has, or is about to get, an entry for the unit.
+//! * SEEN — an access was observed (a pin, or a refault soon after eviction) since the evictor last looked.
+//!
+//! Invariants, checked by the loom models at the end of this file:
+//!
+//! 1. At most one thread owns a unit in FILLING; only the owner, or who has found the owner dead, leaves that state.
+//! 2. A pinned unit is never EVICTING, BATCH or SOFT: nothing of ours discards it, and the kernel may not.
+//! 3. EVICTING is left exactly once for each entry: by `settle`, or by a claim, after which `settle` only clears BATCH.
+//! 4. Every state change that a waiter may be waiting for clears WAITERS and reports that a wake is due.
+
+use crate::primitive::{AtomicU64, Ordering};
+
+const STATE: u64 = 0b11;
+const ABSENT: u64 = 0;
+const FILLING: u64 = 1;
+const RESIDENT: u64 = 2;
+const EVICTING: u64 = 3;
+
+const WAITERS: u64 = 1 << 2;
+const BATCH: u64 = 1 << 3;
+const SOFT: u64 = 1 << 4;
+const TRACKED: u64 = 1 << 5;
+const SEEN: u64 = 1 << 6;
+
+const PIN_SHIFT: u32 = 8;
+const PIN_ONE: u64 = 1 << PIN_SHIFT;
+/// Most pins that one unit can carry at once.
+pub(crate) const PINS_MAX: u64 = (1 << 24) - 1;
+const PINS: u64 = PINS_MAX << PIN_SHIFT;
+
+const NUMBER_SHIFT: u32 = 32;
+const LOW: u64 = (1 << NUMBER_SHIFT) - 1;
+
+/// The states of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Absent,
+    Filling,
+    Resident,
+    Evicting,
+}
+
+/// A copy of a unit's word: what it was when it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    pub(crate) fn state(self) -> State {
+        match self.0 & STATE {
+            ABSENT => State::Absent,
+            FILLING => State::Filling,
+            RESIDENT => State::Resident,
+            _ => State::Evicting,
+        }
+    }
+    pub(crate) fn soft(self) -> bool {
+        self.0 & SOFT != 0
+    }
+    pub(crate) fn batch(self) -> bool {
+        self.0 & BATCH != 0
+    }
+    pub(crate) fn tracked(self) -> bool {
+        self.0 & TRACKED != 0
+    }
+    pub(crate) fn seen(self) -> bool {
+        self.0 & SEEN != 0
+    }
+    pub(crate) fn pins(self) -> u64 {
+        (self.0 & PINS) >> PIN_SHIFT
+    }
+    /// The owner's thread id (FILLING), or the eviction clock.
+    pub(crate) fn number(self) -> u32 {
+        (self.0 >> NUMBER_SHIFT) as u32
+    }
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+}
+
+/// What a claim was made from. It decides what is charged to the budget and what is restored if the fill fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// A miss. The number is the eviction clock when the unit was evicted, 0 if it never was.
+    Absent(u32),
+    /// The unit counted as resident, and its memory is still charged: the kernel took the page back, or a pin renews it.
+    Resident,
+    /// An eviction was under way, and will release the old memory: the new is charged anew.
+    Evicting,
+}
+
+/// What is due after a state change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Somebody waits on the word.
+    pub(crate) wake: bool,
+    /// The evictor has no entry for the unit: push one. (TRACKED is set by the change that reports this.)
+    pub(crate) track: bool,
+}
+
+/// One unit's word.
+#[repr(transparent)]
+#[derive(Debug)]
+pub(crate) struct Page(AtomicU64);
+
+impl Page {
+    #[cfg(any(test, loom))]
+    pub(crate) fn new() -> Self {
+        Page(AtomicU64::new(0))
+    }
+
+    pub(crate) fn load(&self) -> Word {
+        Word(self.0.load(Ordering::Acquire))
+    }
+
+    /// Address of the half that a futex watches (the low one, on the little-endian machines supported).
+    #[cfg(not(loom))]
+    pub(crate) fn futex(&self) -> *const u32 {
+        const _: () = assert!(cfg!(target_endian = "little"));
+        self.0.as_ptr().cast()
+    }
+
+    fn swap(&self, from: Word, to: u64) -> Result<Word, Word> {
+        match self.0.compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(Word(to)),
+            Err(now) => Err(Word(now)),
+        }
+    }
+
+    /// Becomes the owner of the unit, from any state but FILLING. `seen` as was `word`, or the word as it is now.
+    pub(crate) fn claim(&self, seen: Word, owner: u32) -> Result<From, Word> {
+        let from = match seen.state() {
+            State::Absent => From::Absent(seen.number()),
+            State::Resident => From::Resident,
+            State::Evicting => From::Evicting,
+            State::Filling => return Err(seen),
+        };
+        // A batch in flight may strike after the fill: the unit stays soft. Otherwise it starts afresh.
+        let keep = if seen.batch() { WAITERS | BATCH | SOFT | TRACKED | SEEN | PINS } else { WAITERS | TRACKED | SEEN | PINS };
+        let to = (seen.0 & keep) | FILLING | (u64::from(owner) << NUMBER_SHIFT);
+        self.swap(seen, to).map(|_| from)
+    }
+
+    fn change(&self, mut f: impl FnMut(Word) -> Option<u64>) -> Option<(Word, Word)> {
+        let mut now = self.load();
+        loop {
+            let to = f(now)?;
+            match self.swap(now, to) {
+                Ok(to) => return Some((now, to)),
+                Err(other) => now = other,
+            }
+        }
+    }
+
+    fn owned_by(word: Word, owner: u32) -> bool {
+        word.state() == State::Filling && word.number() == owner
+    }
+
+    /// The owner's fill succeeded. `None`: the claim was no longer the owner's (it was taken for dead).
+    ///
+    /// With `pin`, the unit is pinned in the same step; the caller has made sure that no batch was in flight when it
+    /// claimed, and none can begin before the state is RESIDENT.
+    pub(crate) fn finish(&self, owner: u32, clock: u32, pin: bool, seen: bool) -> Option<Due> {
+        let (was, _) = self.change(|w| {
+            Self::owned_by(w, owner).then(|| {
+                let mut to = (w.0 & (BATCH | SOFT | SEEN | PINS)) | RESIDENT | TRACKED;
+                to |= u64::from(clock) << NUMBER_SHIFT;
+                if pin {
+                    debug_assert!(!w.batch() && !w.soft() && w.pins() < PINS_MAX);
+                    to = (to + PIN_ONE) | SEEN;
+                }
+                if seen {
+                    to |= SEEN;
+                }
+                to
+            })
+        })?;
+        Some(Due { wake: was.0 & WAITERS != 0, track: !was.tracked() })
+    }
+
+    /// The owner's fill failed: the unit is absent again. `None` as for [`finish`](Self::finish).
+    pub(crate) fn abandon(&self, owner: u32, clock: u32) -> Option<Due> {
+        let (was, _) = self.change(|w| {
+            Self::owned_by(w, owner)
+                .then(|| (w.0 & (BATCH | TRACKED | PINS)) | ABSENT | (u64::from(clock) << NUMBER_SHIFT))
+        })?;
+        Some(Due { wake: was.0 & WAITERS != 0, track: false })
+    }
+
+    /// Notes that somebody is about to wait for `seen` to change. The word to wait on, or the word as it is now.
+    pub(crate) fn announce_waiter(&self, seen: Word) -> Result<Word, Word> {
+        if seen.0 & WAITERS != 0 {
+            return Ok(seen);
+        }
+        self.swap(seen, seen.0 | WAITERS)
+    }
+
+    /// Pins a unit that is resident for sure. Fails with the word as it is now where that is in doubt.
+    pub(crate) fn pin(&self, seen: Word) -> Result<(), Word> {
+        if seen.state() != State::Resident || seen.0 & (BATCH | SOFT) != 0 || seen.pins() == PINS_MAX {
+            return Err(seen);
+        }
+        self.swap(seen, (seen.0 + PIN_ONE) | SEEN).map(drop)
+    }
+
+    /// Takes one pin away.
+    pub(crate) fn unpin(&self) {
+        let was = Word(self.0.fetch_sub(PIN_ONE, Ordering::AcqRel));
+        debug_assert!(was.pins() > 0, "unpinned more often than pinned");
+    }
+
+    /// Starts to evict, if the unit is resident, unpinned and in no batch. Whoever starts must [`settle`](Self::settle).
+    pub(crate) fn begin_evict(&self) -> bool {
+        self.change(|w| {
+            (w.state() == State::Resident && w.pins() == 0 && !w.batch())
+                .then(|| (w.0 & !(STATE | TRACKED | SEEN)) | EVICTING | BATCH | SOFT)
+        })
+        .is_some()
+    }
+
+    /// Starts to mark the unit MADV_FREE, if it is resident, unpinned, in no batch and not marked yet. Whoever starts
+    /// must [`settle`](Self::settle).
+    pub(crate) fn begin_soften(&self) -> bool {
+        self.change(|w| {
+            (w.state() == State::Resident && w.pins() == 0 && w.0 & (BATCH | SOFT) == 0).then(|| w.0 | BATCH | SOFT)
+        })
+        .is_some()
+    }
+
+    /// The batch is through. Returns whether the unit became absent by it, and whether a wake is due.
+    pub(crate) fn settle(&self, clock: u32) -> (bool, Due) {
+        let mut evicted = false;
+        let change = self.change(|w| {
+            debug_assert!(w.batch(), "settled twice");
+            evicted = w.state() == State::Evicting;
+            Some(if evicted {
+                (w.0 & TRACKED) | ABSENT | (u64::from(clock) << NUMBER_SHIFT)
+            } else {
+                // Those who wait for the batch are woken; those who wait for a fill are woken in vain and wait again.
+                w.0 & !(BATCH | WAITERS)
+            })
+        });
+        let wake = change.is_some_and(|(was, _)| was.0 & WAITERS != 0);
+        (evicted, Due { wake, track: false })
+    }
+
+    /// The evictor took its entry off the queue and will not put it back.
+    pub(crate) fn untrack(&self) {
+        self.0.fetch_and(!TRACKED, Ordering::AcqRel);
+    }
+
+    /// Reads and clears SEEN.
+    pub(crate) fn take_seen(&self) -> bool {
+        Word(self.0.fetch_and(!SEEN, Ordering::AcqRel)).seen()
+    }
+}
+
+/// The bits that a waiter's futex compares: all of the low half.
+pub(crate) const fn futex_bits(word: Word) -> u32 {
+    (word.0 & LOW) as u32
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_miss_is_filled_by_one_owner() {
+        let page = Page::new();
+        let w = page.load();
+        assert_eq!(page.claim(w, 7), Ok(From::Absent(0)));
+        assert!(page.claim(w, 8).is_err(), "a second claim from the same word");
+        assert!(page.claim(page.load(), 8).is_err(), "a claim while filling");
+        assert_eq!(page.finish(8, 1, false, false), None, "only the owner finishes");
+        assert_eq!(page.finish(7, 1, false, false), Some(Due { wake: false, track: true }));
+        assert_eq!(page.load().state(), State::Resident);
+    }
+
+    #[test]
+    fn a_refill_pushes_no_second_entry() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, false, false).expect("owned");
+        page.claim(page.load(), 7).expect("the kernel took it back");
+        assert_eq!(page.finish(7, 2, false, false), Some(Due { wake: false, track: false }));
+    }
+
+    #[test]
+    fn a_pinned_unit_is_neither_evicted_nor_softened() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, true, false).expect("owned");
+        assert!(!page.begin_evict());
+        assert!(!page.begin_soften());
+        page.unpin();
+        assert!(page.begin_soften());
+        assert!(page.pin(page.load()).is_err(), "a batch is in flight");
+        page.settle(0);
+        assert!(page.pin(page.load()).is_err(), "soft: renew first");
+        assert!(page.begin_evict());
+        assert!(page.settle(9).0);
+        assert_eq!(page.load().number(), 9, "the shadow");
+    }
+
+    #[test]
+    fn a_unit_filled_under_an_eviction_stays_soft() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, false, false).expect("owned");
+        assert!(page.begin_evict());
+        assert_eq!(page.claim(page.load(), 8), Ok(From::Evicting));
+        assert_eq!(page.finish(8, 1, false, false), Some(Due { wake: false, track: true }));
+        assert!(!page.settle(2).0, "the claim won");
+        let w = page.load();
+        assert_eq!((w.state(), w.soft(), w.batch()), (State::Resident, true, false));
+    }
+
+    #[test]
+    fn waiters_are_announced_once_and_reported_once() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        let w = page.announce_waiter(page.load()).expect("unchanged");
+        assert_eq!(page.announce_waiter(w), Ok(w));
+        assert!(page.abandon(7, 0).expect("owned").wake);
+        assert_eq!(page.load().state(), State::Absent);
+    }
+}
+
+/// The models: a few threads, one unit, and a kernel reduced to what it does to one page.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicUsize, Ordering as O};
+    use loom::thread;
+
+    /// What the kernel has for the page.
+    const NONE: usize = 0;
+    const THERE: usize = 1;
+    const LAZY: usize = 2;
+
+    struct World {
+        page: Page,
+        kernel: AtomicUsize,
+        fillers: AtomicUsize,
+        frames: AtomicUsize,
+    }
+
+    impl World {
+        fn new() -> Arc<Self> {
+            Arc::new(World {
+                page: Page::new(),
+                kernel: AtomicUsize::new(NONE),
+                fillers: AtomicUsize::new(0),
+                frames: AtomicUsize::new(0),
+            })
+        }
+
+        /// UFFDIO_COPY: installs if nothing is there (EEXIST otherwise, which is as good).
+        fn copy(&self) {
+            let _ = self.kernel.compare_exchange(NONE, THERE, O::AcqRel, O::Acquire);
+        }
+
+        fn fill(&self, me: u32, from: From, pin: bool, fails: bool) -> bool {
+            assert_eq!(self.fillers.fetch_add(1, O::AcqRel), 0, "two fillers at once");
+            if from != From::Resident {
+                self.frames.fetch_add(1, O::AcqRel);
+            }
+            if pin && from == From::Resident {
+                self.kernel.store(NONE, O::Release); // renewal discards first
+            }
+            if !fails {
+                self.copy();
+            }
+            if fails {
+                self.kernel.store(NONE, O::Release); // a failed refill discards what may still be there
+                self.frames.fetch_sub(1, O::AcqRel);
+                self.fillers.fetch_sub(1, O::AcqRel);
+                self.page.abandon(me, 0).expect("still ours");
+                return false;
+            }
+            self.fillers.fetch_sub(1, O::AcqRel);
+            self.page.finish(me, 1, pin, false).expect("still ours");
+            true
+        }
+
+        /// A load, up to `tries` looks: spinning for ever would be outside what loom can explore.
+        fn load(&self, me: u32, tries: usize, fails: bool) -> bool {
+            for _ in 0..tries {
+                if self.kernel.load(O::Acquire) != NONE {
+                    return true;
+                }
+                let w = self.page.load();
+                match w.state() {
+                    State::Filling => thread::yield_now(),
+                    _ => {
+                        if let Ok(from) = self.page.claim(w, me) {
+                            if !self.fill(me, from, false, fails) {
+                                return false;
+                            }
+                        }
+                    }
+                }
+            }
+            false
+        }
+
+        fn pin(&self, me: u32, tries: usize) -> bool {
+            for _ in 0..tries {
+                let w = self.page.load();
+                if self.page.pin(w).is_ok() {
+                    return true;
+                }
+                if w.batch() || w.state() == State::Filling || w.state() == State::Evicting {
+                    thread::yield_now();
+                    continue;
+                }
+                if let Ok(from) = self.page.claim(w, me) {
+                    return self.fill(me, from, true, false);
+                }
+            }
+            false
+        }
+
+        fn check_pinned(&self) {
+            assert_eq!(self.kernel.load(O::Acquire), THERE, "a pinned page is there, and not the kernel's to take");
+        }
+
+        fn evict(&self) {
+            if self.page.begin_evict() {
+                self.kernel.store(NONE, O::Release);
+                self.page.settle(1);
+                self.frames.fetch_sub(1, O::AcqRel);
+            }
+        }
+
+        fn soften(&self) {
+            if self.page.begin_soften() {
+                let _ = self.kernel.compare_exchange(THERE, LAZY, O::AcqRel, O::Acquire);
+                self.page.settle(1);
+            }
+        }
+
+        /// The kernel takes a MADV_FREE'd page back.
+        fn reclaim(&self) {
+            let _ = self.kernel.compare_exchange(LAZY, NONE, O::AcqRel, O::Acquire);
+        }
+
+        fn check_at_rest(&self) {
+            let w = self.page.load();
+            assert!(!w.batch());
+            let frames = self.frames.load(O::Acquire);
+            match w.state() {
+                State::Absent => assert_eq!((frames, self.kernel.load(O::Acquire)), (0, NONE)),
+                State::Resident => assert_eq!(frames, 1),
+                other => panic!("at rest in {other:?}"),
+            }
+        }
+    }
+
+    fn resident() -> Arc<World> {
+        let w = World::new();
+        assert!(w.load(9, 3, false));
+        w
+    }
+
+    fn run(start: fn() -> Arc<World>, parts: Vec<fn(&World)>) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let world = start();
+            let threads: Vec<_> = parts
+                .iter()
+                .map(|&part| {
+                    let world = world.clone();
+                    thread::spawn(move || part(&world))
+                })
+                .collect();
+            for t in threads {
+                t.join().unwrap();
+            }
+            world.check_at_rest();
+        });
+    }
+
+    #[test]
+    fn two_loads_of_an_absent_page_and_an_eviction() {
+        run(World::new, vec![|w| drop(w.load(1, 3, false)), |w| drop(w.load(2, 3, false)), |w| w.evict()]);
+    }
+
+    #[test]
+    fn a_load_under_an_eviction() {
+        run(resident, vec![|w| drop(w.load(1, 3, false)), |w| w.evict(), |w| drop(w.load(2, 3, false))]);
+    }
+
+    #[test]
+    fn a_failing_fill_beside_a_good_one() {
+        run(World::new, vec![|w| drop(w.load(1, 2, true)), |w| drop(w.load(2, 3, false))]);
+    }
+
+    #[test]
+    fn a_pin_against_an_eviction() {
+        run(
+            resident,
+            vec![
+                |w| {
+                    if w.pin(1, 4) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+                |w| w.evict(),
+                |w| drop(w.load(2, 2, false)),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_pin_against_softening_and_the_kernel_s_reclaim() {
+        run(
+            resident,
+            vec![
+                |w| {
+                    if w.pin(1, 4) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+                |w| w.soften(),
+                |w| {
+                    w.reclaim();
+                    drop(w.load(2, 2, false));
+                },
+            ],
+        );
+    }
+
+    #[test]
+    fn two_pins_of_a_soft_page() {
+        run(
+            || {
+                let w = resident();
+                w.soften();
+                w
+            },
+            vec![
+                |w| {
+                    if w.pin(1, 4) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+                |w| {
+                    if w.pin(2, 4) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+                |w| w.reclaim(),
+            ],
+        );
+    }
+
+    #[test]
+    fn release_and_eviction_do_not_both_take_the_frame() {
+        run(resident, vec![|w| w.evict(), |w| w.evict(), |w| drop(w.load(1, 2, false))]);
+    }
+
+    #[test]
+    fn a_dead_owner_s_claim_is_recovered_once() {
+        loom::model(|| {
+            let world = World::new();
+            world.page.claim(world.page.load(), 5).expect("absent");
+            let others: Vec<_> = (0..2)
+                .map(|_| {
+                    let world = world.clone();
+                    thread::spawn(move || world.page.abandon(5, 0).is_some())
+                })
+                .collect();
+            let recovered = others.into_iter().filter(|_| true).map(|t| t.join().unwrap()).filter(|&r| r).count();
+            assert_eq!(recovered, 1);
+            assert_eq!(world.page.load().state(), State::Absent);
+        });
+    }
+}

@@ -1,0 +1,235 @@
+//! From an address to the map that it lies in, without a lock, and safe against maps that are dropped meanwhile.
+//!
+//! Regions are multiples of 2 MiB, aligned to 2 MiB, so a two-level table indexed by address finds the *gate* of the
+//! region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
+//! reach a gate. What is behind the gate, the [`MapCore`], is freed when its map is dropped:
+//!
+//! * a reader announces itself in one of the gate's counters, *then* looks whether a core is behind it;
+//! * a dropper takes the core away, *then* waits until all counters are zero.
+//!
+//! Both steps are sequentially consistent, so either the reader sees the core gone, or the dropper sees the reader.
+
+#![allow(unsafe_code, reason = "dereferences what the gate protects")]
+
+use super::core::MapCore;
+use faultless_sys::raw;
+use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+/// Bytes of address space that one entry of the table covers; regions are aligned to it.
+pub(crate) const GRANULE: usize = 2 << 20;
+const GRANULE_SHIFT: u32 = GRANULE.trailing_zeros();
+/// 48 bits of address: all that `mmap` hands out unasked, on both architectures.
+const LEAF_BITS: u32 = 13;
+const LEAF: usize = 1 << LEAF_BITS;
+const ROOT: usize = 1 << (48 - GRANULE_SHIFT - LEAF_BITS);
+
+/// Most maps that can live at once: more than `vm.max_map_count` lets a process map.
+pub(crate) const MAPS_MAX: usize = 1 << 16;
+const GATES_PER_CHUNK: usize = 64;
+const USER_SHARDS: usize = 16;
+
+struct Leaf([AtomicU32; LEAF]);
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Users(AtomicU32);
+
+/// The door to one map.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    core: AtomicPtr<MapCore>,
+    users: [Users; USER_SHARDS],
+}
+
+/// Somebody who is inside a gate: the core cannot be freed while this lives.
+pub(crate) struct Inside<'a> {
+    core: &'a MapCore,
+    users: &'a AtomicU32,
+}
+
+impl std::ops::Deref for Inside<'_> {
+    type Target = MapCore;
+    fn deref(&self) -> &MapCore {
+        self.core
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.users.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Gate {
+    /// Goes in, if a map is behind the gate.
+    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
+        // Threads differ in their stacks: a cheap, signal-safe way to spread them over the counters.
+        let here = 0u8;
+        let stack = (&raw const here as usize) >> 12;
+        let shard = stack.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (usize::BITS - USER_SHARDS.trailing_zeros());
+        let users = &self.users[shard].0;
+        users.fetch_add(1, Ordering::SeqCst);
+        let core = self.core.load(Ordering::SeqCst);
+        if core.is_null() {
+            users.fetch_sub(1, Ordering::Release);
+            return None;
+        }
+        // SAFETY: whoever takes the core away waits for the counter that was raised before the core was seen.
+        Some(Inside { core: unsafe { &*core }, users })
+    }
+
+    /// Takes the core away and waits until nobody is inside.
+    fn shut(&self) {
+        self.core.store(std::ptr::null_mut(), Ordering::SeqCst);
+        while self.users.iter().any(|u| u.0.load(Ordering::SeqCst) != 0) {
+            raw::nap(20_000);
+        }
+    }
+}
+
+static TABLE: [AtomicPtr<Leaf>; ROOT] = [const { AtomicPtr::new(std::ptr::null_mut()) }; ROOT];
+static GATES: [AtomicPtr<[Gate; GATES_PER_CHUNK]>; MAPS_MAX / GATES_PER_CHUNK] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; MAPS_MAX / GATES_PER_CHUNK];
+
+struct Free {
+    /// Gates made so far.
+    made: usize,
+    /// Gates whose map is gone.
+    again: Vec<u32>,
+}
+
+static FREE: Mutex<Free> = Mutex::new(Free { made: 0, again: Vec::new() });
+
+/// The gate with number `id`.
+pub(crate) fn gate(id: u32) -> Option<&'static Gate> {
+    let chunk = GATES.get(id as usize / GATES_PER_CHUNK)?.load(Ordering::Acquire);
+    // SAFETY: chunks are leaked when made, and never freed.
+    (!chunk.is_null()).then(|| unsafe { &(&*chunk)[id as usize % GATES_PER_CHUNK] })
+}
+
+/// Finds the map that `addr` lies in.
+pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
+    let granule = addr >> GRANULE_SHIFT;
+    let leaf = TABLE.get(granule >> LEAF_BITS)?.load(Ordering::Acquire);
+    if leaf.is_null() {
+        return None;
+    }
+    // SAFETY: leaves are leaked when made, and never freed.
+    let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
+    let inside = gate(entry.checked_sub(1)?)?.enter()?;
+    // The gate may serve another map by now.
+    inside.region().contains(&addr).then_some(inside)
+}
+
+/// Reserves the number of a gate for a map to be. `None` if there are too many maps.
+pub(crate) fn reserve() -> Option<u32> {
+    let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some(id) = free.again.pop() {
+        return Some(id);
+    }
+    let id = free.made;
+    if id == MAPS_MAX {
+        return None;
+    }
+    if id.is_multiple_of(GATES_PER_CHUNK) {
+        let chunk: Box<[Gate; GATES_PER_CHUNK]> = Box::new(std::array::from_fn(|_| Gate::default()));
+        GATES[id / GATES_PER_CHUNK].store(Box::into_raw(chunk), Ordering::Release);
+    }
+    free.made += 1;
+    Some(id as u32)
+}
+
+/// Gives an unused reservation back.
+pub(crate) fn unreserve(id: u32) {
+    FREE.lock().unwrap_or_else(|e| e.into_inner()).again.push(id);
+}
+
+fn set_entries(core: &MapCore, value: u32) {
+    let region = core.region();
+    for granule in region.start >> GRANULE_SHIFT..region.end >> GRANULE_SHIFT {
+        let slot = &TABLE[granule >> LEAF_BITS];
+        let mut leaf = slot.load(Ordering::Acquire);
+        if leaf.is_null() {
+            let fresh = Box::into_raw(Box::new(Leaf([const { AtomicU32::new(0) }; LEAF])));
+            leaf = match slot.compare_exchange(leaf, fresh, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => fresh,
+                Err(other) => {
+                    // SAFETY: made above and never published.
+                    drop(unsafe { Box::from_raw(fresh) });
+                    other
+                }
+            };
+        }
+        // SAFETY: leaves are never freed.
+        unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.store(value, Ordering::Release);
+    }
+}
+
+/// Opens the gate that `core` reserved: from now on faults in its region are served. Takes ownership of the core.
+pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
+    let core: &'static MapCore = Box::leak(core);
+    if let Some(gate) = gate(core.id) {
+        gate.core.store(core as *const MapCore as *mut MapCore, Ordering::SeqCst);
+    }
+    set_entries(core, core.id + 1);
+    core
+}
+
+/// Shuts the gate of `core`, waits until nobody is inside, and hands the core back.
+///
+/// # Safety
+///
+/// `core` must come from [`open`], be shut once only, and not be used again except through the returned box.
+pub(crate) unsafe fn shut(core: &'static MapCore) -> Box<MapCore> {
+    set_entries(core, 0);
+    if let Some(gate) = gate(core.id) {
+        gate.shut();
+    }
+    // SAFETY: `open` leaked it from a box; nobody inside holds it any more, and the caller gives its reference up.
+    unsafe { Box::from_raw(core as *const MapCore as *mut MapCore) }
+}
+
+/// The lock on gates, held across `fork`.
+pub(crate) struct Frozen {
+    _free: MutexGuard<'static, Free>,
+}
+
+pub(crate) fn freeze() -> Frozen {
+    Frozen { _free: FREE.lock().unwrap_or_else(|e| e.into_inner()) }
+}
+
+/// Runs `f` on the region of every open map. For the child of a fork, whose only thread is the caller: gates are not
+/// entered, since counters of threads that do not exist here would never fall again.
+pub(crate) fn for_each_after_fork(mut f: impl FnMut(std::ops::Range<usize>)) {
+    for chunk in &GATES {
+        let chunk = chunk.load(Ordering::Acquire);
+        if chunk.is_null() {
+            break;
+        }
+        // SAFETY: chunks are never freed.
+        for gate in unsafe { &*chunk } {
+            let core = gate.core.load(Ordering::SeqCst);
+            // SAFETY: a core is freed only after it was taken from its gate, and this child has no other thread.
+            if let Some(core) = unsafe { core.as_ref() } {
+                f(core.region());
+            }
+        }
+    }
+}
+
+/// Runs `f` on every open map.
+pub(crate) fn for_each(mut f: impl FnMut(&MapCore)) {
+    for chunk in &GATES {
+        let chunk = chunk.load(Ordering::Acquire);
+        if chunk.is_null() {
+            break;
+        }
+        // SAFETY: chunks are never freed.
+        for gate in unsafe { &*chunk } {
+            if let Some(core) = gate.enter() {
+                f(&core);
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The keeper: one thread for the whole process, with a descriptor table of its own.
+//!
+//! It holds a second copy of every descriptor that the engine needs, where the program's `close` cannot reach it: were
+//! the last reference to a userfaultfd closed, absent pages would silently read as zeros. It receives the signals that
+//! announce a broken lease, and the events that announce a range moved by `mremap` (which waits until they are read).
+//! Closing its copies never drops the program's POSIX locks, since those belong to the program's table.
+
+#![allow(unsafe_code, reason = "owns descriptors by number")]
+
+use crate::fault::fds::{self, Fd};
+use crate::fault::process;
+use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard};
+
+type Task = Box<dyn FnOnce(&mut Keeper) + Send>;
+
+/// What to do when the lease of a kept descriptor is being broken.
+pub(crate) type OnBreak = Box<dyn Fn() + Send>;
+
+/// The keeper's own state, touched by its thread alone.
+pub(crate) struct Keeper {
+    /// Userfaultfds whose events are read.
+    uffds: Vec<i32>,
+    /// Leases held, by descriptor.
+    leases: HashMap<i32, OnBreak>,
+}
+
+struct Running {
+    pid: u32,
+    tid: u32,
+    signal: i32,
+    /// Whether the keeper's table is private.
+    private: bool,
+    tasks: &'static Mutex<VecDeque<Task>>,
+    /// Descriptors of dropped maps that must not be closed yet: the program holds POSIX locks on their files.
+    lingering: Vec<Fd>,
+}
+
+static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The state lock, for `fork`: held across it so that a child never inherits it locked.
+pub(crate) struct Frozen {
+    _state: MutexGuard<'static, Option<Running>>,
+}
+
+pub(crate) fn freeze() -> Frozen {
+    Frozen { _state: lock(&RUNNING) }
+}
+
+/// Starts the keeper of this process if it does not run yet. Returns why descriptors are unprotected, if they are.
+pub(crate) fn start() -> io::Result<Option<&'static str>> {
+    let mut running = lock(&RUNNING);
+    if running.as_ref().is_none_or(|r| r.pid != raw::getpid()) {
+        process::settle_here()?;
+        fds::set_keeper(0);
+        let tasks: &'static Mutex<VecDeque<Task>> = Box::leak(Box::default());
+        // Directed at the keeper's thread alone, where it is blocked: programs may use the same number freely.
+        let break_signal = libc::SIGRTMAX() - 1;
+        let (tell, told) = mpsc::channel();
+        std::thread::Builder::new().name("faultless-keep".into()).spawn(move || run(tasks, break_signal, &tell))?;
+        let (tid, private) = told.recv().map_err(|_| io::Error::other("the keeper thread did not start"))??;
+        if private {
+            fds::set_keeper(tid);
+        }
+        *running = Some(Running { pid: raw::getpid(), tid, signal: break_signal, private, tasks, lingering: Vec::new() });
+    }
+    Ok(match running.as_ref() {
+        Some(r) if r.private => None,
+        _ => Some(
+            "descriptors are not protected against a program that closes them all (close_range with UNSHARE, or a thread's pidfd, is refused here)",
+        ),
+    })
+}
+
+/// Runs `f` on the keeper's thread and waits for its result.
+fn on_keeper<T: Send + 'static>(
+    running: &Running,
+    f: impl FnOnce(&mut Keeper) -> T + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = mpsc::channel();
+    lock(running.tasks).push_back(Box::new(move |k| drop(tell.send(f(k)))));
+    signal::tgkill(running.pid, running.tid, running.signal)?;
+    told.recv().map_err(|_| io::Error::other("the keeper thread is gone"))
+}
+
+fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) -> io::Result<T> {
+    // Only the tid is needed outside the lock, and the keeper lives as long as the process.
+    let target = {
+        let running = lock(&RUNNING);
+        let r = running.as_ref().ok_or_else(|| io::Error::other("the keeper was not started"))?;
+        Running { lingering: Vec::new(), ..*r }
+    };
+    on_keeper(&target, f)
+}
+
+/// Takes a descriptor into the engine: the program's table keeps `fd`, the keeper gets a copy.
+pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
+    let number = fd.as_raw_fd();
+    let kept = if fds::protected() {
+        let me = raw::gettid();
+        with(move |_| fdtable::fetch(me, number))??
+    } else {
+        -1
+    };
+    Ok(Fd::new(fd.into_raw_fd(), kept))
+}
+
+/// Reads the events of a pool's userfaultfd from now on.
+pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
+    let number = fd.engine_number();
+    with(move |k| k.uffds.push(number))
+}
+
+/// Lets a pool's userfaultfd go.
+pub(crate) fn unwatch(fd: Fd) {
+    let (shared, kept) = (fd.get(), fd.kept());
+    let _ = with(move |k| {
+        k.uffds.retain(|&n| n != shared && n != kept);
+        if kept >= 0 {
+            // SAFETY: the keeper's own copy.
+            unsafe { file::close(kept) };
+        }
+    });
+    close_shared(shared, None);
+}
+
+/// Closes a number of the program's table, if it still names what it named: `id` for a file, a userfaultfd otherwise.
+fn close_shared(number: i32, id: Option<file::FileId>) {
+    let same = match id {
+        Some(id) => file::status(number).is_ok_and(|s| s.id == id),
+        // Any other descriptor answers ENOTTY or EBADF; a userfaultfd wakes the (absent) waiters of a page.
+        None => uffd::wake(number, 1 << 30, mem::PAGE).is_ok(),
+    };
+    if same {
+        // SAFETY: still ours, as far as can be told.
+        unsafe { file::close(number) };
+    }
+}
+
+/// Takes a read lease on the open file of `fd`; `on_break` is called on the keeper's thread when it is being broken.
+pub(crate) fn lease(fd: &Fd, on_break: OnBreak) -> io::Result<Result<(), Errno>> {
+    let number = fd.engine_number();
+    let running = lock(&RUNNING);
+    let Some(r) = running.as_ref() else { return Err(io::Error::other("the keeper was not started")) };
+    let (tid, break_signal) = (r.tid, r.signal);
+    drop(running);
+    with(move |k| {
+        file::direct_signals(number, tid, break_signal)?;
+        file::take_read_lease(number)?;
+        k.leases.insert(number, on_break);
+        Ok(())
+    })
+}
+
+/// Gives the lease of `fd` up, if it has one.
+pub(crate) fn end_lease(fd: &Fd) {
+    end_lease_of(fd.engine_number());
+}
+
+/// As [`end_lease`], by the number under which the keeper has it.
+pub(crate) fn end_lease_of(number: i32) {
+    let _ = with(move |k| {
+        if k.leases.remove(&number).is_some() {
+            let _ = file::give_up_lease(number);
+        }
+    });
+}
+
+/// Lets the descriptor of a dropped map go, as soon as that costs the program no POSIX lock: closing *any* descriptor of
+/// a file drops all locks that the process has on it.
+pub(crate) fn retire(fd: Fd, id: file::FileId) {
+    end_lease(&fd);
+    let mut go = vec![(fd, id)];
+    {
+        let mut running = lock(&RUNNING);
+        if let Some(r) = running.as_mut() {
+            go.extend(std::mem::take(&mut r.lingering).into_iter().filter_map(|fd| {
+                file::status(fd.get()).ok().map(|s| (fd, s.id))
+            }));
+        }
+    }
+    for (fd, id) in go {
+        let kept = fd.kept();
+        let locked = kept >= 0 && with(move |_| posix_locked(kept)).unwrap_or(false);
+        if locked {
+            if let Some(r) = lock(&RUNNING).as_mut() {
+                r.lingering.push(fd);
+            }
+            continue;
+        }
+        close_shared(fd.get(), Some(id));
+        if kept >= 0 {
+            // SAFETY: the keeper's own copy, in the keeper's table.
+            let _ = with(move |_| unsafe { file::close(kept) });
+        }
+    }
+}
+
+/// Whether somebody other than the calling thread's table (so: the program, or another process) holds a POSIX lock on
+/// the file.
+fn posix_locked(fd: i32) -> bool {
+    let mut l: libc::flock = libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: F_GETLK reads and writes the structure.
+    let ok = unsafe { libc::fcntl(fd, libc::F_GETLK, &mut l) } == 0;
+    ok && l.l_type != libc::F_UNLCK as i16
+}
+
+/// Starts a thread that shares the keeper's descriptor table.
+pub(crate) fn spawn(name: &'static str, f: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
+    with(move |_| std::thread::Builder::new().name(name.into()).spawn(f))?
+}
+
+/// Blocks the signals that a service thread of the engine has no business with: all but the C library's own, without
+/// which `setuid` would wait for the thread for ever, and the ones that report the thread's own faults.
+pub(crate) fn block_signals() {
+    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+    let open = faults.iter().fold(signal::set_of(32) | signal::set_of(33), |set, &s| set | signal::set_of(s));
+    signal::set_mask(signal::ALL & !open);
+}
+
+fn run(
+    tasks: &'static Mutex<VecDeque<Task>>,
+    break_signal: i32,
+    tell: &mpsc::Sender<Result<(u32, bool), Errno>>,
+) {
+    block_signals();
+    let private = go_private();
+    let mut set = [0u64; 16];
+    set[0] = signal::set_of(break_signal) | signal::set_of(libc::SIGIO);
+    // SAFETY: the set is larger than a sigset_t needs to be.
+    let signals = unsafe { libc::signalfd(-1, set.as_ptr().cast(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if signals < 0 {
+        let _ = tell.send(Err(Errno(libc::EMFILE)));
+        return;
+    }
+    // SAFETY: made just now.
+    let signals = unsafe { OwnedFd::from_raw_fd(signals) };
+    let _ = tell.send(Ok((raw::gettid(), private)));
+
+    let mut keeper = Keeper { uffds: Vec::new(), leases: HashMap::new() };
+    loop {
+        let mut polled: Vec<libc::pollfd> = std::iter::once(signals.as_raw_fd())
+            .chain(keeper.uffds.iter().copied())
+            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+            .collect();
+        // SAFETY: the array is valid for its length.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
+        for p in &polled[1..] {
+            if p.revents & libc::POLLIN != 0 {
+                // Reading the event is all that the thread in mremap waits for. The moved range stays armed: a touch of
+                // an absent page in it raises SIGBUS at an address that is no map's, and never reads as zero.
+                let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
+                let _ = uffd::read_events(p.fd, &mut events);
+            } else if p.revents != 0 {
+                keeper.uffds.retain(|&n| n != p.fd);
+            }
+        }
+        let mut info = [0u8; 128];
+        while let Ok(128) = file::read(signals.as_raw_fd(), &mut info) {
+            let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+            // struct signalfd_siginfo: ssi_code at 8, ssi_fd at 20. Kernel codes are positive.
+            let (code, fd) = (word(8), word(20));
+            if code > 0 {
+                if let Some(on_break) = keeper.leases.get(&fd) {
+                    on_break();
+                } else {
+                    // The queue of signals overflowed (SIGIO names no descriptor): look at all leases.
+                    keeper.leases.iter().filter(|(fd, _)| !file::holds_read_lease(**fd)).for_each(|(_, f)| f());
+                }
+            }
+        }
+        loop {
+            let task = lock(tasks).pop_front();
+            match task {
+                Some(task) => task(&mut keeper),
+                None => break,
+            }
+        }
+    }
+}
+
+/// Gives this thread a table of its own. `false` if the kernel will not have it.
+fn go_private() -> bool {
+    // A thread's pidfd (6.9) is what descriptors are fetched through; without it a private table would be a trap.
+    let Ok(probe) = mem::pidfd_open(raw::gettid(), mem::PIDFD_THREAD) else { return false };
+    // SAFETY: made just now.
+    unsafe { file::close(probe) };
+    // SAFETY: this thread, and those that it will start, use only descriptors that they are given later.
+    unsafe { fdtable::privatise() }.is_ok()
+}

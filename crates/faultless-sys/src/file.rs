@@ -150,7 +150,7 @@ fn fdinfo_path(fd: i32, buf: &mut [u8; 64]) -> &core::ffi::CStr {
 pub fn lease_still_listed(fd: i32) -> bool {
     let mut path = [0u8; 64];
     let Ok(info) = open(fdinfo_path(fd, &mut path), libc::O_RDONLY | libc::O_CLOEXEC) else { return false };
-    let mut text = [0u8; 1024];
+    let mut text = [0u8; 512];
     let mut len = 0;
     while len < text.len() {
         match read(info, &mut text[len..]) {

@@ -134,7 +134,7 @@ fn keep(core: &MapCore, unit: u64) -> bool {
                 if budget.used() + core.unit_bytes() > budget.limit() {
                     return false;
                 }
-                return fill::prefetch(core, unit, fill::RUN_MAX as u64, fill::file_reader(core, fd)).is_ok();
+                return fill::prefetch(core, unit, fill::RUN_MAX as u64, &mut fill::file_reader(core, fd)).is_ok();
             }
             // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
             _ => {

@@ -753,7 +753,7 @@ fn pin_unit(core: &MapCore, unit: u64) -> Result<(), Fault> {
             let _blocked = signal::Blocked::all();
             fill::serve(core, unit, Need::Pin)
         }
-        Reading::Source(s) => fill::serve_from(core, unit, Need::Pin, reader(&**s)),
+        Reading::Source(s) => fill::serve_from(core, unit, Need::Pin, &mut reader(&**s)),
     }
 }
 

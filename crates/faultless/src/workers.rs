@@ -140,8 +140,8 @@ fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
     let mut at = unit;
     while at < end {
         let done = match &core.reading {
-            Reading::File { fd, .. } => fill::prefetch(&core, at, end - at, fill::file_reader(&core, fd)),
-            Reading::Source(s) => fill::prefetch(&core, at, end - at, reader(&**s)),
+            Reading::File { fd, .. } => fill::prefetch(&core, at, end - at, &mut fill::file_reader(&core, fd)),
+            Reading::Source(s) => fill::prefetch(&core, at, end - at, &mut reader(&**s)),
         };
         match done {
             Ok(n) => at += n,
@@ -174,9 +174,9 @@ fn fill_for(pool: &PoolCore) {
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
         let (core, run): (&MapCore, &fill::Run) = unsafe { (&*(*request).core, &(*request).run) };
         let result = match &core.reading {
-            Reading::Source(s) => fill::fill(core, run, Need::Load(core.unit_addr(run.first)), reader(&**s)),
+            Reading::Source(s) => fill::fill(core, run, Need::Load(core.unit_addr(run.first)), &mut reader(&**s)),
             Reading::File { fd, .. } => {
-                fill::fill(core, run, Need::Load(core.unit_addr(run.first)), fill::file_reader(core, fd))
+                fill::fill(core, run, Need::Load(core.unit_addr(run.first)), &mut fill::file_reader(core, fd))
             }
         };
         // SAFETY: popped from the queue, so nobody else answers it.

@@ -41,34 +41,47 @@ pub(crate) enum Need {
     Prefetch,
 }
 
+/// What a unit of a run was claimed from, in one byte: a run lies on the stack of a signal handler.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Origin {
+    /// A miss.
+    Cold,
+    /// A miss soon after the unit was evicted.
+    Hot,
+    Resident,
+    Evicting,
+}
+
 /// A unit range whose words this thread owns.
 pub(crate) struct Run {
     pub(crate) first: Unit,
     pub(crate) count: usize,
-    from: [From; RUN_MAX],
     me: u32,
+    from: [Origin; RUN_MAX],
 }
 
-/// How [`claim`] ended.
-pub(crate) enum Claimed {
-    /// Nothing is left to do: the page is there (and pinned, if that was wanted).
-    Present,
-    /// This thread owns a run that starts with the unit: fill it.
-    Run(Run),
+impl Run {
+    pub(crate) const fn new() -> Self {
+        Run { first: 0, count: 0, me: 0, from: [Origin::Cold; RUN_MAX] }
+    }
 }
 
 /// Serves a miss from a file, or hands it to the fill threads.
 pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault> {
-    match claim(core, unit, need)? {
-        Claimed::Present => Ok(()),
-        Claimed::Run(run) => match &core.reading {
-            Reading::File { fd, .. } => {
-                fill(core, &run, need, |buf, len, offset| read_file(core, fd, buf, len, offset))
-            }
-            Reading::Source(_) => hand_over(core, run),
-        },
+    let mut request = Request { core, run: Run::new(), done: AtomicU32::new(0) };
+    claim(core, unit, need, &mut request.run)?;
+    match &core.reading {
+        _ if request.run.count == 0 => Ok(()),
+        Reading::File { fd, .. } => {
+            fill(core, &request.run, need, &mut |buf, len, offset| read_file(core, fd, buf, len, offset))
+        }
+        Reading::Source(_) => hand_over(core, &request),
     }
 }
+
+/// Reads up to `len` bytes into an address from an offset of the source, and returns how many there were.
+pub(crate) type Read<'a> = &'a mut dyn FnMut(usize, usize, u64) -> Result<usize, Fault>;
 
 /// Serves a miss through `read`, which fills up to `len` bytes at an address from an offset of the source, and returns
 /// how many there were: fewer than `len` only at the end.
@@ -76,12 +89,11 @@ pub(crate) fn serve_from(
     core: &MapCore,
     unit: Unit,
     need: Need,
-    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+    read: Read<'_>,
 ) -> Result<(), Fault> {
-    match claim(core, unit, need)? {
-        Claimed::Present => Ok(()),
-        Claimed::Run(run) => fill(core, &run, need, read),
-    }
+    let mut run = Run::new();
+    claim(core, unit, need, &mut run)?;
+    if run.count == 0 { Ok(()) } else { fill(core, &run, need, read) }
 }
 
 /// Waits for `seen` to change, and recovers the claim of an owner that died.
@@ -165,8 +177,9 @@ fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Wo
     claimed
 }
 
-/// Becomes the owner of `unit`, and of absent ones behind it as far as the map's advice goes.
-pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need) -> Result<Claimed, Fault> {
+/// Becomes the owner of `unit`, and of absent ones behind it as far as the map's advice goes. The run stays empty if
+/// nothing is left to do: the page is there (and pinned, if that was wanted).
+fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fault> {
     if process::forked() || core.pid != process::pid() {
         return Err(Fault::Forked);
     }
@@ -191,7 +204,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need) -> Result<Claimed, F
         let seen = page.load();
         match (need, seen.state()) {
             (Need::Prefetch, State::Absent) => {}
-            (Need::Prefetch, _) => return Ok(Claimed::Present),
+            (Need::Prefetch, _) => return Ok(()),
             (_, State::Filling) => {
                 count_miss();
                 wait(core, unit, seen, me)?;
@@ -201,11 +214,11 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need) -> Result<Claimed, F
                 // A pinned unit is there for sure.
                 let there = seen.pins() > 0 && !seen.soft();
                 if !core.pool.last_looks.again(me, addr, seen.bits()) || there {
-                    return Ok(Claimed::Present);
+                    return Ok(());
                 }
             }
             (Need::Pin, State::Resident) if !seen.batch() && !seen.soft() => match page.pin(seen) {
-                Ok(()) => return Ok(Claimed::Present),
+                Ok(()) => return Ok(()),
                 Err(_) => continue,
             },
             (Need::Pin, State::Evicting) => {
@@ -226,24 +239,24 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need) -> Result<Claimed, F
             break from;
         }
     };
-    let mut run = Run { first: unit, count: 1, from: [from; RUN_MAX], me };
-    let due = if from == From::Resident { 0 } else { core.charge_of(unit) };
+    let from = origin(core, from);
+    let due = if from == Origin::Resident { 0 } else { core.charge_of(unit) };
     if due > 0
         && let Err(why) = charge(core, due, need)
     {
         abandon(core, unit, from, me, false);
         return Err(why);
     }
-    if need == Need::Pin {
-        return Ok(Claimed::Run(run));
+    (run.first, run.count, run.me, run.from[0]) = (unit, 1, me, from);
+    if need != Need::Pin {
+        let wanted = (core.run_units.load(Ordering::Relaxed) as usize).min(RUN_MAX);
+        while run.count < wanted && extend(core, run) {}
     }
-    let wanted = (core.run_units.load(Ordering::Relaxed) as usize).min(RUN_MAX);
-    while run.count < wanted && extend(core, &mut run) {}
-    Ok(Claimed::Run(run))
+    Ok(())
 }
 
 /// Adds the unit behind a run to it, if it is absent and its memory needs no waiting.
-pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
+fn extend(core: &MapCore, run: &mut Run) -> bool {
     let unit = run.first + run.count as u64;
     if run.count == RUN_MAX || unit >= core.data_units() {
         return false;
@@ -254,7 +267,7 @@ pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
     }
     match claim_one(core, unit, seen, run.me) {
         Ok(from) => {
-            run.from[run.count] = from;
+            run.from[run.count] = origin(core, from);
             run.count += 1;
             true
         }
@@ -266,9 +279,9 @@ pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
 }
 
 /// Gives one claimed unit up. `charged`: its memory was charged by this claim.
-fn abandon(core: &MapCore, unit: Unit, from: From, me: u32, charged: bool) {
+fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
     let page = core.page(unit);
-    if from == From::Resident && page.load().pins() > 0 {
+    if from == Origin::Resident && page.load().pins() > 0 {
         // Somebody pinned it while it was there: then it still is, and it is only this look that failed.
         publish(core, unit, me, false, false);
         return;
@@ -276,8 +289,8 @@ fn abandon(core: &MapCore, unit: Unit, from: From, me: u32, charged: bool) {
     // What a part of the fill has installed must not stay behind a word that says absent.
     // SAFETY: this thread owns the unit; its bytes can be read again.
     let _ = unsafe { mem::madvise(core.unit_addr(unit), 1 << core.unit_shift, libc::MADV_DONTNEED) };
-    if let Some(due) = page.abandon(me, if let From::Absent(clock) = from { clock } else { 0 }) {
-        if charged || from == From::Resident {
+    if let Some(due) = page.abandon(me, 0) {
+        if charged || from == Origin::Resident {
             release(core, core.charge_of(unit));
         }
         core.table.leave(unit);
@@ -316,13 +329,16 @@ pub(crate) fn entry_parts(entry: u64) -> (u32, Unit) {
 }
 
 /// A refault is soon if less was evicted meanwhile than the budget holds.
-fn is_hot(core: &MapCore, from: From) -> bool {
+fn origin(core: &MapCore, from: From) -> Origin {
     match from {
-        From::Absent(then) if then != 0 => {
+        From::Absent(0) => Origin::Cold,
+        From::Absent(then) => {
             let now = core.pool.clock.load(Ordering::Relaxed);
-            u64::from(now.wrapping_sub(then)) * PAGE as u64 <= core.pool.budget.limit()
+            let evicted = u64::from(now.wrapping_sub(then)) * PAGE as u64;
+            if evicted <= core.pool.budget.limit() { Origin::Hot } else { Origin::Cold }
         }
-        _ => false,
+        From::Resident => Origin::Resident,
+        From::Evicting => Origin::Evicting,
     }
 }
 
@@ -331,10 +347,10 @@ pub(crate) fn fill(
     core: &MapCore,
     run: &Run,
     need: Need,
-    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+    read: Read<'_>,
 ) -> Result<(), Fault> {
     let began = raw::monotonic_ns();
-    if need == Need::Pin && run.from[0] == From::Resident {
+    if need == Need::Pin && run.from[0] == Origin::Resident {
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
         // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
         let _ = unsafe { mem::madvise(core.unit_addr(run.first), 1 << core.unit_shift, libc::MADV_DONTNEED) };
@@ -350,7 +366,7 @@ pub(crate) fn fill(
         let unit = run.first + i as u64;
         let whole = core.backed(unit, 1).end <= good;
         if whole {
-            publish(core, unit, run.me, need == Need::Pin, is_hot(core, run.from[i]));
+            publish(core, unit, run.me, need == Need::Pin, run.from[i] == Origin::Hot);
             filled += 1;
         } else {
             abandon(core, unit, run.from[i], run.me, true);
@@ -358,7 +374,7 @@ pub(crate) fn fill(
     }
     core.counters.add(Count::Fills, filled);
     core.counters.record_fill_ns(raw::monotonic_ns() - began);
-    if run.from[0] == From::Resident && need != Need::Pin && installed_new > 0 {
+    if run.from[0] == Origin::Resident && need != Need::Pin && installed_new > 0 {
         core.counters.add(Count::TakenBack, 1);
     }
     core.pool.nudge_evictor();
@@ -378,14 +394,14 @@ pub(crate) fn fill(
 fn read_and_install(
     core: &MapCore,
     range: &std::ops::Range<u64>,
-    mut read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+    read: Read<'_>,
 ) -> Result<(u64, u64), (u64, Fault)> {
     let pool = &*core.pool;
     let mut at = range.start;
     let mut new = 0;
     while at < range.end {
         let buffer = pool.staging.take((range.end - at) as usize, &pool.budget);
-        let piece = one_piece(core, &buffer, at, range.end, &mut read);
+        let piece = one_piece(core, &buffer, at, range.end, read);
         pool.staging.give(buffer);
         let (installed, fresh, wanted) = piece.map_err(|why| (at, why))?;
         at += installed;
@@ -405,7 +421,7 @@ fn one_piece(
     buffer: &Buffer,
     at: u64,
     end: u64,
-    read: &mut impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+    read: Read<'_>,
 ) -> Result<(u64, u64, u64), Fault> {
     let want = ((end - at) as usize).min(buffer.len());
     let data = want.min((core.data_len - at.min(core.data_len)) as usize);
@@ -523,10 +539,9 @@ pub(crate) struct Request {
 }
 
 /// Has a fill thread serve a run, and sleeps until it did.
-fn hand_over(core: &MapCore, run: Run) -> Result<(), Fault> {
-    let request = Request { core, run, done: AtomicU32::new(0) };
+fn hand_over(core: &MapCore, request: &Request) -> Result<(), Fault> {
     let pool = &*core.pool;
-    while !pool.handover.push(&raw const request as usize) {
+    while !pool.handover.push(request as *const Request as usize) {
         pool.fill_bell.ring();
         raw::nap(100_000);
     }
@@ -566,12 +581,13 @@ pub(crate) fn prefetch(
     core: &MapCore,
     unit: Unit,
     count: u64,
-    read: impl FnMut(usize, usize, u64) -> Result<usize, Fault>,
+    read: Read<'_>,
 ) -> Result<u64, Fault> {
-    let mut run = match claim(core, unit, Need::Prefetch)? {
-        Claimed::Present => return Ok(1),
-        Claimed::Run(run) => run,
-    };
+    let mut run = Run::new();
+    claim(core, unit, Need::Prefetch, &mut run)?;
+    if run.count == 0 {
+        return Ok(1);
+    }
     while (run.count as u64) < count && extend(core, &mut run) {}
     fill(core, &run, Need::Prefetch, read)?;
     Ok(run.count as u64)

@@ -2,7 +2,8 @@
 //!
 //! It holds a second copy of every descriptor that the engine needs, where the program's `close` cannot reach it: were
 //! the last reference to a userfaultfd closed, absent pages would silently read as zeros. It receives the signals that
-//! announce a broken lease, and the events that announce a range moved by `mremap` (which waits until they are read).
+//! announce a broken lease. A second thread, which shares its table, reads the events that announce a range moved by
+//! `mremap` (which waits until they are read).
 //! Closing its copies never drops the program's POSIX locks, since those belong to the program's table.
 
 #![allow(unsafe_code, reason = "owns descriptors by number")]
@@ -12,7 +13,7 @@ use crate::fault::process;
 use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard};
 
@@ -23,8 +24,8 @@ pub(crate) type OnBreak = Box<dyn Fn() + Send>;
 
 /// The keeper's own state, touched by its thread alone.
 pub(crate) struct Keeper {
-    /// Userfaultfds whose events are read.
-    uffds: Vec<i32>,
+    /// The set of userfaultfds whose events are read.
+    epoll: i32,
     /// Leases held, by descriptor.
     leases: HashMap<i32, OnBreak>,
 }
@@ -116,14 +117,22 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
 /// Reads the events of a pool's userfaultfd from now on.
 pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
     let number = fd.engine_number();
-    with(move |k| k.uffds.push(number))
+    with(move |k| {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number as u64 };
+        // SAFETY: two descriptors of this table, and a valid structure.
+        match unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_ADD, number, &mut event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })?
 }
 
 /// Lets a pool's userfaultfd go.
 pub(crate) fn unwatch(fd: Fd) {
-    let (shared, kept) = (fd.get(), fd.kept());
+    let (shared, kept, number) = (fd.get(), fd.kept(), fd.engine_number());
     let _ = with(move |k| {
-        k.uffds.retain(|&n| n != shared && n != kept);
+        // SAFETY: two descriptors of this table.
+        unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_DEL, number, std::ptr::null_mut()) };
         if kept >= 0 {
             // SAFETY: the keeper's own copy.
             unsafe { file::close(kept) };
@@ -239,55 +248,57 @@ fn run(
 ) {
     block_signals();
     let private = go_private();
-    let mut set = [0u64; 16];
-    set[0] = signal::set_of(break_signal) | signal::set_of(libc::SIGIO);
-    // SAFETY: the set is larger than a sigset_t needs to be.
-    let signals = unsafe { libc::signalfd(-1, set.as_ptr().cast(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    if signals < 0 {
+    // SAFETY: makes a descriptor.
+    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if epoll < 0 {
         let _ = tell.send(Err(Errno(libc::EMFILE)));
         return;
     }
-    // SAFETY: made just now.
-    let signals = unsafe { OwnedFd::from_raw_fd(signals) };
+    let _ = std::thread::Builder::new().name("faultless-move".into()).spawn(move || read_moves(epoll));
     let _ = tell.send(Ok((raw::gettid(), private)));
 
-    let mut keeper = Keeper { uffds: Vec::new(), leases: HashMap::new() };
+    let mut keeper = Keeper { epoll, leases: HashMap::new() };
+    let set = signal::set_of(break_signal) | signal::set_of(libc::SIGIO);
+    // Signals are waited for by name. (A signalfd would do, but whoever polls one is woken by *every* signal of the
+    // process, SIGBUS included: by every miss.)
     loop {
-        let mut polled: Vec<libc::pollfd> = std::iter::once(signals.as_raw_fd())
-            .chain(keeper.uffds.iter().copied())
-            .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
-            .collect();
-        // SAFETY: the array is valid for its length.
-        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
-        for p in &polled[1..] {
-            if p.revents & libc::POLLIN != 0 {
-                // Reading the event is all that the thread in mremap waits for. The moved range stays armed: a touch of
-                // an absent page in it raises SIGBUS at an address that is no map's, and never reads as zero.
-                let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
-                let _ = uffd::read_events(p.fd, &mut events);
-            } else if p.revents != 0 {
-                keeper.uffds.retain(|&n| n != p.fd);
-            }
+        let Some((number, fd)) = signal::take_pending(set, LOOK_NS) else {
+            run_tasks(tasks, &mut keeper);
+            continue;
+        };
+        match keeper.leases.get(&fd) {
+            Some(on_break) if number == break_signal && !file::holds_read_lease(fd) => on_break(),
+            // Sent by `on_keeper`, or the queue of signals overflowed (SIGIO names no descriptor): look at all.
+            _ => keeper.leases.iter().filter(|(fd, _)| !file::holds_read_lease(**fd)).for_each(|(_, f)| f()),
         }
-        let mut info = [0u8; 128];
-        while let Ok(128) = file::read(signals.as_raw_fd(), &mut info) {
-            let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-            // struct signalfd_siginfo: ssi_code at 8, ssi_fd at 20. Kernel codes are positive.
-            let (code, fd) = (word(8), word(20));
-            if code > 0 {
-                if let Some(on_break) = keeper.leases.get(&fd) {
-                    on_break();
-                } else {
-                    // The queue of signals overflowed (SIGIO names no descriptor): look at all leases.
-                    keeper.leases.iter().filter(|(fd, _)| !file::holds_read_lease(**fd)).for_each(|(_, f)| f());
-                }
-            }
+        run_tasks(tasks, &mut keeper);
+    }
+}
+
+/// How long the keeper sleeps without a signal before it looks whether there is something to do.
+const LOOK_NS: u64 = 5_000_000_000;
+
+fn run_tasks(tasks: &Mutex<VecDeque<Task>>, keeper: &mut Keeper) {
+    loop {
+        let task = lock(tasks).pop_front();
+        match task {
+            Some(task) => task(keeper),
+            None => return,
         }
-        loop {
-            let task = lock(tasks).pop_front();
-            match task {
-                Some(task) => task(&mut keeper),
-                None => break,
+    }
+}
+
+/// Reads the events of all userfaultfds for ever. That is all that a thread in mremap waits for: the moved range stays
+/// armed, so that a touch of an absent page in it raises SIGBUS, at an address that is no map's, and never reads as zero.
+fn read_moves(epoll: i32) {
+    block_signals();
+    loop {
+        let mut ready = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event; the descriptor is never closed.
+        if unsafe { libc::epoll_wait(epoll, &mut ready, 1, -1) } == 1 {
+            let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
+            if uffd::read_events(ready.u64 as i32, &mut events).is_err() {
+                raw::nap(1_000_000);
             }
         }
     }

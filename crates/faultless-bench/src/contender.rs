@@ -1,0 +1,298 @@
+//! Ways to read a page of the file. All of them open the file themselves, are given the same pages, and are dropped
+//! after one measurement, so that each starts cold.
+
+#![allow(unsafe_code, reason = "contenders are made of mmap, pread and userfaultfd")]
+
+use anyhow::Context;
+use faultless::{Advice, Bytes, Map, Pool};
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::{Errno, file, uffd};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+/// A contender's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The kernel's mmap, with `MADV_RANDOM`.
+    Mmap,
+    /// `pread` of one aligned page, `O_DIRECT`, no cache.
+    Pread,
+    /// userfaultfd, whose events monitor threads read.
+    UffdMonitor,
+    /// This project.
+    Faultless,
+}
+
+impl Kind {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Kind; 4] = [Kind::Mmap, Kind::Pread, Kind::UffdMonitor, Kind::Faultless];
+
+    /// As it is written on the command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Mmap => "mmap",
+            Kind::Pread => "pread",
+            Kind::UffdMonitor => "uffd-monitor",
+            Kind::Faultless => "faultless",
+        }
+    }
+}
+
+/// Something that yields pages.
+pub trait Contender: Send + Sync {
+    /// Calls `check` with the 4,096 bytes of page `number`. `buffer` is the calling thread's own, page-aligned.
+    fn read(&self, number: u64, buffer: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()>;
+
+    /// Misses served so far, where the contender counts them itself.
+    fn misses(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A page-aligned page, present in memory.
+#[repr(align(4096))]
+#[derive(Debug)]
+pub struct PageBuffer([u8; PAGE]);
+
+impl PageBuffer {
+    /// A zeroed page.
+    pub fn new() -> Box<Self> {
+        Box::new(PageBuffer([0; PAGE]))
+    }
+}
+
+/// Opens a contender on `path`. `memory` is the budget of contenders that have one; `monitors` the number of monitor
+/// threads of [`Kind::UffdMonitor`].
+pub fn open(kind: Kind, path: &Path, len: u64, memory: Bytes, monitors: usize) -> anyhow::Result<Box<dyn Contender>> {
+    let opened: anyhow::Result<Box<dyn Contender>> = match kind {
+        Kind::Mmap => KernelMmap::open(path, len).map(|c| Box::new(c) as _),
+        Kind::Pread => Pread::open(path).map(|c| Box::new(c) as _),
+        Kind::UffdMonitor => Monitor::open(path, len, monitors).map(|c| Box::new(c) as _),
+        Kind::Faultless => Engine::open(path, memory).map(|c| Box::new(c) as _),
+    };
+    opened.with_context(|| format!("cannot set up contender {}", kind.name()))
+}
+
+/// Drops the file's pages from the page cache.
+pub fn drop_cache(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: advice on a descriptor.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    Ok(())
+}
+
+fn open_direct(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .with_context(|| format!("cannot open {} for direct reads (its file system may not have them)", path.display()))
+}
+
+/// A range of address space that is given back when dropped.
+struct Mapping {
+    start: usize,
+    len: usize,
+}
+
+impl Mapping {
+    fn page(&self, number: u64) -> &[u8] {
+        let at = number as usize * PAGE;
+        assert!(at + PAGE <= self.len);
+        // SAFETY: inside the mapping, which lives as long as self; nobody writes to the file during a benchmark.
+        unsafe { std::slice::from_raw_parts((self.start + at) as *const u8, PAGE) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: ours, and `page` hands out borrows of self only.
+        let _ = unsafe { mem::unmap(self.start, self.len) };
+    }
+}
+
+struct KernelMmap(Mapping);
+
+impl KernelMmap {
+    fn open(path: &Path, len: u64) -> anyhow::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: the kernel chooses the range.
+        let start = unsafe { mem::map(0, len as usize, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)? };
+        let mapping = Mapping { start, len: len as usize };
+        // SAFETY: changes no contents.
+        unsafe { mem::madvise(start, len as usize, libc::MADV_RANDOM)? };
+        Ok(KernelMmap(mapping))
+    }
+}
+
+impl Contender for KernelMmap {
+    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+        check(self.0.page(number));
+        Ok(())
+    }
+}
+
+struct Pread(File);
+
+impl Pread {
+    fn open(path: &Path) -> anyhow::Result<Self> {
+        open_direct(path).map(Pread)
+    }
+}
+
+impl Contender for Pread {
+    fn read(&self, number: u64, buffer: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, &mut buffer.0, number * PAGE as u64)?;
+        check(&buffer.0);
+        Ok(())
+    }
+}
+
+/// userfaultfd as a careful program would use it today: user faults only, every monitor sleeps in its own exclusive
+/// epoll (so that one event wakes one of them), takes one event at a time, and reads into a buffer of its own.
+struct Monitor {
+    map: Mapping,
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+    _fd: Arc<OwnedFd>,
+}
+
+impl Monitor {
+    fn open(path: &Path, len: u64, monitors: usize) -> anyhow::Result<Self> {
+        let source = Arc::new(open_direct(path)?);
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32 | uffd::USER_MODE_ONLY;
+        let raw = uffd::open(flags).context("userfaultfd")?;
+        // SAFETY: the kernel made it for us.
+        let fd = Arc::new(unsafe { OwnedFd::from_raw_fd(raw) });
+        uffd::enable(raw, 0).context("userfaultfd")?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: the kernel chooses the range, which is ours to register.
+        let start = unsafe { mem::map(0, len as usize, libc::PROT_READ, flags, -1, 0)? };
+        let map = Mapping { start, len: len as usize };
+        // SAFETY: our own mapping.
+        unsafe { uffd::register(raw, start, len as usize).context("userfaultfd")? };
+        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let threads = (0..monitors)
+            .map(|_| {
+                let (fd, source, stop, served) = (fd.clone(), source.clone(), stop.clone(), served.clone());
+                std::thread::spawn(move || monitor(&fd, &source, start, &stop, &served))
+            })
+            .collect();
+        Ok(Monitor { map, stop, served, threads, _fd: fd })
+    }
+}
+
+fn monitor(fd: &OwnedFd, source: &File, start: usize, stop: &AtomicBool, served: &AtomicU64) {
+    // SAFETY: plain descriptors and structures.
+    let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
+    let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32, u64: 0 };
+    // SAFETY: both descriptors live, the structure is valid.
+    unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) };
+    let mut buffer = PageBuffer::new();
+    while !stop.load(Ordering::Relaxed) {
+        // SAFETY: room for one event.
+        unsafe { libc::epoll_wait(epoll.as_raw_fd(), &mut event, 1, 100) };
+        let mut message = [MaybeUninit::<uffd::Event>::uninit()];
+        while let Ok(1) = uffd::read_events(fd.as_raw_fd(), &mut message) {
+            // SAFETY: the kernel wrote one whole event.
+            let message = unsafe { message[0].assume_init() };
+            if message.event != uffd::EVENT_PAGEFAULT {
+                continue;
+            }
+            let page = message.arg[1] as usize & !(PAGE - 1);
+            let read = std::os::unix::fs::FileExt::read_exact_at(source, &mut buffer.0, (page - start) as u64);
+            if let Err(e) = read {
+                // The reader would wait for ever.
+                eprintln!("uffd-monitor: cannot read the data file: {e}");
+                std::process::abort();
+            }
+            loop {
+                // SAFETY: a page of the registered range, which nobody else writes to.
+                let copied = unsafe {
+                    uffd::copy(fd.as_raw_fd(), page, buffer.0.as_ptr() as usize, PAGE, true)
+                };
+                match copied.error {
+                    Some(Errno(libc::EAGAIN)) => continue,
+                    Some(Errno(libc::EEXIST)) => {
+                        let _ = uffd::wake(fd.as_raw_fd(), page, PAGE);
+                        break;
+                    }
+                    _ => break,
+                }
+            }
+            served.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Contender for Monitor {
+    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+        check(self.map.page(number));
+        Ok(())
+    }
+
+    fn misses(&self) -> Option<u64> {
+        Some(self.served.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for t in self.threads.drain(..) {
+            let _ = t.join();
+        }
+    }
+}
+
+struct Engine {
+    map: Map,
+}
+
+impl Engine {
+    fn open(path: &Path, memory: Bytes) -> anyhow::Result<Self> {
+        let pool = Pool::builder().memory(memory).build()?;
+        if let faultless::Backend::Mmap(why) = pool.backend() {
+            anyhow::bail!("the engine is not to be had here: {why}");
+        }
+        let file = File::open(path)?;
+        let options = pool.options().advice(Advice::Random);
+        let map = match options.map(&file) {
+            Ok(map) => map,
+            // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
+            Err(faultless::Error::Lease { .. }) => unsafe { options.map_trusted(file)? },
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Engine { map })
+    }
+}
+
+impl Contender for Engine {
+    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+        let at = number as usize * PAGE;
+        check(&self.map[at..at + PAGE]);
+        Ok(())
+    }
+
+    fn misses(&self) -> Option<u64> {
+        Some(self.map.stats().misses)
+    }
+}
+
+/// The descriptor-free check that a file can be read directly at all, for a clear message at the start.
+pub fn check_direct(path: &Path) -> anyhow::Result<()> {
+    let direct = open_direct(path)?;
+    if file::direct_io(direct.as_raw_fd()) == file::DirectIo::Unsupported {
+        anyhow::bail!("{} lies on a file system without direct reads; name a file on a disk with --file", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,19 @@
+//! What major page faults cost beside a neighbour, measured: the kernel's mmap, pread, userfaultfd with monitor threads,
+//! and Faultless, on the same pages of the same file, interleaved.
+//!
+//! * [`data`]: the file, whose bytes are a function of their position, and the order in which its pages are read.
+//! * [`contender`]: ways to read a page.
+//! * [`neighbour`]: what disturbs the readers.
+//! * [`cell`]: one measurement: one contender beside one neighbour.
+//! * [`plan`]: all measurements of a run: which, in what order, in which process; and the rows that come out.
+//! * [`machine`]: what it ran on.
+//!
+//! Every byte of every page that is read is checked, in every contender. A measurement with wrong bytes is worth
+//! nothing, and says so.
+
+pub mod cell;
+pub mod contender;
+pub mod data;
+pub mod machine;
+pub mod neighbour;
+pub mod plan;

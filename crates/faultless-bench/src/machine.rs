@@ -1,0 +1,128 @@
+//! What a benchmark ran on, and what the machine lets it count.
+
+#![allow(unsafe_code, reason = "mounts tracefs for a moment where it is not mounted")]
+
+use anyhow::{Context, bail};
+use faultless::Bytes;
+use serde::Serialize;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// A machine.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// Kernel release.
+    pub kernel: String,
+    /// Processors that this process may use.
+    pub cores: usize,
+    /// Model of the processor.
+    pub processor: String,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The device that the data file lies on, and its file system.
+    pub storage: String,
+    /// Why acquisitions of `mmap_lock` cannot be counted, if they cannot.
+    pub mmap_lock_uncounted: Option<String>,
+}
+
+impl Machine {
+    /// Looks at this machine, with the storage under `file`.
+    pub fn look(file: &Path) -> Self {
+        let read = |p: &str| fs::read_to_string(p).unwrap_or_default();
+        let field = |text: String, name: &str| {
+            text.lines()
+                .find_map(|l| l.strip_prefix(name))
+                .map(|v| v.trim_start_matches([':', '\t', ' ']).trim().to_owned())
+        };
+        let kib: u64 = field(read("/proc/meminfo"), "MemTotal")
+            .and_then(|v| v.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0);
+        Machine {
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            processor: field(read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            memory: kib << 10,
+            storage: storage(file).unwrap_or_else(|| "unknown".to_owned()),
+            mmap_lock_uncounted: LockTracepoint::countable().err().map(|e| format!("{e:#}")),
+        }
+    }
+
+    /// In one line.
+    pub fn line(&self) -> String {
+        format!(
+            "Linux {}, {} × {}, {} of memory, {}",
+            self.kernel,
+            self.cores,
+            self.processor,
+            Bytes::new(self.memory),
+            self.storage
+        )
+    }
+}
+
+fn storage(file: &Path) -> Option<String> {
+    let dev = fs::metadata(file).ok().or_else(|| fs::metadata(file.parent()?).ok())?.dev();
+    let id = format!("{}:{}", libc::major(dev), libc::minor(dev));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mount = mounts.lines().find(|l| l.split(' ').nth(2) == Some(&id))?;
+    let mut tail = mount.split(" - ").nth(1)?.split(' ');
+    let (fs_type, device) = (tail.next()?, tail.next()?);
+    let spinning = fs::read_to_string(format!("/sys/dev/block/{id}/queue/rotational")).ok();
+    let kind = match spinning.as_deref().map(str::trim) {
+        Some("0") => " (not rotational)",
+        Some("1") => " (reported as rotational)",
+        _ => "",
+    };
+    Some(format!("{fs_type} on {device}{kind}"))
+}
+
+/// The kernel's tracepoint at each acquisition of `mmap_lock`.
+#[derive(Debug, Clone, Copy)]
+pub struct LockTracepoint(pub u64);
+
+impl LockTracepoint {
+    const FILE: &'static str = "events/mmap_lock/mmap_lock_start_locking/id";
+
+    /// Finds its number.
+    pub fn find() -> anyhow::Result<Self> {
+        for root in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
+            if let Ok(id) = Self::read(Path::new(root)) {
+                return Ok(id);
+            }
+        }
+        Self::through_a_mount_of_our_own()
+    }
+
+    fn read(root: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(root.join(Self::FILE))?;
+        Ok(LockTracepoint(text.trim().parse()?))
+    }
+
+    /// tracefs is not mounted: root can mount it aside, read one number, and leave no trace.
+    fn through_a_mount_of_our_own() -> anyhow::Result<Self> {
+        let dir = std::env::temp_dir().join(format!("faultless-tracefs-{}", std::process::id()));
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let target = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())?;
+        // SAFETY: NUL-terminated strings; the directory is ours and empty.
+        let mounted = unsafe {
+            libc::mount(c"tracefs".as_ptr(), target.as_ptr(), c"tracefs".as_ptr(), 0, std::ptr::null())
+        } == 0;
+        let found = if mounted { Self::read(&dir) } else { Err(std::io::Error::last_os_error().into()) };
+        if mounted {
+            // SAFETY: mounted above.
+            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        }
+        let _ = fs::remove_dir(&dir);
+        found.context("the tracepoint mmap_lock_start_locking cannot be read; run as root, on a kernel with CONFIG_TRACING")
+    }
+
+    /// Whether it can be counted on.
+    pub fn countable() -> anyhow::Result<()> {
+        let id = Self::find()?;
+        match faultless_sys::perf::Counter::tracepoint(id.0, faultless_sys::perf::Scope::Thread) {
+            Ok(_) => Ok(()),
+            Err(e) => bail!("perf_event_open is refused ({e}); run as root, or set kernel.perf_event_paranoid to -1"),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What disturbs the readers: threads, and processes, that need `mmap_lock` for their own ordinary ends.
+
+#![allow(unsafe_code, reason = "neighbours map, unmap, touch and fork")]
+
+use anyhow::Context;
+use faultless_sys::mem::{self, PAGE};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A scenario, which is: a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// Nobody.
+    Quiet,
+    /// Eight threads that mmap, touch and munmap 64 KiB in a loop: an allocator under load.
+    Churn,
+    /// Another process reads `/proc/PID/smaps_rollup` in a loop, while this one holds 6 GiB of touched memory, and one
+    /// thread maps and unmaps 64 KiB every millisecond: a metrics agent beside a service.
+    Smaps,
+    /// A thread that forks, and waits for a child that exits at once, in a loop, with 1 GiB touched.
+    Fork,
+    /// A thread that allocates, touches and frees 1 GiB in a loop: a hash table that grows.
+    Bigfree,
+}
+
+impl Scenario {
+    /// All, in the order in which they are run.
+    pub const ALL: [Scenario; 5] =
+        [Scenario::Quiet, Scenario::Churn, Scenario::Smaps, Scenario::Fork, Scenario::Bigfree];
+
+    /// As it is written on the command line and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scenario::Quiet => "quiet",
+            Scenario::Churn => "churn",
+            Scenario::Smaps => "smaps",
+            Scenario::Fork => "fork",
+            Scenario::Bigfree => "bigfree",
+        }
+    }
+
+    /// What it stands for, in a line.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Scenario::Quiet => "random reads, nothing else",
+            Scenario::Churn => "8 threads mmap, touch and munmap 64 KiB in a loop (an allocator under load)",
+            Scenario::Smaps => "another process reads /proc/PID/smaps_rollup in a loop (a metrics agent)",
+            Scenario::Fork => "a thread forks and waits in a loop, with 1 GiB touched",
+            Scenario::Bigfree => "a thread allocates, touches and frees 1 GiB in a loop (a growing hash table)",
+        }
+    }
+
+    /// Touched memory that the process holds during all measurements of the scenario, in bytes.
+    pub fn ballast(self) -> u64 {
+        match self {
+            Scenario::Smaps => 6 << 30,
+            Scenario::Fork => 1 << 30,
+            _ => 0,
+        }
+    }
+}
+
+const CHURN_THREADS: usize = 8;
+const SMALL: usize = 64 << 10;
+const BIG: usize = 1 << 30;
+
+/// Touched anonymous memory, given back when dropped.
+pub struct Ballast {
+    start: usize,
+    len: usize,
+}
+
+impl Ballast {
+    /// Maps and touches `bytes`, with two threads.
+    pub fn new(bytes: u64) -> anyhow::Result<Self> {
+        let len = bytes as usize;
+        if len == 0 {
+            return Ok(Ballast { start: 0, len });
+        }
+        let start = mem::map_anonymous(len).context("cannot map memory")?;
+        std::thread::scope(|s| {
+            let half = (len / 2).next_multiple_of(PAGE);
+            s.spawn(move || touch(start, half));
+            touch(start + half, len - half);
+        });
+        Ok(Ballast { start, len })
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: ours; addresses are known to nobody else.
+            let _ = unsafe { mem::unmap(self.start, self.len) };
+        }
+    }
+}
+
+/// Writes one byte to each page. For ranges that the caller has mapped writable, and that nobody else knows.
+fn touch(start: usize, len: usize) {
+    for at in (start..start + len).step_by(PAGE) {
+        // SAFETY: the callers in this module pass ranges that they mapped writable themselves.
+        unsafe { core::ptr::write_volatile(at as *mut u8, 1) };
+    }
+}
+
+fn map_touch_unmap(len: usize, pages: bool) {
+    if let Ok(start) = mem::map_anonymous(len) {
+        if pages {
+            touch(start, len);
+        }
+        // SAFETY: mapped above.
+        let _ = unsafe { mem::unmap(start, len) };
+    }
+}
+
+/// What a neighbour got done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Done {
+    /// Rounds of its loop.
+    pub rounds: u64,
+    /// 99th percentile of a round, in microseconds.
+    pub p99_us: f64,
+}
+
+/// A running neighbour.
+pub struct Neighbour {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Histogram<u64>>>,
+    agent: Option<Child>,
+}
+
+impl Neighbour {
+    /// Starts the neighbour of a scenario. `None` where there is none.
+    pub fn start(scenario: Scenario) -> anyhow::Result<Option<Self>> {
+        let mut n = Neighbour { stop: Arc::default(), threads: Vec::new(), agent: None };
+        match scenario {
+            Scenario::Quiet => return Ok(None),
+            Scenario::Churn => (0..CHURN_THREADS).for_each(|_| n.repeat(|| map_touch_unmap(SMALL, true))),
+            Scenario::Bigfree => n.repeat(|| map_touch_unmap(BIG, true)),
+            Scenario::Fork => n.repeat(|| {
+                // SAFETY: the child does nothing but exit.
+                unsafe {
+                    match libc::fork() {
+                        0 => libc::_exit(0),
+                        pid if pid > 0 => {
+                            libc::waitpid(pid, std::ptr::null_mut(), 0);
+                        }
+                        _ => std::thread::sleep(Duration::from_millis(1)),
+                    }
+                }
+            }),
+            Scenario::Smaps => {
+                let stop = n.stop.clone();
+                // Its rounds are not the neighbour's: the agent's are.
+                n.threads.push(std::thread::spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        map_touch_unmap(SMALL, false);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    histogram()
+                }));
+                n.agent = Some(
+                    Command::new(std::env::current_exe()?)
+                        .args([AGENT_COMMAND, &std::process::id().to_string()])
+                        .stdin(Stdio::piped())
+                        .stdout(Stdio::piped())
+                        .spawn()
+                        .context("cannot start the process that reads smaps_rollup")?,
+                );
+            }
+        }
+        Ok(Some(n))
+    }
+
+    fn repeat(&mut self, mut f: impl FnMut() + Send + 'static) {
+        let stop = self.stop.clone();
+        self.threads.push(std::thread::spawn(move || {
+            let mut times = histogram();
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                f();
+                times.saturating_record(began.elapsed().as_nanos() as u64);
+            }
+            times
+        }));
+    }
+
+    /// Stops it, and says what it got done.
+    pub fn stop(mut self) -> Done {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut times = histogram();
+        for t in self.threads.drain(..) {
+            if let Ok(t) = t.join() {
+                let _ = times.add(t);
+            }
+        }
+        if let Some(mut agent) = self.agent.take() {
+            // It ends when its input does.
+            drop(agent.stdin.take());
+            let mut line = String::new();
+            if let Some(out) = agent.stdout.take() {
+                let _ = BufReader::new(out).read_line(&mut line);
+            }
+            let _ = agent.wait();
+            let mut words = line.split_whitespace();
+            let mut next = || words.next().and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
+            return Done { rounds: next() as u64, p99_us: next() };
+        }
+        Done { rounds: times.len(), p99_us: times.value_at_quantile(0.99) as f64 / 1e3 }
+    }
+}
+
+/// A histogram of nanoseconds, precise to three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 3_600_000_000_000, 3).unwrap_or_else(|e| unreachable!("constant bounds: {e}"))
+}
+
+/// The hidden subcommand that runs [`agent`].
+pub const AGENT_COMMAND: &str = "bench-smaps-agent";
+
+/// Reads `/proc/PID/smaps_rollup` in a loop until standard input ends, then prints how often, and the 99th percentile
+/// in microseconds.
+pub fn agent(pid: u32) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read(&mut [0]);
+        told.store(true, Ordering::Relaxed);
+    });
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let mut times = histogram();
+    let mut text = String::new();
+    while !stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        text.clear();
+        std::fs::File::open(&path)
+            .and_then(|mut f| f.read_to_string(&mut text))
+            .with_context(|| format!("cannot read {path}"))?;
+        times.saturating_record(began.elapsed().as_nanos() as u64);
+    }
+    writeln!(std::io::stdout(), "{} {}", times.len(), times.value_at_quantile(0.99) as f64 / 1e3)?;
+    Ok(())
+}

@@ -1,0 +1,403 @@
+//! A whole run: which measurements, in what order, in which process; and the rows that come of them.
+//!
+//! Each setting (a scenario with a number of threads) has a process of its own, so that one cannot colour the next.
+//! Within it the contenders take turns, round by round, each round in another order.
+
+use crate::cell::{Bench, Cell, Measured, Setting};
+use crate::contender::{self, Kind};
+use crate::data;
+use crate::machine::Machine;
+use crate::neighbour::Scenario;
+use anyhow::{Context, bail};
+use faultless::Bytes;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Reader threads, unless told otherwise.
+pub const THREADS: usize = 16;
+/// Further numbers of reader threads in `quiet`.
+pub const QUIET_THREADS: [usize; 5] = [1, 4, 16, 64, 256];
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which scenarios.
+    pub scenarios: Vec<Scenario>,
+    /// Which contenders.
+    pub contenders: Vec<Kind>,
+    /// Reader threads; `None` for the scenario's own.
+    pub threads: Option<usize>,
+    /// Length of one measurement.
+    pub seconds: f64,
+    /// Measurements of each contender in each setting; the row has their medians.
+    pub rounds: usize,
+    /// The data file.
+    pub file: PathBuf,
+    /// How much of it to use.
+    pub size: Bytes,
+    /// Budget of the contenders that have one.
+    pub memory: Bytes,
+}
+
+/// One line of the result: a contender in a setting. Figures are medians over the rounds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// The contender.
+    pub contender: Kind,
+    /// What else distinguishes it: the number of monitor threads.
+    pub variant: String,
+    /// Reader threads.
+    pub threads: usize,
+    /// Measurements behind the row.
+    pub rounds: usize,
+    /// Seconds of one measurement.
+    pub seconds: f64,
+    /// Pages read in one measurement.
+    pub reads: u64,
+    /// Pages read per second.
+    pub reads_per_s: f64,
+    /// Median latency of a read, in microseconds.
+    pub p50_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p999_us: f64,
+    /// The longest of all rounds.
+    pub max_us: f64,
+    /// Rounds of the neighbour's loop per second.
+    pub neighbour_per_s: Option<f64>,
+    /// 99th percentile of a round of its loop.
+    pub neighbour_p99_us: Option<f64>,
+    /// Touches of absent pages in one measurement.
+    pub misses: u64,
+    /// Acquisitions of `mmap_lock` by reader threads, divided by misses; null where they cannot be counted.
+    pub mmap_lock_per_miss: Option<f64>,
+    /// The same for all threads of the process, the neighbour's included.
+    pub mmap_lock_per_miss_process: Option<f64>,
+    /// Bytes that the device delivered in one measurement.
+    pub device_bytes: u64,
+    /// Processor seconds of the process in one measurement, the neighbour's threads included.
+    pub cpu_s: f64,
+    /// Most memory that the process had beyond what it had before, in bytes.
+    pub resident_max_bytes: u64,
+    /// Bytes that were not what they must be, in all rounds.
+    pub wrong_bytes: u64,
+}
+
+/// The result of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// What it ran on.
+    pub machine: Machine,
+    /// The rows, by scenario and number of threads.
+    pub rows: Vec<Row>,
+    /// Scenarios that this machine does not permit, and why.
+    pub left_out: Vec<String>,
+}
+
+/// What happens during a run, for whoever shows progress.
+#[derive(Debug)]
+pub enum Progress<'a> {
+    /// So many bytes of so many of the data file are written.
+    Data(u64, u64),
+    /// So many measurements of so many are done; this one is next.
+    Cell(usize, usize, &'a str),
+    /// Something that the reader should know.
+    Note(String),
+}
+
+/// The hidden subcommand that runs [`work`].
+pub const WORKER_COMMAND: &str = "bench-worker";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    setting: Setting,
+    contenders: Vec<Kind>,
+    monitors: Vec<usize>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    Starting(Cell),
+    Measured(Cell, Measured),
+    Failed(Kind, String),
+}
+
+impl Plan {
+    fn settings(&self, scenario: Scenario) -> Vec<Setting> {
+        let threads = match (self.threads, scenario) {
+            (Some(n), _) => vec![n],
+            (None, Scenario::Quiet) => QUIET_THREADS.to_vec(),
+            (None, _) => vec![THREADS],
+        };
+        threads
+            .into_iter()
+            .map(|threads| Setting {
+                scenario,
+                threads,
+                seconds: self.seconds,
+                rounds: self.rounds,
+                file: self.file.clone(),
+                size: self.size.get(),
+                memory: self.memory.get(),
+            })
+            .collect()
+    }
+
+    /// Numbers of monitor threads that are tried: as many as processors, 16, and 48.
+    fn monitors(&self) -> Vec<usize> {
+        let mut counts = vec![std::thread::available_parallelism().map_or(1, usize::from), 16, 48];
+        counts.sort_unstable();
+        counts.dedup();
+        counts
+    }
+
+    fn cells_of_a_setting(&self) -> usize {
+        let probes = if self.contenders.contains(&Kind::UffdMonitor) { self.monitors().len() - 1 } else { 0 };
+        self.contenders.len() * self.rounds + probes
+    }
+
+    /// Runs everything.
+    ///
+    /// # Errors
+    ///
+    /// An unusable data file or a scenario that breaks off. What a machine does not permit is left out, and named.
+    pub fn run(&self, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::Result<Report> {
+        data::prepare(&self.file, self.size, |n, of| progress(Progress::Data(n, of)))?;
+        contender::check_direct(&self.file)?;
+        let machine = Machine::look(&self.file);
+        if let Some(why) = &machine.mmap_lock_uncounted {
+            progress(Progress::Note(format!("acquisitions of mmap_lock are not counted: {why}")));
+        }
+        let mut report = Report { machine, rows: Vec::new(), left_out: Vec::new() };
+        let settings: Vec<Setting> = self
+            .scenarios
+            .iter()
+            .filter(|s| match self.permitted(**s) {
+                Ok(()) => true,
+                Err(why) => {
+                    report.left_out.push(format!("{}: {why}", s.name()));
+                    false
+                }
+            })
+            .flat_map(|&s| self.settings(s))
+            .collect();
+        let total = settings.len() * self.cells_of_a_setting();
+        let mut done = 0;
+        for setting in settings {
+            let rows = self
+                .run_setting(&setting, &mut |label| {
+                    progress(Progress::Cell(done.min(total), total, label));
+                    done += 1;
+                })
+                .with_context(|| format!("scenario {} with {} threads", setting.scenario.name(), setting.threads))?;
+            for (row, failure) in rows {
+                match failure {
+                    None => report.rows.extend(row),
+                    Some(why) => {
+                        report.left_out.push(format!("{} at {} threads: {why}", setting.scenario.name(), setting.threads));
+                    }
+                }
+            }
+        }
+        progress(Progress::Cell(total, total, "done"));
+        Ok(report)
+    }
+
+    /// Whether the machine has the memory that a scenario takes.
+    fn permitted(&self, scenario: Scenario) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string("/proc/meminfo")?;
+        let available = text
+            .lines()
+            .find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok())
+            .map_or(0, |kib| kib << 10);
+        let scratch = if scenario == Scenario::Bigfree { 1 << 30 } else { 0 };
+        let need = scenario.ballast() + scratch + self.memory.get().min(self.size.get());
+        if need > available {
+            bail!("it needs {} of free memory, and there are {}", Bytes::new(need), Bytes::new(available));
+        }
+        Ok(())
+    }
+
+    /// Runs one setting in a process of its own.
+    fn run_setting(
+        &self,
+        setting: &Setting,
+        starting: &mut dyn FnMut(&str),
+    ) -> anyhow::Result<Vec<(Option<Row>, Option<String>)>> {
+        let order =
+            Order { setting: setting.clone(), contenders: self.contenders.clone(), monitors: self.monitors() };
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(WORKER_COMMAND)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the process that measures")?;
+        let mut input = child.stdin.take().context("the worker has no input")?;
+        serde_json::to_writer(&mut input, &order)?;
+        drop(input);
+        let mut cells: Vec<(Cell, Measured)> = Vec::new();
+        let mut failures = Vec::new();
+        let output = child.stdout.take().context("the worker has no output")?;
+        for line in BufReader::new(output).lines() {
+            match serde_json::from_str(&line?).context("the worker wrote something odd")? {
+                Message::Starting(cell) => starting(&format!(
+                    "{}, {} threads: {}",
+                    setting.scenario.name(),
+                    setting.threads,
+                    cell.kind.name()
+                )),
+                Message::Measured(cell, m) => cells.push((cell, m)),
+                Message::Failed(kind, why) => failures.push((kind, why)),
+            }
+        }
+        let status = child.wait()?;
+        if !status.success() {
+            bail!("the measuring process ended with {status}");
+        }
+        let mut rows: Vec<_> = self
+            .contenders
+            .iter()
+            .filter_map(|&kind| row(setting, kind, &cells))
+            .map(|r| (Some(r), None))
+            .collect();
+        rows.extend(failures.into_iter().map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name())))));
+        Ok(rows)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// The medians of a contender's measurements: of the best variant, where there are several.
+fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row> {
+    let of_kind: Vec<_> = cells.iter().filter(|(c, _)| c.kind == kind).collect();
+    // The variant that was measured in all rounds is the one that won the first.
+    let monitors = of_kind.iter().map(|(c, _)| c.monitors).max_by_key(|&m| of_kind.iter().filter(|(c, _)| c.monitors == m).count())?;
+    let ms: Vec<&Measured> = of_kind.iter().filter(|(c, _)| c.monitors == monitors).map(|(_, m)| m).collect();
+    let med = |f: &dyn Fn(&Measured) -> f64| median(ms.iter().map(|m| f(m)).collect());
+    let med_if = |f: &dyn Fn(&Measured) -> Option<f64>| {
+        let values: Option<Vec<f64>> = ms.iter().map(|m| f(m)).collect();
+        values.map(median)
+    };
+    let per_miss = |m: &Measured, locks: Option<u64>| Some(locks? as f64 / m.misses.max(1) as f64);
+    Some(Row {
+        scenario: setting.scenario,
+        contender: kind,
+        variant: if kind == Kind::UffdMonitor { format!("monitors={monitors}") } else { String::new() },
+        threads: setting.threads,
+        rounds: ms.len(),
+        seconds: med(&|m| m.seconds),
+        reads: med(&|m| m.reads as f64) as u64,
+        reads_per_s: med(&|m| m.reads as f64 / m.seconds),
+        p50_us: med(&|m| m.p50_us),
+        p99_us: med(&|m| m.p99_us),
+        p999_us: med(&|m| m.p999_us),
+        max_us: ms.iter().map(|m| m.max_us).fold(0.0, f64::max),
+        neighbour_per_s: med_if(&|m| m.neighbour_per_s),
+        neighbour_p99_us: med_if(&|m| m.neighbour_p99_us),
+        misses: med(&|m| m.misses as f64) as u64,
+        mmap_lock_per_miss: med_if(&|m| per_miss(m, m.locks_readers)),
+        mmap_lock_per_miss_process: med_if(&|m| per_miss(m, m.locks_process)),
+        device_bytes: med(&|m| m.device_bytes as f64) as u64,
+        cpu_s: med(&|m| m.cpu_s),
+        resident_max_bytes: ms.iter().map(|m| m.resident_max_bytes).max().unwrap_or(0),
+        wrong_bytes: ms.iter().map(|m| m.wrong_bytes).sum(),
+    })
+}
+
+/// The worker's side: reads an order from standard input, measures, and reports on standard output.
+///
+/// # Errors
+///
+/// An order that cannot be read, or a process that cannot be prepared.
+pub fn work() -> anyhow::Result<()> {
+    let order: Order = serde_json::from_reader(std::io::stdin()).context("cannot read the order")?;
+    let say = |m: &Message| -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, m)?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+        Ok(())
+    };
+    let rounds = order.setting.rounds;
+    let bench = Bench::new(order.setting)?;
+    let mut contenders = order.contenders;
+    let mut best_monitors = None;
+    for round in 0..rounds {
+        let mut broken = Vec::new();
+        for &kind in &contenders {
+            let tries = match (kind, best_monitors) {
+                (Kind::UffdMonitor, None) => order.monitors.clone(),
+                (Kind::UffdMonitor, Some(n)) => vec![n],
+                _ => vec![0],
+            };
+            let mut best = (0.0, 0);
+            for monitors in tries {
+                let cell = Cell { kind, monitors, round };
+                say(&Message::Starting(cell.clone()))?;
+                match bench.run(&cell) {
+                    Ok(m) => {
+                        let speed = m.reads as f64 / m.seconds;
+                        if speed > best.0 {
+                            best = (speed, monitors);
+                        }
+                        say(&Message::Measured(cell, m))?;
+                    }
+                    Err(e) => {
+                        say(&Message::Failed(kind, format!("{e:#}")))?;
+                        broken.push(kind);
+                        break;
+                    }
+                }
+            }
+            if kind == Kind::UffdMonitor {
+                best_monitors = Some(best.1);
+            }
+        }
+        contenders.retain(|k| !broken.contains(k));
+        // Nobody always goes first.
+        if !contenders.is_empty() {
+            contenders.rotate_left(1);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_the_medians_of_the_variant_that_won() {
+        let setting = Setting {
+            scenario: Scenario::Quiet,
+            threads: 4,
+            seconds: 1.0,
+            rounds: 3,
+            file: PathBuf::new(),
+            size: 0,
+            memory: 0,
+        };
+        let cell = |monitors, round, reads| {
+            let m = Measured { seconds: 1.0, reads, misses: 10, locks_readers: Some(5), ..Measured::default() };
+            (Cell { kind: Kind::UffdMonitor, monitors, round }, m)
+        };
+        let cells = [cell(2, 0, 50), cell(16, 0, 70), cell(48, 0, 60), cell(16, 1, 90), cell(16, 2, 10)];
+        let r = row(&setting, Kind::UffdMonitor, &cells).expect("measured");
+        assert_eq!((r.variant.as_str(), r.rounds, r.reads), ("monitors=16", 3, 70));
+        assert_eq!((r.mmap_lock_per_miss, r.mmap_lock_per_miss_process), (Some(0.5), None));
+        assert!(row(&setting, Kind::Mmap, &cells).is_none());
+    }
+}

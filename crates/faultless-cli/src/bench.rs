@@ -1,0 +1,280 @@
+//! `faultless bench`.
+
+use anyhow::Context;
+use clap::ValueEnum;
+use comfy_table::{CellAlignment, Table, presets};
+use faultless::Bytes;
+use faultless_bench::contender::Kind;
+use faultless_bench::neighbour::Scenario;
+use faultless_bench::plan::{Plan, Progress, Report, Row};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// Measure the kernel's mmap, pread, userfaultfd with monitor threads, and Faultless, beside busy neighbours.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
+checked. Without arguments all scenarios are run, in about three minutes. The data file is kept for the next run.
+
+A row's figures are medians over the rounds; the contenders take turns within each round. \"× mmap\" is the ratio of the
+reads per second to those of the kernel's mmap.")]
+pub(crate) struct Args {
+    /// What disturbs the readers; all, if none is named.
+    #[arg(value_enum)]
+    scenario: Vec<ScenarioArg>,
+    /// The data file; made if it does not exist.
+    #[arg(long, default_value = "faultless-bench.data")]
+    file: PathBuf,
+    /// How much of the data file to use.
+    #[arg(long, default_value = "4G", value_parser = size)]
+    size: Bytes,
+    /// Memory budget of the contenders that have one (faultless).
+    #[arg(long, default_value = "2G", value_parser = size)]
+    memory: Bytes,
+    /// Reader threads [default: 16; in quiet 1, 4, 16, 64 and 256].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads: Option<u16>,
+    /// Length of one measurement, in seconds.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+    /// Measurements of each contender in each setting.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Only these contenders.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
+    contenders: Vec<KindArg>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ScenarioArg {
+    Quiet,
+    Churn,
+    Smaps,
+    Fork,
+    Bigfree,
+}
+
+impl From<ScenarioArg> for Scenario {
+    fn from(s: ScenarioArg) -> Scenario {
+        match s {
+            ScenarioArg::Quiet => Scenario::Quiet,
+            ScenarioArg::Churn => Scenario::Churn,
+            ScenarioArg::Smaps => Scenario::Smaps,
+            ScenarioArg::Fork => Scenario::Fork,
+            ScenarioArg::Bigfree => Scenario::Bigfree,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindArg {
+    Mmap,
+    Pread,
+    UffdMonitor,
+    Faultless,
+}
+
+impl From<KindArg> for Kind {
+    fn from(k: KindArg) -> Kind {
+        match k {
+            KindArg::Mmap => Kind::Mmap,
+            KindArg::Pread => Kind::Pread,
+            KindArg::UffdMonitor => Kind::UffdMonitor,
+            KindArg::Faultless => Kind::Faultless,
+        }
+    }
+}
+
+fn size(text: &str) -> Result<Bytes, String> {
+    text.parse().map_err(|e: faultless::ParseBytesError| e.to_string())
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(s) if (0.05..=3600.0).contains(&s) => Ok(s),
+        _ => Err("it must be a number from 0.05 to 3600".to_owned()),
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let mut scenarios: Vec<Scenario> = args.scenario.into_iter().map(Scenario::from).collect();
+    if scenarios.is_empty() {
+        scenarios = Scenario::ALL.to_vec();
+    }
+    let mut contenders: Vec<Kind> = args.contenders.into_iter().map(Kind::from).collect();
+    if contenders.is_empty() {
+        contenders = Kind::ALL.to_vec();
+    }
+    scenarios.dedup();
+    contenders.dedup();
+    let plan = Plan {
+        scenarios,
+        contenders,
+        threads: args.threads.map(usize::from),
+        seconds: args.seconds,
+        rounds: usize::from(args.rounds),
+        file: args.file,
+        size: args.size,
+        memory: args.memory,
+    };
+    // Checked before minutes are spent: the engine itself refuses such a budget.
+    drop(faultless::Pool::builder().memory(plan.memory).build().context("--memory")?);
+
+    let mut bar = Bar::default();
+    let report = plan.run(&mut |p| bar.show(p))?;
+    bar.clear();
+    if args.json {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        print!("{}", tables(&report));
+    }
+    for left_out in &report.left_out {
+        eprintln!("faultless: left out: {left_out}");
+    }
+    let wrong: u64 = report.rows.iter().map(|r| r.wrong_bytes).sum();
+    anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong: these figures are worth nothing");
+    anyhow::ensure!(!report.rows.is_empty(), "nothing could be measured here");
+    Ok(())
+}
+
+/// Progress on a terminal; nothing in a pipe (indicatif sees to that).
+#[derive(Default)]
+struct Bar {
+    bar: Option<ProgressBar>,
+    length: u64,
+}
+
+impl Bar {
+    fn show(&mut self, p: Progress<'_>) {
+        match p {
+            Progress::Data(n, of) => {
+                self.bar(of, "making the data file {bar:40} {bytes}/{total_bytes}, {eta} left").set_position(n);
+            }
+            Progress::Cell(n, of, label) => {
+                let bar = self.bar(of as u64, "{bar:40} {pos}/{len} {msg}");
+                bar.set_position(n as u64);
+                bar.set_message(label.to_owned());
+            }
+            Progress::Note(text) => match &self.bar {
+                Some(bar) => bar.suspend(|| eprintln!("faultless: {text}")),
+                None => eprintln!("faultless: {text}"),
+            },
+        }
+    }
+
+    fn bar(&mut self, length: u64, template: &str) -> &ProgressBar {
+        if self.length != length {
+            self.clear();
+        }
+        self.length = length;
+        self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(length).with_style(style)
+        })
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn tables(report: &Report) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}", report.machine.line());
+    let mut rest = &report.rows[..];
+    while let Some(first) = rest.first() {
+        let same = |r: &Row| r.scenario == first.scenario && r.threads == first.threads;
+        let n = rest.iter().take_while(|r| same(r)).count();
+        let (group, others) = rest.split_at(n);
+        let _ = writeln!(
+            text,
+            "\n{}, {} threads: {}",
+            first.scenario.name(),
+            first.threads,
+            first.scenario.describe()
+        );
+        let _ = writeln!(text, "{}", table(group));
+        rest = others;
+    }
+    text
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut t = Table::new();
+    t.load_preset(presets::NOTHING);
+    let neighbour = rows.iter().any(|r| r.neighbour_per_s.is_some());
+    let mut header = vec!["", "reads/s", "× mmap", "p50", "p99", "p99.9", "max", "CPU/miss", "mmap_lock/miss"];
+    if neighbour {
+        header.extend(["neighbour/s", "its p99"]);
+    }
+    t.set_header(header);
+    let mmap = rows.iter().find(|r| r.contender == Kind::Mmap).map(|r| r.reads_per_s);
+    for r in rows {
+        let name = if r.variant.is_empty() {
+            r.contender.name().to_owned()
+        } else {
+            format!("{} ({})", r.contender.name(), r.variant)
+        };
+        let mut line = vec![
+            name,
+            count(r.reads_per_s),
+            mmap.map_or_else(|| "–".to_owned(), |m| format!("{:.2}", r.reads_per_s / m)),
+            micros(r.p50_us),
+            micros(r.p99_us),
+            micros(r.p999_us),
+            micros(r.max_us),
+            // With a neighbour in the same process, its time cannot be told from the readers'.
+            if neighbour { "–".to_owned() } else { micros(r.cpu_s * 1e6 / r.misses.max(1) as f64) },
+            r.mmap_lock_per_miss.map_or_else(|| "?".to_owned(), |l| format!("{l:.4}")),
+        ];
+        if neighbour {
+            line.push(r.neighbour_per_s.map_or_else(String::new, count));
+            line.push(r.neighbour_p99_us.map_or_else(String::new, micros));
+        }
+        t.add_row(line);
+    }
+    for column in t.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    t
+}
+
+fn count(x: f64) -> String {
+    match x {
+        x if x >= 9_999.5 => format!("{:.1} k", x / 1e3),
+        x if x >= 99.95 => format!("{x:.0}"),
+        x => format!("{x:.1}"),
+    }
+}
+
+fn micros(us: f64) -> String {
+    match us {
+        us if us >= 999_500.0 => format!("{:.2} s", us / 1e6),
+        us if us >= 999.5 => format!("{:.2} ms", us / 1e3),
+        us if us >= 99.5 => format!("{us:.0} µs"),
+        us => format!("{us:.1} µs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(count(123_456.0), "123.5 k");
+        assert_eq!(count(7.25), "7.2");
+        assert_eq!(micros(45_500.0), "45.50 ms");
+        assert_eq!(micros(3.14159), "3.1 µs");
+        assert_eq!(micros(2_500_000.0), "2.50 s");
+    }
+}

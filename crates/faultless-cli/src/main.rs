@@ -1,0 +1,44 @@
+//! The `faultless` command: parses, calls, prints.
+
+mod bench;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Major page faults without mmap_lock.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure the kernel's mmap, pread, userfaultfd with monitor threads, and Faultless, beside busy neighbours.
+    Bench(bench::Args),
+    /// (internal) One setting's measurements.
+    #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]
+    Worker,
+    /// (internal) Reads a process's smaps_rollup in a loop.
+    #[command(name = faultless_bench::neighbour::AGENT_COMMAND, hide = true)]
+    Agent {
+        /// Whose.
+        pid: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(args),
+        Command::Worker => faultless_bench::plan::work(),
+        Command::Agent { pid } => faultless_bench::neighbour::agent(pid),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("faultless: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

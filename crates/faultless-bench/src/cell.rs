@@ -163,18 +163,15 @@ impl Readers<'_> {
 pub struct Bench {
     setting: Setting,
     tracepoint: Option<LockTracepoint>,
-    process_locks: Option<Counter>,
     _ballast: Ballast,
 }
 
 impl Bench {
-    /// Prepares the process. To be called before other threads are started: the counter of the whole process is
-    /// inherited by threads that start later.
+    /// Prepares the process.
     pub fn new(setting: Setting) -> anyhow::Result<Self> {
         let tracepoint = LockTracepoint::find().ok();
-        let process_locks = tracepoint.and_then(|t| Counter::tracepoint(t.0, Scope::ThreadAndDescendants).ok());
         let ballast = Ballast::new(setting.scenario.ballast())?;
-        Ok(Bench { setting, tracepoint, process_locks, _ballast: ballast })
+        Ok(Bench { setting, tracepoint, _ballast: ballast })
     }
 
     /// Runs one measurement.
@@ -183,6 +180,15 @@ impl Bench {
         let path: &Path = &s.file;
         contender::drop_cache(path)?;
         self.warm()?;
+        // Counting costs the contender that takes the lock most: it is done in the first round alone, so that the
+        // medians of three rounds and more are free of it.
+        let counting = cell.round == 0;
+        // Threads that start from here on inherit it: the contender's, the neighbour's, the readers.
+        let process_locks = self
+            .tracepoint
+            .filter(|_| counting)
+            .and_then(|t| Counter::tracepoint(t.0, Scope::ThreadAndDescendants).ok());
+        let locks_now = || process_locks.as_ref().and_then(|c| c.read().ok());
         let contender = contender::open(cell.kind, path, s.size, Bytes::new(s.memory), cell.monitors)?;
 
         // All contenders of a round read the same pages; every round reads others, as far as there are any.
@@ -197,7 +203,7 @@ impl Bench {
             read: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             start: Barrier::new(s.threads + 1),
-            tracepoint: self.tracepoint,
+            tracepoint: self.tracepoint.filter(|_| counting),
         };
         let neighbour = Neighbour::start(s.scenario)?;
         if neighbour.is_some() {
@@ -217,7 +223,7 @@ impl Bench {
             let device = proc_number("/proc/self/io", "read_bytes:");
             let misses = contender.misses();
             readers.start.wait();
-            let locks = self.locks();
+            let locks = locks_now();
             let began = Instant::now();
             let end = began + Duration::from_secs_f64(s.seconds);
             while Instant::now() < end && readers.next.load(Ordering::Relaxed) < pages_all {
@@ -226,7 +232,7 @@ impl Bench {
             readers.stop.store(true, Ordering::Relaxed);
             let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
             m.seconds = began.elapsed().as_secs_f64();
-            m.locks_process = self.locks().zip(locks).map(|(now, then)| now - then);
+            m.locks_process = locks_now().zip(locks).map(|(now, then)| now - then);
             m.cpu_s = cpu_seconds() - cpu;
             m.device_bytes = proc_number("/proc/self/io", "read_bytes:") - device;
             m.misses = match (cell.kind, contender.misses().zip(misses)) {
@@ -258,10 +264,6 @@ impl Bench {
         m.max_us = us(times.max());
         m.locks_readers = locks;
         Ok(m)
-    }
-
-    fn locks(&self) -> Option<u64> {
-        self.process_locks.as_ref().and_then(|c| c.read().ok())
     }
 
     /// Touches and frees memory, so that no contender pays for what the hypervisor has not backed.

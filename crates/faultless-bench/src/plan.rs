@@ -288,8 +288,8 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
     let ms: Vec<&Measured> = of_kind.iter().filter(|(c, _)| c.monitors == monitors).map(|(_, m)| m).collect();
     let med = |f: &dyn Fn(&Measured) -> f64| median(ms.iter().map(|m| f(m)).collect());
     let med_if = |f: &dyn Fn(&Measured) -> Option<f64>| {
-        let values: Option<Vec<f64>> = ms.iter().map(|m| f(m)).collect();
-        values.map(median)
+        let values: Vec<f64> = ms.iter().filter_map(|m| f(m)).collect();
+        (!values.is_empty()).then(|| median(values))
     };
     let per_miss = |m: &Measured, locks: Option<u64>| Some(locks? as f64 / m.misses.max(1) as f64);
     Some(Row {

@@ -22,17 +22,39 @@ pub(crate) fn protected() -> bool {
     KEEPER.load(Ordering::Acquire) != 0
 }
 
+/// Numbers of the program's table below this are remembered with their owners.
+const NUMBERS: usize = 1 << 16;
+/// For each number, the last [`Fd`] that had it, by identity.
+static OWNERS: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
+static NEXT_IDENTITY: AtomicU32 = AtomicU32::new(1);
+
 /// A descriptor and its twin in the keeper's table.
 #[derive(Debug)]
 pub(crate) struct Fd {
     shared: AtomicI32,
     /// −1 where there is no private table.
     kept: i32,
+    identity: u32,
 }
 
 impl Fd {
     pub(crate) fn new(shared: i32, kept: i32) -> Self {
-        Fd { shared: AtomicI32::new(shared), kept }
+        let fd = Fd { shared: AtomicI32::new(shared), kept, identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed) };
+        fd.mark(shared);
+        fd
+    }
+
+    /// Notes that `number` is this descriptor's from now on. Done before a lease is taken on it, so that whoever finds
+    /// a lease under a number also finds whose it is.
+    fn mark(&self, number: i32) {
+        if let Some(owner) = OWNERS.get(number as usize) {
+            owner.store(self.identity, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether no other descriptor of the engine has been given `number` since.
+    pub(crate) fn owns(&self, number: i32) -> bool {
+        OWNERS.get(number as usize).is_some_and(|o| o.load(Ordering::SeqCst) == self.identity)
     }
 
     /// The number in the program's table.
@@ -62,6 +84,7 @@ impl Fd {
             return Err(Errno(libc::EBADF));
         }
         let fresh = fdtable::fetch(keeper, self.kept)?;
+        self.mark(fresh);
         match self.shared.compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(fresh),
             Err(other) => {

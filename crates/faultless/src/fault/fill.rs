@@ -96,18 +96,35 @@ pub(crate) fn serve_from(
     if run.count == 0 { Ok(()) } else { fill(core, &run, need, read) }
 }
 
+/// Set in owners that cannot die while they fill: a handler runs with every signal blocked, so nothing but the end of
+/// the process gets in between. The other bits tell threads apart by their stacks, which saves a system call in each
+/// miss. Owners without it are thread ids.
+const IMMORTAL: u32 = 1 << 31;
+
+/// The number under which this thread claims.
+fn owner(need: Need) -> u32 {
+    match need {
+        Need::Load(_) => {
+            let here = 0u8;
+            IMMORTAL | ((&raw const here as usize >> 12) as u32)
+        }
+        _ => raw::gettid(),
+    }
+}
+
 /// Waits for `seen` to change, and recovers the claim of an owner that died.
-fn wait(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<(), Fault> {
+fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Fault> {
     let page = core.page(unit);
-    if seen.state() == State::Filling && seen.number() == me {
+    let owner = seen.number();
+    let mortal = seen.state() == State::Filling && owner & IMMORTAL == 0;
+    if mortal && owner == raw::gettid() {
         return Err(Fault::Recursion);
     }
     let Ok(word) = page.announce_waiter(seen) else { return Ok(()) };
     core.counters.add(Count::Waits, 1);
     // SAFETY: the table lives as long as the core, which the caller holds.
     let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT_NS) };
-    if woken == futex::Woken::TimedOut && word.state() == State::Filling {
-        let owner = word.number();
+    if woken == futex::Woken::TimedOut && mortal {
         if signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH)) {
             // Its memory, if it got so far, is replaced or discarded by the next fill; its charge is given back here.
             if let Some(due) = page.abandon(owner, 0) {
@@ -192,7 +209,7 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     {
         return Err(Fault::PastEnd);
     }
-    let me = raw::gettid();
+    let me = owner(need);
     let page = core.page(unit);
     let mut counted = false;
     let mut count_miss = || {
@@ -207,7 +224,7 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
             (Need::Prefetch, _) => return Ok(()),
             (_, State::Filling) => {
                 count_miss();
-                wait(core, unit, seen, me)?;
+                wait(core, unit, seen)?;
                 continue;
             }
             (Need::Load(addr), State::Resident) => {
@@ -222,11 +239,11 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
                 Err(_) => continue,
             },
             (Need::Pin, State::Evicting) => {
-                wait(core, unit, seen, me)?;
+                wait(core, unit, seen)?;
                 continue;
             }
             (Need::Pin, _) if seen.batch() => {
-                wait(core, unit, seen, me)?;
+                wait(core, unit, seen)?;
                 continue;
             }
             _ => {}
@@ -474,16 +491,25 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
 }
 
 /// Whether what was just read through `number` came from the map's file, under its lease.
-fn verify(core: &MapCore, number: i32) -> Result<(), Fault> {
+///
+/// A number that the program closed may name another file by now. Under a lease one question answers both: of all
+/// descriptors only those of leased maps hold one, and `fds` knows which map has which number. Without a lease, device
+/// and inode are compared.
+fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Fault> {
     let Reading::File { id, leased, .. } = &core.reading else { return Ok(()) };
-    match file::status(number) {
-        Ok(st) if st.id == *id => {}
-        _ => return Err(Fault::Read(libc::EBADF)),
+    if !*leased {
+        return match file::status(number) {
+            Ok(st) if st.id == *id => Ok(()),
+            _ => Err(Fault::Read(libc::EBADF)),
+        };
     }
-    if *leased && !file::holds_read_lease(number) && !file::lease_still_listed(number) {
-        return Err(Fault::LeaseBroken);
+    // While the lease is being broken F_GETLEASE no longer tells it apart from one that is gone; the kernel's list does.
+    let held = file::holds_read_lease(number) || file::lease_still_listed(number);
+    match (held, fd.owns(number)) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Fault::Read(libc::EBADF)),
+        (false, _) => Err(Fault::LeaseBroken),
     }
-    Ok(())
 }
 
 /// Reads `len` bytes of the map's file, fewer only at its end, and makes sure that they are the file's.
@@ -493,7 +519,7 @@ fn read_file(core: &MapCore, fd: &Fd, buf: usize, len: usize, offset: u64) -> Re
     // Once with the descriptor as it is, once with one that the keeper kept.
     for _ in 0..3 {
         let read = read_whole(number, buf, len, offset);
-        match (read, verify(core, number)) {
+        match (read, verify(core, fd, number)) {
             (Ok(got), Ok(())) => return Ok(got),
             (Err(e), Ok(())) if e != libc::EBADF => return Err(Fault::Read(e)),
             (_, Err(why)) => last = Some(why),

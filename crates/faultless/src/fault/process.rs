@@ -37,3 +37,13 @@ pub(crate) fn forked() -> bool {
 pub(crate) fn pid() -> u32 {
     PID.load(Ordering::Relaxed)
 }
+
+/// Which of `shards` (a power of two) counters this processor should use. Any answer is right; the same answer on the
+/// same processor keeps cache lines where they are.
+#[inline]
+pub(crate) fn shard(shards: usize) -> usize {
+    // SAFETY: takes nothing. It reads the thread's rseq area or the vDSO, is safe in a handler, and sets errno only on
+    // kernels that have neither.
+    let cpu = unsafe { libc::sched_getcpu() };
+    cpu.max(0) as usize & (shards - 1)
+}

@@ -12,6 +12,7 @@
 #![allow(unsafe_code, reason = "dereferences what the gate protects")]
 
 use super::core::MapCore;
+use super::process;
 use faultless_sys::raw;
 use std::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -64,11 +65,7 @@ impl Drop for Inside<'_> {
 impl Gate {
     /// Goes in, if a map is behind the gate.
     pub(crate) fn enter(&self) -> Option<Inside<'_>> {
-        // Threads differ in their stacks: a cheap, signal-safe way to spread them over the counters.
-        let here = 0u8;
-        let stack = (&raw const here as usize) >> 12;
-        let shard = stack.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (usize::BITS - USER_SHARDS.trailing_zeros());
-        let users = &self.users[shard].0;
+        let users = &self.users[process::shard(USER_SHARDS)].0;
         users.fetch_add(1, Ordering::SeqCst);
         let core = self.core.load(Ordering::SeqCst);
         if core.is_null() {

@@ -8,6 +8,7 @@
 
 use super::area::Area;
 use super::budget::Budget;
+use super::process;
 use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +24,13 @@ const _: () = assert!(PAGE << (CLASSES - 1) == CHUNK_MAX);
 #[derive(Debug, Default)]
 struct Stack(AtomicU64);
 
+/// Processors that have a warm buffer of their own; with more, some share.
+const WARM: usize = 64;
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Warm(AtomicU32);
+
 /// The pool of buffers.
 #[derive(Debug)]
 pub(crate) struct Staging {
@@ -30,6 +38,8 @@ pub(crate) struct Staging {
     /// Link of each page that starts a free buffer (page number + 1; 0 ends the list).
     next: Area,
     free: [Stack; CLASSES],
+    /// A free smallest buffer for each processor (page number + 1), the one that it used last.
+    warm: [Warm; WARM],
     /// Bytes of the arena handed out for the first time so far.
     carved: AtomicUsize,
     /// Bumped when a buffer comes back while somebody waits.
@@ -63,6 +73,7 @@ impl Staging {
             arena: Area::new(bytes)?,
             next: Area::new(bytes / PAGE * 4)?,
             free: Default::default(),
+            warm: std::array::from_fn(|_| Warm::default()),
             carved: AtomicUsize::new(0),
             returned: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
@@ -121,6 +132,12 @@ impl Staging {
     /// are on loan.
     pub(crate) fn take(&self, bytes: usize, budget: &Budget) -> Buffer {
         let want = (bytes.clamp(PAGE, CHUNK_MAX) / PAGE).next_power_of_two().trailing_zeros() as usize;
+        if want == 0 {
+            let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
+            if let Some(page) = page.checked_sub(1) {
+                return Buffer { addr: self.arena.start() + page as usize * PAGE, class: 0 };
+            }
+        }
         loop {
             let ticket = self.returned.load(Ordering::Acquire);
             let exact = self.pop(want).map(|p| (p, want));
@@ -133,6 +150,12 @@ impl Staging {
             }
             self.waiting.fetch_add(1, Ordering::SeqCst);
             // Look again now that givers can see us; then sleep, at most for a moment.
+            // Warm buffers of other processors are not looked at before the others are gone.
+            for warm in &self.warm {
+                if let Some(page) = warm.0.swap(0, Ordering::SeqCst).checked_sub(1) {
+                    self.push(0, page);
+                }
+            }
             if (0..CLASSES).all(|c| self.free[c].0.load(Ordering::SeqCst) as u32 == 0) {
                 futex::wait(&self.returned, ticket, 10_000_000);
             }
@@ -142,7 +165,15 @@ impl Staging {
 
     /// Gives a buffer back.
     pub(crate) fn give(&self, buffer: Buffer) {
-        self.push(buffer.class, ((buffer.addr - self.arena.start()) / PAGE) as u32);
+        let mut page = ((buffer.addr - self.arena.start()) / PAGE) as u32;
+        if buffer.class == 0 {
+            // The one that was warm here goes to the stack; with none, there is nothing more to do.
+            let before = self.warm[process::shard(WARM)].0.swap(page + 1, Ordering::SeqCst);
+            page = before.wrapping_sub(1);
+        }
+        if page != u32::MAX {
+            self.push(buffer.class, page);
+        }
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.returned.fetch_add(1, Ordering::SeqCst);
             futex::wake(&self.returned, 1);

@@ -154,11 +154,25 @@ fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
 }
 
 /// Reads a user's source into raw staging memory. For ordinary contexts only.
+///
+/// Staging buffers come in the sizes that are free, and the last unit is cut off at the end of the data: what the
+/// source's alignment does not allow to be read in place is read aside, whole blocks at a time.
 pub(crate) fn reader(source: &dyn Source) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + '_ {
+    let fault = |e: io::Error| e.raw_os_error().map_or(Fault::Source, Fault::Read);
     move |buf, len, offset| {
         // SAFETY: the fill path passes a staging buffer that is on loan to this thread, of at least `len` bytes.
         let buf = unsafe { std::slice::from_raw_parts_mut(buf as *mut u8, len) };
-        source::read_full(source, buf, offset).map_err(|e| e.raw_os_error().map_or(Fault::Source, Fault::Read))
+        let align = source.alignment().max(1) as u64;
+        let (from, to) = (offset - offset % align, (offset + len as u64).next_multiple_of(align));
+        if (from, to) == (offset, offset + len as u64) {
+            return source::read_full(source, buf, offset).map_err(fault);
+        }
+        let mut blocks = vec![0u8; (to - from) as usize];
+        let got = source::read_full(source, &mut blocks, from).map_err(fault)?;
+        let part = &blocks[((offset - from) as usize).min(got)..got];
+        let n = part.len().min(len);
+        buf[..n].copy_from_slice(&part[..n]);
+        Ok(n)
     }
 }
 

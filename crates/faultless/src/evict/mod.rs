@@ -191,12 +191,17 @@ impl Evictor {
             if want == 0 || batch.items.len() >= BATCH_MAX {
                 break;
             }
-            let Some(item) = self.policy.next_victim() else { break };
+            let Some(victim) = self.policy.next_victim() else { break };
+            let item = victim.item;
             let tried = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
                 if core.keep_all.load(Ordering::Acquire) {
                     page.untrack();
                     return Try::Gone;
+                }
+                let word = page.load();
+                if victim.cold && word.state() == State::Resident && !word.soft() {
+                    return Try::Gone; // filled afresh since: it has another entry
                 }
                 if page.take_seen() {
                     return Try::Seen;
@@ -275,8 +280,12 @@ impl Evictor {
                 if page.take_seen() || word.pins() > 0 {
                     return Some((true, 0));
                 }
-                // Already soft (filled under a batch), absent or filling: nothing to mark, nothing to keep firm.
-                Some((false, if page.begin_soften() { core.unit_addr(unit) } else { 0 }))
+                if page.begin_soften() {
+                    return Some((false, core.unit_addr(unit)));
+                }
+                // Soft already (filled under a batch), or absent: nothing to mark. Being filled: it stays as it is.
+                let word = page.load();
+                Some((!word.soft() && word.state() != State::Absent, 0))
             });
             match begun {
                 Some(Some((true, _))) => back.push(item),

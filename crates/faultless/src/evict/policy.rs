@@ -21,6 +21,14 @@ pub(crate) struct Item {
     pub(crate) pages: u32,
 }
 
+/// A unit that is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Victim {
+    pub(crate) item: Item,
+    /// It was among the cold ones.
+    pub(crate) cold: bool,
+}
+
 /// The order of eviction.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
@@ -81,8 +89,11 @@ impl Policy {
     }
 
     /// The next unit to evict. If it cannot be (it is pinned, or was seen), it goes back to [`arrive`](Self::arrive).
-    pub(crate) fn next_victim(&mut self) -> Option<Item> {
-        self.cold.pop().or_else(|| self.next_to_cool())
+    pub(crate) fn next_victim(&mut self) -> Option<Victim> {
+        if let Some(item) = self.cold.pop() {
+            return Some(Victim { item, cold: true });
+        }
+        self.next_to_cool().map(|item| Victim { item, cold: false })
     }
 
     /// Units tracked.
@@ -126,7 +137,7 @@ mod tests {
     fn what_came_first_goes_first_and_hot_goes_last() {
         let mut p = Policy::default();
         (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0));
-        let order: Vec<_> = std::iter::from_fn(|| p.next_victim()).map(|i| i.entry).collect();
+        let order: Vec<_> = std::iter::from_fn(|| p.next_victim()).map(|v| v.item.entry).collect();
         assert_eq!(order, [1, 2, 4, 3, 5, 6], "3 goes before 5: by then the hot are more than half");
         assert_eq!(p.pages(), 0);
     }
@@ -146,8 +157,8 @@ mod tests {
         p.cooled(first);
         p.arrive(item(4), false);
         assert_eq!(p.firm_pages(), 3);
-        assert_eq!(p.next_victim(), Some(first));
+        assert_eq!(p.next_victim(), Some(Victim { item: first, cold: true }));
         p.retain(|i| i.entry != 3);
-        assert_eq!(std::iter::from_fn(|| p.next_victim()).map(|i| i.entry).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(std::iter::from_fn(|| p.next_victim()).map(|v| v.item.entry).collect::<Vec<_>>(), [2, 4]);
     }
 }

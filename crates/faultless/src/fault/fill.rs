@@ -25,6 +25,10 @@ pub(crate) const RUN_MAX: usize = 64;
 const WAIT_NS: u64 = 100_000_000;
 /// How long a miss waits for a budget that nothing gives back, before it fails.
 const BUDGET_WAIT_NS: u64 = 10_000_000_000;
+/// How long to sleep before looking again whether the budget has room.
+const BUDGET_LOOK_NS: u64 = 2_000_000;
+/// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
+const FIRM_NAP_NS: u64 = 100_000;
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
 /// Tries to install a page while the kernel says EAGAIN (the address space is changing) or ENOMEM.
@@ -166,7 +170,11 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
     let mut since = (raw::monotonic_ns(), pool.clock.load(Ordering::Relaxed));
     loop {
         pool.evict_bell.ring();
-        pool.budget.wait(bytes, 2_000_000);
+        if firm() > firm_max {
+            raw::nap(FIRM_NAP_NS);
+        } else {
+            pool.budget.wait(bytes, BUDGET_LOOK_NS);
+        }
         if firm() <= firm_max && pool.budget.try_charge(bytes) {
             core.counters.add(Count::Charged, bytes);
             return Ok(());

@@ -24,7 +24,8 @@
 //! * SOFT — the bytes may vanish without our doing: the unit was marked MADV_FREE, or was filled under a batch that may
 //!   have struck afterwards. Such a unit is RESIDENT as a hint only: a load that finds it gone fills it again, and a
 //!   pin *renews* it first (claims, discards, fills).
-//! * TRACKED — the evictor has, or is about to get, an entry for the unit.
+//! * TRACKED — the evictor has, or is about to get, an entry for the unit. A soft unit that is filled afresh gets a
+//!   second one; the first, among the soft ones, is then stale.
 //! * SEEN — an access was observed (a pin, or a refault soon after eviction) since the evictor last looked.
 //!
 //! Invariants, checked by the loom models at the end of this file:
@@ -55,7 +56,6 @@ pub(crate) const PINS_MAX: u64 = (1 << 24) - 1;
 const PINS: u64 = PINS_MAX << PIN_SHIFT;
 
 const NUMBER_SHIFT: u32 = 32;
-const LOW: u64 = (1 << NUMBER_SHIFT) - 1;
 
 /// The states of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,8 +160,10 @@ impl Page {
             State::Evicting => From::Evicting,
             State::Filling => return Err(seen),
         };
-        // A batch in flight may strike after the fill: the unit stays soft. Otherwise it starts afresh.
-        let keep = if seen.batch() { WAITERS | BATCH | SOFT | TRACKED | SEEN | PINS } else { WAITERS | TRACKED | SEEN | PINS };
+        // A batch in flight may strike after the fill: the unit stays soft. Otherwise it starts afresh, and if it was
+        // soft, as a new one for the evictor, who has it among those that are.
+        let drop = if seen.soft() && !seen.batch() { SOFT | TRACKED } else { 0 };
+        let keep = (WAITERS | BATCH | SOFT | TRACKED | SEEN | PINS) & !drop;
         let to = (seen.0 & keep) | FILLING | (u64::from(owner) << NUMBER_SHIFT);
         self.swap(seen, to).map(|_| from)
     }
@@ -282,7 +284,7 @@ impl Page {
 
 /// The bits that a waiter's futex compares: all of the low half.
 pub(crate) const fn futex_bits(word: Word) -> u32 {
-    (word.0 & LOW) as u32
+    word.0 as u32
 }
 
 #[cfg(all(test, not(loom)))]
@@ -355,8 +357,8 @@ mod tests {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
-    use loom::sync::Arc;
     use loom::sync::atomic::{AtomicUsize, Ordering as O};
+    use loom::sync::{Arc, Mutex};
     use loom::thread;
 
     /// What the kernel has for the page.
@@ -366,7 +368,8 @@ mod models {
 
     struct World {
         page: Page,
-        kernel: AtomicUsize,
+        /// The page-table entry. The kernel changes it under a lock, one change at a time.
+        kernel: Mutex<usize>,
         fillers: AtomicUsize,
         frames: AtomicUsize,
     }
@@ -375,15 +378,31 @@ mod models {
         fn new() -> Arc<Self> {
             Arc::new(World {
                 page: Page::new(),
-                kernel: AtomicUsize::new(NONE),
+                kernel: Mutex::new(NONE),
                 fillers: AtomicUsize::new(0),
                 frames: AtomicUsize::new(0),
             })
         }
 
+        fn look(&self) -> usize {
+            *self.kernel.lock().unwrap()
+        }
+
+        fn discard(&self) {
+            *self.kernel.lock().unwrap() = NONE;
+        }
+
+        /// Changes the entry if it is `from`.
+        fn entry(&self, from: usize, to: usize) {
+            let mut entry = self.kernel.lock().unwrap();
+            if *entry == from {
+                *entry = to;
+            }
+        }
+
         /// UFFDIO_COPY: installs if nothing is there (EEXIST otherwise, which is as good).
         fn copy(&self) {
-            let _ = self.kernel.compare_exchange(NONE, THERE, O::AcqRel, O::Acquire);
+            self.entry(NONE, THERE);
         }
 
         fn fill(&self, me: u32, from: From, pin: bool, fails: bool) -> bool {
@@ -392,13 +411,13 @@ mod models {
                 self.frames.fetch_add(1, O::AcqRel);
             }
             if pin && from == From::Resident {
-                self.kernel.store(NONE, O::Release); // renewal discards first
+                self.discard(); // renewal discards first
             }
             if !fails {
                 self.copy();
             }
             if fails {
-                self.kernel.store(NONE, O::Release); // a failed refill discards what may still be there
+                self.discard(); // a failed refill discards what may still be there
                 self.frames.fetch_sub(1, O::AcqRel);
                 self.fillers.fetch_sub(1, O::AcqRel);
                 self.page.abandon(me, 0).expect("still ours");
@@ -412,7 +431,7 @@ mod models {
         /// A load, up to `tries` looks: spinning for ever would be outside what loom can explore.
         fn load(&self, me: u32, tries: usize, fails: bool) -> bool {
             for _ in 0..tries {
-                if self.kernel.load(O::Acquire) != NONE {
+                if self.look() != NONE {
                     return true;
                 }
                 let w = self.page.load();
@@ -448,12 +467,12 @@ mod models {
         }
 
         fn check_pinned(&self) {
-            assert_eq!(self.kernel.load(O::Acquire), THERE, "a pinned page is there, and not the kernel's to take");
+            assert_eq!(self.look(), THERE, "a pinned page is there, and not the kernel's to take");
         }
 
         fn evict(&self) {
             if self.page.begin_evict() {
-                self.kernel.store(NONE, O::Release);
+                self.discard();
                 self.page.settle(1);
                 self.frames.fetch_sub(1, O::AcqRel);
             }
@@ -461,14 +480,14 @@ mod models {
 
         fn soften(&self) {
             if self.page.begin_soften() {
-                let _ = self.kernel.compare_exchange(THERE, LAZY, O::AcqRel, O::Acquire);
+                self.entry(THERE, LAZY);
                 self.page.settle(1);
             }
         }
 
         /// The kernel takes a MADV_FREE'd page back.
         fn reclaim(&self) {
-            let _ = self.kernel.compare_exchange(LAZY, NONE, O::AcqRel, O::Acquire);
+            self.entry(LAZY, NONE);
         }
 
         fn check_at_rest(&self) {
@@ -476,7 +495,7 @@ mod models {
             assert!(!w.batch());
             let frames = self.frames.load(O::Acquire);
             match w.state() {
-                State::Absent => assert_eq!((frames, self.kernel.load(O::Acquire)), (0, NONE)),
+                State::Absent => assert_eq!((frames, self.look()), (0, NONE)),
                 State::Resident => assert_eq!(frames, 1),
                 other => panic!("at rest in {other:?}"),
             }
@@ -510,17 +529,17 @@ mod models {
 
     #[test]
     fn two_loads_of_an_absent_page_and_an_eviction() {
-        run(World::new, vec![|w| drop(w.load(1, 3, false)), |w| drop(w.load(2, 3, false)), |w| w.evict()]);
+        run(World::new, vec![|w| _ = w.load(1, 3, false), |w| _ = w.load(2, 3, false), |w| w.evict()]);
     }
 
     #[test]
     fn a_load_under_an_eviction() {
-        run(resident, vec![|w| drop(w.load(1, 3, false)), |w| w.evict(), |w| drop(w.load(2, 3, false))]);
+        run(resident, vec![|w| _ = w.load(1, 3, false), |w| w.evict(), |w| _ = w.load(2, 3, false)]);
     }
 
     #[test]
     fn a_failing_fill_beside_a_good_one() {
-        run(World::new, vec![|w| drop(w.load(1, 2, true)), |w| drop(w.load(2, 3, false))]);
+        run(World::new, vec![|w| _ = w.load(1, 2, true), |w| _ = w.load(2, 3, false)]);
     }
 
     #[test]
@@ -535,7 +554,7 @@ mod models {
                     }
                 },
                 |w| w.evict(),
-                |w| drop(w.load(2, 2, false)),
+                |w| _ = w.load(2, 2, false),
             ],
         );
     }
@@ -554,7 +573,7 @@ mod models {
                 |w| w.soften(),
                 |w| {
                     w.reclaim();
-                    drop(w.load(2, 2, false));
+                    _ = w.load(2, 2, false);
                 },
             ],
         );
@@ -588,7 +607,7 @@ mod models {
 
     #[test]
     fn release_and_eviction_do_not_both_take_the_frame() {
-        run(resident, vec![|w| w.evict(), |w| w.evict(), |w| drop(w.load(1, 2, false))]);
+        run(resident, vec![|w| w.evict(), |w| w.evict(), |w| _ = w.load(1, 2, false)]);
     }
 
     #[test]
@@ -602,7 +621,7 @@ mod models {
                     thread::spawn(move || world.page.abandon(5, 0).is_some())
                 })
                 .collect();
-            let recovered = others.into_iter().filter(|_| true).map(|t| t.join().unwrap()).filter(|&r| r).count();
+            let recovered = others.into_iter().map(|t| t.join().unwrap()).filter(|&r| r).count();
             assert_eq!(recovered, 1);
             assert_eq!(world.page.load().state(), State::Absent);
         });

@@ -1,0 +1,601 @@
+//! Maps do what they say: bytes, ranges, pins, prefetch, release, budgets, users' sources.
+#![allow(unsafe_code, reason = "vouches for test files; makes system calls with raw pointers")]
+
+mod common;
+
+use common::{PAGE, check, content, dir, eventually, file, open, pool};
+use faultless::{Advice, Bytes, Error, Map, Pool, Reads, Source};
+use proptest::prelude::*;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+
+#[test]
+fn every_byte_is_the_file_s_whatever_the_options() {
+    let dir = dir();
+    let len = 3 * (1 << 20) + 12_345;
+    let path = file(dir.path(), "a", 1, len);
+    let pool = pool(64);
+    for unit in [4, 16, 64, 256, 2048] {
+        for reads in [Reads::Auto, Reads::Buffered] {
+            for advice in [Advice::Normal, Advice::Random, Advice::Sequential] {
+                let options = pool.options().unit(Bytes::kib(unit)).reads(reads).advice(advice);
+                let map = options.map(open(&path)).expect("mapped");
+                assert_eq!(map.len(), len);
+                check(&map, 1, 0);
+                // The rest of the last page reads as zero, as with mmap.
+                let tail = unsafe { std::slice::from_raw_parts(map.as_ptr().add(len), PAGE - len % PAGE) };
+                assert!(tail.iter().all(|&b| b == 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_file_begin_and_end_anywhere() {
+    let dir = dir();
+    let len = 1 << 20;
+    let path = file(dir.path(), "a", 2, len);
+    let pool = pool(16);
+    for (offset, part) in [(0, 1), (1, 1), (4095, 2), (5000, 100_000), (len - 1, 1), (777_777, len - 777_777)] {
+        let map = pool.options().offset(offset as u64).len(part).map(open(&path)).expect("mapped");
+        assert_eq!(map.len(), part);
+        check(&map, 2, offset);
+        check(&map.pin(..).expect("pinned"), 2, offset);
+    }
+    assert!(pool.options().offset(len as u64).map(open(&path)).expect("empty").is_empty());
+    let beyond = pool.options().offset(len as u64 + 1).map(open(&path)).expect_err("behind the end").to_string();
+    assert!(beyond.contains("behind the end"), "{beyond}");
+}
+
+#[test]
+fn an_empty_file_is_an_empty_map() {
+    let dir = dir();
+    let path = file(dir.path(), "empty", 0, 0);
+    let map = pool(4).map(open(&path)).expect("mapped");
+    assert!(map.is_empty() && map.pin(..).expect("nothing to pin").is_empty() && map.is_resident(..));
+    map.prefetch(..).expect("nothing to do");
+    map.release(..).expect("nothing to do");
+}
+
+#[test]
+fn bad_options_and_ranges_are_named() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 3, 100_000);
+    let pool = pool(4);
+    for (unit, value) in [(0, "0 B"), (5000, "4.9 KiB"), (4 << 20, "4 MiB")] {
+        let e = pool.options().unit(Bytes::new(unit)).map(open(&path)).expect_err("unit").to_string();
+        assert!(e.contains(value) && e.contains("power of two"), "{e}");
+    }
+    for (memory, remedy) in [(Bytes::new(0), "at least 1 MiB"), (Bytes::new(u64::MAX), "physical memory")] {
+        let e = Pool::builder().memory(memory).build().expect_err("budget").to_string();
+        assert!(e.contains("memory budget") && e.contains(remedy), "{e}");
+        let e = pool.resize(memory).expect_err("budget").to_string();
+        assert!(e.contains(remedy), "{e}");
+    }
+    let map = pool.map(open(&path)).expect("mapped");
+    let e = map.pin(99_999..100_001).expect_err("range");
+    assert_eq!(e.to_string(), "the range 99999..100001 does not lie in the map, which has 100000 bytes");
+    assert!(map.prefetch(100_001..).is_err() && map.release(5..100_001).is_err() && !map.is_resident(..=100_000));
+    assert_eq!(io::Error::from(e).kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn the_budgets_of_all_pools_together_cannot_exceed_the_machine() {
+    common::isolated_ok("the_budgets_of_all_pools_together_cannot_exceed_the_machine", || {
+        let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
+        let kib: u64 = text.split_whitespace().nth(1).and_then(|w| w.parse().ok()).expect("MemTotal");
+        let two_fifths = Bytes::kib(kib / 5 * 2);
+        let build = || Pool::builder().memory(two_fifths).build();
+        let (first, second) = (build().expect("two fifths"), build().expect("four fifths"));
+        let e = build().expect_err("six fifths").to_string();
+        assert!(e.contains("other pools"), "{e}");
+        assert!(first.resize(Bytes::kib(kib)).is_err());
+        assert_eq!(first.budget(), two_fifths, "unchanged");
+        drop((first, second));
+        build().expect("promises are given back");
+    });
+}
+
+/// Reads through `write(2)`, as a system call that is handed a pointer.
+fn write_from(bytes: *const u8, len: usize) -> io::Result<usize> {
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/zero").expect("/dev/zero");
+    let mut pipe = [0; 2];
+    unsafe { libc::pipe(pipe.as_mut_ptr()) };
+    let n = unsafe { libc::write(pipe[1], bytes.cast(), len) };
+    let result = if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) };
+    unsafe {
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+    }
+    drop(null);
+    result
+}
+
+#[test]
+fn a_system_call_gets_efault_for_an_absent_page_and_the_bytes_of_a_pinned_one() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 4, 1 << 20);
+    let map = pool(8).map(open(&path)).expect("mapped");
+    let at = unsafe { map.as_ptr().add(5 * PAGE) };
+    assert_eq!(write_from(at, 100).expect_err("absent").raw_os_error(), Some(libc::EFAULT));
+    let pinned = map.pin(5 * PAGE..6 * PAGE).expect("pinned");
+    assert_eq!(write_from(pinned.as_ptr(), PAGE).expect("resident"), PAGE);
+    map.release(..).expect("released");
+    assert_eq!(write_from(pinned.as_ptr(), PAGE).expect("release leaves pinned pages alone"), PAGE);
+    drop(pinned);
+    map.release(..).expect("released");
+    assert!(write_from(at, 100).is_err(), "and takes the others");
+    check(&map, 4, 0);
+}
+
+#[test]
+fn prefetched_ranges_become_resident_and_released_ones_absent() {
+    let dir = dir();
+    let len = 4 << 20;
+    let path = file(dir.path(), "a", 5, len);
+    let pool = pool(32);
+    let map = pool.map(open(&path)).expect("mapped");
+    assert!(!map.is_resident(..) && !map.is_resident(0..1));
+    map.prefetch(1 << 20..3 << 20).expect("queued");
+    eventually("the prefetch", || map.is_resident(1 << 20..3 << 20));
+    assert!(!map.is_resident(0..1 << 20), "nothing else is read");
+    let before = map.stats();
+    check(&map[1 << 20..3 << 20], 5, 1 << 20);
+    assert_eq!(map.stats().misses, before.misses, "no miss in what was prefetched");
+    map.release(1 << 20..2 << 20).expect("released");
+    assert!(!map.is_resident(1 << 20..(1 << 20) + 1) && map.is_resident(2 << 20..3 << 20));
+    // Only units that lie wholly in the range go.
+    map.release((2 << 20) + 1..(2 << 20) + 2 * PAGE).expect("released");
+    assert!(map.is_resident(2 << 20..(2 << 20) + PAGE) && !map.is_resident((2 << 20) + PAGE..(2 << 20) + PAGE + 1));
+    check(&map, 5, 0);
+    assert!(map.is_resident(..));
+}
+
+#[test]
+fn statistics_count_what_happened() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 6, 100 * PAGE);
+    let pool = pool(8);
+    let map = pool.map(open(&path)).expect("mapped");
+    for i in 0..50 {
+        assert_eq!(map[i * PAGE], common::byte_at(6, i * PAGE));
+        assert_eq!(map[i * PAGE + 1], common::byte_at(6, i * PAGE + 1));
+    }
+    let s = map.stats();
+    assert_eq!((s.misses, s.fills, s.bytes_read), (50, 50, 50 * PAGE as u64));
+    assert_eq!((s.evictions, s.taken_back, s.errors, s.fill_latency.count()), (0, 0, 0, 50));
+    assert!(s.fill_latency.quantile(0.5).expect("some") > std::time::Duration::from_nanos(500));
+    map.release(..).expect("released");
+    assert_eq!(map.stats().evictions, 50);
+    drop(map);
+    let all = pool.stats();
+    assert_eq!((all.maps.misses, all.maps.evictions), (50, 50), "kept when the map is gone");
+    assert!(all.page_tables > Bytes::new(0) && all.used <= all.budget);
+}
+
+#[test]
+fn dropping_maps_gives_the_budget_back() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 7, 2 << 20);
+    let pool = pool(16);
+    let mut settled = None;
+    for round in 0..20 {
+        let map = pool.options().unit(Bytes::kib(if round % 2 == 0 { 4 } else { 64 })).map(open(&path)).expect("mapped");
+        check(&map, 7, 0);
+        assert!(pool.stats().used >= Bytes::mib(2));
+        drop(map);
+        // Staging buffers stay; they are all there after the first rounds. The evictor's queue may come and go.
+        let used = pool.stats().used.get();
+        let first = *settled.get_or_insert(used);
+        assert!(used <= first + (1 << 20), "round {round}: {used} bytes stay, after the first round {first}");
+    }
+}
+
+/// Bytes as a function of position, a count of reads, and errors at will.
+struct Generated {
+    len: u64,
+    seed: u64,
+    reads: Arc<AtomicUsize>,
+    slow: bool,
+    fail_at: Option<u64>,
+}
+
+impl Generated {
+    fn new(len: u64, seed: u64) -> Self {
+        Generated { len, seed, reads: Arc::default(), slow: false, fail_at: None }
+    }
+}
+
+impl Source for Generated {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.slow {
+            std::thread::sleep(std::time::Duration::from_millis(30));
+        }
+        if self.fail_at.is_some_and(|at| (offset..offset + buf.len() as u64).contains(&at)) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        // Short reads, as a decompressor would return.
+        let n = buf.len().min(1000).min((self.len - offset.min(self.len)) as usize);
+        for (i, b) in buf[..n].iter_mut().enumerate() {
+            *b = common::byte_at(self.seed, offset as usize + i);
+        }
+        Ok(n)
+    }
+    fn name(&self) -> String {
+        "generated".to_owned()
+    }
+}
+
+#[test]
+fn many_threads_that_miss_the_same_page_cause_one_read() {
+    struct Whole(Generated);
+    impl Source for Whole {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.0.reads.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            for (i, b) in buf.iter_mut().enumerate() {
+                *b = common::byte_at(8, offset as usize + i);
+            }
+            Ok(buf.len())
+        }
+    }
+    let source = Whole(Generated::new(16 * PAGE as u64, 8));
+    let reads = source.0.reads.clone();
+    let map = unsafe { pool(8).map_trusted(source) }.expect("mapped");
+    let start = Barrier::new(32);
+    std::thread::scope(|s| {
+        for _ in 0..32 {
+            s.spawn(|| {
+                start.wait();
+                for page in 0..16 {
+                    check(&map[page * PAGE..(page + 1) * PAGE], 8, page * PAGE);
+                }
+            });
+        }
+    });
+    assert_eq!(reads.load(Ordering::SeqCst), 16);
+}
+
+#[test]
+fn users_sources_are_read_by_loads_pins_and_prefetches() {
+    let len = 1_000_003u64;
+    let pool = pool(8);
+    let map = unsafe { pool.map_trusted(Generated::new(len, 9)) }.expect("mapped");
+    check(&map.pin(10_000..20_000).expect("pinned"), 9, 10_000);
+    map.prefetch(500_000..600_000).expect("queued");
+    eventually("the prefetch", || map.is_resident(500_000..600_000));
+    check(&map, 9, 0);
+    let part = unsafe { pool.options().offset(12_345).len(54_321).map_trusted(Generated::new(len, 9)) }.expect("mapped");
+    check(&part, 9, 12_345);
+}
+
+#[test]
+fn a_source_s_alignment_is_honoured() {
+    struct Blocks;
+    impl Source for Blocks {
+        fn len(&self) -> io::Result<u64> {
+            Ok(5 * 65_536 + 77)
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            assert_eq!((offset % 65_536, buf.len() % 65_536), (0, 0));
+            let n = buf.len().min((5 * 65_536 + 77 - offset) as usize);
+            for (i, b) in buf[..n].iter_mut().enumerate() {
+                *b = common::byte_at(10, offset as usize + i);
+            }
+            Ok(n)
+        }
+        fn alignment(&self) -> usize {
+            65_536
+        }
+    }
+    let pool = pool(8);
+    check(&unsafe { pool.map_trusted(Blocks) }.expect("mapped"), 10, 0);
+    let part = unsafe { pool.options().offset(100_000).len(150_000).map_trusted(Blocks) }.expect("mapped");
+    check(&part, 10, 100_000);
+    check(&part.pin(140_000..150_000).expect("pinned"), 10, 240_000);
+}
+
+#[test]
+fn a_read_error_is_an_error_of_pin_and_leaves_the_rest_readable() {
+    let mut source = Generated::new(100 * PAGE as u64, 11);
+    source.fail_at = Some(50 * PAGE as u64 + 10);
+    let map = unsafe { pool(8).map_trusted(source) }.expect("mapped");
+    let e = map.pin(49 * PAGE..52 * PAGE).expect_err("page 50 fails");
+    match &e {
+        Error::Read { name, offset, error } => {
+            assert_eq!((name.as_str(), *offset), ("generated", 50 * PAGE as u64));
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(e.to_string().starts_with("cannot read generated at offset 204800: "), "{e}");
+    check(&map[..50 * PAGE], 11, 0);
+    check(&map.pin(51 * PAGE..).expect("fine"), 11, 51 * PAGE);
+    assert!(map.stats().errors >= 1);
+}
+
+#[test]
+fn a_source_that_panics_is_a_source_that_failed() {
+    struct Bomb;
+    impl Source for Bomb {
+        fn len(&self) -> io::Result<u64> {
+            Ok(PAGE as u64)
+        }
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+            panic!("boom, as the test wants");
+        }
+    }
+    let map = unsafe { pool(4).map_trusted(Bomb) }.expect("mapped");
+    assert!(matches!(map.pin(..), Err(Error::Read { .. })));
+}
+
+#[test]
+fn a_source_may_be_made_of_another_map() {
+    struct Reversed(Map);
+    impl Source for Reversed {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let n = buf.len().min(self.0.len() - offset as usize);
+            for (i, b) in buf[..n].iter_mut().enumerate() {
+                *b = self.0[self.0.len() - 1 - offset as usize - i];
+            }
+            Ok(n)
+        }
+    }
+    let dir = dir();
+    let len = 300_001;
+    let path = file(dir.path(), "a", 12, len);
+    let pool = pool(8);
+    let inner = pool.map(open(&path)).expect("mapped");
+    let map = unsafe { pool.map_trusted(Reversed(inner)) }.expect("mapped");
+    assert!((0..len).all(|i| map[i] == common::byte_at(12, len - 1 - i)));
+}
+
+#[test]
+fn a_pin_that_cannot_fit_is_refused_and_holds_nothing() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 13, 6 << 20);
+    let pool = pool(4);
+    let map = pool.map(open(&path)).expect("mapped");
+    assert!(matches!(map.pin(..), Err(Error::BudgetExhausted { .. })));
+    let some = map.pin(..1 << 20).expect("fits");
+    check(&some, 13, 0);
+    check(&map, 13, 0);
+    pool.resize(Bytes::mib(16)).expect("resized");
+    check(&map.pin(..).expect("fits now"), 13, 0);
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("status");
+    let kib = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|v| v.split_whitespace().next()?.parse().ok());
+    kib.unwrap_or(0u64) << 10
+}
+
+#[test]
+fn the_budget_holds_while_64_threads_thrash() {
+    common::isolated_ok("the_budget_holds_while_64_threads_thrash", || {
+        let dir = dir();
+        let len = 48 << 20;
+        let path = file(dir.path(), "a", 14, len);
+        let budget = Bytes::mib(8);
+        let pool = Pool::builder().memory(budget).build().expect("a pool");
+        let maps: Vec<_> = [4, 64]
+            .map(|unit| pool.options().unit(Bytes::kib(unit)).map(open(&path)).expect("mapped"))
+            .into_iter()
+            .collect();
+        let (before, most) = (resident(), AtomicU64::new(0));
+        std::thread::scope(|s| {
+            for t in 0..64usize {
+                let (maps, most) = (&maps, &most);
+                s.spawn(move || {
+                    let mut x = t as u64 + 1;
+                    for i in 0..400 {
+                        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        let page = (x >> 33) as usize % (len / PAGE);
+                        check(&maps[t % 2][page * PAGE..(page + 1) * PAGE], 14, page * PAGE);
+                        if i % 40 == 0 {
+                            most.fetch_max(resident(), Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        let stats = pool.stats();
+        assert!(stats.maps.evictions > 1000, "{stats:?}");
+        let allowed = budget.get() / 100 * 105;
+        assert!(stats.peak.get() <= allowed, "charged {} of {budget}", stats.peak);
+        // What the kernel says: the 64 threads' own stacks and heaps come on top.
+        let grown = most.load(Ordering::Relaxed).saturating_sub(before);
+        assert!(grown <= allowed + 64 * (160 << 10), "resident memory grew by {}", Bytes::new(grown));
+        pool.resize(Bytes::mib(2)).expect("smaller");
+        eventually("the smaller budget", || pool.stats().used <= Bytes::mib(2));
+        check(&maps[0][..4 << 20], 14, 0);
+    });
+}
+
+#[test]
+fn maps_come_and_go_while_their_neighbours_fault() {
+    let dir = dir();
+    let paths: Vec<_> = (0..4).map(|i| file(dir.path(), &format!("f{i}"), 100 + i, 512 << 10)).collect();
+    let pool = pool(4);
+    std::thread::scope(|s| {
+        for t in 0..8usize {
+            let (pool, paths) = (&pool, &paths);
+            s.spawn(move || {
+                for round in 0..25 {
+                    let which = (t + round) % paths.len();
+                    let map = pool.map(open(&paths[which])).expect("mapped");
+                    map.prefetch(256 << 10..).expect("queued");
+                    check(&map, 100 + which as u64, 0);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn thousands_of_maps_live_side_by_side() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 15, 3 * PAGE);
+    let pool = pool(64);
+    let maps: Vec<_> = (0..3000).map(|_| unsafe { pool.map_trusted(Generated::new(2 * PAGE as u64, 15)) }.expect("mapped")).collect();
+    let file_map = pool.map(open(&path)).expect("mapped");
+    for map in &maps {
+        assert_eq!(map[PAGE], common::byte_at(15, PAGE));
+    }
+    check(&file_map, 15, 0);
+}
+
+#[test]
+fn a_sparse_tebibyte_is_mapped_and_read_within_the_budget() {
+    let dir = dir();
+    let path = dir.path().join("sparse");
+    let f = std::fs::File::create(&path).expect("a file");
+    f.set_len(1 << 40).expect("a sparse file");
+    use std::os::unix::fs::FileExt;
+    let step = (1usize << 40) / 2000;
+    for i in 0..2000 {
+        f.write_all_at(&content(i as u64, 8), (i * step) as u64).expect("written");
+    }
+    drop(f);
+    let pool = pool(8);
+    let map = pool.map(open(&path)).expect("mapped");
+    assert_eq!(map.len(), 1 << 40);
+    for i in 0..2000 {
+        assert_eq!(map[i * step..i * step + 8], content(i as u64, 8)[..], "page {i}");
+    }
+    let s = pool.stats();
+    assert!(s.maps.evictions > 0 && s.peak.get() <= Bytes::mib(8).get() / 100 * 105, "{s:?}");
+}
+
+#[test]
+fn errno_is_kept_over_a_miss() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 16, 64 * PAGE);
+    let map = pool(4).map(open(&path)).expect("mapped");
+    for page in 0..64 {
+        unsafe { *libc::__errno_location() = 4242 };
+        let byte = unsafe { std::ptr::read_volatile(map.as_ptr().add(page * PAGE)) };
+        assert_eq!(unsafe { *libc::__errno_location() }, 4242);
+        assert_eq!(byte, common::byte_at(16, page * PAGE));
+    }
+}
+
+#[test]
+fn a_slow_source_blocks_only_those_who_want_its_page() {
+    let mut slow = Generated::new(64 * PAGE as u64, 17);
+    slow.slow = true;
+    let dir = dir();
+    let path = file(dir.path(), "a", 18, 1 << 20);
+    let pool = pool(8);
+    let slow = unsafe { pool.map_trusted(slow) }.expect("mapped");
+    let fast = pool.map(open(&path)).expect("mapped");
+    let order = std::sync::Mutex::new(Vec::new());
+    let start = Barrier::new(2);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            start.wait();
+            check(&slow[..PAGE], 17, 0); // five short reads of 30 ms each
+            order.lock().expect("order").push("slow");
+        });
+        s.spawn(|| {
+            start.wait();
+            eventually("the slow fill to begin", || slow.stats().misses > 0);
+            check(&fast[..64 * PAGE], 18, 0);
+            order.lock().expect("order").push("fast");
+        });
+    });
+    assert_eq!(order.into_inner().expect("order").len(), 2);
+    assert_eq!(slow.stats().fills, 1);
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Read(usize, usize),
+    Pin(usize, usize),
+    Release(usize, usize),
+    Prefetch(usize, usize),
+    Advise(u8),
+    Resize(u64),
+    Drop,
+}
+
+const MODEL_LEN: usize = 200 * PAGE + 1234;
+
+fn op() -> impl Strategy<Value = Op> {
+    let range = (0..MODEL_LEN, 0usize..20 * PAGE);
+    prop_oneof![
+        6 => range.clone().prop_map(|(a, n)| Op::Read(a, n)),
+        4 => range.clone().prop_map(|(a, n)| Op::Pin(a, n)),
+        2 => range.clone().prop_map(|(a, n)| Op::Release(a, n)),
+        2 => range.prop_map(|(a, n)| Op::Prefetch(a, n)),
+        1 => (0u8..3).prop_map(Op::Advise),
+        1 => (1u64..5).prop_map(Op::Resize),
+        1 => Just(Op::Drop),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 50, ..ProptestConfig::default() })]
+
+    /// The model is a plain array: whatever several threads do to the map, every byte that any of them sees is its.
+    #[test]
+    fn random_operations_of_many_threads_never_show_a_byte_that_the_model_lacks(
+        threads in proptest::collection::vec(proptest::collection::vec(op(), 1..40), 2..5),
+        unit in prop_oneof![Just(4u64), Just(16), Just(128)],
+    ) {
+        let model = content(77, MODEL_LEN);
+        let dir = dir();
+        let path = file(dir.path(), "model", 77, MODEL_LEN);
+        let pool = pool(1);
+        let shared = pool.options().unit(Bytes::kib(unit)).map(open(&path)).expect("mapped");
+        std::thread::scope(|s| {
+            for ops in &threads {
+                let (shared, pool, model, path) = (&shared, &pool, &model, &path);
+                s.spawn(move || {
+                    let mut own = pool.map(open(path)).expect("mapped");
+                    for op in ops {
+                        let end = |a: usize, n: usize| (a + n).min(MODEL_LEN);
+                        for map in [shared, &own] {
+                            match *op {
+                                Op::Read(a, n) => assert!(map[a..end(a, n)] == model[a..end(a, n)]),
+                                Op::Pin(a, n) => match map.pin(a..end(a, n)) {
+                                    Ok(pinned) => {
+                                        assert!(pinned[..] == model[a..end(a, n)]);
+                                        let n = pinned.len().min(1000);
+                                        assert_eq!(write_from(pinned.as_ptr(), n).expect("pinned"), n);
+                                    }
+                                    Err(e) => assert!(matches!(e, Error::BudgetExhausted { .. }), "{e}"),
+                                },
+                                Op::Release(a, n) => map.release(a..end(a, n)).expect("in range"),
+                                Op::Prefetch(a, n) => map.prefetch(a..end(a, n)).expect("in range"),
+                                Op::Advise(0) => map.advise(Advice::Normal),
+                                Op::Advise(1) => map.advise(Advice::Random),
+                                Op::Advise(_) => map.advise(Advice::Sequential),
+                                Op::Resize(mib) => pool.resize(Bytes::mib(mib)).expect("allowed"),
+                                Op::Drop => {}
+                            }
+                        }
+                        if matches!(op, Op::Drop) {
+                            own = pool.map(open(path)).expect("mapped");
+                        }
+                    }
+                });
+            }
+        });
+        prop_assert!(shared[..] == model[..]);
+        drop(shared);
+        prop_assert!(pool.stats().used.get() < 5 << 20);
+    }
+}

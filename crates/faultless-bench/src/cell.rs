@@ -109,7 +109,15 @@ fn major_faults() -> u64 {
 fn proc_number(path: &str, field: &str) -> u64 {
     std::fs::read_to_string(path)
         .ok()
-        .and_then(|t| t.lines().find_map(|l| l.strip_prefix(field)?.split_whitespace().next()?.parse().ok()))
+        .and_then(|t| {
+            t.lines().find_map(|l| {
+                l.strip_prefix(field)?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+        })
         .unwrap_or(0)
 }
 
@@ -138,8 +146,14 @@ struct OneReader {
 impl Readers<'_> {
     fn run(&self) -> anyhow::Result<OneReader> {
         let mut buffer = PageBuffer::new();
-        let mut r = OneReader { times: histogram(), wrong: 0, locks: None };
-        let counter = self.tracepoint.and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
+        let mut r = OneReader {
+            times: histogram(),
+            wrong: 0,
+            locks: None,
+        };
+        let counter = self
+            .tracepoint
+            .and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
         self.start.wait();
         let before = counter.as_ref().and_then(|c| c.read().ok());
         while !self.stop.load(Ordering::Relaxed) {
@@ -150,7 +164,9 @@ impl Readers<'_> {
             }
             let number = self.order.at(i);
             let began = Instant::now();
-            self.contender.read(number, &mut buffer, &mut |bytes| r.wrong += wrong_bytes(bytes, number))?;
+            self.contender.read(number, &mut buffer, &mut |bytes| {
+                r.wrong += wrong_bytes(bytes, number)
+            })?;
             r.times.saturating_record(began.elapsed().as_nanos() as u64);
         }
         r.locks = counter.and_then(|c| Some(c.read().ok()? - before?));
@@ -171,7 +187,11 @@ impl Bench {
     pub fn new(setting: Setting) -> anyhow::Result<Self> {
         let tracepoint = LockTracepoint::find().ok();
         let ballast = Ballast::new(setting.scenario.ballast())?;
-        Ok(Bench { setting, tracepoint, _ballast: ballast })
+        Ok(Bench {
+            setting,
+            tracepoint,
+            _ballast: ballast,
+        })
     }
 
     /// Runs one measurement.
@@ -189,7 +209,8 @@ impl Bench {
             .filter(|_| counting)
             .and_then(|t| Counter::tracepoint(t.0, Scope::ThreadAndDescendants).ok());
         let locks_now = || process_locks.as_ref().and_then(|c| c.read().ok());
-        let contender = contender::open(cell.kind, path, s.size, Bytes::new(s.memory), cell.monitors)?;
+        let contender =
+            contender::open(cell.kind, path, s.size, Bytes::new(s.memory), cell.monitors)?;
 
         // All contenders of a round read the same pages; every round reads others, as far as there are any.
         let pages_all = s.size / PAGE as u64;
@@ -213,7 +234,11 @@ impl Bench {
         let mut m = Measured::default();
         let measured: anyhow::Result<Vec<OneReader>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..s.threads)
-                .map(|_| std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(scope, || readers.run()))
+                .map(|_| {
+                    std::thread::Builder::new()
+                        .stack_size(256 << 10)
+                        .spawn_scoped(scope, || readers.run())
+                })
                 .collect::<Result<_, _>>()
                 .context("cannot start reader threads")?;
             // Resets the kernel's high-water mark.
@@ -227,7 +252,9 @@ impl Bench {
             let began = Instant::now();
             let end = began + Duration::from_secs_f64(s.seconds);
             while Instant::now() < end && readers.next.load(Ordering::Relaxed) < pages_all {
-                std::thread::sleep(Duration::from_millis(2).min(end.saturating_duration_since(Instant::now())));
+                std::thread::sleep(
+                    Duration::from_millis(2).min(end.saturating_duration_since(Instant::now())),
+                );
             }
             readers.stop.store(true, Ordering::Relaxed);
             let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
@@ -242,7 +269,10 @@ impl Bench {
             };
             m.resident_max_bytes =
                 (proc_number("/proc/self/status", "VmHWM:") << 10).saturating_sub(resident);
-            results.into_iter().map(|r| r.unwrap_or_else(|_| bail!("a reader thread panicked"))).collect()
+            results
+                .into_iter()
+                .map(|r| r.unwrap_or_else(|_| bail!("a reader thread panicked")))
+                .collect()
         });
         if let Some(n) = neighbour {
             let done = n.stop();

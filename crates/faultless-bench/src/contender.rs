@@ -1,7 +1,10 @@
 //! Ways to read a page of the file. All of them open the file themselves, are given the same pages, and are dropped
 //! after one measurement, so that each starts cold.
 
-#![allow(unsafe_code, reason = "contenders are made of mmap, pread and userfaultfd")]
+#![allow(
+    unsafe_code,
+    reason = "contenders are made of mmap, pread and userfaultfd"
+)]
 
 use anyhow::Context;
 use faultless::{Advice, Bytes, Map, Pool};
@@ -49,7 +52,12 @@ impl Kind {
 /// Something that yields pages.
 pub trait Contender: Send + Sync {
     /// Calls `check` with the 4,096 bytes of page `number`. `buffer` is the calling thread's own, page-aligned.
-    fn read(&self, number: u64, buffer: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()>;
+    fn read(
+        &self,
+        number: u64,
+        buffer: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()>;
 
     /// Misses served so far, where the contender counts them itself.
     fn misses(&self) -> Option<u64> {
@@ -71,7 +79,13 @@ impl PageBuffer {
 
 /// Opens a contender on `path`. `memory` is the budget of contenders that have one; `monitors` the number of monitor
 /// threads of [`Kind::UffdMonitor`].
-pub fn open(kind: Kind, path: &Path, len: u64, memory: Bytes, monitors: usize) -> anyhow::Result<Box<dyn Contender>> {
+pub fn open(
+    kind: Kind,
+    path: &Path,
+    len: u64,
+    memory: Bytes,
+    monitors: usize,
+) -> anyhow::Result<Box<dyn Contender>> {
     let opened: anyhow::Result<Box<dyn Contender>> = match kind {
         Kind::Mmap => KernelMmap::open(path, len).map(|c| Box::new(c) as _),
         Kind::Pread => Pread::open(path).map(|c| Box::new(c) as _),
@@ -94,7 +108,12 @@ fn open_direct(path: &Path) -> anyhow::Result<File> {
         .read(true)
         .custom_flags(libc::O_DIRECT)
         .open(path)
-        .with_context(|| format!("cannot open {} for direct reads (its file system may not have them)", path.display()))
+        .with_context(|| {
+            format!(
+                "cannot open {} for direct reads (its file system may not have them)",
+                path.display()
+            )
+        })
 }
 
 /// A range of address space that is given back when dropped.
@@ -125,8 +144,20 @@ impl KernelMmap {
     fn open(path: &Path, len: u64) -> anyhow::Result<Self> {
         let file = File::open(path)?;
         // SAFETY: the kernel chooses the range.
-        let start = unsafe { mem::map(0, len as usize, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)? };
-        let mapping = Mapping { start, len: len as usize };
+        let start = unsafe {
+            mem::map(
+                0,
+                len as usize,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )?
+        };
+        let mapping = Mapping {
+            start,
+            len: len as usize,
+        };
         // SAFETY: changes no contents.
         unsafe { mem::madvise(start, len as usize, libc::MADV_RANDOM)? };
         Ok(KernelMmap(mapping))
@@ -134,7 +165,12 @@ impl KernelMmap {
 }
 
 impl Contender for KernelMmap {
-    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+    fn read(
+        &self,
+        number: u64,
+        _: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
         check(self.0.page(number));
         Ok(())
     }
@@ -149,7 +185,12 @@ impl Pread {
 }
 
 impl Contender for Pread {
-    fn read(&self, number: u64, buffer: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+    fn read(
+        &self,
+        number: u64,
+        buffer: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(&self.0, &mut buffer.0, number * PAGE as u64)?;
         check(&buffer.0);
         Ok(())
@@ -177,26 +218,49 @@ impl Monitor {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: the kernel chooses the range, which is ours to register.
         let start = unsafe { mem::map(0, len as usize, libc::PROT_READ, flags, -1, 0)? };
-        let map = Mapping { start, len: len as usize };
+        let map = Mapping {
+            start,
+            len: len as usize,
+        };
         // SAFETY: our own mapping.
         unsafe { uffd::register(raw, start, len as usize).context("userfaultfd")? };
-        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, served) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let threads = (0..monitors)
             .map(|_| {
-                let (fd, source, stop, served) = (fd.clone(), source.clone(), stop.clone(), served.clone());
+                let (fd, source, stop, served) =
+                    (fd.clone(), source.clone(), stop.clone(), served.clone());
                 std::thread::spawn(move || monitor(&fd, &source, start, &stop, &served))
             })
             .collect();
-        Ok(Monitor { map, stop, served, threads, _fd: fd })
+        Ok(Monitor {
+            map,
+            stop,
+            served,
+            threads,
+            _fd: fd,
+        })
     }
 }
 
 fn monitor(fd: &OwnedFd, source: &File, start: usize, stop: &AtomicBool, served: &AtomicU64) {
     // SAFETY: plain descriptors and structures.
     let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
-    let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32, u64: 0 };
+    let mut event = libc::epoll_event {
+        events: (libc::EPOLLIN | libc::EPOLLEXCLUSIVE) as u32,
+        u64: 0,
+    };
     // SAFETY: both descriptors live, the structure is valid.
-    unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) };
+    unsafe {
+        libc::epoll_ctl(
+            epoll.as_raw_fd(),
+            libc::EPOLL_CTL_ADD,
+            fd.as_raw_fd(),
+            &mut event,
+        )
+    };
     let mut buffer = PageBuffer::new();
     while !stop.load(Ordering::Relaxed) {
         // SAFETY: room for one event.
@@ -209,7 +273,11 @@ fn monitor(fd: &OwnedFd, source: &File, start: usize, stop: &AtomicBool, served:
                 continue;
             }
             let page = message.arg[1] as usize & !(PAGE - 1);
-            let read = std::os::unix::fs::FileExt::read_exact_at(source, &mut buffer.0, (page - start) as u64);
+            let read = std::os::unix::fs::FileExt::read_exact_at(
+                source,
+                &mut buffer.0,
+                (page - start) as u64,
+            );
             if let Err(e) = read {
                 // The reader would wait for ever.
                 eprintln!("uffd-monitor: cannot read the data file: {e}");
@@ -235,7 +303,12 @@ fn monitor(fd: &OwnedFd, source: &File, start: usize, stop: &AtomicBool, served:
 }
 
 impl Contender for Monitor {
-    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+    fn read(
+        &self,
+        number: u64,
+        _: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
         check(self.map.page(number));
         Ok(())
     }
@@ -277,7 +350,12 @@ impl Engine {
 }
 
 impl Contender for Engine {
-    fn read(&self, number: u64, _: &mut PageBuffer, check: &mut dyn FnMut(&[u8])) -> anyhow::Result<()> {
+    fn read(
+        &self,
+        number: u64,
+        _: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
         let at = number as usize * PAGE;
         check(&self.map[at..at + PAGE]);
         Ok(())
@@ -292,7 +370,10 @@ impl Contender for Engine {
 pub fn check_direct(path: &Path) -> anyhow::Result<()> {
     let direct = open_direct(path)?;
     if file::direct_io(direct.as_raw_fd()) == file::DirectIo::Unsupported {
-        anyhow::bail!("{} lies on a file system without direct reads; name a file on a disk with --file", path.display());
+        anyhow::bail!(
+            "{} lies on a file system without direct reads; name a file on a disk with --file",
+            path.display()
+        );
     }
     Ok(())
 }

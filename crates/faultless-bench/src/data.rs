@@ -51,7 +51,8 @@ pub fn wrong_bytes(page: &[u8], number: u64) -> u64 {
     }
     let mut right = vec![0u8; PAGE];
     fill_page(&mut right, number);
-    page.iter().zip(&right).filter(|(a, b)| a != b).count() as u64 + page.len().abs_diff(PAGE) as u64
+    page.iter().zip(&right).filter(|(a, b)| a != b).count() as u64
+        + page.len().abs_diff(PAGE) as u64
 }
 
 /// A random permutation of the numbers below `n`, computed and not stored: a Feistel network over the next power of
@@ -66,7 +67,10 @@ impl Permutation {
     /// The permutation of `0..n`.
     pub fn new(n: u64) -> Self {
         let bits = 64 - n.max(2).saturating_sub(1).leading_zeros();
-        Permutation { n, half_bits: bits.div_ceil(2) }
+        Permutation {
+            n,
+            half_bits: bits.div_ceil(2),
+        }
     }
 
     /// The number at position `i`, which must be below `n`.
@@ -134,7 +138,12 @@ fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
 }
 
 fn write_all(path: &Path, size: Bytes, progress: &mut impl FnMut(u64, u64)) -> anyhow::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(path)?;
     let mut out = &file;
     let mut chunk = vec![0u8; CHUNK_PAGES as usize * PAGE];
     let pages = size.get() / PAGE as u64;
@@ -162,7 +171,10 @@ mod tests {
             let p = Permutation::new(n);
             let mut seen = vec![false; n as usize];
             (0..n).for_each(|i| assert!(!std::mem::replace(&mut seen[p.at(i) as usize], true)));
-            assert!(n < 1000 || (0..n - 1).filter(|&i| p.at(i + 1) == p.at(i) + 1).count() < n as usize / 50);
+            assert!(
+                n < 1000
+                    || (0..n - 1).filter(|&i| p.at(i + 1) == p.at(i) + 1).count() < n as usize / 50
+            );
         }
     }
 
@@ -182,9 +194,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("letters");
         std::fs::write(&path, vec![b'x'; 4 << 20]).expect("writable");
-        let e = prepare(&path, Bytes::mib(4), |_, _| ()).expect_err("not ours").to_string();
+        let e = prepare(&path, Bytes::mib(4), |_, _| ())
+            .expect_err("not ours")
+            .to_string();
         assert!(e.contains("letters") && e.contains("--file"), "{e}");
-        assert_eq!(std::fs::read(&path).expect("still there"), vec![b'x'; 4 << 20]);
+        assert_eq!(
+            std::fs::read(&path).expect("still there"),
+            vec![b'x'; 4 << 20]
+        );
     }
 
     #[test]
@@ -195,6 +212,9 @@ mod tests {
         prepare(&path, Bytes::mib(4), |n, _| written = n).expect("made");
         assert_eq!(written, 4 << 20);
         prepare(&path, Bytes::mib(4), |_, _| panic!("written again")).expect("used again");
-        assert!(prepare(&path, Bytes::mib(8), |_, _| ()).is_err(), "too short");
+        assert!(
+            prepare(&path, Bytes::mib(8), |_, _| ()).is_err(),
+            "too short"
+        );
     }
 }

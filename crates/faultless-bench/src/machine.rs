@@ -1,6 +1,9 @@
 //! What a benchmark ran on, and what the machine lets it count.
 
-#![allow(unsafe_code, reason = "mounts tracefs for a moment where it is not mounted")]
+#![allow(
+    unsafe_code,
+    reason = "mounts tracefs for a moment where it is not mounted"
+)]
 
 use anyhow::{Context, bail};
 use faultless::Bytes;
@@ -41,7 +44,8 @@ impl Machine {
         Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            processor: field(read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            processor: field(read("/proc/cpuinfo"), "model name")
+                .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             memory: kib << 10,
             storage: storage(file).unwrap_or_else(|| "unknown".to_owned()),
             mmap_lock_uncounted: LockTracepoint::countable().err().map(|e| format!("{e:#}")),
@@ -62,7 +66,10 @@ impl Machine {
 }
 
 fn storage(file: &Path) -> Option<String> {
-    let dev = fs::metadata(file).ok().or_else(|| fs::metadata(file.parent()?).ok())?.dev();
+    let dev = fs::metadata(file)
+        .ok()
+        .or_else(|| fs::metadata(file.parent()?).ok())?
+        .dev();
     let id = format!("{}:{}", libc::major(dev), libc::minor(dev));
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mount = mounts.lines().find(|l| l.split(' ').nth(2) == Some(&id))?;
@@ -106,9 +113,19 @@ impl LockTracepoint {
         let target = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())?;
         // SAFETY: NUL-terminated strings; the directory is ours and empty.
         let mounted = unsafe {
-            libc::mount(c"tracefs".as_ptr(), target.as_ptr(), c"tracefs".as_ptr(), 0, std::ptr::null())
+            libc::mount(
+                c"tracefs".as_ptr(),
+                target.as_ptr(),
+                c"tracefs".as_ptr(),
+                0,
+                std::ptr::null(),
+            )
         } == 0;
-        let found = if mounted { Self::read(&dir) } else { Err(std::io::Error::last_os_error().into()) };
+        let found = if mounted {
+            Self::read(&dir)
+        } else {
+            Err(std::io::Error::last_os_error().into())
+        };
         if mounted {
             // SAFETY: mounted above.
             unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
@@ -122,7 +139,9 @@ impl LockTracepoint {
         let id = Self::find()?;
         match faultless_sys::perf::Counter::tracepoint(id.0, faultless_sys::perf::Scope::Thread) {
             Ok(_) => Ok(()),
-            Err(e) => bail!("perf_event_open is refused ({e}); run as root, or set kernel.perf_event_paranoid to -1"),
+            Err(e) => bail!(
+                "perf_event_open is refused ({e}); run as root, or set kernel.perf_event_paranoid to -1"
+            ),
         }
     }
 }

@@ -32,8 +32,13 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 5] =
-        [Scenario::Quiet, Scenario::Churn, Scenario::Smaps, Scenario::Fork, Scenario::Bigfree];
+    pub const ALL: [Scenario; 5] = [
+        Scenario::Quiet,
+        Scenario::Churn,
+        Scenario::Smaps,
+        Scenario::Fork,
+        Scenario::Bigfree,
+    ];
 
     /// As it is written on the command line and in tables.
     pub fn name(self) -> &'static str {
@@ -50,10 +55,16 @@ impl Scenario {
     pub fn describe(self) -> &'static str {
         match self {
             Scenario::Quiet => "random reads, nothing else",
-            Scenario::Churn => "8 threads mmap, touch and munmap 64 KiB in a loop (an allocator under load)",
-            Scenario::Smaps => "another process reads /proc/PID/smaps_rollup in a loop (a metrics agent)",
+            Scenario::Churn => {
+                "8 threads mmap, touch and munmap 64 KiB in a loop (an allocator under load)"
+            }
+            Scenario::Smaps => {
+                "another process reads /proc/PID/smaps_rollup in a loop (a metrics agent)"
+            }
             Scenario::Fork => "a thread forks and waits in a loop, with 1 GiB touched",
-            Scenario::Bigfree => "a thread allocates, touches and frees 1 GiB in a loop (a growing hash table)",
+            Scenario::Bigfree => {
+                "a thread allocates, touches and frees 1 GiB in a loop (a growing hash table)"
+            }
         }
     }
 
@@ -140,10 +151,16 @@ pub struct Neighbour {
 impl Neighbour {
     /// Starts the neighbour of a scenario. `None` where there is none.
     pub fn start(scenario: Scenario) -> anyhow::Result<Option<Self>> {
-        let mut n = Neighbour { stop: Arc::default(), threads: Vec::new(), agent: None };
+        let mut n = Neighbour {
+            stop: Arc::default(),
+            threads: Vec::new(),
+            agent: None,
+        };
         match scenario {
             Scenario::Quiet => return Ok(None),
-            Scenario::Churn => (0..CHURN_THREADS).for_each(|_| n.repeat(|| map_touch_unmap(SMALL, true))),
+            Scenario::Churn => {
+                (0..CHURN_THREADS).for_each(|_| n.repeat(|| map_touch_unmap(SMALL, true)))
+            }
             Scenario::Bigfree => n.repeat(|| map_touch_unmap(BIG, true)),
             Scenario::Fork => n.repeat(|| {
                 // SAFETY: the child does nothing but exit.
@@ -211,17 +228,29 @@ impl Neighbour {
             }
             let _ = agent.wait();
             let mut words = line.split_whitespace();
-            let mut next = || words.next().and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
-            return Done { rounds: next() as u64, p99_us: next() };
+            let mut next = || {
+                words
+                    .next()
+                    .and_then(|w| w.parse::<f64>().ok())
+                    .unwrap_or(0.0)
+            };
+            return Done {
+                rounds: next() as u64,
+                p99_us: next(),
+            };
         }
-        Done { rounds: times.len(), p99_us: times.value_at_quantile(0.99) as f64 / 1e3 }
+        Done {
+            rounds: times.len(),
+            p99_us: times.value_at_quantile(0.99) as f64 / 1e3,
+        }
     }
 }
 
 /// A histogram of nanoseconds, from 100 ns to 100 s, precise to 1 %: small, since every reader has one and what it
 /// touches is not what is measured.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(100, 100_000_000_000, 2).unwrap_or_else(|e| unreachable!("constant bounds: {e}"))
+    Histogram::new_with_bounds(100, 100_000_000_000, 2)
+        .unwrap_or_else(|e| unreachable!("constant bounds: {e}"))
 }
 
 /// The hidden subcommand that runs [`agent`].
@@ -247,6 +276,11 @@ pub fn agent(pid: u32) -> anyhow::Result<()> {
             .with_context(|| format!("cannot read {path}"))?;
         times.saturating_record(began.elapsed().as_nanos() as u64);
     }
-    writeln!(std::io::stdout(), "{} {}", times.len(), times.value_at_quantile(0.99) as f64 / 1e3)?;
+    writeln!(
+        std::io::stdout(),
+        "{} {}",
+        times.len(),
+        times.value_at_quantile(0.99) as f64 / 1e3
+    )?;
     Ok(())
 }

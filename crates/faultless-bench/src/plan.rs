@@ -151,14 +151,22 @@ impl Plan {
 
     /// Numbers of monitor threads that are tried: as many as processors, 16, and 48.
     fn monitors(&self) -> Vec<usize> {
-        let mut counts = vec![std::thread::available_parallelism().map_or(1, usize::from), 16, 48];
+        let mut counts = vec![
+            std::thread::available_parallelism().map_or(1, usize::from),
+            16,
+            48,
+        ];
         counts.sort_unstable();
         counts.dedup();
         counts
     }
 
     fn cells_of_a_setting(&self) -> usize {
-        let probes = if self.contenders.contains(&Kind::UffdMonitor) { self.monitors().len() - 1 } else { 0 };
+        let probes = if self.contenders.contains(&Kind::UffdMonitor) {
+            self.monitors().len() - 1
+        } else {
+            0
+        };
         self.contenders.len() * self.rounds + probes
     }
 
@@ -168,13 +176,21 @@ impl Plan {
     ///
     /// An unusable data file or a scenario that breaks off. What a machine does not permit is left out, and named.
     pub fn run(&self, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::Result<Report> {
-        data::prepare(&self.file, self.size, |n, of| progress(Progress::Data(n, of)))?;
+        data::prepare(&self.file, self.size, |n, of| {
+            progress(Progress::Data(n, of))
+        })?;
         contender::check_direct(&self.file)?;
         let machine = Machine::look(&self.file);
         if let Some(why) = &machine.mmap_lock_uncounted {
-            progress(Progress::Note(format!("acquisitions of mmap_lock are not counted: {why}")));
+            progress(Progress::Note(format!(
+                "acquisitions of mmap_lock are not counted: {why}"
+            )));
         }
-        let mut report = Report { machine, rows: Vec::new(), left_out: Vec::new() };
+        let mut report = Report {
+            machine,
+            rows: Vec::new(),
+            left_out: Vec::new(),
+        };
         let settings: Vec<Setting> = self
             .scenarios
             .iter()
@@ -195,12 +211,22 @@ impl Plan {
                     progress(Progress::Cell(done.min(total), total, label));
                     done += 1;
                 })
-                .with_context(|| format!("scenario {} with {} threads", setting.scenario.name(), setting.threads))?;
+                .with_context(|| {
+                    format!(
+                        "scenario {} with {} threads",
+                        setting.scenario.name(),
+                        setting.threads
+                    )
+                })?;
             for (row, failure) in rows {
                 match failure {
                     None => report.rows.extend(row),
                     Some(why) => {
-                        report.left_out.push(format!("{} at {} threads: {why}", setting.scenario.name(), setting.threads));
+                        report.left_out.push(format!(
+                            "{} at {} threads: {why}",
+                            setting.scenario.name(),
+                            setting.threads
+                        ));
                     }
                 }
             }
@@ -214,12 +240,26 @@ impl Plan {
         let text = std::fs::read_to_string("/proc/meminfo")?;
         let available = text
             .lines()
-            .find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok())
+            .find_map(|l| {
+                l.strip_prefix("MemAvailable:")?
+                    .split_whitespace()
+                    .next()?
+                    .parse::<u64>()
+                    .ok()
+            })
             .map_or(0, |kib| kib << 10);
-        let scratch = if scenario == Scenario::Bigfree { 1 << 30 } else { 0 };
+        let scratch = if scenario == Scenario::Bigfree {
+            1 << 30
+        } else {
+            0
+        };
         let need = scenario.ballast() + scratch + self.memory.get().min(self.size.get());
         if need > available {
-            bail!("it needs {} of free memory, and there are {}", Bytes::new(need), Bytes::new(available));
+            bail!(
+                "it needs {} of free memory, and there are {}",
+                Bytes::new(need),
+                Bytes::new(available)
+            );
         }
         Ok(())
     }
@@ -230,8 +270,11 @@ impl Plan {
         setting: &Setting,
         starting: &mut dyn FnMut(&str),
     ) -> anyhow::Result<Vec<(Option<Row>, Option<String>)>> {
-        let order =
-            Order { setting: setting.clone(), contenders: self.contenders.clone(), monitors: self.monitors() };
+        let order = Order {
+            setting: setting.clone(),
+            contenders: self.contenders.clone(),
+            monitors: self.monitors(),
+        };
         let mut child = Command::new(std::env::current_exe()?)
             .arg(WORKER_COMMAND)
             .stdin(Stdio::piped())
@@ -266,7 +309,11 @@ impl Plan {
             .filter_map(|&kind| row(setting, kind, &cells))
             .map(|r| (Some(r), None))
             .collect();
-        rows.extend(failures.into_iter().map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name())))));
+        rows.extend(
+            failures
+                .into_iter()
+                .map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name())))),
+        );
         Ok(rows)
     }
 }
@@ -284,8 +331,15 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row> {
     let of_kind: Vec<_> = cells.iter().filter(|(c, _)| c.kind == kind).collect();
     // The variant that was measured in all rounds is the one that won the first.
-    let monitors = of_kind.iter().map(|(c, _)| c.monitors).max_by_key(|&m| of_kind.iter().filter(|(c, _)| c.monitors == m).count())?;
-    let ms: Vec<&Measured> = of_kind.iter().filter(|(c, _)| c.monitors == monitors).map(|(_, m)| m).collect();
+    let monitors = of_kind
+        .iter()
+        .map(|(c, _)| c.monitors)
+        .max_by_key(|&m| of_kind.iter().filter(|(c, _)| c.monitors == m).count())?;
+    let ms: Vec<&Measured> = of_kind
+        .iter()
+        .filter(|(c, _)| c.monitors == monitors)
+        .map(|(_, m)| m)
+        .collect();
     let med = |f: &dyn Fn(&Measured) -> f64| median(ms.iter().map(|m| f(m)).collect());
     let med_if = |f: &dyn Fn(&Measured) -> Option<f64>| {
         let values: Vec<f64> = ms.iter().filter_map(|m| f(m)).collect();
@@ -295,7 +349,11 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
     Some(Row {
         scenario: setting.scenario,
         contender: kind,
-        variant: if kind == Kind::UffdMonitor { format!("monitors={monitors}") } else { String::new() },
+        variant: if kind == Kind::UffdMonitor {
+            format!("monitors={monitors}")
+        } else {
+            String::new()
+        },
         threads: setting.threads,
         rounds: ms.len(),
         seconds: med(&|m| m.seconds),
@@ -323,7 +381,8 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
 ///
 /// An order that cannot be read, or a process that cannot be prepared.
 pub fn work() -> anyhow::Result<()> {
-    let order: Order = serde_json::from_reader(std::io::stdin()).context("cannot read the order")?;
+    let order: Order =
+        serde_json::from_reader(std::io::stdin()).context("cannot read the order")?;
     let say = |m: &Message| -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         serde_json::to_writer(&mut out, m)?;
@@ -345,7 +404,11 @@ pub fn work() -> anyhow::Result<()> {
             };
             let mut best = (0.0, 0);
             for monitors in tries {
-                let cell = Cell { kind, monitors, round };
+                let cell = Cell {
+                    kind,
+                    monitors,
+                    round,
+                };
                 say(&Message::Starting(cell.clone()))?;
                 match bench.run(&cell) {
                     Ok(m) => {
@@ -391,13 +454,38 @@ mod tests {
             memory: 0,
         };
         let cell = |monitors, round, reads| {
-            let m = Measured { seconds: 1.0, reads, misses: 10, locks_readers: Some(5), ..Measured::default() };
-            (Cell { kind: Kind::UffdMonitor, monitors, round }, m)
+            let m = Measured {
+                seconds: 1.0,
+                reads,
+                misses: 10,
+                locks_readers: Some(5),
+                ..Measured::default()
+            };
+            (
+                Cell {
+                    kind: Kind::UffdMonitor,
+                    monitors,
+                    round,
+                },
+                m,
+            )
         };
-        let cells = [cell(2, 0, 50), cell(16, 0, 70), cell(48, 0, 60), cell(16, 1, 90), cell(16, 2, 10)];
+        let cells = [
+            cell(2, 0, 50),
+            cell(16, 0, 70),
+            cell(48, 0, 60),
+            cell(16, 1, 90),
+            cell(16, 2, 10),
+        ];
         let r = row(&setting, Kind::UffdMonitor, &cells).expect("measured");
-        assert_eq!((r.variant.as_str(), r.rounds, r.reads), ("monitors=16", 3, 70));
-        assert_eq!((r.mmap_lock_per_miss, r.mmap_lock_per_miss_process), (Some(0.5), None));
+        assert_eq!(
+            (r.variant.as_str(), r.rounds, r.reads),
+            ("monitors=16", 3, 70)
+        );
+        assert_eq!(
+            (r.mmap_lock_per_miss, r.mmap_lock_per_miss_process),
+            (Some(0.5), None)
+        );
         assert!(row(&setting, Kind::Mmap, &cells).is_none());
     }
 }

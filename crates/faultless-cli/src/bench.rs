@@ -91,7 +91,8 @@ impl From<KindArg> for Kind {
 }
 
 fn size(text: &str) -> Result<Bytes, String> {
-    text.parse().map_err(|e: faultless::ParseBytesError| e.to_string())
+    text.parse()
+        .map_err(|e: faultless::ParseBytesError| e.to_string())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -123,7 +124,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         memory: args.memory,
     };
     // Checked before minutes are spent: the engine itself refuses such a budget.
-    drop(faultless::Pool::builder().memory(plan.memory).build().context("--memory")?);
+    drop(
+        faultless::Pool::builder()
+            .memory(plan.memory)
+            .build()
+            .context("--memory")?,
+    );
 
     let mut bar = Bar::default();
     let report = plan.run(&mut |p| bar.show(p))?;
@@ -139,7 +145,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("faultless: left out: {left_out}");
     }
     let wrong: u64 = report.rows.iter().map(|r| r.wrong_bytes).sum();
-    anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong: these figures are worth nothing");
+    anyhow::ensure!(
+        wrong == 0,
+        "{wrong} bytes were wrong: these figures are worth nothing"
+    );
     anyhow::ensure!(!report.rows.is_empty(), "nothing could be measured here");
     Ok(())
 }
@@ -155,7 +164,11 @@ impl Bar {
     fn show(&mut self, p: Progress<'_>) {
         match p {
             Progress::Data(n, of) => {
-                self.bar(of, "making the data file {bar:40} {bytes}/{total_bytes}, {eta} left").set_position(n);
+                self.bar(
+                    of,
+                    "making the data file {bar:40} {bytes}/{total_bytes}, {eta} left",
+                )
+                .set_position(n);
             }
             Progress::Cell(n, of, label) => {
                 let bar = self.bar(of as u64, "{bar:40} {pos}/{len} {msg}");
@@ -175,7 +188,8 @@ impl Bar {
         }
         self.length = length;
         self.bar.get_or_insert_with(|| {
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(length).with_style(style)
         })
     }
@@ -212,12 +226,25 @@ fn table(rows: &[Row]) -> Table {
     let mut t = Table::new();
     t.load_preset(presets::NOTHING);
     let neighbour = rows.iter().any(|r| r.neighbour_per_s.is_some());
-    let mut header = vec!["", "reads/s", "× mmap", "p50", "p99", "p99.9", "max", "CPU/miss", "mmap_lock/miss"];
+    let mut header = vec![
+        "",
+        "reads/s",
+        "× mmap",
+        "p50",
+        "p99",
+        "p99.9",
+        "max",
+        "CPU/miss",
+        "mmap_lock/miss",
+    ];
     if neighbour {
         header.extend(["neighbour/s", "its p99"]);
     }
     t.set_header(header);
-    let mmap = rows.iter().find(|r| r.contender == Kind::Mmap).map(|r| r.reads_per_s);
+    let mmap = rows
+        .iter()
+        .find(|r| r.contender == Kind::Mmap)
+        .map(|r| r.reads_per_s);
     for r in rows {
         let name = if r.variant.is_empty() {
             r.contender.name().to_owned()
@@ -233,8 +260,13 @@ fn table(rows: &[Row]) -> Table {
             micros(r.p999_us),
             micros(r.max_us),
             // With a neighbour in the same process, its time cannot be told from the readers'.
-            if neighbour { "–".to_owned() } else { micros(r.cpu_s * 1e6 / r.misses.max(1) as f64) },
-            r.mmap_lock_per_miss.map_or_else(|| "?".to_owned(), |l| format!("{l:.4}")),
+            if neighbour {
+                "–".to_owned()
+            } else {
+                micros(r.cpu_s * 1e6 / r.misses.max(1) as f64)
+            },
+            r.mmap_lock_per_miss
+                .map_or_else(|| "?".to_owned(), |l| format!("{l:.4}")),
         ];
         if neighbour {
             line.push(r.neighbour_per_s.map_or_else(String::new, count));
@@ -274,7 +306,7 @@ mod tests {
         assert_eq!(count(123_456.0), "123.5 k");
         assert_eq!(count(7.25), "7.2");
         assert_eq!(micros(45_500.0), "45.50 ms");
-        assert_eq!(micros(3.14159), "3.1 µs");
+        assert_eq!(micros(3.25), "3.2 µs");
         assert_eq!(micros(2_500_000.0), "2.50 s");
     }
 }

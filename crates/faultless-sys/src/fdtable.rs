@@ -18,7 +18,12 @@ const CLOSE_RANGE_UNSHARE: usize = 2;
 /// No code that runs on this thread (or on threads that it spawns later) may count on any descriptor made before.
 pub unsafe fn privatise() -> Result<(), Errno> {
     // SAFETY: the caller's promise; no pointers.
-    check(unsafe { syscall(libc::SYS_close_range, [0, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0, 0]) })?;
+    check(unsafe {
+        syscall(
+            libc::SYS_close_range,
+            [0, u32::MAX as usize, CLOSE_RANGE_UNSHARE, 0, 0, 0],
+        )
+    })?;
     // A stray message must not land in one of the descriptors that are opened here later.
     for _ in 0..3 {
         crate::file::open(c"/dev/null", libc::O_RDWR)?;
@@ -31,7 +36,12 @@ pub unsafe fn privatise() -> Result<(), Errno> {
 pub fn fetch(tid: u32, fd: i32) -> Result<i32, Errno> {
     let thread = pidfd_open(tid, PIDFD_THREAD)?;
     // SAFETY: no pointers.
-    let got = check(unsafe { syscall(libc::SYS_pidfd_getfd, [thread as usize, fd as usize, 0, 0, 0, 0]) });
+    let got = check(unsafe {
+        syscall(
+            libc::SYS_pidfd_getfd,
+            [thread as usize, fd as usize, 0, 0, 0, 0],
+        )
+    });
     // SAFETY: opened above, and given to nobody.
     unsafe { crate::file::close(thread) };
     got.map(|fd| fd as i32)
@@ -53,7 +63,8 @@ mod tests {
         let keeper = std::thread::spawn(move || {
             // SAFETY: this thread uses no descriptor made before.
             unsafe { privatise() }.expect("close_range");
-            tell.send((crate::raw::gettid(), fetch(me, number))).expect("the test waits");
+            tell.send((crate::raw::gettid(), fetch(me, number)))
+                .expect("the test waits");
             let _ = ended.recv();
         });
         let (tid, kept) = told.recv().expect("the keeper starts");
@@ -66,7 +77,11 @@ mod tests {
                 again.read_exact(&mut magic).expect("an ELF file");
                 assert_eq!(&magic, b"\x7fELF");
             }
-            Err(e) => assert_eq!(e, Errno(libc::EINVAL), "only a kernel without PIDFD_THREAD may refuse"),
+            Err(e) => assert_eq!(
+                e,
+                Errno(libc::EINVAL),
+                "only a kernel without PIDFD_THREAD may refuse"
+            ),
         }
         drop(end);
         keeper.join().expect("the keeper ends");

@@ -12,7 +12,12 @@ use crate::raw::{Errno, check, syscall};
 #[inline]
 pub unsafe fn pread(fd: i32, buf: usize, len: usize, offset: u64) -> Result<usize, Errno> {
     // SAFETY: the caller's promise.
-    check(unsafe { syscall(libc::SYS_pread64, [fd as usize, buf, len, offset as usize, 0, 0]) })
+    check(unsafe {
+        syscall(
+            libc::SYS_pread64,
+            [fd as usize, buf, len, offset as usize, 0, 0],
+        )
+    })
 }
 
 /// What makes two descriptors the same file: device and inode.
@@ -40,17 +45,34 @@ pub struct Status {
 pub fn status(fd: i32) -> Result<Status, Errno> {
     let mut st = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
-    check(unsafe { syscall(libc::SYS_fstat, [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+    check(unsafe {
+        syscall(
+            libc::SYS_fstat,
+            [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0],
+        )
+    })?;
     // SAFETY: the call succeeded, so the kernel wrote all of it.
     let st = unsafe { st.assume_init() };
-    Ok(Status { id: FileId { dev: st.st_dev, ino: st.st_ino }, len: st.st_size as u64, mode: st.st_mode })
+    Ok(Status {
+        id: FileId {
+            dev: st.st_dev,
+            ino: st.st_ino,
+        },
+        len: st.st_size as u64,
+        mode: st.st_mode,
+    })
 }
 
 /// The type of file system that a file lies on (`statfs.f_type`).
 pub fn fs_magic(fd: i32) -> Result<u64, Errno> {
     let mut st = core::mem::MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
-    check(unsafe { syscall(libc::SYS_fstatfs, [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0]) })?;
+    check(unsafe {
+        syscall(
+            libc::SYS_fstatfs,
+            [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0],
+        )
+    })?;
     // SAFETY: the call succeeded, so the kernel wrote all of it.
     Ok(unsafe { st.assume_init() }.f_type as u64)
 }
@@ -93,7 +115,10 @@ pub fn direct_signals(fd: i32, tid: u32, signal: i32) -> Result<(), Errno> {
     const F_SETOWN_EX: i32 = 15;
     const F_OWNER_TID: i32 = 0;
     const F_SETSIG: i32 = 10;
-    let owner = OwnerEx { kind: F_OWNER_TID, pid: tid as i32 };
+    let owner = OwnerEx {
+        kind: F_OWNER_TID,
+        pid: tid as i32,
+    };
     fcntl(fd, F_SETOWN_EX, &raw const owner as usize)?;
     fcntl(fd, F_SETSIG, signal as usize).map(drop)
 }
@@ -102,7 +127,17 @@ pub fn direct_signals(fd: i32, tid: u32, signal: i32) -> Result<(), Errno> {
 pub fn open(path: &core::ffi::CStr, flags: i32) -> Result<i32, Errno> {
     // SAFETY: the path is NUL-terminated and outlives the call.
     check(unsafe {
-        syscall(libc::SYS_openat, [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags as usize, 0, 0, 0])
+        syscall(
+            libc::SYS_openat,
+            [
+                libc::AT_FDCWD as usize,
+                path.as_ptr() as usize,
+                flags as usize,
+                0,
+                0,
+                0,
+            ],
+        )
     })
     .map(|fd| fd as i32)
 }
@@ -110,7 +145,12 @@ pub fn open(path: &core::ffi::CStr, flags: i32) -> Result<i32, Errno> {
 /// `read(2)` into a byte slice.
 pub fn read(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the slice is writable for its length.
-    check(unsafe { syscall(libc::SYS_read, [fd as usize, buf.as_mut_ptr() as usize, buf.len(), 0, 0, 0]) })
+    check(unsafe {
+        syscall(
+            libc::SYS_read,
+            [fd as usize, buf.as_mut_ptr() as usize, buf.len(), 0, 0, 0],
+        )
+    })
 }
 
 /// `close(2)`.
@@ -149,7 +189,9 @@ fn fdinfo_path(fd: i32, buf: &mut [u8; 64]) -> &core::ffi::CStr {
 /// it is given up or taken by force, and lets no writer in before. May be called in a signal handler.
 pub fn lease_still_listed(fd: i32) -> bool {
     let mut path = [0u8; 64];
-    let Ok(info) = open(fdinfo_path(fd, &mut path), libc::O_RDONLY | libc::O_CLOEXEC) else { return false };
+    let Ok(info) = open(fdinfo_path(fd, &mut path), libc::O_RDONLY | libc::O_CLOEXEC) else {
+        return false;
+    };
     let mut text = [0u8; 512];
     let mut len = 0;
     while len < text.len() {
@@ -218,7 +260,10 @@ mod tests {
         let mut buf = [0u8; 64];
         assert_eq!(fdinfo_path(0, &mut buf), c"/proc/thread-self/fdinfo/0");
         let mut buf = [0u8; 64];
-        assert_eq!(fdinfo_path(1_048_575, &mut buf), c"/proc/thread-self/fdinfo/1048575");
+        assert_eq!(
+            fdinfo_path(1_048_575, &mut buf),
+            c"/proc/thread-self/fdinfo/1048575"
+        );
     }
 
     #[test]

@@ -35,7 +35,17 @@ pub unsafe fn wait_at(word: *const u32, expected: u32, timeout_ns: u64) -> Woken
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: the word is valid by the caller's promise; the timespec lives on this frame.
     let ret = unsafe {
-        syscall(libc::SYS_futex, [word as usize, op as usize, expected as usize, &raw const t as usize, 0, 0])
+        syscall(
+            libc::SYS_futex,
+            [
+                word as usize,
+                op as usize,
+                expected as usize,
+                &raw const t as usize,
+                0,
+                0,
+            ],
+        )
     };
     match check(ret) {
         Err(Errno(libc::ETIMEDOUT)) => Woken::TimedOut,
@@ -55,7 +65,12 @@ pub fn wake_at(word: *const u32, n: u32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: FUTEX_WAKE does not access the memory of a private futex; a stale address wakes nobody, or wakes a
     // waiter early, which every wait allows for.
-    unsafe { syscall(libc::SYS_futex, [word as usize, op as usize, n as usize, 0, 0, 0]) };
+    unsafe {
+        syscall(
+            libc::SYS_futex,
+            [word as usize, op as usize, n as usize, 0, 0, 0],
+        )
+    };
 }
 
 /// "All of them", for [`wake`].

@@ -11,7 +11,7 @@
 //! | [`mem`] | mmap, munmap, madvise, batched process_madvise |
 //! | [`futex`] | wait and wake on a 32-bit word |
 //! | [`signal`] | kernel signal actions and masks, thread-directed signals |
-//! | [`file`] | positional reads, file identity, leases, direct-I/O alignment |
+//! | [`mod@file`] | positional reads, file identity, leases, direct-I/O alignment |
 //! | [`fdtable`] | private descriptor tables, descriptors fetched from another thread's table |
 //! | [`perf`] | counters on kernel tracepoints |
 //!
@@ -19,7 +19,9 @@
 //! and structure size, so that a swapped direction bit does not compile.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("Faultless is built on Linux system calls: userfaultfd has no counterpart elsewhere");
+compile_error!(
+    "Faultless is built on Linux system calls: userfaultfd has no counterpart elsewhere"
+);
 
 pub mod fdtable;
 pub mod file;

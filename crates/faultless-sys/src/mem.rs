@@ -25,10 +25,27 @@ pub fn kernel_page_size() -> usize {
 /// # Safety
 ///
 /// With `MAP_FIXED` in `flags`, whatever lies in the range is replaced: it must be the caller's to replace.
-pub unsafe fn map(addr: usize, len: usize, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<usize, Errno> {
+pub unsafe fn map(
+    addr: usize,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: u64,
+) -> Result<usize, Errno> {
     // SAFETY: passes integers only; the effect on the address space is the caller's promise.
     check(unsafe {
-        syscall(libc::SYS_mmap, [addr, len, prot as usize, flags as usize, fd as usize, offset as usize])
+        syscall(
+            libc::SYS_mmap,
+            [
+                addr,
+                len,
+                prot as usize,
+                flags as usize,
+                fd as usize,
+                offset as usize,
+            ],
+        )
     })
 }
 
@@ -101,7 +118,14 @@ pub unsafe fn madvise_batch(pidfd: i32, ranges: &[Range], advice: i32) -> Result
     check(unsafe {
         syscall(
             libc::SYS_process_madvise,
-            [pidfd as usize, ranges.as_ptr() as usize, ranges.len(), advice as usize, 0, 0],
+            [
+                pidfd as usize,
+                ranges.as_ptr() as usize,
+                ranges.len(),
+                advice as usize,
+                0,
+                0,
+            ],
         )
     })
 }
@@ -109,7 +133,13 @@ pub unsafe fn madvise_batch(pidfd: i32, ranges: &[Range], advice: i32) -> Result
 /// A descriptor that names process `pid` (`pidfd_open(2)`), or thread `pid` with [`PIDFD_THREAD`].
 pub fn pidfd_open(pid: u32, flags: u32) -> Result<i32, Errno> {
     // SAFETY: no pointers.
-    check(unsafe { syscall(libc::SYS_pidfd_open, [pid as usize, flags as usize, 0, 0, 0, 0]) }).map(|fd| fd as i32)
+    check(unsafe {
+        syscall(
+            libc::SYS_pidfd_open,
+            [pid as usize, flags as usize, 0, 0, 0, 0],
+        )
+    })
+    .map(|fd| fd as i32)
 }
 
 /// Flag of [`pidfd_open`]: the number names one thread (6.9).

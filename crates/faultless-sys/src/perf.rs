@@ -67,7 +67,14 @@ impl Counter {
         let fd = check(unsafe {
             syscall(
                 libc::SYS_perf_event_open,
-                [&raw const attr as usize, 0, usize::MAX, usize::MAX, FLAG_FD_CLOEXEC, 0],
+                [
+                    &raw const attr as usize,
+                    0,
+                    usize::MAX,
+                    usize::MAX,
+                    FLAG_FD_CLOEXEC,
+                    0,
+                ],
             )
         })?;
         // SAFETY: the kernel made this descriptor for us just now.

@@ -130,7 +130,10 @@ pub fn getpid() -> u32 {
 /// Nanoseconds of the monotonic clock. Safe in a signal handler (`clock_gettime` is on POSIX's list).
 #[inline]
 pub fn monotonic_ns() -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `t` is a valid timespec; CLOCK_MONOTONIC always exists, so errno is not touched.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
@@ -157,7 +160,12 @@ pub fn nap(ns: u64) {
 pub fn write_stderr(mut bytes: &[u8]) {
     while !bytes.is_empty() {
         // SAFETY: the kernel reads `bytes` only.
-        let ret = unsafe { syscall(libc::SYS_write, [2, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]) };
+        let ret = unsafe {
+            syscall(
+                libc::SYS_write,
+                [2, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0],
+            )
+        };
         match check(ret) {
             Ok(0) => return,
             Ok(n) => bytes = &bytes[n..],

@@ -61,7 +61,10 @@ unsafe extern "C" {
 impl Action {
     /// An action that calls `handler` with three arguments, on the alternate stack where there is one, with `mask`
     /// blocked, and that restarts interrupted system calls.
-    pub fn new(handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void), mask: SigSet) -> Self {
+    pub fn new(
+        handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void),
+        mask: SigSet,
+    ) -> Self {
         let flags = (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART) as usize;
         Action {
             handler: handler as *const () as usize,
@@ -91,7 +94,12 @@ impl Action {
 pub fn action(signal: i32) -> Result<Action, Errno> {
     let mut old = Action::default_action();
     // SAFETY: `old` has the kernel's layout and is written only; 8 is the size of the kernel's set.
-    check(unsafe { syscall(libc::SYS_rt_sigaction, [signal as usize, 0, &raw mut old as usize, 8, 0, 0]) })?;
+    check(unsafe {
+        syscall(
+            libc::SYS_rt_sigaction,
+            [signal as usize, 0, &raw mut old as usize, 8, 0, 0],
+        )
+    })?;
     Ok(old)
 }
 
@@ -107,7 +115,14 @@ pub unsafe fn set_action(signal: i32, new: &Action) -> Result<Action, Errno> {
     check(unsafe {
         syscall(
             libc::SYS_rt_sigaction,
-            [signal as usize, new as *const Action as usize, &raw mut old as usize, 8, 0, 0],
+            [
+                signal as usize,
+                new as *const Action as usize,
+                &raw mut old as usize,
+                8,
+                0,
+                0,
+            ],
         )
     })?;
     Ok(old)
@@ -121,7 +136,14 @@ pub fn set_mask(mask: SigSet) -> SigSet {
     unsafe {
         syscall(
             libc::SYS_rt_sigprocmask,
-            [libc::SIG_SETMASK as usize, &raw const mask as usize, &raw mut old as usize, 8, 0, 0],
+            [
+                libc::SIG_SETMASK as usize,
+                &raw const mask as usize,
+                &raw mut old as usize,
+                8,
+                0,
+                0,
+            ],
         )
     };
     old
@@ -136,7 +158,9 @@ pub struct Blocked {
 impl Blocked {
     /// Blocks all signals of this thread.
     pub fn all() -> Self {
-        Blocked { former: set_mask(ALL) }
+        Blocked {
+            former: set_mask(ALL),
+        }
     }
 }
 
@@ -149,7 +173,13 @@ impl Drop for Blocked {
 /// Sends `signal` to thread `tid` of process `pid` (`tgkill(2)`); signal 0 only asks whether the thread exists.
 pub fn tgkill(pid: u32, tid: u32, signal: i32) -> Result<(), Errno> {
     // SAFETY: no pointers.
-    check(unsafe { syscall(libc::SYS_tgkill, [pid as usize, tid as usize, signal as usize, 0, 0, 0]) }).map(drop)
+    check(unsafe {
+        syscall(
+            libc::SYS_tgkill,
+            [pid as usize, tid as usize, signal as usize, 0, 0, 0],
+        )
+    })
+    .map(drop)
 }
 
 /// Takes one pending signal out of `set`, which the caller has blocked; waits for `timeout_ns` at most.
@@ -164,7 +194,14 @@ pub fn take_pending(set: SigSet, timeout_ns: u64) -> Option<(i32, i32)> {
     let ret = unsafe {
         syscall(
             libc::SYS_rt_sigtimedwait,
-            [&raw const set as usize, info.as_mut_ptr() as usize, &raw const t as usize, 8, 0, 0],
+            [
+                &raw const set as usize,
+                info.as_mut_ptr() as usize,
+                &raw const t as usize,
+                8,
+                0,
+                0,
+            ],
         )
     };
     // siginfo_t for POLL_*: si_signo, si_errno, si_code, padding, si_band (8 bytes), si_fd.

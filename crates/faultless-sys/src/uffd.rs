@@ -24,9 +24,9 @@ const REGISTER_MODE_MISSING: u64 = 1;
 /// Do not wake waiters after a copy: under SIGBUS there are none.
 const COPY_MODE_DONTWAKE: u64 = 1;
 
-/// An event of [`Uffd::read_event`]: a page fault (monitor mode).
+/// An event of [`read_events`]: a page fault (monitor mode).
 pub const EVENT_PAGEFAULT: u8 = 0x12;
-/// An event of [`Uffd::read_event`]: a range was moved by `mremap`.
+/// An event of [`read_events`]: a range was moved by `mremap`.
 pub const EVENT_REMAP: u8 = 0x14;
 
 #[repr(C)]
@@ -92,17 +92,27 @@ const _: () = {
 /// Opens a userfaultfd with `flags` (`O_…` and [`USER_MODE_ONLY`]).
 pub fn open(flags: u32) -> Result<i32, Errno> {
     // SAFETY: no pointers.
-    check(unsafe { syscall(libc::SYS_userfaultfd, [flags as usize, 0, 0, 0, 0, 0]) }).map(|fd| fd as i32)
+    check(unsafe { syscall(libc::SYS_userfaultfd, [flags as usize, 0, 0, 0, 0, 0]) })
+        .map(|fd| fd as i32)
 }
 
 unsafe fn ioctl<T>(fd: i32, nr: u32, arg: &mut T) -> Result<usize, Errno> {
     // SAFETY: `arg` has the layout and size that `nr` encodes; its effect is the caller's promise.
-    check(unsafe { syscall(libc::SYS_ioctl, [fd as usize, nr as usize, arg as *mut T as usize, 0, 0, 0]) })
+    check(unsafe {
+        syscall(
+            libc::SYS_ioctl,
+            [fd as usize, nr as usize, arg as *mut T as usize, 0, 0, 0],
+        )
+    })
 }
 
 /// Agrees on the interface with `features` switched on. `EINVAL` where the kernel lacks one of them.
 pub fn enable(fd: i32, features: u64) -> Result<(), Errno> {
-    let mut api = Api { api: UFFD_API, features, ioctls: 0 };
+    let mut api = Api {
+        api: UFFD_API,
+        features,
+        ioctls: 0,
+    };
     // SAFETY: has no effect on memory.
     unsafe { ioctl(fd, UFFDIO_API, &mut api) }.map(drop)
 }
@@ -113,8 +123,14 @@ pub fn enable(fd: i32, features: u64) -> Result<(), Errno> {
 ///
 /// The range must be the caller's own mapping.
 pub unsafe fn register(fd: i32, addr: usize, len: usize) -> Result<(), Errno> {
-    let mut reg =
-        Register { range: UffdRange { start: addr as u64, len: len as u64 }, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    let mut reg = Register {
+        range: UffdRange {
+            start: addr as u64,
+            len: len as u64,
+        },
+        mode: REGISTER_MODE_MISSING,
+        ioctls: 0,
+    };
     // SAFETY: the caller owns the range.
     unsafe { ioctl(fd, UFFDIO_REGISTER, &mut reg) }.map(drop)
 }
@@ -138,17 +154,32 @@ pub struct Copied {
 #[inline]
 pub unsafe fn copy(fd: i32, dst: usize, src: usize, len: usize, wake: bool) -> Copied {
     let mode = if wake { 0 } else { COPY_MODE_DONTWAKE };
-    let mut arg = Copy { dst: dst as u64, src: src as u64, len: len as u64, mode, copy: 0 };
+    let mut arg = Copy {
+        dst: dst as u64,
+        src: src as u64,
+        len: len as u64,
+        mode,
+        copy: 0,
+    };
     // SAFETY: the caller's promise.
     match unsafe { ioctl(fd, UFFDIO_COPY, &mut arg) } {
-        Ok(_) => Copied { bytes: len, error: None },
-        Err(e) => Copied { bytes: arg.copy.max(0) as usize, error: Some(e) },
+        Ok(_) => Copied {
+            bytes: len,
+            error: None,
+        },
+        Err(e) => Copied {
+            bytes: arg.copy.max(0) as usize,
+            error: Some(e),
+        },
     }
 }
 
 /// Wakes the threads that wait for pages of a range (monitor mode).
 pub fn wake(fd: i32, addr: usize, len: usize) -> Result<(), Errno> {
-    let mut range = UffdRange { start: addr as u64, len: len as u64 };
+    let mut range = UffdRange {
+        start: addr as u64,
+        len: len as u64,
+    };
     // SAFETY: wakes threads only.
     unsafe { ioctl(fd, UFFDIO_WAKE, &mut range) }.map(drop)
 }
@@ -157,6 +188,11 @@ pub fn wake(fd: i32, addr: usize, len: usize) -> Result<(), Errno> {
 pub fn read_events(fd: i32, events: &mut [core::mem::MaybeUninit<Event>]) -> Result<usize, Errno> {
     let bytes = size_of_val(events);
     // SAFETY: the buffer is writable for its size; the kernel writes whole events.
-    check(unsafe { syscall(libc::SYS_read, [fd as usize, events.as_mut_ptr() as usize, bytes, 0, 0, 0]) })
-        .map(|n| n / size_of::<Event>())
+    check(unsafe {
+        syscall(
+            libc::SYS_read,
+            [fd as usize, events.as_mut_ptr() as usize, bytes, 0, 0, 0],
+        )
+    })
+    .map(|n| n / size_of::<Event>())
 }

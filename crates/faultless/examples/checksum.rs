@@ -40,7 +40,10 @@ fn main() -> ExitCode {
 fn run(files: &[std::ffi::OsString]) -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder().memory(Bytes::mib(64)).build()?;
     for path in files {
-        let map = pool.options().advice(Advice::Sequential).map(std::fs::File::open(path)?)?;
+        let map = pool
+            .options()
+            .advice(Advice::Sequential)
+            .map(std::fs::File::open(path)?)?;
         let threads = std::thread::available_parallelism()?.get();
         let part = map.len().div_ceil(threads).next_multiple_of(STEP).max(STEP);
         let total = std::thread::scope(|s| {
@@ -62,11 +65,19 @@ fn run(files: &[std::ffi::OsString]) -> Result<(), Box<dyn std::error::Error>> {
                     })
                 })
                 .collect();
-            workers.into_iter().map(|w| w.join().expect("no panic in a worker")).try_fold(0, |a, r| r.map(|x| a ^ x))
+            workers
+                .into_iter()
+                .map(|w| w.join().expect("no panic in a worker"))
+                .try_fold(0, |a, r| r.map(|x| a ^ x))
         })?;
         println!("{total:016x}  {}", path.to_string_lossy());
     }
     let stats = pool.stats();
-    eprintln!("{} misses, {} read, at most {} held", stats.maps.misses, Bytes::new(stats.maps.bytes_read), stats.peak);
+    eprintln!(
+        "{} misses, {} read, at most {} held",
+        stats.maps.misses,
+        Bytes::new(stats.maps.bytes_read),
+        stats.peak
+    );
     Ok(())
 }

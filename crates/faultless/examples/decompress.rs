@@ -21,7 +21,10 @@ impl RunLength {
         let mut len = 0;
         let mut runs = Vec::new();
         for run in encoded.chunks_exact(16) {
-            let (count, byte) = (u64::from_le_bytes(run[..8].try_into().unwrap_or_default()), run[8]);
+            let (count, byte) = (
+                u64::from_le_bytes(run[..8].try_into().unwrap_or_default()),
+                run[8],
+            );
             runs.push((len, byte));
             len += count;
         }
@@ -36,9 +39,16 @@ impl Source for RunLength {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
         let n = (self.len.saturating_sub(offset)).min(buf.len() as u64) as usize;
-        let mut run = self.runs.partition_point(|&(start, _)| start <= offset).saturating_sub(1);
+        let mut run = self
+            .runs
+            .partition_point(|&(start, _)| start <= offset)
+            .saturating_sub(1);
         for (i, b) in buf[..n].iter_mut().enumerate() {
-            while self.runs.get(run + 1).is_some_and(|&(start, _)| start <= offset + i as u64) {
+            while self
+                .runs
+                .get(run + 1)
+                .is_some_and(|&(start, _)| start <= offset + i as u64)
+            {
                 run += 1;
             }
             *b = self.runs[run].1;

@@ -6,7 +6,9 @@ use faultless::{Advice, Bytes, Pool};
 use std::process::ExitCode;
 
 fn count(haystack: &[u8], needle: &[u8]) -> usize {
-    let Some((&first, _)) = needle.split_first() else { return 0 };
+    let Some((&first, _)) = needle.split_first() else {
+        return 0;
+    };
     let mut found = 0;
     let mut rest = haystack;
     while let Some(at) = rest.iter().position(|&b| b == first) {
@@ -20,7 +22,10 @@ fn count(haystack: &[u8], needle: &[u8]) -> usize {
 fn run(needle: &str, files: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::builder().memory(Bytes::mib(32)).build()?;
     for path in files {
-        let map = pool.options().advice(Advice::Sequential).map(std::fs::File::open(path)?)?;
+        let map = pool
+            .options()
+            .advice(Advice::Sequential)
+            .map(std::fs::File::open(path)?)?;
         println!("{path}: {}", count(&map, needle.as_bytes()));
     }
     Ok(())

@@ -39,7 +39,12 @@ impl Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+        const UNITS: [(&str, u64); 4] = [
+            ("TiB", 1 << 40),
+            ("GiB", 1 << 30),
+            ("MiB", 1 << 20),
+            ("KiB", 1 << 10),
+        ];
         for (name, size) in UNITS {
             if self.0 >= size {
                 return if self.0.is_multiple_of(size) {
@@ -55,7 +60,9 @@ impl fmt::Display for Bytes {
 
 /// A text that is no amount of memory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not a size: write a number of bytes, or one with K, M, G or T behind it (powers of 1,024), such as 512M or 1.5G")]
+#[error(
+    "\"{text}\" is not a size: write a number of bytes, or one with K, M, G or T behind it (powers of 1,024), such as 512M or 1.5G"
+)]
 pub struct ParseBytesError {
     text: String,
 }
@@ -64,9 +71,15 @@ impl FromStr for Bytes {
     type Err = ParseBytesError;
 
     fn from_str(text: &str) -> Result<Self, ParseBytesError> {
-        let wrong = || ParseBytesError { text: text.to_owned() };
+        let wrong = || ParseBytesError {
+            text: text.to_owned(),
+        };
         let t = text.trim().to_ascii_uppercase();
-        let t = t.strip_suffix("IB").or_else(|| t.strip_suffix('B')).unwrap_or(&t).trim_end();
+        let t = t
+            .strip_suffix("IB")
+            .or_else(|| t.strip_suffix('B'))
+            .unwrap_or(&t)
+            .trim_end();
         let (number, shift) = match t.char_indices().next_back() {
             Some((i, 'K')) => (&t[..i], 10),
             Some((i, 'M')) => (&t[..i], 20),
@@ -106,7 +119,18 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Bytes>().map(Bytes::get), Ok(bytes), "{text}");
         }
-        for text in ["", "x", "-1", "1.5", "4Q", "99999999999T", "nan", "1e3", "inf G", "K"] {
+        for text in [
+            "",
+            "x",
+            "-1",
+            "1.5",
+            "4Q",
+            "99999999999T",
+            "nan",
+            "1e3",
+            "inf G",
+            "K",
+        ] {
             assert!(text.parse::<Bytes>().is_err(), "{text}");
         }
     }

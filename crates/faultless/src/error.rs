@@ -66,7 +66,9 @@ pub enum Error {
         offset: u64,
     },
     /// Everything that the budget allows is pinned, or kept because it cannot be read again.
-    #[error("the memory budget of {budget} is used up by pages that must stay; unpin some, or raise it with Pool::resize")]
+    #[error(
+        "the memory budget of {budget} is used up by pages that must stay; unpin some, or raise it with Pool::resize"
+    )]
     BudgetExhausted {
         /// The pool's budget.
         budget: Bytes,
@@ -89,7 +91,9 @@ pub enum Error {
         handler: usize,
     },
     /// The pool was made by the process that this one was forked from.
-    #[error("this pool belongs to the process that forked this one; build a pool of its own in the child")]
+    #[error(
+        "this pool belongs to the process that forked this one; build a pool of its own in the child"
+    )]
     Forked,
     /// There are as many maps as the engine can tell apart.
     #[error("there are {0} maps already, which is the most that can live at once; drop some")]
@@ -109,7 +113,9 @@ pub enum Error {
 #[non_exhaustive]
 pub enum LeaseRefusal {
     /// Somebody has the file open for writing.
-    #[error("it is open for writing, here or in another process; close the writer, or vouch for the bytes with map_trusted")]
+    #[error(
+        "it is open for writing, here or in another process; close the writer, or vouch for the bytes with map_trusted"
+    )]
     OpenForWriting,
     /// Leases are for owners.
     #[error(
@@ -137,15 +143,26 @@ pub enum LeaseRefusal {
 
 impl Error {
     pub(crate) fn kernel(what: impl Into<String>, error: impl Into<io::Error>) -> Self {
-        Error::Kernel { what: what.into(), error: error.into() }
+        Error::Kernel {
+            what: what.into(),
+            error: error.into(),
+        }
     }
 
     /// What a failed fill of the page at `offset` means for whoever asked for it.
     pub(crate) fn from_fault(fault: Fault, name: &str, offset: u64, budget: Bytes) -> Self {
         let name = name.to_owned();
         match fault {
-            Fault::Read(e) => Error::Read { name, offset, error: io::Error::from_raw_os_error(e) },
-            Fault::Source => Error::Read { name, offset, error: io::Error::other("the source failed") },
+            Fault::Read(e) => Error::Read {
+                name,
+                offset,
+                error: io::Error::from_raw_os_error(e),
+            },
+            Fault::Source => Error::Read {
+                name,
+                offset,
+                error: io::Error::other("the source failed"),
+            },
             Fault::PastEnd => Error::PastEnd { name, offset },
             Fault::LeaseBroken => Error::LeaseBroken { name, offset },
             Fault::Budget => Error::BudgetExhausted { budget },

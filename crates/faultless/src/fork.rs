@@ -52,8 +52,17 @@ fn bar_regions() {
     let fd = unsafe { libc::memfd_create(c"faultless-forked".as_ptr(), libc::MFD_CLOEXEC) };
     registry::for_each_after_fork(|region| {
         let len = region.end - region.start;
-        let flags = libc::MAP_FIXED | if fd >= 0 { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-        let prot = if fd >= 0 { libc::PROT_READ } else { libc::PROT_NONE };
+        let flags = libc::MAP_FIXED
+            | if fd >= 0 {
+                libc::MAP_SHARED
+            } else {
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+            };
+        let prot = if fd >= 0 {
+            libc::PROT_READ
+        } else {
+            libc::PROT_NONE
+        };
         // SAFETY: the region is a hole in this child, which alone the map's (unusable) owner may refer to.
         let _ = unsafe { mem::map(region.start, len, prot, flags, fd, 0) };
     });

@@ -53,7 +53,9 @@ pub(crate) struct Frozen {
 }
 
 pub(crate) fn freeze() -> Frozen {
-    Frozen { _state: lock(&RUNNING) }
+    Frozen {
+        _state: lock(&RUNNING),
+    }
 }
 
 /// Starts the keeper of this process if it does not run yet. Returns why descriptors are unprotected, if they are.
@@ -66,12 +68,23 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
         // Directed at the keeper's thread alone, where it is blocked: programs may use the same number freely.
         let break_signal = libc::SIGRTMAX() - 1;
         let (tell, told) = mpsc::channel();
-        std::thread::Builder::new().name("faultless-keep".into()).spawn(move || run(tasks, break_signal, &tell))?;
-        let (tid, private) = told.recv().map_err(|_| io::Error::other("the keeper thread did not start"))??;
+        std::thread::Builder::new()
+            .name("faultless-keep".into())
+            .spawn(move || run(tasks, break_signal, &tell))?;
+        let (tid, private) = told
+            .recv()
+            .map_err(|_| io::Error::other("the keeper thread did not start"))??;
         if private {
             fds::set_keeper(tid);
         }
-        *running = Some(Running { pid: raw::getpid(), tid, signal: break_signal, private, tasks, lingering: Vec::new() });
+        *running = Some(Running {
+            pid: raw::getpid(),
+            tid,
+            signal: break_signal,
+            private,
+            tasks,
+            lingering: Vec::new(),
+        });
     }
     Ok(match running.as_ref() {
         Some(r) if r.private => None,
@@ -89,15 +102,21 @@ fn on_keeper<T: Send + 'static>(
     let (tell, told) = mpsc::channel();
     lock(running.tasks).push_back(Box::new(move |k| drop(tell.send(f(k)))));
     signal::tgkill(running.pid, running.tid, running.signal)?;
-    told.recv().map_err(|_| io::Error::other("the keeper thread is gone"))
+    told.recv()
+        .map_err(|_| io::Error::other("the keeper thread is gone"))
 }
 
 fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) -> io::Result<T> {
     // Only the tid is needed outside the lock, and the keeper lives as long as the process.
     let target = {
         let running = lock(&RUNNING);
-        let r = running.as_ref().ok_or_else(|| io::Error::other("the keeper was not started"))?;
-        Running { lingering: Vec::new(), ..*r }
+        let r = running
+            .as_ref()
+            .ok_or_else(|| io::Error::other("the keeper was not started"))?;
+        Running {
+            lingering: Vec::new(),
+            ..*r
+        }
     };
     on_keeper(&target, f)
 }
@@ -118,7 +137,10 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
 pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
     let number = fd.engine_number();
     with(move |k| {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number as u64 };
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: number as u64,
+        };
         // SAFETY: two descriptors of this table, and a valid structure.
         match unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_ADD, number, &mut event) } {
             0 => Ok(()),
@@ -158,7 +180,9 @@ fn close_shared(number: i32, id: Option<file::FileId>) {
 pub(crate) fn lease(fd: &Fd, on_break: OnBreak) -> io::Result<Result<(), Errno>> {
     let number = fd.engine_number();
     let running = lock(&RUNNING);
-    let Some(r) = running.as_ref() else { return Err(io::Error::other("the keeper was not started")) };
+    let Some(r) = running.as_ref() else {
+        return Err(io::Error::other("the keeper was not started"));
+    };
     let (tid, break_signal) = (r.tid, r.signal);
     drop(running);
     with(move |k| {
@@ -191,9 +215,11 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
     {
         let mut running = lock(&RUNNING);
         if let Some(r) = running.as_mut() {
-            go.extend(std::mem::take(&mut r.lingering).into_iter().filter_map(|fd| {
-                file::status(fd.get()).ok().map(|s| (fd, s.id))
-            }));
+            go.extend(
+                std::mem::take(&mut r.lingering)
+                    .into_iter()
+                    .filter_map(|fd| file::status(fd.get()).ok().map(|s| (fd, s.id))),
+            );
         }
     }
     for (fd, id) in go {
@@ -229,15 +255,28 @@ fn posix_locked(fd: i32) -> bool {
 }
 
 /// Starts a thread that shares the keeper's descriptor table.
-pub(crate) fn spawn(name: &'static str, f: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
+pub(crate) fn spawn(
+    name: &'static str,
+    f: impl FnOnce() + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>> {
     with(move |_| std::thread::Builder::new().name(name.into()).spawn(f))?
 }
 
 /// Blocks the signals that a service thread of the engine has no business with: all but the C library's own, without
 /// which `setuid` would wait for the thread for ever, and the ones that report the thread's own faults.
 pub(crate) fn block_signals() {
-    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
-    let open = faults.iter().fold(signal::set_of(32) | signal::set_of(33), |set, &s| set | signal::set_of(s));
+    let faults = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+    ];
+    let open = faults
+        .iter()
+        .fold(signal::set_of(32) | signal::set_of(33), |set, &s| {
+            set | signal::set_of(s)
+        });
     signal::set_mask(signal::ALL & !open);
 }
 
@@ -254,10 +293,15 @@ fn run(
         let _ = tell.send(Err(Errno(libc::EMFILE)));
         return;
     }
-    let _ = std::thread::Builder::new().name("faultless-move".into()).spawn(move || read_moves(epoll));
+    let _ = std::thread::Builder::new()
+        .name("faultless-move".into())
+        .spawn(move || read_moves(epoll));
     let _ = tell.send(Ok((raw::gettid(), private)));
 
-    let mut keeper = Keeper { epoll, leases: HashMap::new() };
+    let mut keeper = Keeper {
+        epoll,
+        leases: HashMap::new(),
+    };
     let set = signal::set_of(break_signal) | signal::set_of(libc::SIGIO);
     // Signals are waited for by name. (A signalfd would do, but whoever polls one is woken by *every* signal of the
     // process, SIGBUS included: by every miss.)
@@ -269,7 +313,11 @@ fn run(
         match keeper.leases.get(&fd) {
             Some(on_break) if number == break_signal && !file::holds_read_lease(fd) => on_break(),
             // Sent by `on_keeper`, or the queue of signals overflowed (SIGIO names no descriptor): look at all.
-            _ => keeper.leases.iter().filter(|(fd, _)| !file::holds_read_lease(**fd)).for_each(|(_, f)| f()),
+            _ => keeper
+                .leases
+                .iter()
+                .filter(|(fd, _)| !file::holds_read_lease(**fd))
+                .for_each(|(_, f)| f()),
         }
         run_tasks(tasks, &mut keeper);
     }
@@ -307,7 +355,9 @@ fn read_moves(epoll: i32) {
 /// Gives this thread a table of its own. `false` if the kernel will not have it.
 fn go_private() -> bool {
     // A thread's pidfd (6.9) is what descriptors are fetched through; without it a private table would be a trap.
-    let Ok(probe) = mem::pidfd_open(raw::gettid(), mem::PIDFD_THREAD) else { return false };
+    let Ok(probe) = mem::pidfd_open(raw::gettid(), mem::PIDFD_THREAD) else {
+        return false;
+    };
     // SAFETY: made just now.
     unsafe { file::close(probe) };
     // SAFETY: this thread, and those that it will start, use only descriptors that they are given later.

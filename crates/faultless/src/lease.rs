@@ -69,10 +69,10 @@ pub(crate) fn check_file(fd: i32) -> Result<(), LeaseRefusal> {
     if TRUSTED.iter().any(|&(_, m)| m == magic) {
         return Ok(());
     }
-    let file_system = OTHERS
-        .iter()
-        .find(|&&(_, m)| m == magic)
-        .map_or_else(|| format!("a file system of type {magic:#x}"), |&(n, _)| n.to_owned());
+    let file_system = OTHERS.iter().find(|&&(_, m)| m == magic).map_or_else(
+        || format!("a file system of type {magic:#x}"),
+        |&(n, _)| n.to_owned(),
+    );
     Err(LeaseRefusal::FileSystem { file_system })
 }
 
@@ -86,7 +86,10 @@ pub(crate) fn refusal(e: Errno) -> LeaseRefusal {
 }
 
 pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
-    Error::Lease { name: name.to_owned(), reason }
+    Error::Lease {
+        name: name.to_owned(),
+        reason,
+    }
 }
 
 /// How long the kernel waits before it takes a lease by force.
@@ -103,7 +106,9 @@ fn patience() -> std::time::Duration {
 /// Whatever this does or leaves undone, bytes stay right: the fault path asks the kernel about the lease after each
 /// read. What is at stake here is only how much survives.
 pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
-    let Reading::File { fd, .. } = &core.reading else { return };
+    let Reading::File { fd, .. } = &core.reading else {
+        return;
+    };
     if core.keep_all.swap(true, Ordering::AcqRel) {
         return;
     }
@@ -124,26 +129,30 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
 
 /// Makes one unit resident for good. `false` if there is no room for more.
 fn keep(core: &MapCore, unit: u64) -> bool {
-    let Reading::File { fd, .. } = &core.reading else { return false };
-    loop {
-        let word = core.page(unit).load();
-        match word.state() {
-            State::Resident if !word.soft() && !word.batch() => return true,
-            State::Absent => {
-                let budget = &core.pool.budget;
-                if budget.used() + core.unit_bytes() > budget.limit() {
-                    return false;
-                }
-                return fill::prefetch(core, unit, fill::RUN_MAX as u64, &mut fill::file_reader(core, fd)).is_ok();
-            }
-            // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
-            _ => {
-                if fill::serve(core, unit, fill::Need::Pin).is_err() {
-                    return false;
-                }
+    let Reading::File { fd, .. } = &core.reading else {
+        return false;
+    };
+    let word = core.page(unit).load();
+    match word.state() {
+        State::Resident if !word.soft() && !word.batch() => true,
+        State::Absent => {
+            let budget = &core.pool.budget;
+            let room = budget.used() + core.unit_bytes() <= budget.limit();
+            room && fill::prefetch(
+                core,
+                unit,
+                fill::RUN_MAX as u64,
+                &mut fill::file_reader(core, fd),
+            )
+            .is_ok()
+        }
+        // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
+        _ => {
+            let pinned = fill::serve(core, unit, fill::Need::Pin).is_ok();
+            if pinned {
                 core.page(unit).unpin();
-                return true;
             }
+            pinned
         }
     }
 }
@@ -160,7 +169,10 @@ pub(crate) fn broken(id: u32, start: usize, what: OnBreak) {
 /// Opens the file behind `fd` anew, for reading only: a lease, and direct I/O, belong to an open file of our own.
 pub(crate) fn reopen(fd: i32, direct: bool) -> io::Result<i32> {
     let path = std::ffi::CString::new(format!("/proc/thread-self/fd/{fd}"))?;
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | if direct { libc::O_DIRECT } else { 0 };
+    let flags = libc::O_RDONLY
+        | libc::O_CLOEXEC
+        | libc::O_NONBLOCK
+        | if direct { libc::O_DIRECT } else { 0 };
     Ok(file::open(&path, flags)?)
 }
 
@@ -168,10 +180,16 @@ pub(crate) fn reopen(fd: i32, direct: bool) -> io::Result<i32> {
 pub(crate) fn direct_works(fd: i32) -> bool {
     match file::direct_io(fd) {
         file::DirectIo::Unsupported => return false,
-        file::DirectIo::Aligned { memory, offset } if memory as usize > PAGE || offset as usize > PAGE => return false,
+        file::DirectIo::Aligned { memory, offset }
+            if memory as usize > PAGE || offset as usize > PAGE =>
+        {
+            return false;
+        }
         _ => {}
     }
-    let Ok(page) = crate::fault::area::Area::new(PAGE) else { return false };
+    let Ok(page) = crate::fault::area::Area::new(PAGE) else {
+        return false;
+    };
     loop {
         #[allow(unsafe_code, reason = "a probe into a page of our own")]
         // SAFETY: the area is PAGE bytes long and nobody else knows it.

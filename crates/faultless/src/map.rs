@@ -13,12 +13,12 @@ use crate::fault::process;
 use crate::fault::registry::{self, GRANULE};
 use crate::fault::report::Fault;
 use crate::fault::table::{GROUP, Table};
+use crate::keeper;
 use crate::lease::{self, OnBreak};
 use crate::plain::Plain;
 use crate::pool::{Engine, Pool, own};
 use crate::source::{self, Source};
 use crate::workers::{Job, PART, reader};
-use crate::keeper;
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, signal, uffd};
 use std::fmt;
@@ -225,8 +225,11 @@ impl MapOptions {
                 remedy: "it must be a power of two, at most 2 MiB",
             });
         }
-        let source_len =
-            source.len().map_err(|error| Error::Read { name: name.clone(), offset: 0, error })?;
+        let source_len = source.len().map_err(|error| Error::Read {
+            name: name.clone(),
+            offset: 0,
+            error,
+        })?;
         let (len, rest) = self.extent(source_len, &name)?;
         if len == 0 {
             return Ok(Map::empty(self.pool.clone(), name));
@@ -237,7 +240,9 @@ impl MapOptions {
         let Some(engine) = &self.pool.0.engine else {
             let whole = (head + len).next_multiple_of(PAGE);
             if whole as u64 > self.pool.budget().get() {
-                return Err(Error::BudgetExhausted { budget: self.pool.budget() });
+                return Err(Error::BudgetExhausted {
+                    budget: self.pool.budget(),
+                });
             }
             let plain = Plain::copy(&*source, name, base, whole)?;
             return Ok(Map::plain(self.pool.clone(), plain, head, len));
@@ -248,7 +253,16 @@ impl MapOptions {
             .ensure_fillers(&engine.core, self.pool.0.fill_threads)
             .map_err(|e| Error::kernel("cannot start fill threads", e))?;
         let data_len = head as u64 + rest;
-        self.engine_map(engine, Reading::Source(source), name, base, head, len, data_len, unit)
+        self.engine_map(
+            engine,
+            Reading::Source(source),
+            name,
+            base,
+            head,
+            len,
+            data_len,
+            unit,
+        )
     }
 
     fn map_file(&self, file: BorrowedFd<'_>, name: String, leased: bool) -> Result<Map, Error> {
@@ -256,7 +270,12 @@ impl MapOptions {
         let cannot = |what: &str, e| Error::kernel(format!("cannot {what} {name}"), e);
         let status = file::status(file.as_raw_fd()).map_err(|e| cannot("stat", e))?;
         if status.mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(lease::error(&name, LeaseRefusal::NotRegular { kind: "not a regular file" }));
+            return Err(lease::error(
+                &name,
+                LeaseRefusal::NotRegular {
+                    kind: "not a regular file",
+                },
+            ));
         }
         let (len, _) = self.extent(status.len, &name)?;
         if len == 0 {
@@ -280,13 +299,19 @@ impl MapOptions {
         let unit = self.unit.get();
         let data_len = head as u64 + status.len.saturating_sub(self.offset);
         let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
-        if leased { map.take_lease(self.on_break, status.len) } else { Ok(map) }
+        if leased {
+            map.take_lease(self.on_break, status.len)
+        } else {
+            Ok(map)
+        }
     }
 
     /// Opens the file anew, for reading, directly where that is wanted and works.
     fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Error> {
         let buffered = || {
-            lease::reopen(file.as_raw_fd(), false).map(own).map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
+            lease::reopen(file.as_raw_fd(), false)
+                .map(own)
+                .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
         };
         // On the kernel's mmap, direct I/O has no meaning.
         if self.reads == Reads::Buffered || self.pool.0.engine.is_none() {
@@ -309,14 +334,19 @@ impl MapOptions {
                 match refused {
                     Ok(fd) => file::clear_direct(fd.as_raw_fd())
                         .map(|()| fd)
-                        .map_err(|e| Error::kernel(format!("cannot read {name} through the page cache"), e)),
+                        .map_err(|e| {
+                            Error::kernel(format!("cannot read {name} through the page cache"), e)
+                        }),
                     Err(_) => buffered(),
                 }
             }
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one structure, assembled in one place")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one structure, assembled in one place"
+    )]
     fn engine_map(
         &self,
         engine: &Engine,
@@ -330,7 +360,12 @@ impl MapOptions {
     ) -> Result<Map, Error> {
         let reserved = crate::pool::install_handler()
             .and_then(|()| self.reserve(engine, &name, head + len, unit))
-            .and_then(|parts| Ok((registry::reserve().ok_or(Error::TooManyMaps(registry::MAPS_MAX))?, parts)));
+            .and_then(|parts| {
+                Ok((
+                    registry::reserve().ok_or(Error::TooManyMaps(registry::MAPS_MAX))?,
+                    parts,
+                ))
+            });
         let (id, (region, table)) = match reserved {
             Ok(parts) => parts,
             Err(e) => {
@@ -377,7 +412,9 @@ impl MapOptions {
         span: usize,
         unit: u64,
     ) -> Result<(Region, Table), Error> {
-        let failed = |e: std::io::Error| Error::kernel(format!("cannot reserve address space for {name}"), e);
+        let failed = |e: std::io::Error| {
+            Error::kernel(format!("cannot reserve address space for {name}"), e)
+        };
         let region = Region::new(span).map_err(failed)?;
         let units = (region.len as u64).div_ceil(unit);
         let table = Table::new(units).map_err(failed)?;
@@ -390,11 +427,19 @@ impl MapOptions {
                 // The program closed it: fetch it again.
                 Err(e) => match fd.recover(number) {
                     Ok(fresh) => number = fresh,
-                    Err(_) => return Err(Error::kernel(format!("cannot register the map of {name}"), e)),
+                    Err(_) => {
+                        return Err(Error::kernel(
+                            format!("cannot register the map of {name}"),
+                            e,
+                        ));
+                    }
                 },
             }
         }
-        Err(Error::kernel(format!("cannot register the map of {name}"), faultless_sys::Errno(libc::EBADF)))
+        Err(Error::kernel(
+            format!("cannot register the map of {name}"),
+            faultless_sys::Errno(libc::EBADF),
+        ))
     }
 }
 
@@ -494,7 +539,10 @@ pub struct Map {
 
 impl fmt::Debug for Map {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Map").field("source", &self.name()).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Map")
+            .field("source", &self.name())
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }
 
@@ -516,11 +564,23 @@ impl AsRef<[u8]> for Map {
 
 impl Map {
     fn empty(pool: Pool, _name: String) -> Map {
-        Map { ptr: std::ptr::dangling::<u8>() as usize, len: 0, head: 0, inner: Inner::Empty, pool }
+        Map {
+            ptr: std::ptr::dangling::<u8>() as usize,
+            len: 0,
+            head: 0,
+            inner: Inner::Empty,
+            pool,
+        }
     }
 
     fn plain(pool: Pool, plain: Plain, head: usize, len: usize) -> Map {
-        Map { ptr: plain.range.start + head, len, head, inner: Inner::Plain(plain), pool }
+        Map {
+            ptr: plain.range.start + head,
+            len,
+            head,
+            inner: Inner::Plain(plain),
+            pool,
+        }
     }
 
     /// The pool that the map belongs to.
@@ -538,9 +598,17 @@ impl Map {
     }
 
     fn take_lease(self, what: OnBreak, len_before: u64) -> Result<Map, Error> {
-        let Inner::Engine(core) = &self.inner else { return Ok(self) };
-        let Reading::File { fd, .. } = &core.reading else { return Ok(self) };
-        self.pool.0.workers.ensure(1).map_err(|e| Error::kernel("cannot start a worker thread", e))?;
+        let Inner::Engine(core) = &self.inner else {
+            return Ok(self);
+        };
+        let Reading::File { fd, .. } = &core.reading else {
+            return Ok(self);
+        };
+        self.pool
+            .0
+            .workers
+            .ensure(1)
+            .map_err(|e| Error::kernel("cannot start a worker thread", e))?;
         let (id, start, workers) = (core.id, core.start, self.pool.0.workers.clone());
         let on_break = Box::new(move || {
             workers.push(Job::LeaseBreak { id, start, what });
@@ -570,13 +638,21 @@ impl Map {
             Unbounded => self.len,
         };
         if start > end || end > self.len {
-            return Err(Error::OutOfRange { start, end, len: self.len });
+            return Err(Error::OutOfRange {
+                start,
+                end,
+                len: self.len,
+            });
         }
         Ok(self.head + start..self.head + end)
     }
 
     fn check_process(&self) -> Result<(), Error> {
-        if process::forked() || process::pid() != self.pool.0.pid { Err(Error::Forked) } else { Ok(()) }
+        if process::forked() || process::pid() != self.pool.0.pid {
+            Err(Error::Forked)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes a range resident and keeps it so until the result is dropped. The bytes may then be handed to system
@@ -591,7 +667,12 @@ impl Map {
         let bytes = self.range(range)?;
         self.check_process()?;
         let slice = (self.ptr - self.head + bytes.start, bytes.len());
-        let mut pinned = Pinned { map: self, slice, first: 0, end: 0 };
+        let mut pinned = Pinned {
+            map: self,
+            slice,
+            first: 0,
+            end: 0,
+        };
         if bytes.is_empty() {
             return Ok(pinned);
         }
@@ -599,14 +680,17 @@ impl Map {
             Inner::Empty => {}
             Inner::Plain(plain) => {
                 let (start, end) = (bytes.start & !(PAGE - 1), bytes.end.next_multiple_of(PAGE));
-                plain.populate(start, end - start).map_err(|error| Error::Read {
-                    name: plain.name.clone(),
-                    offset: bytes.start as u64,
-                    error,
-                })?;
+                plain
+                    .populate(start, end - start)
+                    .map_err(|error| Error::Read {
+                        name: plain.name.clone(),
+                        offset: bytes.start as u64,
+                        error,
+                    })?;
             }
             Inner::Engine(core) => {
-                let units = core.unit_of(core.start + bytes.start)..core.unit_of(core.start + bytes.end - 1) + 1;
+                let units = core.unit_of(core.start + bytes.start)
+                    ..core.unit_of(core.start + bytes.end - 1) + 1;
                 let budget = self.pool.budget();
                 if (units.end - units.start).saturating_mul(core.unit_bytes()) > budget.get() {
                     return Err(Error::BudgetExhausted { budget });
@@ -645,14 +729,22 @@ impl Map {
             }
             Inner::Engine(core) => {
                 let workers = &self.pool.0.workers;
-                workers.all().map_err(|e| Error::kernel("cannot start worker threads", e))?;
+                workers
+                    .all()
+                    .map_err(|e| Error::kernel("cannot start worker threads", e))?;
                 let end = (core.unit_of(core.start + bytes.end - 1) + 1).min(core.data_units());
                 let step = (PART >> core.unit_shift).max(1);
                 let mut unit = core.unit_of(core.start + bytes.start);
                 while unit < end {
                     let count = step.min(end - unit);
-                    if !workers.push(Job::Prefetch { id: core.id, start: core.start, unit, count }) {
-                        core.counters.add(Count::PrefetchDropped, (end - unit).div_ceil(step));
+                    if !workers.push(Job::Prefetch {
+                        id: core.id,
+                        start: core.start,
+                        unit,
+                        count,
+                    }) {
+                        core.counters
+                            .add(Count::PrefetchDropped, (end - unit).div_ceil(step));
                         break;
                     }
                     unit += count;
@@ -675,7 +767,11 @@ impl Map {
                 plain.advise(0, plain.range.len, advice);
             }
             Inner::Engine(core) => {
-                let bytes = if advice == Advice::Sequential { SEQUENTIAL_BYTES } else { 1 };
+                let bytes = if advice == Advice::Sequential {
+                    SEQUENTIAL_BYTES
+                } else {
+                    1
+                };
                 let units = (bytes >> core.unit_shift).clamp(1, fill::RUN_MAX);
                 core.run_units.store(units as u32, Ordering::Relaxed);
             }
@@ -705,7 +801,11 @@ impl Map {
                 let to_end = bytes.end == self.head + self.len;
                 let first = bytes.start.div_ceil(unit);
                 let first = if bytes.start <= self.head { 0 } else { first };
-                let end = if to_end { bytes.end.div_ceil(unit) } else { bytes.end / unit };
+                let end = if to_end {
+                    bytes.end.div_ceil(unit)
+                } else {
+                    bytes.end / unit
+                };
                 release_units(core, first as u64..(end as u64).min(core.data_units()));
             }
         }
@@ -715,7 +815,9 @@ impl Map {
     /// Whether a whole range is in memory, as far as is known: under memory pressure, the kernel may have taken cold
     /// pages back. `false` for ranges outside the map.
     pub fn is_resident(&self, range: impl RangeBounds<usize>) -> bool {
-        let Ok(bytes) = self.range(range) else { return false };
+        let Ok(bytes) = self.range(range) else {
+            return false;
+        };
         if bytes.is_empty() || self.check_process().is_err() {
             return bytes.is_empty();
         }
@@ -726,7 +828,8 @@ impl Map {
                 plain.is_resident(start, bytes.end - start)
             }
             Inner::Engine(core) => {
-                let mut units = core.unit_of(core.start + bytes.start)..core.unit_of(core.start + bytes.end - 1) + 1;
+                let mut units = core.unit_of(core.start + bytes.start)
+                    ..core.unit_of(core.start + bytes.end - 1) + 1;
                 units.all(|u| core.page(u).load().state() == State::Resident)
             }
         }
@@ -780,7 +883,11 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         let bytes = core.backed(run_start, unit - run_start);
         // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
         let _ = unsafe {
-            mem::madvise(core.start + bytes.start as usize, (bytes.end - bytes.start) as usize, libc::MADV_DONTNEED)
+            mem::madvise(
+                core.start + bytes.start as usize,
+                (bytes.end - bytes.start) as usize,
+                libc::MADV_DONTNEED,
+            )
         };
         for u in run_start..unit {
             settle_evicted(core, u, 0);
@@ -790,7 +897,9 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
 
 impl Drop for Map {
     fn drop(&mut self) {
-        let Inner::Engine(core) = &self.inner else { return };
+        let Inner::Engine(core) = &self.inner else {
+            return;
+        };
         let core: &'static MapCore = core;
         if self.check_process().is_err() {
             // A forked child: what lies at the addresses is a bar, and all else is its parent's.
@@ -798,14 +907,24 @@ impl Drop for Map {
             let _ = unsafe { mem::unmap(core.start, core.region_len) };
             return;
         }
-        self.pool.0.past.lock().unwrap_or_else(PoisonError::into_inner).add(&core.counters.snapshot());
+        self.pool
+            .0
+            .past
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .add(&core.counters.snapshot());
         // From here on nobody finds the map; who is inside (the evictor, a worker) has left when this returns.
         // SAFETY: `self` is the only owner, and is being dropped.
         let core = unsafe { registry::shut(core) };
         // SAFETY: nobody is inside, nobody holds a slice, and no fill is in flight.
         let _ = unsafe { mem::unmap(core.start, core.region_len) };
-        let resident = core.counters.get(Count::Charged).wrapping_sub(core.counters.get(Count::Released));
-        core.pool.budget.release(resident + core.table.fixed_bytes());
+        let resident = core
+            .counters
+            .get(Count::Charged)
+            .wrapping_sub(core.counters.get(Count::Released));
+        core.pool
+            .budget
+            .release(resident + core.table.fixed_bytes());
         let MapCore { id, reading, .. } = *core;
         registry::unreserve(id);
         retire_reading(reading);
@@ -837,7 +956,10 @@ impl AsRef<[u8]> for Pinned<'_> {
 
 impl fmt::Debug for Pinned<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pinned").field("source", &self.map.name()).field("len", &self.slice.1).finish_non_exhaustive()
+        f.debug_struct("Pinned")
+            .field("source", &self.map.name())
+            .field("len", &self.slice.1)
+            .finish_non_exhaustive()
     }
 }
 

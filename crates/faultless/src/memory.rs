@@ -17,7 +17,11 @@ pub(crate) struct Memory {
 fn meminfo(field: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with(field))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+    line.split_whitespace()
+        .nth(1)?
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib << 10)
 }
 
 /// A limit or usage file of a control group; "max" is no limit.
@@ -28,21 +32,37 @@ fn number(path: PathBuf) -> Option<u64> {
 /// Directories of this process's memory control group, from its own up to the root, with the names of the files that
 /// hold limit and usage (version 1 or 2).
 fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
-    let Ok(text) = fs::read_to_string("/proc/self/cgroup") else { return Vec::new() };
+    let Ok(text) = fs::read_to_string("/proc/self/cgroup") else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     for line in text.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
+        else {
+            continue;
+        };
         let path = Path::new(path.trim_start_matches('/'));
         let (roots, limit, usage): (&[&str], _, _) = if controllers.is_empty() {
-            (&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], "memory.max", "memory.current")
+            (
+                &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
+                "memory.max",
+                "memory.current",
+            )
         } else if controllers.split(',').any(|c| c == "memory") {
-            (&["/sys/fs/cgroup/memory"], "memory.limit_in_bytes", "memory.usage_in_bytes")
+            (
+                &["/sys/fs/cgroup/memory"],
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
         } else {
             continue;
         };
         for root in roots {
-            found.extend(path.ancestors().map(|p| (Path::new(root).join(p), limit, usage)));
+            found.extend(
+                path.ancestors()
+                    .map(|p| (Path::new(root).join(p), limit, usage)),
+            );
         }
     }
     found
@@ -51,7 +71,11 @@ fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
 /// Looks at the machine and the control group as they are now.
 pub(crate) fn look() -> Memory {
     let machine = meminfo("MemTotal:").unwrap_or(1 << 30);
-    let mut memory = Memory { limit: machine, available: meminfo("MemAvailable:").unwrap_or(machine / 2), machine };
+    let mut memory = Memory {
+        limit: machine,
+        available: meminfo("MemAvailable:").unwrap_or(machine / 2),
+        machine,
+    };
     for (dir, limit, usage) in groups() {
         if let Some(limit) = number(dir.join(limit)).filter(|&l| l < machine) {
             memory.limit = memory.limit.min(limit);
@@ -64,7 +88,9 @@ pub(crate) fn look() -> Memory {
 
 /// Bytes of page tables of this process (`VmPTE`).
 pub(crate) fn page_tables() -> u64 {
-    let Ok(text) = fs::read_to_string("/proc/self/status") else { return 0 };
+    let Ok(text) = fs::read_to_string("/proc/self/status") else {
+        return 0;
+    };
     text.lines()
         .find_map(|l| l.strip_prefix("VmPTE:"))
         .and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok())

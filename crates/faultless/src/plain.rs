@@ -51,18 +51,24 @@ impl Plain {
                 return Err(Error::kernel(format!("cannot map {name}"), e));
             }
         };
-        let range = Arc::new(Range { start, len, state: AtomicU8::new(0) });
+        let range = Arc::new(Range {
+            start,
+            len,
+            state: AtomicU8::new(0),
+        });
         let leased = lease.is_some();
         if let Some((what, room)) = lease {
             let (broken, kept) = (range.clone(), fd.engine_number());
             let on_break = move || {
                 let (range, what) = (broken.clone(), what);
                 // The keeper must not read a whole file itself.
-                let _ = std::thread::Builder::new().name("faultless-snap".into()).spawn(move || {
-                    crate::keeper::block_signals();
-                    on_lease_break(&range, kept, base, what, room);
-                    crate::keeper::end_lease_of(kept);
-                });
+                let _ = std::thread::Builder::new()
+                    .name("faultless-snap".into())
+                    .spawn(move || {
+                        crate::keeper::block_signals();
+                        on_lease_break(&range, kept, base, what, room);
+                        crate::keeper::end_lease_of(kept);
+                    });
             };
             let taken = crate::keeper::lease(&fd, Box::new(on_break))
                 .map_err(|e| Error::kernel("cannot reach the keeper thread", e))
@@ -75,32 +81,63 @@ impl Plain {
             }
         }
         if leased {
-            return Ok(Plain { range, name, lease: Some((fd, id)), file_backed: true });
+            return Ok(Plain {
+                range,
+                name,
+                lease: Some((fd, id)),
+                file_backed: true,
+            });
         }
         crate::keeper::retire(fd, id);
-        Ok(Plain { range, name, lease: None, file_backed: true })
+        Ok(Plain {
+            range,
+            name,
+            lease: None,
+            file_backed: true,
+        })
     }
 
     /// Reads all of a source into memory.
-    pub(crate) fn copy(source: &dyn Source, name: String, base: u64, len: usize) -> Result<Self, Error> {
-        let start = mem::map_anonymous(len).map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
+    pub(crate) fn copy(
+        source: &dyn Source,
+        name: String,
+        base: u64,
+        len: usize,
+    ) -> Result<Self, Error> {
+        let start =
+            mem::map_anonymous(len).map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
         // SAFETY: mapped just now, writable, ours.
         let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
         let read = source::read_full(source, bytes, base);
         if let Err(error) = read {
             // SAFETY: mapped above, shown to nobody.
             let _ = unsafe { mem::unmap(start, len) };
-            return Err(Error::Read { name, offset: base, error });
+            return Err(Error::Read {
+                name,
+                offset: base,
+                error,
+            });
         }
         // SAFETY: ours; nobody writes to it any more.
         let _ = unsafe { mem::protect(start, len, libc::PROT_READ) };
-        Ok(Plain { range: Arc::new(Range { start, len, state: AtomicU8::new(1) }), name, lease: None, file_backed: false })
+        Ok(Plain {
+            range: Arc::new(Range {
+                start,
+                len,
+                state: AtomicU8::new(1),
+            }),
+            name,
+            lease: None,
+            file_backed: false,
+        })
     }
 
     /// Makes a range (page-aligned, in bytes from the start) resident, and says so if it cannot be.
     pub(crate) fn populate(&self, start: usize, len: usize) -> Result<(), std::io::Error> {
         if self.range.state.load(Ordering::Acquire) == 2 {
-            return Err(std::io::Error::other("the file was opened for writing after it was mapped"));
+            return Err(std::io::Error::other(
+                "the file was opened for writing after it was mapped",
+            ));
         }
         // SAFETY: reads pages in; changes no contents.
         match unsafe { mem::madvise(self.range.start + start, len, MADV_POPULATE_READ) } {
@@ -128,7 +165,9 @@ impl Plain {
     pub(crate) fn is_resident(&self, start: usize, len: usize) -> bool {
         let mut seen = vec![0u8; len.div_ceil(PAGE)];
         // SAFETY: one byte for each page of the range.
-        let ok = unsafe { libc::mincore((self.range.start + start) as *mut _, len, seen.as_mut_ptr()) } == 0;
+        let ok =
+            unsafe { libc::mincore((self.range.start + start) as *mut _, len, seen.as_mut_ptr()) }
+                == 0;
         ok && seen.iter().all(|b| b & 1 == 1)
     }
 }
@@ -150,10 +189,16 @@ impl Drop for Plain {
 /// Replaces the file under a map before a writer gets at it: by a copy, or by nothing.
 fn on_lease_break(range: &Range, fd: i32, base: u64, what: OnBreak, room: u64) {
     // 3: being replaced; the dropper waits.
-    if range.state.compare_exchange(0, 3, Ordering::AcqRel, Ordering::Acquire).is_err() {
+    if range
+        .state
+        .compare_exchange(0, 3, Ordering::AcqRel, Ordering::Acquire)
+        .is_err()
+    {
         return;
     }
-    let copied = what == OnBreak::Snapshot && range.len as u64 <= room && replace_by_copy(range, fd, base).is_some();
+    let copied = what == OnBreak::Snapshot
+        && range.len as u64 <= room
+        && replace_by_copy(range, fd, base).is_some();
     if !copied {
         // An empty file: every access raises SIGBUS, as a truncated file would.
         // SAFETY: plain system calls; the range is ours until the map is dropped, which waits for us.
@@ -166,7 +211,9 @@ fn on_lease_break(range: &Range, fd: i32, base: u64, what: OnBreak, room: u64) {
             }
         }
     }
-    range.state.store(if copied { 1 } else { 2 }, Ordering::Release);
+    range
+        .state
+        .store(if copied { 1 } else { 2 }, Ordering::Release);
 }
 
 fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
@@ -174,7 +221,9 @@ fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
     let mut got = 0;
     while got < range.len {
         // SAFETY: inside the copy, which is ours and writable.
-        match unsafe { faultless_sys::file::pread(fd, copy + got, range.len - got, base + got as u64) } {
+        match unsafe {
+            faultless_sys::file::pread(fd, copy + got, range.len - got, base + got as u64)
+        } {
             Ok(0) => break,
             Ok(n) => got += n,
             Err(e) if e.0 == libc::EINTR => {}
@@ -195,8 +244,13 @@ fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
     unsafe {
         mem::protect(copy, range.len, libc::PROT_READ).ok()?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        let moved =
-            libc::mremap(copy as *mut _, range.len, range.len, flags, range.start as *mut libc::c_void);
+        let moved = libc::mremap(
+            copy as *mut _,
+            range.len,
+            range.len,
+            flags,
+            range.start as *mut libc::c_void,
+        );
         (moved != libc::MAP_FAILED).then_some(())
     }
 }

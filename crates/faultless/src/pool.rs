@@ -113,7 +113,8 @@ impl PoolBuilder {
                 remedy: "choose 1 to 1024",
             });
         }
-        let unprotected = keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
+        let unprotected =
+            keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
         fork::watch();
         let promise = Promise::new(budget)?;
         let (backend, uffd) = match open_uffd(self.backend) {
@@ -159,7 +160,13 @@ pub(crate) fn install_handler() -> Result<(), Error> {
 }
 
 fn check_budget(budget: Bytes, machine: u64) -> Result<(), Error> {
-    let wrong = |remedy| Err(Error::InvalidOption { what: "the memory budget", value: budget.to_string(), remedy });
+    let wrong = |remedy| {
+        Err(Error::InvalidOption {
+            what: "the memory budget",
+            value: budget.to_string(),
+            remedy,
+        })
+    };
     if budget < MEMORY_MIN {
         return wrong("give it at least 1 MiB");
     }
@@ -199,28 +206,43 @@ impl Drop for Promise {
 
 /// Opens a userfaultfd in the mode that the engine needs, or says why not.
 fn open_uffd(choice: BackendChoice) -> Result<OwnedFd, String> {
-    if choice == BackendChoice::Mmap || std::env::var_os("FAULTLESS_BACKEND").is_some_and(|v| v == "mmap") {
+    if choice == BackendChoice::Mmap
+        || std::env::var_os("FAULTLESS_BACKEND").is_some_and(|v| v == "mmap")
+    {
         return Err("it was asked for".to_owned());
     }
     if mem::kernel_page_size() != mem::PAGE {
-        return Err(format!("the kernel's pages have {} bytes, and the engine wants 4096", mem::kernel_page_size()));
+        return Err(format!(
+            "the kernel's pages have {} bytes, and the engine wants 4096",
+            mem::kernel_page_size()
+        ));
     }
     let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32 | uffd::USER_MODE_ONLY;
     let fd = uffd::open(flags).map_err(|e| match e.0 {
         libc::ENOSYS => "the kernel has no userfaultfd, or a seccomp filter hides it".to_owned(),
-        libc::EPERM => "userfaultfd is forbidden here (a seccomp filter or a container's policy)".to_owned(),
-        libc::EINVAL => "the kernel's userfaultfd lacks UFFD_USER_MODE_ONLY (Linux 5.11)".to_owned(),
+        libc::EPERM => {
+            "userfaultfd is forbidden here (a seccomp filter or a container's policy)".to_owned()
+        }
+        libc::EINVAL => {
+            "the kernel's userfaultfd lacks UFFD_USER_MODE_ONLY (Linux 5.11)".to_owned()
+        }
         _ => format!("userfaultfd failed: {e}"),
     })?;
 
     let fd = own(fd);
     use std::os::fd::AsRawFd;
-    uffd::enable(fd.as_raw_fd(), uffd::FEATURE_SIGBUS | uffd::FEATURE_EVENT_REMAP)
-        .map_err(|e| format!("userfaultfd lacks SIGBUS mode (Linux 4.14): {e}"))?;
+    uffd::enable(
+        fd.as_raw_fd(),
+        uffd::FEATURE_SIGBUS | uffd::FEATURE_EVENT_REMAP,
+    )
+    .map_err(|e| format!("userfaultfd lacks SIGBUS mode (Linux 4.14): {e}"))?;
     Ok(fd)
 }
 
-#[allow(unsafe_code, reason = "takes ownership of a descriptor that the kernel just made")]
+#[allow(
+    unsafe_code,
+    reason = "takes ownership of a descriptor that the kernel just made"
+)]
 pub(crate) fn own(fd: i32) -> OwnedFd {
     // SAFETY: callers pass a descriptor that a system call returned to them, and that nobody else knows.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -234,19 +256,27 @@ fn rate(unprotected: Option<&'static str>) -> Backend {
             lacks.push(format!("Linux {major}.{minor} serves faults in armed mappings under mmap_lock; 6.6 does not"));
         }
         if (major, minor) < (6, 9) {
-            lacks.push(format!("Linux {major}.{minor} installs pages under mmap_lock; 6.9 does not"));
+            lacks.push(format!(
+                "Linux {major}.{minor} installs pages under mmap_lock; 6.9 does not"
+            ));
         }
     }
     if !evict::batches_work() {
         lacks.push("process_madvise does not take MADV_DONTNEED for the own process, so eviction costs more".to_owned());
     }
     lacks.extend(unprotected.map(str::to_owned));
-    if lacks.is_empty() { Backend::Full } else { Backend::Partial(lacks.join("; ")) }
+    if lacks.is_empty() {
+        Backend::Full
+    } else {
+        Backend::Partial(lacks.join("; "))
+    }
 }
 
 fn kernel_version() -> Option<(u32, u32)> {
     let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
@@ -269,8 +299,10 @@ impl Engine {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
         let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
-        let staging = Staging::new((limit / 16).clamp(CHUNK_MAX as u64, STAGING_MAX) as usize).map_err(memory)?;
-        let uffd = keeper::adopt(uffd).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
+        let staging = Staging::new((limit / 16).clamp(CHUNK_MAX as u64, STAGING_MAX) as usize)
+            .map_err(memory)?;
+        let uffd =
+            keeper::adopt(uffd).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
         keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
         let core = Arc::new(PoolCore {
             budget: Budget::new(limit),
@@ -293,7 +325,10 @@ impl Engine {
             keeper::spawn("faultless-evict", move || Evictor::run(core))
                 .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };
-        Ok(Engine { core, evictor: Some(evictor) })
+        Ok(Engine {
+            core,
+            evictor: Some(evictor),
+        })
     }
 }
 
@@ -311,14 +346,21 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn budget(&self) -> Bytes {
-        Bytes::new(self.promise.lock().unwrap_or_else(PoisonError::into_inner).0)
+        Bytes::new(
+            self.promise
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .0,
+        )
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         let foreign = process::forked() || process::pid() != self.pid;
-        let Some(mut engine) = self.engine.take() else { return };
+        let Some(mut engine) = self.engine.take() else {
+            return;
+        };
         if foreign {
             // A forked child: the threads are not here, and the descriptors are its parent's affair.
             std::mem::forget(engine);
@@ -357,7 +399,10 @@ pub struct Pool(pub(crate) Arc<Shared>);
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("budget", &self.budget()).field("backend", &self.0.backend).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("budget", &self.budget())
+            .field("backend", &self.0.backend)
+            .finish_non_exhaustive()
     }
 }
 
@@ -393,7 +438,11 @@ impl Pool {
     /// [`Error::InvalidOption`] as for [`PoolBuilder::build`]; the budget is then unchanged.
     pub fn resize(&self, budget: Bytes) -> Result<(), Error> {
         check_budget(budget, memory::look().machine)?;
-        let mut promise = self.0.promise.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut promise = self
+            .0
+            .promise
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // The old promise is given up only once the new one is made, but does not count against it.
         let old = std::mem::replace(&mut promise.0, 0);
         PROMISED.fetch_sub(old, Ordering::AcqRel);
@@ -410,7 +459,8 @@ impl Pool {
         }
         if let Some(engine) = &self.0.engine {
             let core = &engine.core;
-            core.reserve.store(evict::reserve_of(budget.get()), Ordering::Relaxed);
+            core.reserve
+                .store(evict::reserve_of(budget.get()), Ordering::Relaxed);
             core.budget.set_limit(budget.get());
             core.evict_bell.ring();
         }
@@ -449,7 +499,12 @@ impl Pool {
 
     /// What happened in all maps of the pool, and what it holds.
     pub fn stats(&self) -> PoolStats {
-        let mut maps = self.0.past.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut maps = self
+            .0
+            .past
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for map in live_maps(self) {
             maps.add(&map);
         }

@@ -39,7 +39,10 @@ use std::sync::Arc;
 /// assert_eq!(u64::from_le_bytes(map[8_000_000..8_000_008].try_into().unwrap()), 1_000_000u64.pow(2));
 /// # Ok::<(), faultless::Error>(())
 /// ```
-#[allow(clippy::len_without_is_empty, reason = "the length is a question that can fail")]
+#[allow(
+    clippy::len_without_is_empty,
+    reason = "the length is a question that can fail"
+)]
 pub trait Source: Send + Sync + 'static {
     /// Length in bytes. Asked once, when the map is made.
     fn len(&self) -> io::Result<u64>;
@@ -105,8 +108,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 /// The path by which a descriptor was opened, as far as the kernel knows it.
 pub(crate) fn file_name(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
-    std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd()))
-        .map_or_else(|_| format!("descriptor {}", fd.as_raw_fd()), |p| p.display().to_string())
+    std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).map_or_else(
+        |_| format!("descriptor {}", fd.as_raw_fd()),
+        |p| p.display().to_string(),
+    )
 }
 
 /// Reads `len` bytes from `offset`, fewer only at the end. A panic of the source is an error.
@@ -120,7 +125,9 @@ pub(crate) fn read_full(source: &dyn Source, buf: &mut [u8], offset: u64) -> io:
             match source.read_at(&mut buf[from..], offset + from as u64) {
                 Ok(n) if from + n <= got => break,
                 Ok(n) if from + n > buf.len() => {
-                    return Err(io::Error::other("read_at returned more bytes than it was asked for"));
+                    return Err(io::Error::other(
+                        "read_at returned more bytes than it was asked for",
+                    ));
                 }
                 Ok(n) => got = from + n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

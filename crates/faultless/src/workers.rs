@@ -1,7 +1,10 @@
 //! The pool's own threads for what neither a signal handler nor a caller should do: reading users' sources for faulting
 //! threads, prefetches, and saving a map whose lease is being broken.
 
-#![allow(unsafe_code, reason = "answers requests that lie on faulting threads' stacks")]
+#![allow(
+    unsafe_code,
+    reason = "answers requests that lie on faulting threads' stacks"
+)]
 
 use crate::fault::core::{MapCore, PoolCore, Reading};
 use crate::fault::counters::Count;
@@ -26,9 +29,18 @@ pub(crate) const PART: u64 = 256 * 1024;
 /// Something for a worker to do.
 pub(crate) enum Job {
     /// Fill units of the map with gate `id` that starts at `start`.
-    Prefetch { id: u32, start: usize, unit: u64, count: u64 },
+    Prefetch {
+        id: u32,
+        start: usize,
+        unit: u64,
+        count: u64,
+    },
     /// The lease of that map is being broken.
-    LeaseBreak { id: u32, start: usize, what: OnBreak },
+    LeaseBreak {
+        id: u32,
+        start: usize,
+        what: OnBreak,
+    },
 }
 
 #[derive(Default)]
@@ -62,7 +74,9 @@ impl Workers {
         let mut threads = lock(&self.threads);
         while threads.workers < count.min(PREFETCHERS) {
             let me = self.clone();
-            let handle = std::thread::Builder::new().name("faultless-work".into()).spawn(move || me.work())?;
+            let handle = std::thread::Builder::new()
+                .name("faultless-work".into())
+                .spawn(move || me.work())?;
             threads.handles.push(handle);
             threads.workers += 1;
         }
@@ -70,12 +84,18 @@ impl Workers {
     }
 
     /// Makes sure that the threads which read users' sources run.
-    pub(crate) fn ensure_fillers(self: &Arc<Self>, pool: &Arc<PoolCore>, count: usize) -> io::Result<()> {
+    pub(crate) fn ensure_fillers(
+        self: &Arc<Self>,
+        pool: &Arc<PoolCore>,
+        count: usize,
+    ) -> io::Result<()> {
         let mut threads = lock(&self.threads);
         if !std::mem::replace(&mut threads.fillers, true) {
             for _ in 0..count {
                 let pool = pool.clone();
-                let handle = std::thread::Builder::new().name("faultless-fill".into()).spawn(move || fill_for(&pool))?;
+                let handle = std::thread::Builder::new()
+                    .name("faultless-fill".into())
+                    .spawn(move || fill_for(&pool))?;
                 threads.handles.push(handle);
             }
         }
@@ -114,7 +134,12 @@ impl Workers {
             };
             drop(jobs);
             match job {
-                Job::Prefetch { id, start, unit, count } => prefetch(id, start, unit, count),
+                Job::Prefetch {
+                    id,
+                    start,
+                    unit,
+                    count,
+                } => prefetch(id, start, unit, count),
                 Job::LeaseBreak { id, start, what } => lease::broken(id, start, what),
             }
         }
@@ -135,12 +160,19 @@ impl Workers {
 }
 
 fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
-    let Some(core) = registry::gate(id).and_then(|g| g.enter()).filter(|c| c.start == start) else { return };
+    let Some(core) = registry::gate(id)
+        .and_then(|g| g.enter())
+        .filter(|c| c.start == start)
+    else {
+        return;
+    };
     let end = (unit + count).min(core.data_units());
     let mut at = unit;
     while at < end {
         let done = match &core.reading {
-            Reading::File { fd, .. } => fill::prefetch(&core, at, end - at, &mut fill::file_reader(&core, fd)),
+            Reading::File { fd, .. } => {
+                fill::prefetch(&core, at, end - at, &mut fill::file_reader(&core, fd))
+            }
             Reading::Source(s) => fill::prefetch(&core, at, end - at, &mut reader(&**s)),
         };
         match done {
@@ -157,13 +189,18 @@ fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
 ///
 /// Staging buffers come in the sizes that are free, and the last unit is cut off at the end of the data: what the
 /// source's alignment does not allow to be read in place is read aside, whole blocks at a time.
-pub(crate) fn reader(source: &dyn Source) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + '_ {
+pub(crate) fn reader(
+    source: &dyn Source,
+) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + '_ {
     let fault = |e: io::Error| e.raw_os_error().map_or(Fault::Source, Fault::Read);
     move |buf, len, offset| {
         // SAFETY: the fill path passes a staging buffer that is on loan to this thread, of at least `len` bytes.
         let buf = unsafe { std::slice::from_raw_parts_mut(buf as *mut u8, len) };
         let align = source.alignment().max(1) as u64;
-        let (from, to) = (offset - offset % align, (offset + len as u64).next_multiple_of(align));
+        let (from, to) = (
+            offset - offset % align,
+            (offset + len as u64).next_multiple_of(align),
+        );
         if (from, to) == (offset, offset + len as u64) {
             return source::read_full(source, buf, offset).map_err(fault);
         }
@@ -181,17 +218,27 @@ fn fill_for(pool: &PoolCore) {
     crate::keeper::block_signals();
     while !pool.stopping.load(Ordering::Acquire) {
         let Some(at) = pool.handover.pop() else {
-            pool.fill_bell.sleep(1_000_000_000, || !pool.stopping.load(Ordering::Acquire) && pool.handover.is_empty());
+            pool.fill_bell.sleep(1_000_000_000, || {
+                !pool.stopping.load(Ordering::Acquire) && pool.handover.is_empty()
+            });
             continue;
         };
         let request = at as *const Request;
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
         let (core, run): (&MapCore, &fill::Run) = unsafe { (&*(*request).core, &(*request).run) };
         let result = match &core.reading {
-            Reading::Source(s) => fill::fill(core, run, Need::Load(core.unit_addr(run.first)), &mut reader(&**s)),
-            Reading::File { fd, .. } => {
-                fill::fill(core, run, Need::Load(core.unit_addr(run.first)), &mut fill::file_reader(core, fd))
-            }
+            Reading::Source(s) => fill::fill(
+                core,
+                run,
+                Need::Load(core.unit_addr(run.first)),
+                &mut reader(&**s),
+            ),
+            Reading::File { fd, .. } => fill::fill(
+                core,
+                run,
+                Need::Load(core.unit_addr(run.first)),
+                &mut fill::file_reader(core, fd),
+            ),
         };
         // SAFETY: popped from the queue, so nobody else answers it.
         unsafe { fill::answer(request, result) };

@@ -1,5 +1,9 @@
 //! Maps do what they say: bytes, ranges, pins, prefetch, release, budgets, users' sources.
-#![allow(unsafe_code, reason = "vouches for test files; makes system calls with raw pointers")]
+#![allow(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "vouches for test files; makes system calls with raw pointers"
+)]
 
 mod common;
 
@@ -19,12 +23,17 @@ fn every_byte_is_the_file_s_whatever_the_options() {
     for unit in [4, 16, 64, 256, 2048] {
         for reads in [Reads::Auto, Reads::Buffered] {
             for advice in [Advice::Normal, Advice::Random, Advice::Sequential] {
-                let options = pool.options().unit(Bytes::kib(unit)).reads(reads).advice(advice);
+                let options = pool
+                    .options()
+                    .unit(Bytes::kib(unit))
+                    .reads(reads)
+                    .advice(advice);
                 let map = options.map(open(&path)).expect("mapped");
                 assert_eq!(map.len(), len);
                 check(&map, 1, 0);
                 // The rest of the last page reads as zero, as with mmap.
-                let tail = unsafe { std::slice::from_raw_parts(map.as_ptr().add(len), PAGE - len % PAGE) };
+                let tail =
+                    unsafe { std::slice::from_raw_parts(map.as_ptr().add(len), PAGE - len % PAGE) };
                 assert!(tail.iter().all(|&b| b == 0));
             }
         }
@@ -37,14 +46,37 @@ fn parts_of_a_file_begin_and_end_anywhere() {
     let len = 1 << 20;
     let path = file(dir.path(), "a", 2, len);
     let pool = pool(16);
-    for (offset, part) in [(0, 1), (1, 1), (4095, 2), (5000, 100_000), (len - 1, 1), (777_777, len - 777_777)] {
-        let map = pool.options().offset(offset as u64).len(part).map(open(&path)).expect("mapped");
+    for (offset, part) in [
+        (0, 1),
+        (1, 1),
+        (4095, 2),
+        (5000, 100_000),
+        (len - 1, 1),
+        (777_777, len - 777_777),
+    ] {
+        let map = pool
+            .options()
+            .offset(offset as u64)
+            .len(part)
+            .map(open(&path))
+            .expect("mapped");
         assert_eq!(map.len(), part);
         check(&map, 2, offset);
         check(&map.pin(..).expect("pinned"), 2, offset);
     }
-    assert!(pool.options().offset(len as u64).map(open(&path)).expect("empty").is_empty());
-    let beyond = pool.options().offset(len as u64 + 1).map(open(&path)).expect_err("behind the end").to_string();
+    assert!(
+        pool.options()
+            .offset(len as u64)
+            .map(open(&path))
+            .expect("empty")
+            .is_empty()
+    );
+    let beyond = pool
+        .options()
+        .offset(len as u64 + 1)
+        .map(open(&path))
+        .expect_err("behind the end")
+        .to_string();
     assert!(beyond.contains("behind the end"), "{beyond}");
 }
 
@@ -53,7 +85,9 @@ fn an_empty_file_is_an_empty_map() {
     let dir = dir();
     let path = file(dir.path(), "empty", 0, 0);
     let map = pool(4).map(open(&path)).expect("mapped");
-    assert!(map.is_empty() && map.pin(..).expect("nothing to pin").is_empty() && map.is_resident(..));
+    assert!(
+        map.is_empty() && map.pin(..).expect("nothing to pin").is_empty() && map.is_resident(..)
+    );
     map.prefetch(..).expect("nothing to do");
     map.release(..).expect("nothing to do");
 }
@@ -64,46 +98,79 @@ fn bad_options_and_ranges_are_named() {
     let path = file(dir.path(), "a", 3, 100_000);
     let pool = pool(4);
     for (unit, value) in [(0, "0 B"), (5000, "4.9 KiB"), (4 << 20, "4 MiB")] {
-        let e = pool.options().unit(Bytes::new(unit)).map(open(&path)).expect_err("unit").to_string();
+        let e = pool
+            .options()
+            .unit(Bytes::new(unit))
+            .map(open(&path))
+            .expect_err("unit")
+            .to_string();
         assert!(e.contains(value) && e.contains("power of two"), "{e}");
     }
-    for (memory, remedy) in [(Bytes::new(0), "at least 1 MiB"), (Bytes::new(u64::MAX), "physical memory")] {
-        let e = Pool::builder().memory(memory).build().expect_err("budget").to_string();
+    for (memory, remedy) in [
+        (Bytes::new(0), "at least 1 MiB"),
+        (Bytes::new(u64::MAX), "physical memory"),
+    ] {
+        let e = Pool::builder()
+            .memory(memory)
+            .build()
+            .expect_err("budget")
+            .to_string();
         assert!(e.contains("memory budget") && e.contains(remedy), "{e}");
         let e = pool.resize(memory).expect_err("budget").to_string();
         assert!(e.contains(remedy), "{e}");
     }
     let map = pool.map(open(&path)).expect("mapped");
     let e = map.pin(99_999..100_001).expect_err("range");
-    assert_eq!(e.to_string(), "the range 99999..100001 does not lie in the map, which has 100000 bytes");
-    assert!(map.prefetch(100_001..).is_err() && map.release(5..100_001).is_err() && !map.is_resident(..=100_000));
+    assert_eq!(
+        e.to_string(),
+        "the range 99999..100001 does not lie in the map, which has 100000 bytes"
+    );
+    assert!(
+        map.prefetch(100_001..).is_err()
+            && map.release(5..100_001).is_err()
+            && !map.is_resident(..=100_000)
+    );
     assert_eq!(io::Error::from(e).kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
 fn the_budgets_of_all_pools_together_cannot_exceed_the_machine() {
-    common::isolated_ok("the_budgets_of_all_pools_together_cannot_exceed_the_machine", || {
-        let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
-        let kib: u64 = text.split_whitespace().nth(1).and_then(|w| w.parse().ok()).expect("MemTotal");
-        let two_fifths = Bytes::kib(kib / 5 * 2);
-        let build = || Pool::builder().memory(two_fifths).build();
-        let (first, second) = (build().expect("two fifths"), build().expect("four fifths"));
-        let e = build().expect_err("six fifths").to_string();
-        assert!(e.contains("other pools"), "{e}");
-        assert!(first.resize(Bytes::kib(kib)).is_err());
-        assert_eq!(first.budget(), two_fifths, "unchanged");
-        drop((first, second));
-        build().expect("promises are given back");
-    });
+    common::isolated_ok(
+        "the_budgets_of_all_pools_together_cannot_exceed_the_machine",
+        || {
+            let text = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
+            let kib: u64 = text
+                .split_whitespace()
+                .nth(1)
+                .and_then(|w| w.parse().ok())
+                .expect("MemTotal");
+            let two_fifths = Bytes::kib(kib / 5 * 2);
+            let build = || Pool::builder().memory(two_fifths).build();
+            let (first, second) = (build().expect("two fifths"), build().expect("four fifths"));
+            let e = build().expect_err("six fifths").to_string();
+            assert!(e.contains("other pools"), "{e}");
+            assert!(first.resize(Bytes::kib(kib)).is_err());
+            assert_eq!(first.budget(), two_fifths, "unchanged");
+            drop((first, second));
+            build().expect("promises are given back");
+        },
+    );
 }
 
 /// Reads through `write(2)`, as a system call that is handed a pointer.
 fn write_from(bytes: *const u8, len: usize) -> io::Result<usize> {
-    let null = std::fs::OpenOptions::new().write(true).open("/dev/zero").expect("/dev/zero");
+    let null = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/zero")
+        .expect("/dev/zero");
     let mut pipe = [0; 2];
     unsafe { libc::pipe(pipe.as_mut_ptr()) };
     let n = unsafe { libc::write(pipe[1], bytes.cast(), len) };
-    let result = if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) };
+    let result = if n < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(n as usize)
+    };
     unsafe {
         libc::close(pipe[0]);
         libc::close(pipe[1]);
@@ -118,11 +185,17 @@ fn a_system_call_gets_efault_for_an_absent_page_and_the_bytes_of_a_pinned_one() 
     let path = file(dir.path(), "a", 4, 1 << 20);
     let map = pool(8).map(open(&path)).expect("mapped");
     let at = unsafe { map.as_ptr().add(5 * PAGE) };
-    assert_eq!(write_from(at, 100).expect_err("absent").raw_os_error(), Some(libc::EFAULT));
+    assert_eq!(
+        write_from(at, 100).expect_err("absent").raw_os_error(),
+        Some(libc::EFAULT)
+    );
     let pinned = map.pin(5 * PAGE..6 * PAGE).expect("pinned");
     assert_eq!(write_from(pinned.as_ptr(), PAGE).expect("resident"), PAGE);
     map.release(..).expect("released");
-    assert_eq!(write_from(pinned.as_ptr(), PAGE).expect("release leaves pinned pages alone"), PAGE);
+    assert_eq!(
+        write_from(pinned.as_ptr(), PAGE).expect("release leaves pinned pages alone"),
+        PAGE
+    );
     drop(pinned);
     map.release(..).expect("released");
     assert!(write_from(at, 100).is_err(), "and takes the others");
@@ -142,12 +215,20 @@ fn prefetched_ranges_become_resident_and_released_ones_absent() {
     assert!(!map.is_resident(0..1 << 20), "nothing else is read");
     let before = map.stats();
     check(&map[1 << 20..3 << 20], 5, 1 << 20);
-    assert_eq!(map.stats().misses, before.misses, "no miss in what was prefetched");
+    assert_eq!(
+        map.stats().misses,
+        before.misses,
+        "no miss in what was prefetched"
+    );
     map.release(1 << 20..2 << 20).expect("released");
     assert!(!map.is_resident(1 << 20..(1 << 20) + 1) && map.is_resident(2 << 20..3 << 20));
     // Only units that lie wholly in the range go.
-    map.release((2 << 20) + 1..(2 << 20) + 2 * PAGE).expect("released");
-    assert!(map.is_resident(2 << 20..(2 << 20) + PAGE) && !map.is_resident((2 << 20) + PAGE..(2 << 20) + PAGE + 1));
+    map.release((2 << 20) + 1..(2 << 20) + 2 * PAGE)
+        .expect("released");
+    assert!(
+        map.is_resident(2 << 20..(2 << 20) + PAGE)
+            && !map.is_resident((2 << 20) + PAGE..(2 << 20) + PAGE + 1)
+    );
     check(&map, 5, 0);
     assert!(map.is_resident(..));
 }
@@ -163,14 +244,24 @@ fn statistics_count_what_happened() {
         assert_eq!(map[i * PAGE + 1], common::byte_at(6, i * PAGE + 1));
     }
     let s = map.stats();
-    assert_eq!((s.misses, s.fills, s.bytes_read), (50, 50, 50 * PAGE as u64));
-    assert_eq!((s.evictions, s.taken_back, s.errors, s.fill_latency.count()), (0, 0, 0, 50));
+    assert_eq!(
+        (s.misses, s.fills, s.bytes_read),
+        (50, 50, 50 * PAGE as u64)
+    );
+    assert_eq!(
+        (s.evictions, s.taken_back, s.errors, s.fill_latency.count()),
+        (0, 0, 0, 50)
+    );
     assert!(s.fill_latency.quantile(0.5).expect("some") > std::time::Duration::from_nanos(500));
     map.release(..).expect("released");
     assert_eq!(map.stats().evictions, 50);
     drop(map);
     let all = pool.stats();
-    assert_eq!((all.maps.misses, all.maps.evictions), (50, 50), "kept when the map is gone");
+    assert_eq!(
+        (all.maps.misses, all.maps.evictions),
+        (50, 50),
+        "kept when the map is gone"
+    );
     assert!(all.page_tables > Bytes::new(0) && all.used <= all.budget);
 }
 
@@ -181,14 +272,21 @@ fn dropping_maps_gives_the_budget_back() {
     let pool = pool(16);
     let mut settled = None;
     for round in 0..20 {
-        let map = pool.options().unit(Bytes::kib(if round % 2 == 0 { 4 } else { 64 })).map(open(&path)).expect("mapped");
+        let map = pool
+            .options()
+            .unit(Bytes::kib(if round % 2 == 0 { 4 } else { 64 }))
+            .map(open(&path))
+            .expect("mapped");
         check(&map, 7, 0);
         assert!(pool.stats().used >= Bytes::mib(2));
         drop(map);
         // Staging buffers stay; they are all there after the first rounds. The evictor's queue may come and go.
         let used = pool.stats().used.get();
         let first = *settled.get_or_insert(used);
-        assert!(used <= first + (1 << 20), "round {round}: {used} bytes stay, after the first round {first}");
+        assert!(
+            used <= first + (1 << 20),
+            "round {round}: {used} bytes stay, after the first round {first}"
+        );
     }
 }
 
@@ -203,7 +301,13 @@ struct Generated {
 
 impl Generated {
     fn new(len: u64, seed: u64) -> Self {
-        Generated { len, seed, reads: Arc::default(), slow: false, fail_at: None }
+        Generated {
+            len,
+            seed,
+            reads: Arc::default(),
+            slow: false,
+            fail_at: None,
+        }
     }
 }
 
@@ -216,11 +320,17 @@ impl Source for Generated {
         if self.slow {
             std::thread::sleep(std::time::Duration::from_millis(30));
         }
-        if self.fail_at.is_some_and(|at| (offset..offset + buf.len() as u64).contains(&at)) {
+        if self
+            .fail_at
+            .is_some_and(|at| (offset..offset + buf.len() as u64).contains(&at))
+        {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         // Short reads, as a decompressor would return.
-        let n = buf.len().min(1000).min((self.len - offset.min(self.len)) as usize);
+        let n = buf
+            .len()
+            .min(1000)
+            .min((self.len - offset.min(self.len)) as usize);
         for (i, b) in buf[..n].iter_mut().enumerate() {
             *b = common::byte_at(self.seed, offset as usize + i);
         }
@@ -273,7 +383,13 @@ fn users_sources_are_read_by_loads_pins_and_prefetches() {
     map.prefetch(500_000..600_000).expect("queued");
     eventually("the prefetch", || map.is_resident(500_000..600_000));
     check(&map, 9, 0);
-    let part = unsafe { pool.options().offset(12_345).len(54_321).map_trusted(Generated::new(len, 9)) }.expect("mapped");
+    let part = unsafe {
+        pool.options()
+            .offset(12_345)
+            .len(54_321)
+            .map_trusted(Generated::new(len, 9))
+    }
+    .expect("mapped");
     check(&part, 9, 12_345);
 }
 
@@ -298,7 +414,13 @@ fn a_source_s_alignment_is_honoured() {
     }
     let pool = pool(8);
     check(&unsafe { pool.map_trusted(Blocks) }.expect("mapped"), 10, 0);
-    let part = unsafe { pool.options().offset(100_000).len(150_000).map_trusted(Blocks) }.expect("mapped");
+    let part = unsafe {
+        pool.options()
+            .offset(100_000)
+            .len(150_000)
+            .map_trusted(Blocks)
+    }
+    .expect("mapped");
     check(&part, 10, 100_000);
     check(&part.pin(140_000..150_000).expect("pinned"), 10, 240_000);
 }
@@ -310,13 +432,21 @@ fn a_read_error_is_an_error_of_pin_and_leaves_the_rest_readable() {
     let map = unsafe { pool(8).map_trusted(source) }.expect("mapped");
     let e = map.pin(49 * PAGE..52 * PAGE).expect_err("page 50 fails");
     match &e {
-        Error::Read { name, offset, error } => {
+        Error::Read {
+            name,
+            offset,
+            error,
+        } => {
             assert_eq!((name.as_str(), *offset), ("generated", 50 * PAGE as u64));
             assert_eq!(error.raw_os_error(), Some(libc::EIO));
         }
         other => panic!("{other:?}"),
     }
-    assert!(e.to_string().starts_with("cannot read generated at offset 204800: "), "{e}");
+    assert!(
+        e.to_string()
+            .starts_with("cannot read generated at offset 204800: "),
+        "{e}"
+    );
     check(&map[..50 * PAGE], 11, 0);
     check(&map.pin(51 * PAGE..).expect("fine"), 11, 51 * PAGE);
     assert!(map.stats().errors >= 1);
@@ -378,7 +508,10 @@ fn a_pin_that_cannot_fit_is_refused_and_holds_nothing() {
 /// Resident memory of this process, in bytes.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").expect("status");
-    let kib = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|v| v.split_whitespace().next()?.parse().ok());
+    let kib = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .and_then(|v| v.split_whitespace().next()?.parse().ok());
     kib.unwrap_or(0u64) << 10
 }
 
@@ -391,7 +524,12 @@ fn the_budget_holds_while_64_threads_thrash() {
         let budget = Bytes::mib(8);
         let pool = Pool::builder().memory(budget).build().expect("a pool");
         let maps: Vec<_> = [4, 64]
-            .map(|unit| pool.options().unit(Bytes::kib(unit)).map(open(&path)).expect("mapped"))
+            .map(|unit| {
+                pool.options()
+                    .unit(Bytes::kib(unit))
+                    .map(open(&path))
+                    .expect("mapped")
+            })
             .into_iter()
             .collect();
         let (before, most) = (resident(), AtomicU64::new(0));
@@ -401,9 +539,15 @@ fn the_budget_holds_while_64_threads_thrash() {
                 s.spawn(move || {
                     let mut x = t as u64 + 1;
                     for i in 0..400 {
-                        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        x = x
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
                         let page = (x >> 33) as usize % (len / PAGE);
-                        check(&maps[t % 2][page * PAGE..(page + 1) * PAGE], 14, page * PAGE);
+                        check(
+                            &maps[t % 2][page * PAGE..(page + 1) * PAGE],
+                            14,
+                            page * PAGE,
+                        );
                         if i % 40 == 0 {
                             most.fetch_max(resident(), Ordering::Relaxed);
                         }
@@ -414,10 +558,18 @@ fn the_budget_holds_while_64_threads_thrash() {
         let stats = pool.stats();
         assert!(stats.maps.evictions > 1000, "{stats:?}");
         let allowed = budget.get() / 100 * 105;
-        assert!(stats.peak.get() <= allowed, "charged {} of {budget}", stats.peak);
+        assert!(
+            stats.peak.get() <= allowed,
+            "charged {} of {budget}",
+            stats.peak
+        );
         // What the kernel says: the 64 threads' own stacks and heaps come on top.
         let grown = most.load(Ordering::Relaxed).saturating_sub(before);
-        assert!(grown <= allowed + 64 * (160 << 10), "resident memory grew by {}", Bytes::new(grown));
+        assert!(
+            grown <= allowed + 64 * (160 << 10),
+            "resident memory grew by {}",
+            Bytes::new(grown)
+        );
         pool.resize(Bytes::mib(2)).expect("smaller");
         eventually("the smaller budget", || pool.stats().used <= Bytes::mib(2));
         check(&maps[0][..4 << 20], 14, 0);
@@ -427,7 +579,9 @@ fn the_budget_holds_while_64_threads_thrash() {
 #[test]
 fn maps_come_and_go_while_their_neighbours_fault() {
     let dir = dir();
-    let paths: Vec<_> = (0..4).map(|i| file(dir.path(), &format!("f{i}"), 100 + i, 512 << 10)).collect();
+    let paths: Vec<_> = (0..4)
+        .map(|i| file(dir.path(), &format!("f{i}"), 100 + i, 512 << 10))
+        .collect();
     let pool = pool(4);
     std::thread::scope(|s| {
         for t in 0..8usize {
@@ -449,7 +603,9 @@ fn thousands_of_maps_live_side_by_side() {
     let dir = dir();
     let path = file(dir.path(), "a", 15, 3 * PAGE);
     let pool = pool(64);
-    let maps: Vec<_> = (0..3000).map(|_| unsafe { pool.map_trusted(Generated::new(2 * PAGE as u64, 15)) }.expect("mapped")).collect();
+    let maps: Vec<_> = (0..3000)
+        .map(|_| unsafe { pool.map_trusted(Generated::new(2 * PAGE as u64, 15)) }.expect("mapped"))
+        .collect();
     let file_map = pool.map(open(&path)).expect("mapped");
     for map in &maps {
         assert_eq!(map[PAGE], common::byte_at(15, PAGE));
@@ -466,17 +622,25 @@ fn a_sparse_tebibyte_is_mapped_and_read_within_the_budget() {
     use std::os::unix::fs::FileExt;
     let step = (1usize << 40) / 2000;
     for i in 0..2000 {
-        f.write_all_at(&content(i as u64, 8), (i * step) as u64).expect("written");
+        f.write_all_at(&content(i as u64, 8), (i * step) as u64)
+            .expect("written");
     }
     drop(f);
     let pool = pool(8);
     let map = pool.map(open(&path)).expect("mapped");
     assert_eq!(map.len(), 1 << 40);
     for i in 0..2000 {
-        assert_eq!(map[i * step..i * step + 8], content(i as u64, 8)[..], "page {i}");
+        assert_eq!(
+            map[i * step..i * step + 8],
+            content(i as u64, 8)[..],
+            "page {i}"
+        );
     }
     let s = pool.stats();
-    assert!(s.maps.evictions > 0 && s.peak.get() <= Bytes::mib(8).get() / 100 * 105, "{s:?}");
+    assert!(
+        s.maps.evictions > 0 && s.peak.get() <= Bytes::mib(8).get() / 100 * 105,
+        "{s:?}"
+    );
 }
 
 #[test]

@@ -1,10 +1,17 @@
 //! The known traps: closed descriptors, mremap, fork, leases, POSIX locks, short memory, foreign signals, missing
 //! kernel features. Each runs in a process of its own, since each spoils one.
-#![allow(unsafe_code, reason = "sets the traps with raw system calls")]
+#![allow(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "sets the traps with raw system calls"
+)]
 
 mod common;
 
-use common::{PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated, isolated_ok, open, pool};
+use common::{
+    PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated,
+    isolated_ok, open, pool,
+};
 use faultless::{Backend, Bytes, Error, LeaseRefusal, OnBreak, Pool, Source};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -19,48 +26,72 @@ const LEN: usize = PAGES * PAGE;
 
 fn close_all_descriptors() {
     // What a daemon does; standard error stays, so that the test can speak.
-    assert_eq!(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) }, 0);
+    assert_eq!(
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) },
+        0
+    );
 }
 
 #[test]
 fn a_program_that_closes_every_descriptor_still_reads_the_file_s_bytes() {
-    isolated_ok("a_program_that_closes_every_descriptor_still_reads_the_file_s_bytes", || {
-        let dir = dir();
-        let (path, other) = (file(dir.path(), "a", 1, LEN), file(dir.path(), "other", 99, LEN));
-        let trusted_path = file(dir.path(), "b", 2, LEN);
-        let pool = pool(8);
-        assert_eq!(*pool.backend(), Backend::Full);
-        let map = pool.map(open(&path)).expect("mapped");
-        let trusted = unsafe { pool.map_trusted(open(&trusted_path)) }.expect("mapped");
-        check(&map[..8 * PAGE], 1, 0);
-        close_all_descriptors();
-        check(&map[8 * PAGE..16 * PAGE], 1, 8 * PAGE);
-        check(&trusted[..16 * PAGE], 2, 0);
-        // And again, with the numbers taken by other files: leased maps of our own among them.
-        close_all_descriptors();
-        let others: Vec<File> = (0..16).map(|_| open(&other)).collect();
-        check(&map[16 * PAGE..24 * PAGE], 1, 16 * PAGE);
-        check(&trusted[16 * PAGE..24 * PAGE], 2, 16 * PAGE);
-        std::mem::forget(others);
-        close_all_descriptors();
-        let third = pool.map(open(&other)).expect("mapped after all was closed");
-        check(&map[24 * PAGE..], 1, 24 * PAGE);
-        check(&trusted[24 * PAGE..], 2, 24 * PAGE);
-        check(&third, 99, 0);
-        check(&map.pin(..).expect("pinned"), 1, 0);
-    });
+    isolated_ok(
+        "a_program_that_closes_every_descriptor_still_reads_the_file_s_bytes",
+        || {
+            let dir = dir();
+            let (path, other) = (
+                file(dir.path(), "a", 1, LEN),
+                file(dir.path(), "other", 99, LEN),
+            );
+            let trusted_path = file(dir.path(), "b", 2, LEN);
+            let pool = pool(8);
+            assert_eq!(*pool.backend(), Backend::Full);
+            let map = pool.map(open(&path)).expect("mapped");
+            let trusted = unsafe { pool.map_trusted(open(&trusted_path)) }.expect("mapped");
+            check(&map[..8 * PAGE], 1, 0);
+            close_all_descriptors();
+            check(&map[8 * PAGE..16 * PAGE], 1, 8 * PAGE);
+            check(&trusted[..16 * PAGE], 2, 0);
+            // And again, with the numbers taken by other files: leased maps of our own among them.
+            close_all_descriptors();
+            let others: Vec<File> = (0..16).map(|_| open(&other)).collect();
+            check(&map[16 * PAGE..24 * PAGE], 1, 16 * PAGE);
+            check(&trusted[16 * PAGE..24 * PAGE], 2, 16 * PAGE);
+            std::mem::forget(others);
+            close_all_descriptors();
+            let third = pool.map(open(&other)).expect("mapped after all was closed");
+            check(&map[24 * PAGE..], 1, 24 * PAGE);
+            check(&trusted[24 * PAGE..], 2, 24 * PAGE);
+            check(&third, 99, 0);
+            check(&map.pin(..).expect("pinned"), 1, 0);
+        },
+    );
 }
 
 #[test]
 fn a_moved_map_never_reads_as_zero() {
     let out = isolated("a_moved_map_never_reads_as_zero", || {
         let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, 4 << 20))).expect("mapped");
+        let map = pool(8)
+            .map(open(&file(dir.path(), "a", 1, 4 << 20)))
+            .expect("mapped");
         check(&map[..PAGE], 1, 0);
         let moved = unsafe {
-            libc::mremap(map.as_ptr() as *mut _, 2 << 20, 2 << 20, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, {
-                libc::mmap(std::ptr::null_mut(), 2 << 20, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-            })
+            libc::mremap(
+                map.as_ptr() as *mut _,
+                2 << 20,
+                2 << 20,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                {
+                    libc::mmap(
+                        std::ptr::null_mut(),
+                        2 << 20,
+                        libc::PROT_NONE,
+                        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                        -1,
+                        0,
+                    )
+                },
+            )
         };
         assert_ne!(moved, libc::MAP_FAILED);
         // What was there has moved with it …
@@ -94,7 +125,9 @@ fn forked(f: impl FnOnce() -> i32) -> std::process::ExitStatus {
 fn a_forked_child_gets_a_clear_fault_and_never_zeros() {
     let out = isolated("a_forked_child_gets_a_clear_fault_and_never_zeros", || {
         let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, LEN))).expect("mapped");
+        let map = pool(8)
+            .map(open(&file(dir.path(), "a", 1, LEN)))
+            .expect("mapped");
         check(&map[..PAGE], 1, 0);
         for page in [0, 5] {
             let status = forked(|| {
@@ -109,34 +142,44 @@ fn a_forked_child_gets_a_clear_fault_and_never_zeros() {
     });
     assert!(out.status.success(), "{out:?}");
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(stderr.matches("maps do not survive fork").count(), 2, "{stderr}");
+    assert_eq!(
+        stderr.matches("maps do not survive fork").count(),
+        2,
+        "{stderr}"
+    );
 }
 
 #[test]
 fn a_forked_child_can_drop_its_parent_s_maps_and_have_its_own() {
-    isolated_ok("a_forked_child_can_drop_its_parent_s_maps_and_have_its_own", || {
-        let dir = dir();
-        let path = file(dir.path(), "a", 1, LEN);
-        let parents = pool(8);
-        let map = parents.map(open(&path)).expect("mapped");
-        check(&map[..PAGE], 1, 0);
-        let (map_ref, pool_ref) = (&map, &parents);
-        let status = forked(|| {
-            assert!(matches!(pool_ref.map(open(&path)), Err(Error::Forked)));
-            let own = Pool::builder().memory(Bytes::mib(4)).build().expect("a pool of its own");
-            let mine = own.map(open(&path)).expect("mapped");
-            check(&mine, 1, 0);
-            drop(unsafe { std::ptr::read(map_ref) });
-            check(&mine.pin(..).expect("pinned"), 1, 0);
-            drop(mine);
-            drop(own);
-            0
-        });
-        assert!(status.success(), "{status}");
-        check(&map, 1, 0);
-        drop(map);
-        check(&parents.map(open(&path)).expect("mapped"), 1, 0);
-    });
+    isolated_ok(
+        "a_forked_child_can_drop_its_parent_s_maps_and_have_its_own",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let parents = pool(8);
+            let map = parents.map(open(&path)).expect("mapped");
+            check(&map[..PAGE], 1, 0);
+            let (map_ref, pool_ref) = (&map, &parents);
+            let status = forked(|| {
+                assert!(matches!(pool_ref.map(open(&path)), Err(Error::Forked)));
+                let own = Pool::builder()
+                    .memory(Bytes::mib(4))
+                    .build()
+                    .expect("a pool of its own");
+                let mine = own.map(open(&path)).expect("mapped");
+                check(&mine, 1, 0);
+                drop(unsafe { std::ptr::read(map_ref) });
+                check(&mine.pin(..).expect("pinned"), 1, 0);
+                drop(mine);
+                drop(own);
+                0
+            });
+            assert!(status.success(), "{status}");
+            check(&map, 1, 0);
+            drop(map);
+            check(&parents.map(open(&path)).expect("mapped"), 1, 0);
+        },
+    );
 }
 
 #[test]
@@ -144,7 +187,9 @@ fn forks_while_threads_fault_leave_all_bytes_right() {
     isolated_ok("forks_while_threads_fault_leave_all_bytes_right", || {
         let dir = dir();
         let len = 8 << 20;
-        let map = pool(2).map(open(&file(dir.path(), "a", 1, len))).expect("mapped");
+        let map = pool(2)
+            .map(open(&file(dir.path(), "a", 1, len)))
+            .expect("mapped");
         let stop = AtomicBool::new(false);
         std::thread::scope(|s| {
             for _ in 0..3 {
@@ -166,21 +211,48 @@ fn a_lease_is_refused_with_the_reason() {
         let dir = dir();
         let path = file(dir.path(), "a", 1, LEN);
         let pool = pool(8);
-        let writer = OpenOptions::new().write(true).open(&path).expect("a writer");
+        let writer = OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("a writer");
         let e = pool.map(open(&path)).expect_err("a writer has it open");
-        assert!(matches!(&e, Error::Lease { reason: LeaseRefusal::OpenForWriting, .. }), "{e}");
-        assert!(e.to_string().contains(path.to_str().expect("UTF-8")) && e.to_string().contains("open for writing"));
+        assert!(
+            matches!(
+                &e,
+                Error::Lease {
+                    reason: LeaseRefusal::OpenForWriting,
+                    ..
+                }
+            ),
+            "{e}"
+        );
+        assert!(
+            e.to_string().contains(path.to_str().expect("UTF-8"))
+                && e.to_string().contains("open for writing")
+        );
         drop(writer);
         check(&pool.map(open(&path)).expect("the writer is gone"), 1, 0);
 
-        let e = pool.map(File::open("/proc/self/maps").expect("proc")).expect_err("proc").to_string();
+        let e = pool
+            .map(File::open("/proc/self/maps").expect("proc"))
+            .expect_err("proc")
+            .to_string();
         assert!(e.contains("proc") && e.contains("map_trusted"), "{e}");
-        let e = pool.map(File::open(dir.path()).expect("a directory")).expect_err("a directory").to_string();
+        let e = pool
+            .map(File::open(dir.path()).expect("a directory"))
+            .expect_err("a directory")
+            .to_string();
         assert!(e.contains("a directory"), "{e}");
         let shm = Path::new("/dev/shm");
         if shm.exists() {
             let tmpfs = tempfile::tempdir_in(shm).expect("tmpfs");
-            check(&pool.map(open(&file(tmpfs.path(), "t", 3, LEN))).expect("tmpfs is trusted"), 3, 0);
+            check(
+                &pool
+                    .map(open(&file(tmpfs.path(), "t", 3, LEN)))
+                    .expect("tmpfs is trusted"),
+                3,
+                0,
+            );
         }
     });
 }
@@ -197,7 +269,16 @@ fn a_lease_on_another_user_s_file_is_refused() {
         let f = open(&path);
         become_nobody();
         let e = pool(8).map(&f).expect_err("root's file");
-        assert!(matches!(&e, Error::Lease { reason: LeaseRefusal::NotOwner, .. }), "{e}");
+        assert!(
+            matches!(
+                &e,
+                Error::Lease {
+                    reason: LeaseRefusal::NotOwner,
+                    ..
+                }
+            ),
+            "{e}"
+        );
     });
 }
 
@@ -226,7 +307,11 @@ fn an_ordinary_user_has_the_whole_engine() {
         let pool = pool(8);
         assert_eq!(*pool.backend(), Backend::Full);
         check(&pool.map(open(&path)).expect("an owner may lease"), 1, 0);
-        check(&unsafe { pool.map_trusted(open(&path)) }.expect("mapped"), 1, 0);
+        check(
+            &unsafe { pool.map_trusted(open(&path)) }.expect("mapped"),
+            1,
+            0,
+        );
     });
 }
 
@@ -238,7 +323,9 @@ fn a_process_that_changes_its_user_does_not_hang() {
     }
     isolated_ok(name, || {
         let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, LEN))).expect("mapped");
+        let map = pool(8)
+            .map(open(&file(dir.path(), "a", 1, LEN)))
+            .expect("mapped");
         map.prefetch(..).expect("queued");
         // The C library signals every thread, those of the engine included, and waits for all.
         become_nobody();
@@ -260,8 +347,15 @@ fn a_snapshot_keeps_the_old_bytes_when_a_writer_comes() {
             let dir = dir();
             let len = if memory == 1 { 1024 * PAGE } else { LEN };
             let path = file(dir.path(), "a", 1, len);
-            let pool = Pool::builder().memory(Bytes::mib(memory)).build().expect("a pool");
-            let map = pool.options().on_break(OnBreak::Snapshot).map(open(&path)).expect("mapped");
+            let pool = Pool::builder()
+                .memory(Bytes::mib(memory))
+                .build()
+                .expect("a pool");
+            let map = pool
+                .options()
+                .on_break(OnBreak::Snapshot)
+                .map(open(&path))
+                .expect("mapped");
             check(&map[..4 * PAGE], 1, 0);
             let got_in = AtomicBool::new(false);
             std::thread::scope(|s| {
@@ -279,7 +373,11 @@ fn a_snapshot_keeps_the_old_bytes_when_a_writer_comes() {
                 }
             }
             // All of what fits the budget, and whatever does not fit is refused.
-            assert!(right >= kept && right > 4, "{right} pages of {}", len / PAGE);
+            assert!(
+                right >= kept && right > 4,
+                "{right} pages of {}",
+                len / PAGE
+            );
             assert!(memory != 1 || right < len / PAGE);
             map.release(..).expect("allowed, and without effect");
             check(&map[..4 * PAGE], 1, 0);
@@ -293,7 +391,11 @@ fn failing_on_a_break_refuses_what_is_not_there() {
         let dir = dir();
         let path = file(dir.path(), "a", 1, LEN);
         let pool = pool(8);
-        let map = pool.options().on_break(OnBreak::Fail).map(open(&path)).expect("mapped");
+        let map = pool
+            .options()
+            .on_break(OnBreak::Fail)
+            .map(open(&path))
+            .expect("mapped");
         check(&map[..4 * PAGE], 1, 0);
         let got_in = AtomicBool::new(false);
         std::thread::scope(|s| {
@@ -312,54 +414,80 @@ fn failing_on_a_break_refuses_what_is_not_there() {
 
 #[test]
 fn a_writer_that_will_not_wait_is_turned_away_and_the_map_stays_whole() {
-    isolated_ok("a_writer_that_will_not_wait_is_turned_away_and_the_map_stays_whole", || {
-        let dir = dir();
-        let path = file(dir.path(), "a", 1, LEN);
-        let map = pool(8).map(open(&path)).expect("mapped");
-        let e = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path).expect_err("held back");
-        assert_eq!(e.raw_os_error(), Some(libc::EWOULDBLOCK));
-        check(&map, 1, 0);
-    });
+    isolated_ok(
+        "a_writer_that_will_not_wait_is_turned_away_and_the_map_stays_whole",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let map = pool(8).map(open(&path)).expect("mapped");
+            let e = OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path)
+                .expect_err("held back");
+            assert_eq!(e.raw_os_error(), Some(libc::EWOULDBLOCK));
+            check(&map, 1, 0);
+        },
+    );
 }
 
 #[test]
 fn the_program_s_posix_locks_survive_maps_of_the_same_file() {
-    isolated_ok("the_program_s_posix_locks_survive_maps_of_the_same_file", || {
-        let dir = dir();
-        let path = file(dir.path(), "a", 1, LEN);
-        let f = std::sync::Arc::new(open(&path));
-        let mut lock = libc::flock { l_type: libc::F_RDLCK as i16, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-        assert_eq!(unsafe { libc::fcntl(f.as_raw_fd(), libc::F_SETLK, &lock) }, 0);
-        // Whether another process finds it locked.
-        let mut locked = || {
-            let status = forked(|| {
-                lock.l_type = libc::F_WRLCK as i16;
-                unsafe { libc::fcntl(f.as_raw_fd(), libc::F_GETLK, &mut lock) };
-                i32::from(lock.l_type != libc::F_UNLCK as i16)
-            });
-            status.code() == Some(1)
-        };
-        assert!(locked());
-        let pool = pool(8);
-        for _ in 0..3 {
-            let map = pool.map(&*f).expect("mapped");
-            let trusted = unsafe { pool.map_trusted(f.clone()) }.expect("mapped");
-            let direct = unsafe { pool.options().reads(faultless::Reads::Buffered).map_trusted(f.clone()) }.expect("mapped");
-            check(&map, 1, 0);
-            check(&trusted, 1, 0);
-            check(&direct, 1, 0);
-            assert!(locked(), "while mapped");
-            drop((map, trusted, direct));
-            assert!(locked(), "after the maps are gone");
-        }
-        // Once the program has closed its own, what lingered goes too: no descriptor is left behind.
-        drop(pool.map(&*f).expect("mapped"));
-        drop(f);
-        drop(pool.map(open(&path)).expect("mapped"));
-        let left = std::fs::read_dir("/proc/self/fd").expect("proc").flatten();
-        let ours = left.filter(|e| std::fs::read_link(e.path()).is_ok_and(|p| p == path)).count();
-        assert_eq!(ours, 0);
-    });
+    isolated_ok(
+        "the_program_s_posix_locks_survive_maps_of_the_same_file",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let f = std::sync::Arc::new(open(&path));
+            let mut lock = libc::flock {
+                l_type: libc::F_RDLCK as i16,
+                l_whence: 0,
+                l_start: 0,
+                l_len: 0,
+                l_pid: 0,
+            };
+            assert_eq!(
+                unsafe { libc::fcntl(f.as_raw_fd(), libc::F_SETLK, &lock) },
+                0
+            );
+            // Whether another process finds it locked.
+            let mut locked = || {
+                let status = forked(|| {
+                    lock.l_type = libc::F_WRLCK as i16;
+                    unsafe { libc::fcntl(f.as_raw_fd(), libc::F_GETLK, &mut lock) };
+                    i32::from(lock.l_type != libc::F_UNLCK as i16)
+                });
+                status.code() == Some(1)
+            };
+            assert!(locked());
+            let pool = pool(8);
+            for _ in 0..3 {
+                let map = pool.map(&*f).expect("mapped");
+                let trusted = unsafe { pool.map_trusted(f.clone()) }.expect("mapped");
+                let direct = unsafe {
+                    pool.options()
+                        .reads(faultless::Reads::Buffered)
+                        .map_trusted(f.clone())
+                }
+                .expect("mapped");
+                check(&map, 1, 0);
+                check(&trusted, 1, 0);
+                check(&direct, 1, 0);
+                assert!(locked(), "while mapped");
+                drop((map, trusted, direct));
+                assert!(locked(), "after the maps are gone");
+            }
+            // Once the program has closed its own, what lingered goes too: no descriptor is left behind.
+            drop(pool.map(&*f).expect("mapped"));
+            drop(f);
+            drop(pool.map(open(&path)).expect("mapped"));
+            let left = std::fs::read_dir("/proc/self/fd").expect("proc").flatten();
+            let ours = left
+                .filter(|e| std::fs::read_link(e.path()).is_ok_and(|p| p == path))
+                .count();
+            assert_eq!(ours, 0);
+        },
+    );
 }
 
 /// Puts this process into a new memory control group with a limit. Returns its directory.
@@ -389,9 +517,14 @@ fn a_control_group_smaller_than_the_budget_costs_pages_but_not_the_process() {
         let path = file(dir.path(), "a", 1, len);
         let group = match enter_cgroup(64 << 20) {
             Ok(group) => group,
-            Err(e) => return common::not_run(name, &format!("no memory control group can be made: {e}")),
+            Err(e) => {
+                return common::not_run(name, &format!("no memory control group can be made: {e}"));
+            }
         };
-        let pool = Pool::builder().memory(Bytes::mib(1024)).build().expect("a budget beyond the group's limit");
+        let pool = Pool::builder()
+            .memory(Bytes::mib(1024))
+            .build()
+            .expect("a budget beyond the group's limit");
         let map = pool.map(open(&path)).expect("mapped");
         for round in 0..2 {
             std::thread::scope(|s| {
@@ -411,7 +544,10 @@ fn a_control_group_smaller_than_the_budget_costs_pages_but_not_the_process() {
         assert!(s.taken_back > 1000, "the kernel took pages back: {s:?}");
         drop(map);
         drop(pool);
-        let _ = std::fs::write(group.parent().expect("a parent").join("cgroup.procs"), std::process::id().to_string());
+        let _ = std::fs::write(
+            group.parent().expect("a parent").join("cgroup.procs"),
+            std::process::id().to_string(),
+        );
         let _ = std::fs::remove_dir(group);
     });
 }
@@ -452,45 +588,79 @@ fn install(handler: usize, signal: i32, flags: i32) {
 /// A mapping of an empty file: any touch is a SIGBUS that is not the engine's.
 fn bus_page(dir: &Path) -> *mut u8 {
     let f = open(&file(dir, "empty", 0, 0));
-    let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_SHARED, f.as_raw_fd(), 0) };
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            f.as_raw_fd(),
+            0,
+        )
+    };
     assert_ne!(page, libc::MAP_FAILED);
     page.cast()
 }
 
 #[test]
 fn a_foreign_sigbus_goes_to_the_handler_that_was_there_before() {
-    isolated_ok("a_foreign_sigbus_goes_to_the_handler_that_was_there_before", || {
-        install(count_and_repair as *const () as usize, libc::SIGBUS, libc::SA_SIGINFO);
-        let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, LEN))).expect("mapped");
-        check(&map, 1, 0);
-        assert_eq!(FOREIGN.load(Ordering::SeqCst), 0, "our own misses are not passed on");
-        for n in 1..=3 {
-            let page = bus_page(dir.path());
-            assert_eq!(unsafe { std::ptr::read_volatile(page) }, 0);
-            assert_eq!(FOREIGN.load(Ordering::SeqCst), n);
-        }
-        map.release(..).expect("released");
-        check(&map, 1, 0);
-    });
+    isolated_ok(
+        "a_foreign_sigbus_goes_to_the_handler_that_was_there_before",
+        || {
+            install(
+                count_and_repair as *const () as usize,
+                libc::SIGBUS,
+                libc::SA_SIGINFO,
+            );
+            let dir = dir();
+            let map = pool(8)
+                .map(open(&file(dir.path(), "a", 1, LEN)))
+                .expect("mapped");
+            check(&map, 1, 0);
+            assert_eq!(
+                FOREIGN.load(Ordering::SeqCst),
+                0,
+                "our own misses are not passed on"
+            );
+            for n in 1..=3 {
+                let page = bus_page(dir.path());
+                assert_eq!(unsafe { std::ptr::read_volatile(page) }, 0);
+                assert_eq!(FOREIGN.load(Ordering::SeqCst), n);
+            }
+            map.release(..).expect("released");
+            check(&map, 1, 0);
+        },
+    );
 }
 
 #[test]
 fn a_foreign_sigbus_without_a_handler_ends_the_process_as_ever() {
-    let out = isolated("a_foreign_sigbus_without_a_handler_ends_the_process_as_ever", || {
-        let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, LEN))).expect("mapped");
-        check(&map, 1, 0);
-        let page = bus_page(dir.path());
-        drop(dir);
-        unsafe { std::ptr::read_volatile(page) };
-    });
+    let out = isolated(
+        "a_foreign_sigbus_without_a_handler_ends_the_process_as_ever",
+        || {
+            let dir = dir();
+            let map = pool(8)
+                .map(open(&file(dir.path(), "a", 1, LEN)))
+                .expect("mapped");
+            check(&map, 1, 0);
+            let page = bus_page(dir.path());
+            drop(dir);
+            unsafe { std::ptr::read_volatile(page) };
+        },
+    );
     assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");
-    let out = isolated("a_foreign_sigbus_without_a_handler_ends_the_process_as_ever", || {
-        drop(pool(8));
-        unsafe { libc::raise(libc::SIGBUS) };
-    });
-    assert_eq!(out.status.signal(), Some(libc::SIGBUS), "sent by kill: {out:?}");
+    let out = isolated(
+        "a_foreign_sigbus_without_a_handler_ends_the_process_as_ever",
+        || {
+            drop(pool(8));
+            unsafe { libc::raise(libc::SIGBUS) };
+        },
+    );
+    assert_eq!(
+        out.status.signal(),
+        Some(libc::SIGBUS),
+        "sent by kill: {out:?}"
+    );
 }
 
 static mut JUMP: [u64; 32] = [0; 32];
@@ -505,7 +675,9 @@ fn a_former_handler_may_jump_out_and_misses_go_on() {
     isolated_ok("a_former_handler_may_jump_out_and_misses_go_on", || {
         install(jump as *const () as usize, libc::SIGBUS, libc::SA_SIGINFO);
         let dir = dir();
-        let map = pool(8).map(open(&file(dir.path(), "a", 1, LEN))).expect("mapped");
+        let map = pool(8)
+            .map(open(&file(dir.path(), "a", 1, LEN)))
+            .expect("mapped");
         for n in 0..4usize {
             let page = bus_page(dir.path());
             // In C this would be a macro; no value lives in a register across it that is used after the jump.
@@ -517,7 +689,11 @@ fn a_former_handler_may_jump_out_and_misses_go_on() {
             check(&map[n * 8 * PAGE..(n + 1) * 8 * PAGE], 1, n * 8 * PAGE);
             let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut mask) };
-            assert_eq!(unsafe { libc::sigismember(&mask, libc::SIGUSR1) }, 0, "nothing stays blocked");
+            assert_eq!(
+                unsafe { libc::sigismember(&mask, libc::SIGUSR1) },
+                0,
+                "nothing stays blocked"
+            );
         }
     });
 }
@@ -525,7 +701,6 @@ fn a_former_handler_may_jump_out_and_misses_go_on() {
 /// Reads the page; returns true if a handler jumped out of the read.
 #[inline(never)]
 unsafe fn jumped_from(page: *mut u8) -> bool {
-
     if unsafe { __sigsetjmp(&raw mut JUMP, 1) } == 0 {
         unsafe { std::ptr::read_volatile(page) };
         return false;
@@ -543,10 +718,21 @@ fn a_storm_of_other_signals_disturbs_nothing() {
         install(tick as *const () as usize, libc::SIGALRM, 0);
         let dir = dir();
         let len = 4 << 20;
-        let map = pool(1).map(open(&file(dir.path(), "a", 1, len))).expect("mapped");
-        let every = libc::timeval { tv_sec: 0, tv_usec: 100 };
-        let timer = libc::itimerval { it_interval: every, it_value: every };
-        assert_eq!(unsafe { libc::syscall(libc::SYS_setitimer, libc::ITIMER_REAL, &timer, 0) }, 0);
+        let map = pool(1)
+            .map(open(&file(dir.path(), "a", 1, len)))
+            .expect("mapped");
+        let every = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 100,
+        };
+        let timer = libc::itimerval {
+            it_interval: every,
+            it_value: every,
+        };
+        assert_eq!(
+            unsafe { libc::syscall(libc::SYS_setitimer, libc::ITIMER_REAL, &timer, 0) },
+            0
+        );
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {
@@ -561,14 +747,25 @@ fn a_storm_of_other_signals_disturbs_nothing() {
 
 #[test]
 fn a_handler_installed_later_without_chaining_is_noticed() {
-    isolated_ok("a_handler_installed_later_without_chaining_is_noticed", || {
-        let dir = dir();
-        let path = file(dir.path(), "a", 1, LEN);
-        let pool = pool(8);
-        install(count_and_repair as *const () as usize, libc::SIGBUS, libc::SA_SIGINFO);
-        let e = pool.map(open(&path)).expect_err("replaced");
-        assert!(matches!(e, Error::HandlerReplaced { .. }) && e.to_string().contains("SIGBUS handler"), "{e}");
-    });
+    isolated_ok(
+        "a_handler_installed_later_without_chaining_is_noticed",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let pool = pool(8);
+            install(
+                count_and_repair as *const () as usize,
+                libc::SIGBUS,
+                libc::SA_SIGINFO,
+            );
+            let e = pool.map(open(&path)).expect_err("replaced");
+            assert!(
+                matches!(e, Error::HandlerReplaced { .. })
+                    && e.to_string().contains("SIGBUS handler"),
+                "{e}"
+            );
+        },
+    );
 }
 
 #[test]
@@ -589,23 +786,36 @@ fn a_read_error_on_a_plain_load_is_a_line_and_sigbus() {
         let map = unsafe { pool(8).map_trusted(Broken) }.expect("mapped");
         std::hint::black_box(map[7 * PAGE + 5]);
     });
-    assert_sigbus(&out, "faultless: broken disk, offset 28672: read failed: error 5 (EIO, input/output error)");
+    assert_sigbus(
+        &out,
+        "faultless: broken disk, offset 28672: read failed: error 5 (EIO, input/output error)",
+    );
 }
 
 #[test]
 fn a_truncated_file_is_sigbus_beyond_its_end_and_an_error_of_pin() {
-    let out = isolated("a_truncated_file_is_sigbus_beyond_its_end_and_an_error_of_pin", || {
-        let dir = dir();
-        let path = file(dir.path(), "a", 1, LEN);
-        let map = unsafe { pool(8).map_trusted(open(&path)) }.expect("mapped");
-        OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(10 * PAGE as u64 + 100)).expect("truncated");
-        check(&map[..10 * PAGE + 100], 1, 0);
-        assert!(map[10 * PAGE + 100..11 * PAGE].iter().all(|&b| b == 0), "zero behind the end, in its page");
-        let e = map.pin(11 * PAGE..12 * PAGE).expect_err("beyond the end");
-        assert!(matches!(&e, Error::PastEnd { offset: 45056, .. }), "{e}");
-        drop(dir);
-        std::hint::black_box(map[11 * PAGE]);
-    });
+    let out = isolated(
+        "a_truncated_file_is_sigbus_beyond_its_end_and_an_error_of_pin",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let map = unsafe { pool(8).map_trusted(open(&path)) }.expect("mapped");
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .and_then(|f| f.set_len(10 * PAGE as u64 + 100))
+                .expect("truncated");
+            check(&map[..10 * PAGE + 100], 1, 0);
+            assert!(
+                map[10 * PAGE + 100..11 * PAGE].iter().all(|&b| b == 0),
+                "zero behind the end, in its page"
+            );
+            let e = map.pin(11 * PAGE..12 * PAGE).expect_err("beyond the end");
+            assert!(matches!(&e, Error::PastEnd { offset: 45056, .. }), "{e}");
+            drop(dir);
+            std::hint::black_box(map[11 * PAGE]);
+        },
+    );
     assert_sigbus(&out, "offset 45056: the source ends before this page");
 }
 
@@ -613,12 +823,35 @@ fn a_truncated_file_is_sigbus_beyond_its_end_and_an_error_of_pin() {
 fn forbid_userfaultfd(error: i32) {
     // BPF: load the system-call number; if it is userfaultfd, return the error; else allow.
     let filter = [
-        libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_userfaultfd as u32 },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x0005_0000 | error as u32 },
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0x7FFF_0000 },
+        libc::sock_filter {
+            code: 0x20,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        },
+        libc::sock_filter {
+            code: 0x15,
+            jt: 0,
+            jf: 1,
+            k: libc::SYS_userfaultfd as u32,
+        },
+        libc::sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: 0x0005_0000 | error as u32,
+        },
+        libc::sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: 0x7FFF_0000,
+        },
     ];
-    let program = libc::sock_fprog { len: 4, filter: filter.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: 4,
+        filter: filter.as_ptr().cast_mut(),
+    };
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, 2, &program), 0);
@@ -632,8 +865,16 @@ fn without_userfaultfd_the_same_api_runs_on_mmap() {
         let dir = dir();
         let path = file(dir.path(), "a", 1, LEN + 100);
         let pool = pool(8);
-        assert!(matches!(pool.backend(), Backend::Mmap(why) if why.contains("seccomp")), "{}", pool.backend());
-        let map = pool.options().offset(10_000).map(open(&path)).expect("mapped");
+        assert!(
+            matches!(pool.backend(), Backend::Mmap(why) if why.contains("seccomp")),
+            "{}",
+            pool.backend()
+        );
+        let map = pool
+            .options()
+            .offset(10_000)
+            .map(open(&path))
+            .expect("mapped");
         check(&map, 1, 10_000);
         check(&map.pin(5..50_000).expect("pinned"), 1, 10_005);
         map.prefetch(..).expect("advice");
@@ -655,7 +896,11 @@ fn without_userfaultfd_the_same_api_runs_on_mmap() {
                 Ok(buf.len().min(((1 << 20) - offset) as usize))
             }
         }
-        check(&unsafe { pool.map_trusted(Counting) }.expect("read into memory"), 5, 0);
+        check(
+            &unsafe { pool.map_trusted(Counting) }.expect("read into memory"),
+            5,
+            0,
+        );
 
         // A writer: the snapshot is a copy, made before it gets in.
         let got_in = AtomicBool::new(false);
@@ -664,19 +909,33 @@ fn without_userfaultfd_the_same_api_runs_on_mmap() {
             eventually("the writer", || got_in.load(Ordering::SeqCst));
         });
         check(&map, 1, 10_000);
-        let refused = pool.map(OpenOptions::new().read(true).write(true).open(&path).expect("a writer"));
+        let refused = pool.map(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .expect("a writer"),
+        );
         assert!(matches!(refused, Err(Error::Lease { .. })));
     });
     assert!(out.status.success(), "{out:?}");
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(stderr.matches("faultless: backend mmap (userfaultfd is forbidden").count(), 1, "one line: {stderr}");
+    assert_eq!(
+        stderr
+            .matches("faultless: backend mmap (userfaultfd is forbidden")
+            .count(),
+        1,
+        "one line: {stderr}"
+    );
 }
 
 #[test]
 fn threads_that_end_leave_nothing_behind() {
     isolated_ok("threads_that_end_leave_nothing_behind", || {
         let dir = dir();
-        let map = pool(2).map(open(&file(dir.path(), "a", 1, 1 << 20))).expect("mapped");
+        let map = pool(2)
+            .map(open(&file(dir.path(), "a", 1, 1 << 20)))
+            .expect("mapped");
         for round in 0..200 {
             let at = (round * 7919) % ((1 << 20) / PAGE) * PAGE;
             std::thread::scope(|s| {
@@ -703,22 +962,53 @@ fn overlayfs_is_refused_a_lease() {
         };
         let (lower, upper, work, merged) = (at("lower"), at("upper"), at("work"), at("merged"));
         file(&lower, "a", 1, LEN);
-        let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
         let c = |s: &str| std::ffi::CString::new(s).expect("no NUL");
         let (o, m) = (c(&options), c(merged.to_str().expect("UTF-8")));
         unsafe {
             // In a mount namespace of our own: nothing is left behind.
             assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0);
             let private = libc::MS_REC | libc::MS_PRIVATE;
-            assert_eq!(libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()), 0);
-            if libc::mount(c"overlay".as_ptr(), m.as_ptr(), c"overlay".as_ptr(), 0, o.as_ptr().cast()) != 0 {
-                return common::not_run(name, &format!("cannot mount overlayfs: {}", io::Error::last_os_error()));
+            assert_eq!(
+                libc::mount(
+                    c"none".as_ptr(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    private,
+                    std::ptr::null()
+                ),
+                0
+            );
+            if libc::mount(
+                c"overlay".as_ptr(),
+                m.as_ptr(),
+                c"overlay".as_ptr(),
+                0,
+                o.as_ptr().cast(),
+            ) != 0
+            {
+                return common::not_run(
+                    name,
+                    &format!("cannot mount overlayfs: {}", io::Error::last_os_error()),
+                );
             }
         }
         let pool = pool(8);
-        let e = pool.map(open(&merged.join("a"))).expect_err("overlayfs").to_string();
+        let e = pool
+            .map(open(&merged.join("a")))
+            .expect_err("overlayfs")
+            .to_string();
         assert!(e.contains("overlayfs") && e.contains("map_trusted"), "{e}");
-        check(&unsafe { pool.map_trusted(open(&merged.join("a"))) }.expect("mapped"), 1, 0);
+        check(
+            &unsafe { pool.map_trusted(open(&merged.join("a"))) }.expect("mapped"),
+            1,
+            0,
+        );
         unsafe { libc::umount2(m.as_ptr(), libc::MNT_DETACH) };
     });
 }

@@ -59,14 +59,21 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     fn map(&mut self, id: u32) -> Option<&Inside<'a>> {
-        self.maps.entry(id).or_insert_with(|| registry::gate(id)?.enter()).as_ref()
+        self.maps
+            .entry(id)
+            .or_insert_with(|| registry::gate(id)?.enter())
+            .as_ref()
     }
 }
 
 /// Whether this kernel lets a process give batched DONTNEED advice to itself.
 pub(crate) fn batches_work() -> bool {
-    let Ok(pidfd) = mem::pidfd_open(raw::getpid(), 0) else { return false };
-    let Ok(addr) = mem::map_anonymous(PAGE) else { return false };
+    let Ok(pidfd) = mem::pidfd_open(raw::getpid(), 0) else {
+        return false;
+    };
+    let Ok(addr) = mem::map_anonymous(PAGE) else {
+        return false;
+    };
     let ranges = [Range { addr, len: PAGE }];
     // SAFETY: a page of our own that holds nothing.
     let ok = unsafe { mem::madvise_batch(pidfd, &ranges, libc::MADV_DONTNEED) }.is_ok();
@@ -82,17 +89,28 @@ impl Evictor {
     /// The thread's whole life.
     pub(crate) fn run(pool: Arc<PoolCore>) {
         crate::keeper::block_signals();
-        let pidfd = if batches_work() { mem::pidfd_open(raw::getpid(), 0).ok() } else { None };
-        let mut evictor =
-            Evictor { pool, policy: Policy::default(), pidfd, policy_charged: 0, looked: None, firm_target: u64::MAX };
+        let pidfd = if batches_work() {
+            mem::pidfd_open(raw::getpid(), 0).ok()
+        } else {
+            None
+        };
+        let mut evictor = Evictor {
+            pool,
+            policy: Policy::default(),
+            pidfd,
+            policy_charged: 0,
+            looked: None,
+            firm_target: u64::MAX,
+        };
         while !evictor.pool.stopping.load(Ordering::Acquire) {
             evictor.look_at_limits();
             if !evictor.pass() {
                 let pool = evictor.pool.clone();
                 // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not at once.
                 let ns = if evictor.pressed() { STUCK_NS } else { IDLE_NS };
-                pool.evict_bell
-                    .sleep(ns, || pool.filled.len() < 1024 && !pool.stopping.load(Ordering::Acquire));
+                pool.evict_bell.sleep(ns, || {
+                    pool.filled.len() < 1024 && !pool.stopping.load(Ordering::Acquire)
+                });
             }
         }
         if let Some(fd) = evictor.pidfd {
@@ -111,7 +129,11 @@ impl Evictor {
         let limit = self.pool.budget.limit();
         self.firm_target = (limit / 2).min(memory.limit / 4);
         // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
-        let max = if memory.limit / 2 < limit { memory.limit / 2 } else { u64::MAX };
+        let max = if memory.limit / 2 < limit {
+            memory.limit / 2
+        } else {
+            u64::MAX
+        };
         self.pool.firm_max.store(max, Ordering::Relaxed);
     }
 
@@ -130,7 +152,9 @@ impl Evictor {
         if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
             busy |= self.cool() > 0;
         }
-        self.pool.firm.store(self.policy.firm_pages() * PAGE as u64, Ordering::Relaxed);
+        self.pool
+            .firm
+            .store(self.policy.firm_pages() * PAGE as u64, Ordering::Relaxed);
         self.compact();
         let now = self.policy.bytes();
         if now > self.policy_charged {
@@ -147,7 +171,9 @@ impl Evictor {
         let mut maps = Batch::default();
         let mut n = 0;
         while n < DRAIN_MAX {
-            let Some(entry) = self.pool.filled.pop() else { break };
+            let Some(entry) = self.pool.filled.pop() else {
+                break;
+            };
             n += 1;
             let (id, unit) = entry_parts(entry);
             if let Some(core) = maps.map(id)
@@ -163,10 +189,18 @@ impl Evictor {
     }
 
     /// Calls `begin` on the unit of an item if its map is still there and is ours to take from.
-    fn with_unit<R>(&self, batch: &mut Batch<'_>, item: Item, f: impl FnOnce(&MapCore, u64) -> R) -> Option<R> {
+    fn with_unit<R>(
+        &self,
+        batch: &mut Batch<'_>,
+        item: Item,
+        f: impl FnOnce(&MapCore, u64) -> R,
+    ) -> Option<R> {
         let (id, unit) = entry_parts(item.entry);
         let core = batch.map(id)?;
-        if !Arc::ptr_eq(&core.pool, &self.pool) || unit >= core.data_units() || !core.page(unit).load().tracked() {
+        if !Arc::ptr_eq(&core.pool, &self.pool)
+            || unit >= core.data_units()
+            || !core.page(unit).load().tracked()
+        {
             return None;
         }
         Some(f(core, unit))
@@ -191,7 +225,9 @@ impl Evictor {
             if want == 0 || batch.items.len() >= BATCH_MAX {
                 break;
             }
-            let Some(victim) = self.policy.next_victim() else { break };
+            let Some(victim) = self.policy.next_victim() else {
+                break;
+            };
             let item = victim.item;
             let tried = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
@@ -232,7 +268,12 @@ impl Evictor {
         }
         let n = batch.items.len();
         self.advise(&mut batch, libc::MADV_DONTNEED);
-        let clock = self.pool.clock.load(Ordering::Relaxed).wrapping_add(n as u32).max(1);
+        let clock = self
+            .pool
+            .clock
+            .load(Ordering::Relaxed)
+            .wrapping_add(n as u32)
+            .max(1);
         self.pool.clock.store(clock, Ordering::Relaxed);
         let mut collect = Vec::new();
         for (_, item) in &batch.items {
@@ -263,12 +304,15 @@ impl Evictor {
         let mut batch = Batch::default();
         let mut cooled = Vec::new();
         let mut back = Vec::new();
-        let mut excess = (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
+        let mut excess =
+            (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
         for _ in 0..self.policy.len() {
             if excess == 0 || batch.items.len() >= BATCH_MAX {
                 break;
             }
-            let Some(item) = self.policy.next_to_cool() else { break };
+            let Some(item) = self.policy.next_to_cool() else {
+                break;
+            };
             excess = excess.saturating_sub(u64::from(item.pages));
             let begun = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
@@ -348,7 +392,9 @@ impl Evictor {
                 }
             }
             // One by one: no batches here, or the first of the rest was refused.
-            let Some((first, others)) = rest.split_first() else { return };
+            let Some((first, others)) = rest.split_first() else {
+                return;
+            };
             // SAFETY: as above.
             if let Err(Errno(libc::EINVAL)) = unsafe { mem::madvise(first.addr, first.len, advice) }
                 && advice == libc::MADV_DONTNEED
@@ -374,7 +420,9 @@ impl Evictor {
         self.policy.retain(|item| {
             let (id, unit) = entry_parts(item.entry);
             let alive = maps.map(id).is_some_and(|core| {
-                Arc::ptr_eq(&core.pool, &pool) && unit < core.data_units() && core.page(unit).load().tracked()
+                Arc::ptr_eq(&core.pool, &pool)
+                    && unit < core.data_units()
+                    && core.page(unit).load().tracked()
             });
             alive && seen.insert(item.entry)
         });
@@ -394,4 +442,3 @@ pub(crate) fn settle_evicted(core: &MapCore, unit: u64, clock: u32) -> bool {
     }
     absent && core.table.leave(unit)
 }
-

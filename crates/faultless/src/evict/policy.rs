@@ -69,7 +69,11 @@ impl Queue {
 impl Policy {
     /// A unit was filled; `hot` if it was seen before.
     pub(crate) fn arrive(&mut self, item: Item, hot: bool) {
-        if hot { self.protected.push(item) } else { self.probation.push(item) }
+        if hot {
+            self.protected.push(item)
+        } else {
+            self.probation.push(item)
+        }
     }
 
     /// The next unit to mark MADV_FREE. If it could be, it goes to [`cooled`](Self::cooled), else back to
@@ -113,8 +117,10 @@ impl Policy {
 
     /// Memory that the queues take.
     pub(crate) fn bytes(&self) -> u64 {
-        [&self.probation, &self.protected, &self.cold].iter().map(|q| q.items.capacity() * size_of::<Item>()).sum::<usize>()
-            as u64
+        [&self.probation, &self.protected, &self.cold]
+            .iter()
+            .map(|q| q.items.capacity() * size_of::<Item>())
+            .sum::<usize>() as u64
     }
 
     /// Forgets the units for which `keep` is false.
@@ -137,8 +143,14 @@ mod tests {
     fn what_came_first_goes_first_and_hot_goes_last() {
         let mut p = Policy::default();
         (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0));
-        let order: Vec<_> = std::iter::from_fn(|| p.next_victim()).map(|v| v.item.entry).collect();
-        assert_eq!(order, [1, 2, 4, 3, 5, 6], "3 goes before 5: by then the hot are more than half");
+        let order: Vec<_> = std::iter::from_fn(|| p.next_victim())
+            .map(|v| v.item.entry)
+            .collect();
+        assert_eq!(
+            order,
+            [1, 2, 4, 3, 5, 6],
+            "3 goes before 5: by then the hot are more than half"
+        );
         assert_eq!(p.pages(), 0);
     }
 
@@ -146,7 +158,11 @@ mod tests {
     fn hot_units_beyond_half_lose_their_protection() {
         let mut p = Policy::default();
         (1..=8).for_each(|i| p.arrive(item(i), i > 2));
-        assert_eq!(p.next_to_cool().map(|i| i.entry), Some(3), "six of eight are hot: the oldest of them");
+        assert_eq!(
+            p.next_to_cool().map(|i| i.entry),
+            Some(3),
+            "six of eight are hot: the oldest of them"
+        );
     }
 
     #[test]
@@ -157,8 +173,19 @@ mod tests {
         p.cooled(first);
         p.arrive(item(4), false);
         assert_eq!(p.firm_pages(), 3);
-        assert_eq!(p.next_victim(), Some(Victim { item: first, cold: true }));
+        assert_eq!(
+            p.next_victim(),
+            Some(Victim {
+                item: first,
+                cold: true
+            })
+        );
         p.retain(|i| i.entry != 3);
-        assert_eq!(std::iter::from_fn(|| p.next_victim()).map(|v| v.item.entry).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(
+            std::iter::from_fn(|| p.next_victim())
+                .map(|v| v.item.entry)
+                .collect::<Vec<_>>(),
+            [2, 4]
+        );
     }
 }

@@ -46,7 +46,8 @@ impl PoolCore {
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
     pub(crate) fn nudge_evictor(&self) {
-        let pressed = self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
+        let pressed =
+            self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
         if pressed || self.filled.len() >= EVICTOR_BACKLOG {
             self.evict_bell.ring();
         }

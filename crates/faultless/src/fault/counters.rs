@@ -63,11 +63,15 @@ impl Counters {
     }
 
     pub(crate) fn get(&self, what: Count) -> u64 {
-        self.0.iter().fold(0u64, |sum, s| sum.wrapping_add(s.counts[what as usize].load(Ordering::Relaxed)))
+        self.0.iter().fold(0u64, |sum, s| {
+            sum.wrapping_add(s.counts[what as usize].load(Ordering::Relaxed))
+        })
     }
 
     pub(crate) fn snapshot(&self) -> Stats {
-        let mut latency = Latency { buckets: vec![0; BUCKETS] };
+        let mut latency = Latency {
+            buckets: vec![0; BUCKETS],
+        };
         for s in &self.0 {
             for (sum, n) in latency.buckets.iter_mut().zip(&s.latency) {
                 *sum += n.load(Ordering::Relaxed);
@@ -142,7 +146,12 @@ impl Stats {
         self.errors += other.errors;
         self.prefetch_dropped += other.prefetch_dropped;
         self.fill_latency.buckets.resize(BUCKETS, 0);
-        for (sum, n) in self.fill_latency.buckets.iter_mut().zip(&other.fill_latency.buckets) {
+        for (sum, n) in self
+            .fill_latency
+            .buckets
+            .iter_mut()
+            .zip(&other.fill_latency.buckets)
+        {
             *sum += n;
         }
     }
@@ -192,11 +201,21 @@ mod tests {
     #[test]
     fn every_duration_lies_in_a_bucket_at_most_a_quarter_wide() {
         let mut last = 0;
-        for ns in (0..200).chain((8..38).flat_map(|e| [(1u64 << e) - 1, 1 << e, (1 << e) + (1 << (e - 1))])) {
+        for ns in (0..200)
+            .chain((8..38).flat_map(|e| [(1u64 << e) - 1, 1 << e, (1 << e) + (1 << (e - 1))]))
+        {
             let b = bucket(ns);
             assert!(b < BUCKETS);
-            assert!(ns < bucket_end(b), "{ns} in bucket {b}, which ends at {}", bucket_end(b));
-            assert!(bucket_end(b) as f64 <= (ns.max(1) as f64) * 1.26 + 1.0, "{ns}: {}", bucket_end(b));
+            assert!(
+                ns < bucket_end(b),
+                "{ns} in bucket {b}, which ends at {}",
+                bucket_end(b)
+            );
+            assert!(
+                bucket_end(b) as f64 <= (ns.max(1) as f64) * 1.26 + 1.0,
+                "{ns}: {}",
+                bucket_end(b)
+            );
             assert!(ns < 200 || b >= last);
             last = b;
         }
@@ -209,7 +228,10 @@ mod tests {
         (1..=1000u64).for_each(|us| c.record_fill_ns(us * 1000));
         let l = c.snapshot().fill_latency;
         assert_eq!(l.count(), 1000);
-        let (half, most) = (l.quantile(0.5).expect("some"), l.quantile(0.99).expect("some"));
+        let (half, most) = (
+            l.quantile(0.5).expect("some"),
+            l.quantile(0.99).expect("some"),
+        );
         assert!((500..=625).contains(&half.as_micros()), "{half:?}");
         assert!((990..=1250).contains(&most.as_micros()), "{most:?}");
         assert_eq!(Latency::default().quantile(0.5), None);

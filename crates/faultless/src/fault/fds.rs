@@ -39,7 +39,11 @@ pub(crate) struct Fd {
 
 impl Fd {
     pub(crate) fn new(shared: i32, kept: i32) -> Self {
-        let fd = Fd { shared: AtomicI32::new(shared), kept, identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed) };
+        let fd = Fd {
+            shared: AtomicI32::new(shared),
+            kept,
+            identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
+        };
         fd.mark(shared);
         fd
     }
@@ -54,7 +58,9 @@ impl Fd {
 
     /// Whether no other descriptor of the engine has been given `number` since.
     pub(crate) fn owns(&self, number: i32) -> bool {
-        OWNERS.get(number as usize).is_some_and(|o| o.load(Ordering::SeqCst) == self.identity)
+        OWNERS
+            .get(number as usize)
+            .is_some_and(|o| o.load(Ordering::SeqCst) == self.identity)
     }
 
     /// The number in the program's table.
@@ -70,7 +76,11 @@ impl Fd {
 
     /// The number that the keeper's thread, and those that it started, must use.
     pub(crate) fn engine_number(&self) -> i32 {
-        if self.kept >= 0 { self.kept } else { self.get() }
+        if self.kept >= 0 {
+            self.kept
+        } else {
+            self.get()
+        }
     }
 
     /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.
@@ -85,7 +95,10 @@ impl Fd {
         }
         let fresh = fdtable::fetch(keeper, self.kept)?;
         self.mark(fresh);
-        match self.shared.compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire) {
+        match self
+            .shared
+            .compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => Ok(fresh),
             Err(other) => {
                 // Another thread was faster.

@@ -67,19 +67,28 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) const fn new() -> Self {
-        Run { first: 0, count: 0, me: 0, from: [Origin::Cold; RUN_MAX] }
+        Run {
+            first: 0,
+            count: 0,
+            me: 0,
+            from: [Origin::Cold; RUN_MAX],
+        }
     }
 }
 
 /// Serves a miss from a file, or hands it to the fill threads.
 pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault> {
-    let mut request = Request { core, run: Run::new(), done: AtomicU32::new(0) };
+    let mut request = Request {
+        core,
+        run: Run::new(),
+        done: AtomicU32::new(0),
+    };
     claim(core, unit, need, &mut request.run)?;
     match &core.reading {
         _ if request.run.count == 0 => Ok(()),
-        Reading::File { fd, .. } => {
-            fill(core, &request.run, need, &mut |buf, len, offset| read_file(core, fd, buf, len, offset))
-        }
+        Reading::File { fd, .. } => fill(core, &request.run, need, &mut |buf, len, offset| {
+            read_file(core, fd, buf, len, offset)
+        }),
         Reading::Source(_) => hand_over(core, &request),
     }
 }
@@ -97,7 +106,11 @@ pub(crate) fn serve_from(
 ) -> Result<(), Fault> {
     let mut run = Run::new();
     claim(core, unit, need, &mut run)?;
-    if run.count == 0 { Ok(()) } else { fill(core, &run, need, read) }
+    if run.count == 0 {
+        Ok(())
+    } else {
+        fill(core, &run, need, read)
+    }
 }
 
 /// Set in owners that cannot die while they fill: a handler runs with every signal blocked, so nothing but the end of
@@ -124,28 +137,24 @@ fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Fault> {
     if mortal && owner == raw::gettid() {
         return Err(Fault::Recursion);
     }
-    let Ok(word) = page.announce_waiter(seen) else { return Ok(()) };
+    let Ok(word) = page.announce_waiter(seen) else {
+        return Ok(());
+    };
     core.counters.add(Count::Waits, 1);
     // SAFETY: the table lives as long as the core, which the caller holds.
     let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT_NS) };
-    if woken == futex::Woken::TimedOut && mortal {
-        if signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH)) {
-            // Its memory, if it got so far, is replaced or discarded by the next fill; its charge is given back here.
-            if let Some(due) = page.abandon(owner, 0) {
-                forget_unit(core, unit);
-                if due.wake {
-                    futex::wake_at(page.futex(), futex::ALL);
-                }
-            }
+    if woken == futex::Woken::TimedOut
+        && mortal
+        && signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH))
+        && let Some(due) = page.abandon(owner, 0)
+    {
+        // Whether it came to charging the unit is not known. The map's own account is settled when it is dropped.
+        core.table.leave(unit);
+        if due.wake {
+            futex::wake_at(page.futex(), futex::ALL);
         }
     }
     Ok(())
-}
-
-/// Books a unit out that became absent in other ways than by eviction.
-fn forget_unit(core: &MapCore, unit: Unit) {
-    release(core, core.charge_of(unit));
-    core.table.leave(unit);
 }
 
 fn release(core: &MapCore, bytes: u64) {
@@ -265,7 +274,11 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
         }
     };
     let from = origin(core, from);
-    let due = if from == Origin::Resident { 0 } else { core.charge_of(unit) };
+    let due = if from == Origin::Resident {
+        0
+    } else {
+        core.charge_of(unit)
+    };
     if due > 0
         && let Err(why) = charge(core, due, need)
     {
@@ -287,7 +300,10 @@ fn extend(core: &MapCore, run: &mut Run) -> bool {
         return false;
     }
     let seen = core.page(unit).load();
-    if seen.state() != State::Absent || seen.batch() || charge(core, core.charge_of(unit), Need::Prefetch).is_err() {
+    if seen.state() != State::Absent
+        || seen.batch()
+        || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
+    {
         return false;
     }
     match claim_one(core, unit, seen, run.me) {
@@ -313,7 +329,13 @@ fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
     }
     // What a part of the fill has installed must not stay behind a word that says absent.
     // SAFETY: this thread owns the unit; its bytes can be read again.
-    let _ = unsafe { mem::madvise(core.unit_addr(unit), 1 << core.unit_shift, libc::MADV_DONTNEED) };
+    let _ = unsafe {
+        mem::madvise(
+            core.unit_addr(unit),
+            1 << core.unit_shift,
+            libc::MADV_DONTNEED,
+        )
+    };
     if let Some(due) = page.abandon(me, 0) {
         if charged || from == Origin::Resident {
             release(core, core.charge_of(unit));
@@ -329,7 +351,9 @@ fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
 fn publish(core: &MapCore, unit: Unit, me: u32, pin: bool, hot: bool) {
     let page = core.page(unit);
     let pool = &*core.pool;
-    let Some(due) = page.finish(me, pool.clock.load(Ordering::Relaxed), pin, hot) else { return };
+    let Some(due) = page.finish(me, pool.clock.load(Ordering::Relaxed), pin, hot) else {
+        return;
+    };
     if due.wake {
         futex::wake_at(page.futex(), futex::ALL);
     }
@@ -360,7 +384,11 @@ fn origin(core: &MapCore, from: From) -> Origin {
         From::Absent(then) => {
             let now = core.pool.clock.load(Ordering::Relaxed);
             let evicted = u64::from(now.wrapping_sub(then)) * PAGE as u64;
-            if evicted <= core.pool.budget.limit() { Origin::Hot } else { Origin::Cold }
+            if evicted <= core.pool.budget.limit() {
+                Origin::Hot
+            } else {
+                Origin::Cold
+            }
         }
         From::Resident => Origin::Resident,
         From::Evicting => Origin::Evicting,
@@ -368,17 +396,18 @@ fn origin(core: &MapCore, from: From) -> Origin {
 }
 
 /// Reads and installs a run that this thread owns, and publishes its units.
-pub(crate) fn fill(
-    core: &MapCore,
-    run: &Run,
-    need: Need,
-    read: Read<'_>,
-) -> Result<(), Fault> {
+pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, read: Read<'_>) -> Result<(), Fault> {
     let began = raw::monotonic_ns();
     if need == Need::Pin && run.from[0] == Origin::Resident {
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
         // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
-        let _ = unsafe { mem::madvise(core.unit_addr(run.first), 1 << core.unit_shift, libc::MADV_DONTNEED) };
+        let _ = unsafe {
+            mem::madvise(
+                core.unit_addr(run.first),
+                1 << core.unit_shift,
+                libc::MADV_DONTNEED,
+            )
+        };
     }
     let backed = core.backed(run.first, run.count as u64);
     let result = read_and_install(core, &backed, read);
@@ -391,7 +420,13 @@ pub(crate) fn fill(
         let unit = run.first + i as u64;
         let whole = core.backed(unit, 1).end <= good;
         if whole {
-            publish(core, unit, run.me, need == Need::Pin, run.from[i] == Origin::Hot);
+            publish(
+                core,
+                unit,
+                run.me,
+                need == Need::Pin,
+                run.from[i] == Origin::Hot,
+            );
             filled += 1;
         } else {
             abandon(core, unit, run.from[i], run.me, true);
@@ -455,7 +490,11 @@ fn one_piece(
     core.counters.add(Count::BytesRead, got as u64);
     // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
     // of the source it is zero.
-    let pages = if got >= data { want } else { got.next_multiple_of(PAGE) };
+    let pages = if got >= data {
+        want
+    } else {
+        got.next_multiple_of(PAGE)
+    };
     // SAFETY: the buffer is on loan to us, and `got <= pages <= want <= len`.
     unsafe { core::ptr::write_bytes((buffer.addr() + got) as *mut u8, 0, pages - got) };
     let new = install(core, core.start + at as usize, buffer.addr(), pages)?;
@@ -474,7 +513,9 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
         let copied = unsafe { uffd::copy(number, dst + done, src + done, len - done, false) };
         done += copied.bytes;
         new += copied.bytes as u64;
-        let Some(Errno(error)) = copied.error else { break };
+        let Some(Errno(error)) = copied.error else {
+            break;
+        };
         tries += 1;
         match error {
             libc::EEXIST => {
@@ -489,7 +530,9 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
                 raw::nap(1_000_000);
             }
             // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
-            libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM if tries <= 3 => {
+            libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM
+                if tries <= 3 =>
+            {
                 number = fd.recover(number).map_err(|_| Fault::Install(error))?;
             }
             _ => return Err(Fault::Install(error)),
@@ -504,7 +547,9 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
 /// descriptors only those of leased maps hold one, and `fds` knows which map has which number. Without a lease, device
 /// and inode are compared.
 fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Fault> {
-    let Reading::File { id, leased, .. } = &core.reading else { return Ok(()) };
+    let Reading::File { id, leased, .. } = &core.reading else {
+        return Ok(());
+    };
     if !*leased {
         return match file::status(number) {
             Ok(st) if st.id == *id => Ok(()),
@@ -628,6 +673,9 @@ pub(crate) fn prefetch(
 }
 
 /// Reads for [`prefetch`] and pins of file maps.
-pub(crate) fn file_reader<'a>(core: &'a MapCore, fd: &'a Fd) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + 'a {
+pub(crate) fn file_reader<'a>(
+    core: &'a MapCore,
+    fd: &'a Fd,
+) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + 'a {
     move |buf, len, offset| read_file(core, fd, buf, len, offset)
 }

@@ -1,6 +1,9 @@
 //! The SIGBUS handler: ours are the faults on absent pages of our regions; every other goes where it went before.
 
-#![allow(unsafe_code, reason = "a signal handler: reads siginfo, calls handlers of others by address")]
+#![allow(
+    unsafe_code,
+    reason = "a signal handler: reads siginfo, calls handlers of others by address"
+)]
 
 use super::fill::{self, Need};
 use super::registry;
@@ -39,7 +42,11 @@ pub(crate) fn install() -> Result<(), NotInstalled> {
     let now = signal::action(libc::SIGBUS).map_err(NotInstalled::Refused)?;
     if INSTALLED.load(Ordering::Acquire) {
         // Chaining to a newcomer that itself chains to us would never end: say so instead.
-        return if now.handler == ours().handler { Ok(()) } else { Err(NotInstalled::Replaced(now.handler)) };
+        return if now.handler == ours().handler {
+            Ok(())
+        } else {
+            Err(NotInstalled::Replaced(now.handler))
+        };
     }
     // SAFETY: INSTALLED is not set, so nobody reads it, and the lock keeps other writers out.
     unsafe { *FORMER.0.get() = Some(now) };
@@ -58,7 +65,9 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
         && let Some(core) = registry::find(addr)
     {
         let unit = core.unit_of(addr);
-        let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else { return };
+        let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
+            return;
+        };
         report::print(&core, core.base + ((addr - core.start) as u64 & !4095), why);
     }
     // SAFETY: the three arguments are the kernel's own.
@@ -88,8 +97,14 @@ unsafe fn chain(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_vo
         handler => {
             // The former handler gets the signal mask that it asked for, not ours: it may never return (longjmp).
             // SAFETY: the context is the kernel's; uc_sigmask begins with the kernel's 8-byte set.
-            let interrupted = unsafe { *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>() };
-            let itself = if former.flags & libc::SA_NODEFER as usize != 0 { 0 } else { signal::set_of(signo) };
+            let interrupted = unsafe {
+                *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>()
+            };
+            let itself = if former.flags & libc::SA_NODEFER as usize != 0 {
+                0
+            } else {
+                signal::set_of(signo)
+            };
             let mine = signal::set_mask(interrupted | former.mask | itself);
             if former.flags & libc::SA_RESETHAND as usize != 0 {
                 // SAFETY: the default action needs no promise.

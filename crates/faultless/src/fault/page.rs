@@ -146,7 +146,10 @@ impl Page {
     }
 
     fn swap(&self, from: Word, to: u64) -> Result<Word, Word> {
-        match self.0.compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Acquire) {
+        match self
+            .0
+            .compare_exchange(from.0, to, Ordering::AcqRel, Ordering::Acquire)
+        {
             Ok(_) => Ok(Word(to)),
             Err(now) => Err(Word(now)),
         }
@@ -162,7 +165,11 @@ impl Page {
         };
         // A batch in flight may strike after the fill: the unit stays soft. Otherwise it starts afresh, and if it was
         // soft, as a new one for the evictor, who has it among those that are.
-        let drop = if seen.soft() && !seen.batch() { SOFT | TRACKED } else { 0 };
+        let drop = if seen.soft() && !seen.batch() {
+            SOFT | TRACKED
+        } else {
+            0
+        };
         let keep = (WAITERS | BATCH | SOFT | TRACKED | SEEN | PINS) & !drop;
         let to = (seen.0 & keep) | FILLING | (u64::from(owner) << NUMBER_SHIFT);
         self.swap(seen, to).map(|_| from)
@@ -202,16 +209,23 @@ impl Page {
                 to
             })
         })?;
-        Some(Due { wake: was.0 & WAITERS != 0, track: !was.tracked() })
+        Some(Due {
+            wake: was.0 & WAITERS != 0,
+            track: !was.tracked(),
+        })
     }
 
     /// The owner's fill failed: the unit is absent again. `None` as for [`finish`](Self::finish).
     pub(crate) fn abandon(&self, owner: u32, clock: u32) -> Option<Due> {
         let (was, _) = self.change(|w| {
-            Self::owned_by(w, owner)
-                .then(|| (w.0 & (BATCH | TRACKED | PINS)) | ABSENT | (u64::from(clock) << NUMBER_SHIFT))
+            Self::owned_by(w, owner).then(|| {
+                (w.0 & (BATCH | TRACKED | PINS)) | ABSENT | (u64::from(clock) << NUMBER_SHIFT)
+            })
         })?;
-        Some(Due { wake: was.0 & WAITERS != 0, track: false })
+        Some(Due {
+            wake: was.0 & WAITERS != 0,
+            track: false,
+        })
     }
 
     /// Notes that somebody is about to wait for `seen` to change. The word to wait on, or the word as it is now.
@@ -224,7 +238,10 @@ impl Page {
 
     /// Pins a unit that is resident for sure. Fails with the word as it is now where that is in doubt.
     pub(crate) fn pin(&self, seen: Word) -> Result<(), Word> {
-        if seen.state() != State::Resident || seen.0 & (BATCH | SOFT) != 0 || seen.pins() == PINS_MAX {
+        if seen.state() != State::Resident
+            || seen.0 & (BATCH | SOFT) != 0
+            || seen.pins() == PINS_MAX
+        {
             return Err(seen);
         }
         self.swap(seen, (seen.0 + PIN_ONE) | SEEN).map(drop)
@@ -240,7 +257,7 @@ impl Page {
     pub(crate) fn begin_evict(&self) -> bool {
         self.change(|w| {
             (w.state() == State::Resident && w.pins() == 0 && !w.batch())
-                .then(|| (w.0 & !(STATE | TRACKED | SEEN)) | EVICTING | BATCH | SOFT)
+                .then_some((w.0 & !(STATE | TRACKED | SEEN)) | EVICTING | BATCH | SOFT)
         })
         .is_some()
     }
@@ -249,7 +266,8 @@ impl Page {
     /// must [`settle`](Self::settle).
     pub(crate) fn begin_soften(&self) -> bool {
         self.change(|w| {
-            (w.state() == State::Resident && w.pins() == 0 && w.0 & (BATCH | SOFT) == 0).then(|| w.0 | BATCH | SOFT)
+            (w.state() == State::Resident && w.pins() == 0 && w.0 & (BATCH | SOFT) == 0)
+                .then_some(w.0 | BATCH | SOFT)
         })
         .is_some()
     }
@@ -296,10 +314,23 @@ mod tests {
         let page = Page::new();
         let w = page.load();
         assert_eq!(page.claim(w, 7), Ok(From::Absent(0)));
-        assert!(page.claim(w, 8).is_err(), "a second claim from the same word");
+        assert!(
+            page.claim(w, 8).is_err(),
+            "a second claim from the same word"
+        );
         assert!(page.claim(page.load(), 8).is_err(), "a claim while filling");
-        assert_eq!(page.finish(8, 1, false, false), None, "only the owner finishes");
-        assert_eq!(page.finish(7, 1, false, false), Some(Due { wake: false, track: true }));
+        assert_eq!(
+            page.finish(8, 1, false, false),
+            None,
+            "only the owner finishes"
+        );
+        assert_eq!(
+            page.finish(7, 1, false, false),
+            Some(Due {
+                wake: false,
+                track: true
+            })
+        );
         assert_eq!(page.load().state(), State::Resident);
     }
 
@@ -309,7 +340,13 @@ mod tests {
         page.claim(page.load(), 7).expect("absent");
         page.finish(7, 1, false, false).expect("owned");
         page.claim(page.load(), 7).expect("the kernel took it back");
-        assert_eq!(page.finish(7, 2, false, false), Some(Due { wake: false, track: false }));
+        assert_eq!(
+            page.finish(7, 2, false, false),
+            Some(Due {
+                wake: false,
+                track: false
+            })
+        );
     }
 
     #[test]
@@ -336,10 +373,19 @@ mod tests {
         page.finish(7, 1, false, false).expect("owned");
         assert!(page.begin_evict());
         assert_eq!(page.claim(page.load(), 8), Ok(From::Evicting));
-        assert_eq!(page.finish(8, 1, false, false), Some(Due { wake: false, track: true }));
+        assert_eq!(
+            page.finish(8, 1, false, false),
+            Some(Due {
+                wake: false,
+                track: true
+            })
+        );
         assert!(!page.settle(2).0, "the claim won");
         let w = page.load();
-        assert_eq!((w.state(), w.soft(), w.batch()), (State::Resident, true, false));
+        assert_eq!(
+            (w.state(), w.soft(), w.batch()),
+            (State::Resident, true, false)
+        );
     }
 
     #[test]
@@ -406,7 +452,11 @@ mod models {
         }
 
         fn fill(&self, me: u32, from: From, pin: bool, fails: bool) -> bool {
-            assert_eq!(self.fillers.fetch_add(1, O::AcqRel), 0, "two fillers at once");
+            assert_eq!(
+                self.fillers.fetch_add(1, O::AcqRel),
+                0,
+                "two fillers at once"
+            );
             if from != From::Resident {
                 self.frames.fetch_add(1, O::AcqRel);
             }
@@ -467,7 +517,11 @@ mod models {
         }
 
         fn check_pinned(&self) {
-            assert_eq!(self.look(), THERE, "a pinned page is there, and not the kernel's to take");
+            assert_eq!(
+                self.look(),
+                THERE,
+                "a pinned page is there, and not the kernel's to take"
+            );
         }
 
         fn evict(&self) {
@@ -529,17 +583,32 @@ mod models {
 
     #[test]
     fn two_loads_of_an_absent_page_and_an_eviction() {
-        run(World::new, vec![|w| _ = w.load(1, 3, false), |w| _ = w.load(2, 3, false), |w| w.evict()]);
+        run(
+            World::new,
+            vec![
+                |w| _ = w.load(1, 3, false),
+                |w| _ = w.load(2, 3, false),
+                |w| w.evict(),
+            ],
+        );
     }
 
     #[test]
     fn a_load_under_an_eviction() {
-        run(resident, vec![|w| _ = w.load(1, 3, false), |w| w.evict(), |w| _ = w.load(2, 3, false)]);
+        run(
+            resident,
+            vec![|w| _ = w.load(1, 3, false), |w| w.evict(), |w| {
+                _ = w.load(2, 3, false)
+            }],
+        );
     }
 
     #[test]
     fn a_failing_fill_beside_a_good_one() {
-        run(World::new, vec![|w| _ = w.load(1, 2, true), |w| _ = w.load(2, 3, false)]);
+        run(
+            World::new,
+            vec![|w| _ = w.load(1, 2, true), |w| _ = w.load(2, 3, false)],
+        );
     }
 
     #[test]
@@ -607,7 +676,10 @@ mod models {
 
     #[test]
     fn release_and_eviction_do_not_both_take_the_frame() {
-        run(resident, vec![|w| w.evict(), |w| w.evict(), |w| _ = w.load(1, 2, false)]);
+        run(
+            resident,
+            vec![|w| w.evict(), |w| w.evict(), |w| _ = w.load(1, 2, false)],
+        );
     }
 
     #[test]
@@ -621,7 +693,11 @@ mod models {
                     thread::spawn(move || world.page.abandon(5, 0).is_some())
                 })
                 .collect();
-            let recovered = others.into_iter().map(|t| t.join().unwrap()).filter(|&r| r).count();
+            let recovered = others
+                .into_iter()
+                .map(|t| t.join().unwrap())
+                .filter(|&r| r)
+                .count();
             assert_eq!(recovered, 1);
             assert_eq!(world.page.load().state(), State::Absent);
         });

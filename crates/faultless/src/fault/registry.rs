@@ -14,8 +14,8 @@
 use super::core::MapCore;
 use super::process;
 use faultless_sys::raw;
-use std::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// Bytes of address space that one entry of the table covers; regions are aligned to it.
 pub(crate) const GRANULE: usize = 2 << 20;
@@ -73,7 +73,8 @@ impl Gate {
             return None;
         }
         // SAFETY: whoever takes the core away waits for the counter that was raised before the core was seen.
-        Some(Inside { core: unsafe { &*core }, users })
+        let core = unsafe { &*core };
+        Some(Inside { core, users })
     }
 
     /// Takes the core away and waits until nobody is inside.
@@ -96,11 +97,16 @@ struct Free {
     again: Vec<u32>,
 }
 
-static FREE: Mutex<Free> = Mutex::new(Free { made: 0, again: Vec::new() });
+static FREE: Mutex<Free> = Mutex::new(Free {
+    made: 0,
+    again: Vec::new(),
+});
 
 /// The gate with number `id`.
 pub(crate) fn gate(id: u32) -> Option<&'static Gate> {
-    let chunk = GATES.get(id as usize / GATES_PER_CHUNK)?.load(Ordering::Acquire);
+    let chunk = GATES
+        .get(id as usize / GATES_PER_CHUNK)?
+        .load(Ordering::Acquire);
     // SAFETY: chunks are leaked when made, and never freed.
     (!chunk.is_null()).then(|| unsafe { &(&*chunk)[id as usize % GATES_PER_CHUNK] })
 }
@@ -130,7 +136,8 @@ pub(crate) fn reserve() -> Option<u32> {
         return None;
     }
     if id.is_multiple_of(GATES_PER_CHUNK) {
-        let chunk: Box<[Gate; GATES_PER_CHUNK]> = Box::new(std::array::from_fn(|_| Gate::default()));
+        let chunk: Box<[Gate; GATES_PER_CHUNK]> =
+            Box::new(std::array::from_fn(|_| Gate::default()));
         GATES[id / GATES_PER_CHUNK].store(Box::into_raw(chunk), Ordering::Release);
     }
     free.made += 1;
@@ -139,7 +146,10 @@ pub(crate) fn reserve() -> Option<u32> {
 
 /// Gives an unused reservation back.
 pub(crate) fn unreserve(id: u32) {
-    FREE.lock().unwrap_or_else(|e| e.into_inner()).again.push(id);
+    FREE.lock()
+        .unwrap_or_else(|e| e.into_inner())
+        .again
+        .push(id);
 }
 
 fn set_entries(core: &MapCore, value: u32) {
@@ -167,7 +177,8 @@ fn set_entries(core: &MapCore, value: u32) {
 pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
     let core: &'static MapCore = Box::leak(core);
     if let Some(gate) = gate(core.id) {
-        gate.core.store(core as *const MapCore as *mut MapCore, Ordering::SeqCst);
+        gate.core
+            .store(core as *const MapCore as *mut MapCore, Ordering::SeqCst);
     }
     set_entries(core, core.id + 1);
     core
@@ -193,7 +204,9 @@ pub(crate) struct Frozen {
 }
 
 pub(crate) fn freeze() -> Frozen {
-    Frozen { _free: FREE.lock().unwrap_or_else(|e| e.into_inner()) }
+    Frozen {
+        _free: FREE.lock().unwrap_or_else(|e| e.into_inner()),
+    }
 }
 
 /// Runs `f` on the region of every open map. For the child of a fork, whose only thread is the caller: gates are not

@@ -118,7 +118,10 @@ impl Write for Line {
 /// Writes `faultless: NAME, offset N: WHY` to stderr. May be called in a signal handler: formatting of strings and
 /// integers neither allocates nor locks.
 pub(crate) fn print(core: &MapCore, offset: u64, why: Fault) {
-    let mut line = Line { bytes: [0; 400], len: 0 };
+    let mut line = Line {
+        bytes: [0; 400],
+        len: 0,
+    };
     let _ = write!(line, "faultless: {}, offset {offset}: {why}", core.name);
     line.bytes[line.len] = b'\n';
     raw::write_stderr(&line.bytes[..=line.len]);
@@ -147,7 +150,10 @@ mod tests {
 
     #[test]
     fn a_line_that_is_too_long_is_cut() {
-        let mut line = Line { bytes: [0; 400], len: 0 };
+        let mut line = Line {
+            bytes: [0; 400],
+            len: 0,
+        };
         for _ in 0..100 {
             let _ = line.write_str("0123456789");
         }

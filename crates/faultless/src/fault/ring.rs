@@ -1,7 +1,10 @@
 //! Two bounded queues that the fault path may push to: [`Ring`] carries words to one consumer (the evictor), [`Handover`]
 //! carries pointers to several (the fill threads). Neither allocates after it was made, neither has a lock.
 
-#![allow(unsafe_code, reason = "slots live in mapped memory that is zero until first touched")]
+#![allow(
+    unsafe_code,
+    reason = "slots live in mapped memory that is zero until first touched"
+)]
 
 use super::area::Area;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -44,7 +47,12 @@ impl Ring {
             if head.wrapping_sub(self.tail.load(Ordering::Acquire)) > self.mask {
                 return false;
             }
-            match self.head.compare_exchange_weak(head, head + 1, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.head.compare_exchange_weak(
+                head,
+                head + 1,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => break,
                 Err(now) => head = now,
             }
@@ -69,7 +77,9 @@ impl Ring {
 
     /// Entries waiting, more or less.
     pub(crate) fn len(&self) -> u64 {
-        self.head.load(Ordering::Relaxed).saturating_sub(self.tail.load(Ordering::Relaxed))
+        self.head
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.tail.load(Ordering::Relaxed))
     }
 
     /// Bytes that the ring occupies once every slot was used.
@@ -97,9 +107,16 @@ pub(crate) struct Handover {
 impl Handover {
     pub(crate) fn new() -> Self {
         let slots = (0..HANDOVER_SLOTS)
-            .map(|i| Slot { turn: AtomicUsize::new(i), value: AtomicUsize::new(0) })
+            .map(|i| Slot {
+                turn: AtomicUsize::new(i),
+                value: AtomicUsize::new(0),
+            })
             .collect();
-        Handover { slots, head: AtomicUsize::new(0), tail: AtomicUsize::new(0) }
+        Handover {
+            slots,
+            head: AtomicUsize::new(0),
+            tail: AtomicUsize::new(0),
+        }
     }
 
     fn slot(&self, position: usize) -> &Slot {
@@ -113,7 +130,12 @@ impl Handover {
             let slot = self.slot(at);
             let turn = slot.turn.load(Ordering::Acquire);
             if turn == at {
-                match self.head.compare_exchange_weak(at, at.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed) {
+                match self.head.compare_exchange_weak(
+                    at,
+                    at.wrapping_add(1),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ) {
                     Ok(_) => {
                         slot.value.store(value, Ordering::Relaxed);
                         slot.turn.store(at.wrapping_add(1), Ordering::Release);
@@ -142,10 +164,16 @@ impl Handover {
             let turn = slot.turn.load(Ordering::Acquire);
             let ready = at.wrapping_add(1);
             if turn == ready {
-                match self.tail.compare_exchange_weak(at, ready, Ordering::Relaxed, Ordering::Relaxed) {
+                match self.tail.compare_exchange_weak(
+                    at,
+                    ready,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ) {
                     Ok(_) => {
                         let value = slot.value.load(Ordering::Relaxed);
-                        slot.turn.store(at.wrapping_add(HANDOVER_SLOTS), Ordering::Release);
+                        slot.turn
+                            .store(at.wrapping_add(HANDOVER_SLOTS), Ordering::Release);
                         return Some(value);
                     }
                     Err(now) => at = now,

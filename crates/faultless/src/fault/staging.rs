@@ -92,7 +92,12 @@ impl Staging {
             let page = (now as u32).checked_sub(1)?;
             let below = self.link(page).load(Ordering::Relaxed);
             let tag = (now >> 32).wrapping_add(1) << 32;
-            match head.compare_exchange_weak(now, tag | u64::from(below), Ordering::AcqRel, Ordering::Acquire) {
+            match head.compare_exchange_weak(
+                now,
+                tag | u64::from(below),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return Some(page),
                 Err(other) => now = other,
             }
@@ -117,7 +122,9 @@ impl Staging {
         let bytes = PAGE << class;
         let at = self
             .carved
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |c| (c + bytes <= self.arena.len()).then_some(c + bytes))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |c| {
+                (c + bytes <= self.arena.len()).then_some(c + bytes)
+            })
             .ok()?;
         // Staging is bounded by the arena, a small share of the budget, so it is charged without asking.
         budget.charge_anyway(bytes as u64);
@@ -131,11 +138,16 @@ impl Staging {
     /// A buffer of `bytes` if there is one, else of any size: callers read in pieces of [`Buffer::len`]. Waits if all
     /// are on loan.
     pub(crate) fn take(&self, bytes: usize, budget: &Budget) -> Buffer {
-        let want = (bytes.clamp(PAGE, CHUNK_MAX) / PAGE).next_power_of_two().trailing_zeros() as usize;
+        let want = (bytes.clamp(PAGE, CHUNK_MAX) / PAGE)
+            .next_power_of_two()
+            .trailing_zeros() as usize;
         if want == 0 {
             let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
             if let Some(page) = page.checked_sub(1) {
-                return Buffer { addr: self.arena.start() + page as usize * PAGE, class: 0 };
+                return Buffer {
+                    addr: self.arena.start() + page as usize * PAGE,
+                    class: 0,
+                };
             }
         }
         loop {
@@ -143,10 +155,21 @@ impl Staging {
             let exact = self.pop(want).map(|p| (p, want));
             let found = exact
                 .or_else(|| self.carve(want, budget).map(|p| (p, want)))
-                .or_else(|| (want + 1..CLASSES).chain((0..want).rev()).find_map(|c| Some((self.pop(c)?, c))))
-                .or_else(|| (0..want).rev().find_map(|c| Some((self.carve(c, budget)?, c))));
+                .or_else(|| {
+                    (want + 1..CLASSES)
+                        .chain((0..want).rev())
+                        .find_map(|c| Some((self.pop(c)?, c)))
+                })
+                .or_else(|| {
+                    (0..want)
+                        .rev()
+                        .find_map(|c| Some((self.carve(c, budget)?, c)))
+                });
             if let Some((page, class)) = found {
-                return Buffer { addr: self.arena.start() + page as usize * PAGE, class };
+                return Buffer {
+                    addr: self.arena.start() + page as usize * PAGE,
+                    class,
+                };
             }
             self.waiting.fetch_add(1, Ordering::SeqCst);
             // Look again now that givers can see us; then sleep, at most for a moment.
@@ -168,7 +191,9 @@ impl Staging {
         let mut page = ((buffer.addr - self.arena.start()) / PAGE) as u32;
         if buffer.class == 0 {
             // The one that was warm here goes to the stack; with none, there is nothing more to do.
-            let before = self.warm[process::shard(WARM)].0.swap(page + 1, Ordering::SeqCst);
+            let before = self.warm[process::shard(WARM)]
+                .0
+                .swap(page + 1, Ordering::SeqCst);
             page = before.wrapping_sub(1);
         }
         if page != u32::MAX {
@@ -196,7 +221,9 @@ mod tests {
                     for round in 0..2_000usize {
                         let b = staging.take(PAGE << (round % 5), budget);
                         // SAFETY: on loan to us alone.
-                        let bytes = unsafe { core::slice::from_raw_parts_mut(b.addr() as *mut u8, b.len()) };
+                        let bytes = unsafe {
+                            core::slice::from_raw_parts_mut(b.addr() as *mut u8, b.len())
+                        };
                         bytes.fill(me);
                         assert!(bytes.iter().all(|&x| x == me));
                         staging.give(b);
@@ -204,14 +231,19 @@ mod tests {
                 });
             }
         });
-        assert!(budget.used() <= CHUNK_MAX as u64, "never more than the arena");
+        assert!(
+            budget.used() <= CHUNK_MAX as u64,
+            "never more than the arena"
+        );
     }
 
     #[test]
     fn a_large_wish_is_met_in_pieces_when_the_arena_is_cut_small() {
         let staging = Staging::new(CHUNK_MAX).expect("memory");
         let budget = Budget::new(1 << 30);
-        let small: Vec<_> = (0..CHUNK_MAX / PAGE).map(|_| staging.take(PAGE, &budget)).collect();
+        let small: Vec<_> = (0..CHUNK_MAX / PAGE)
+            .map(|_| staging.take(PAGE, &budget))
+            .collect();
         small.into_iter().for_each(|b| staging.give(b));
         assert_eq!(staging.take(CHUNK_MAX, &budget).len(), PAGE);
     }

@@ -4,7 +4,10 @@
 //! touched parts cost anything; a *group* of 512 words is one page of it. A group counts its units that are not absent,
 //! is charged to the budget on its first use, and can be given back when the count is zero.
 
-#![allow(unsafe_code, reason = "words live in mapped memory that is zero until first touched")]
+#![allow(
+    unsafe_code,
+    reason = "words live in mapped memory that is zero until first touched"
+)]
 
 use super::area::Area;
 use super::page::Page;
@@ -71,7 +74,12 @@ impl Table {
                 now = group.load(Ordering::Acquire);
                 continue;
             }
-            match group.compare_exchange_weak(now, (now + 1) | CHARGED, Ordering::AcqRel, Ordering::Acquire) {
+            match group.compare_exchange_weak(
+                now,
+                (now + 1) | CHARGED,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return now & CHARGED == 0,
                 Err(other) => now = other,
             }
@@ -90,7 +98,10 @@ impl Table {
     /// Takes `mmap_lock` for reading: never called in the fault path.
     pub(crate) fn collect(&self, unit: u64) -> u64 {
         let group = self.group(unit);
-        if group.compare_exchange(CHARGED, LOCKED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if group
+            .compare_exchange(CHARGED, LOCKED, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
             return 0;
         }
         let page = self.words.start() + (unit / GROUP) as usize * PAGE;
@@ -105,7 +116,9 @@ impl Table {
     #[cfg(test)]
     fn charged_bytes(&self) -> u64 {
         let groups = self.units.div_ceil(GROUP);
-        (0..groups).filter(|g| self.group(g * GROUP).load(Ordering::Acquire) & CHARGED != 0).count() as u64
+        (0..groups)
+            .filter(|g| self.group(g * GROUP).load(Ordering::Acquire) & CHARGED != 0)
+            .count() as u64
             * GROUP_BYTES
     }
 }

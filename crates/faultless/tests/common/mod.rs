@@ -1,5 +1,10 @@
 //! What the integration tests share.
-#![allow(dead_code, unreachable_pub, unsafe_code, reason = "each test binary uses a part of it; the tests make raw system calls")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unsafe_code,
+    reason = "each test binary uses a part of it; the tests make raw system calls"
+)]
 
 use faultless::{Bytes, Pool};
 use std::fs::File;
@@ -14,7 +19,9 @@ pub const BUDGET: Duration = Duration::from_secs(120);
 
 /// The bytes of every test file: a function of position and seed.
 pub fn byte_at(seed: u64, position: usize) -> u8 {
-    let x = (position as u64 / 8).wrapping_add(seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let x = (position as u64 / 8)
+        .wrapping_add(seed)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let x = (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x.to_le_bytes()[position % 8]
 }
@@ -32,13 +39,17 @@ pub fn dir() -> tempfile::TempDir {
 pub fn file(dir: &Path, name: &str, seed: u64, len: usize) -> PathBuf {
     let path = dir.join(name);
     let mut f = File::create(&path).expect("a test file");
-    f.write_all(&content(seed, len)).expect("room for a test file");
+    f.write_all(&content(seed, len))
+        .expect("room for a test file");
     f.sync_all().expect("sync");
     path
 }
 
 pub fn pool(mib: u64) -> Pool {
-    Pool::builder().memory(Bytes::mib(mib)).build().expect("a pool")
+    Pool::builder()
+        .memory(Bytes::mib(mib))
+        .build()
+        .expect("a pool")
 }
 
 pub fn open(path: &Path) -> File {
@@ -48,7 +59,11 @@ pub fn open(path: &Path) -> File {
 /// Checks every byte of `map` against `byte_at`, where `map` begins at `offset` of the file.
 pub fn check(map: &[u8], seed: u64, offset: usize) {
     if let Some(i) = (0..map.len()).find(|&i| map[i] != byte_at(seed, offset + i)) {
-        panic!("byte {i} is {:#x} and must be {:#x}", map[i], byte_at(seed, offset + i));
+        panic!(
+            "byte {i} is {:#x} and must be {:#x}",
+            map[i],
+            byte_at(seed, offset + i)
+        );
     }
 }
 
@@ -82,7 +97,10 @@ pub fn isolated(name: &str, body: impl FnOnce()) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("a child process");
-    let mut pipes = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let mut pipes = (
+        child.stdout.take().expect("piped"),
+        child.stderr.take().expect("piped"),
+    );
     let readers = (
         std::thread::spawn(move || {
             let mut v = Vec::new();
@@ -130,9 +148,18 @@ pub fn isolated_ok(name: &str, body: impl FnOnce()) {
 pub fn assert_sigbus(out: &Output, text: &str) {
     use std::os::unix::process::ExitStatusExt;
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{}: {stderr}", out.status);
+    assert_eq!(
+        out.status.signal(),
+        Some(libc::SIGBUS),
+        "{}: {stderr}",
+        out.status
+    );
     assert!(stderr.contains(text), "expected {text:?} in: {stderr}");
-    assert_eq!(stderr.matches("faultless: ").count(), 1, "one line: {stderr}");
+    assert_eq!(
+        stderr.matches("faultless: ").count(),
+        1,
+        "one line: {stderr}"
+    );
 }
 
 /// Waits until `done`, within the budget.

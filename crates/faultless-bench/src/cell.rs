@@ -144,6 +144,22 @@ struct OneReader {
 }
 
 impl Readers<'_> {
+    /// Reads and checks the next page. `false` if there is none: each is read once, since a second time it would not
+    /// be cold.
+    fn read_one(&self, buffer: &mut PageBuffer, r: &mut OneReader) -> anyhow::Result<bool> {
+        let i = self.next.fetch_add(1, Ordering::Relaxed);
+        if i >= self.pages {
+            return Ok(false);
+        }
+        let number = self.order.at(i);
+        let began = Instant::now();
+        self.contender.read(number, buffer, &mut |bytes| {
+            r.wrong += wrong_bytes(bytes, number)
+        })?;
+        r.times.saturating_record(began.elapsed().as_nanos() as u64);
+        Ok(true)
+    }
+
     fn run(&self) -> anyhow::Result<OneReader> {
         let mut buffer = PageBuffer::new();
         let mut r = OneReader {
@@ -154,20 +170,16 @@ impl Readers<'_> {
         let counter = self
             .tracepoint
             .and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
+        // What a thread sets up once (its first touch of its stacks, its first miss) is not what is measured.
+        let first = self.read_one(&mut buffer, &mut r);
+        r.times.reset();
         self.start.wait();
+        first?;
         let before = counter.as_ref().and_then(|c| c.read().ok());
         while !self.stop.load(Ordering::Relaxed) {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= self.pages {
-                // Each page once: start again only on pages that are cold for sure, and there are none left.
+            if !self.read_one(&mut buffer, &mut r)? {
                 break;
             }
-            let number = self.order.at(i);
-            let began = Instant::now();
-            self.contender.read(number, &mut buffer, &mut |bytes| {
-                r.wrong += wrong_bytes(bytes, number)
-            })?;
-            r.times.saturating_record(began.elapsed().as_nanos() as u64);
         }
         r.locks = counter.and_then(|c| Some(c.read().ok()? - before?));
         self.read.fetch_add(r.times.len(), Ordering::Relaxed);
@@ -244,10 +256,10 @@ impl Bench {
             // Resets the kernel's high-water mark.
             let _ = std::fs::write("/proc/self/clear_refs", "5");
             let resident = resident_now();
+            readers.start.wait();
             let (cpu, faults) = (cpu_seconds(), major_faults());
             let device = proc_number("/proc/self/io", "read_bytes:");
             let misses = contender.misses();
-            readers.start.wait();
             let locks = locks_now();
             let began = Instant::now();
             let end = began + Duration::from_secs_f64(s.seconds);

@@ -361,10 +361,9 @@ impl MapOptions {
         let reserved = crate::pool::install_handler()
             .and_then(|()| self.reserve(engine, &name, head + len, unit))
             .and_then(|parts| {
-                Ok((
-                    registry::reserve().ok_or(Error::TooManyMaps(registry::MAPS_MAX))?,
-                    parts,
-                ))
+                let id = registry::reserve(&(parts.0.start..parts.0.start + parts.0.len))
+                    .map_err(|e| Error::kernel("cannot reserve memory for the map's index", e))?;
+                Ok((id.ok_or(Error::TooManyMaps(registry::MAPS_MAX))?, parts))
             });
         let (id, (region, table)) = match reserved {
             Ok(parts) => parts,

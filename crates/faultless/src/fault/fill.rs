@@ -167,7 +167,10 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
     let pool = &*core.pool;
     // Where memory is shorter than the budget, new pages wait until older ones are marked as reclaimable.
     let firm_max = pool.firm_max.load(Ordering::Relaxed);
-    let firm = || pool.firm.load(Ordering::Relaxed) + pool.backlog();
+    let firm = || match firm_max {
+        u64::MAX => 0,
+        _ => pool.firm.load(Ordering::Relaxed) + pool.backlog(),
+    };
     if firm() <= firm_max && pool.budget.try_charge(bytes) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
@@ -214,7 +217,9 @@ fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Wo
 /// Becomes the owner of `unit`, and of absent ones behind it as far as the map's advice goes. The run stays empty if
 /// nothing is left to do: the page is there (and pinned, if that was wanted).
 fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fault> {
-    if process::forked() || core.pid != process::pid() {
+    // A child's handler finds no maps; other callers may come from what the child inherited.
+    let load = matches!(need, Need::Load(_));
+    if !load && (process::forked() || core.pid != process::pid()) {
         return Err(Fault::Forked);
     }
     let backed = core.backed(unit, 1);

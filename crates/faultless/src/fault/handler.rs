@@ -5,9 +5,11 @@
     reason = "a signal handler: reads siginfo, calls handlers of others by address"
 )]
 
+use super::core::MapCore;
 use super::fill::{self, Need};
 use super::registry;
-use super::report;
+use super::report::{self, Fault};
+use faultless_sys::mem::PAGE;
 use faultless_sys::signal::{self, Action};
 use faultless_sys::{Errno, raw};
 use std::cell::UnsafeCell;
@@ -61,17 +63,24 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     // SAFETY: the kernel passes a valid siginfo for the time of the handler.
     let (code, addr) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     // Only "no such page" can be ours: a hardware memory error (BUS_MCEERR_*) or a signal sent by somebody never is.
-    if code == libc::BUS_ADRERR
-        && let Some(core) = registry::find(addr)
-    {
-        let unit = core.unit_of(addr);
-        let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
-            return;
-        };
-        report::print(&core, core.base + ((addr - core.start) as u64 & !4095), why);
+    if code == libc::BUS_ADRERR {
+        if let Some(core) = registry::find(addr) {
+            let unit = core.unit_of(addr);
+            let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
+                return;
+            };
+            report_at(&core, addr, why);
+        } else if let Some(core) = registry::find_parents(addr) {
+            report_at(&core, addr, Fault::Forked);
+        }
     }
     // SAFETY: the three arguments are the kernel's own.
     unsafe { chain(signo, info, context, code) };
+}
+
+fn report_at(core: &MapCore, addr: usize, why: Fault) {
+    let page = (addr - core.start) as u64 & !(PAGE as u64 - 1);
+    report::print(core, core.base + page, why);
 }
 
 /// Does what would have been done if our handler did not exist.

@@ -6,7 +6,7 @@ use faultless_sys::{Errno, mem, raw};
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// `MADV_WIPEONFORK` (4.14): a child finds zeros.
-const MADV_WIPEONFORK: i32 = 18;
+pub(crate) const MADV_WIPEONFORK: i32 = 18;
 
 /// A word that is 1 in the process that set up the engine and 0 in its forked children: no system call is needed to
 /// tell them apart, and it cannot be fooled by a `fork` or `clone` that bypassed the C library.

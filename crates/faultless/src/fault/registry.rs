@@ -13,7 +13,8 @@
 
 use super::core::MapCore;
 use super::process;
-use faultless_sys::raw;
+use faultless_sys::{mem, raw};
+use std::ops::Range;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -30,6 +31,7 @@ pub(crate) const MAPS_MAX: usize = 1 << 16;
 const GATES_PER_CHUNK: usize = 64;
 const USER_SHARDS: usize = 16;
 
+#[repr(transparent)]
 struct Leaf([AtomicU32; LEAF]);
 
 #[derive(Debug, Default)]
@@ -125,8 +127,13 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     inside.region().contains(&addr).then_some(inside)
 }
 
-/// Reserves the number of a gate for a map to be. `None` if there are too many maps.
-pub(crate) fn reserve() -> Option<u32> {
+/// Reserves the number of a gate for a map that will lie at `region`. `None` if there are too many maps.
+pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<u32>> {
+    make_leaves(region)?;
+    Ok(reserve_number())
+}
+
+fn reserve_number() -> Option<u32> {
     let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
     if let Some(id) = free.again.pop() {
         return Some(id);
@@ -152,24 +159,45 @@ pub(crate) fn unreserve(id: u32) {
         .push(id);
 }
 
+/// Makes leaves for a region, where there are none.
+///
+/// A forked child finds them empty (`MADV_WIPEONFORK`): it has no maps, and its handler learns so at no cost.
+fn make_leaves(region: &Range<usize>) -> std::io::Result<()> {
+    for index in
+        region.start >> GRANULE_SHIFT >> LEAF_BITS..=(region.end - 1) >> GRANULE_SHIFT >> LEAF_BITS
+    {
+        let slot = &TABLE[index];
+        if !slot.load(Ordering::Acquire).is_null() {
+            continue;
+        }
+        let fresh = mem::map_anonymous(size_of::<Leaf>())?;
+        // SAFETY: mapped just now, ours, zero either way.
+        unsafe { mem::madvise(fresh, size_of::<Leaf>(), process::MADV_WIPEONFORK)? };
+        let null = std::ptr::null_mut();
+        if slot
+            .compare_exchange(
+                null,
+                fresh as *mut Leaf,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_err()
+        {
+            // SAFETY: never published.
+            let _ = unsafe { mem::unmap(fresh, size_of::<Leaf>()) };
+        }
+    }
+    Ok(())
+}
+
 fn set_entries(core: &MapCore, value: u32) {
     let region = core.region();
     for granule in region.start >> GRANULE_SHIFT..region.end >> GRANULE_SHIFT {
-        let slot = &TABLE[granule >> LEAF_BITS];
-        let mut leaf = slot.load(Ordering::Acquire);
-        if leaf.is_null() {
-            let fresh = Box::into_raw(Box::new(Leaf([const { AtomicU32::new(0) }; LEAF])));
-            leaf = match slot.compare_exchange(leaf, fresh, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => fresh,
-                Err(other) => {
-                    // SAFETY: made above and never published.
-                    drop(unsafe { Box::from_raw(fresh) });
-                    other
-                }
-            };
-        }
+        let leaf = TABLE[granule >> LEAF_BITS].load(Ordering::Acquire);
         // SAFETY: leaves are never freed.
-        unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.store(value, Ordering::Release);
+        if let Some(leaf) = unsafe { leaf.as_ref() } {
+            leaf.0[granule & (LEAF - 1)].store(value, Ordering::Release);
+        }
     }
 }
 
@@ -226,6 +254,17 @@ pub(crate) fn for_each_after_fork(mut f: impl FnMut(std::ops::Range<usize>)) {
             }
         }
     }
+}
+
+/// Finds the map that a forked child's parent had at `addr`: for a message, so it may be slow.
+pub(crate) fn find_parents(addr: usize) -> Option<Inside<'static>> {
+    let chunks = GATES
+        .iter()
+        .map(|c| c.load(Ordering::Acquire))
+        .take_while(|c| !c.is_null());
+    // SAFETY: chunks are never freed.
+    let mut maps = chunks.flat_map(|c| unsafe { &*c }).filter_map(Gate::enter);
+    maps.find(|core| core.pid != raw::getpid() && core.region().contains(&addr))
 }
 
 /// Runs `f` on every open map.

@@ -16,6 +16,8 @@ const WORDS: usize = PAGE / 8;
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Written and checked at a time.
 const CHUNK_PAGES: u64 = 1024;
+/// Smallest data file.
+const SIZE_MIN: Bytes = Bytes::mib(4);
 /// Pages of an existing file that are checked before it is used again.
 const PROBES: u64 = 64;
 
@@ -91,13 +93,20 @@ impl Permutation {
     }
 }
 
+/// Whether a benchmark can use this much of a file.
+pub fn check_size(size: Bytes) -> anyhow::Result<()> {
+    if size < SIZE_MIN || !size.get().is_multiple_of(PAGE as u64) {
+        bail!(
+            "the size of the data is {size}: it must be a multiple of 4 KiB, and at least {SIZE_MIN}"
+        );
+    }
+    Ok(())
+}
+
 /// Makes sure that `path` is a data file of `size`: uses it if it is one, makes it if there is nothing there, and
 /// refuses to touch anything else. `progress` is told how many bytes of how many are written.
 pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
-    let pages = size.get() / PAGE as u64;
-    if pages < 1024 || !size.get().is_multiple_of(PAGE as u64) {
-        bail!("--size is {size}: it must be a multiple of 4 KiB, and at least 4 MiB");
-    }
+    check_size(size)?;
     match File::open(path) {
         Ok(file) => return check_existing(&file, path, size),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -116,15 +125,21 @@ pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> 
 fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
     let len = file.metadata()?.len();
     let pages = len.min(size.get()) / PAGE as u64;
+    let foreign = || {
+        format!(
+            "{} exists and is not a data file of this benchmark; name another with --file",
+            path.display()
+        )
+    };
+    if pages == 0 || !file.metadata()?.is_file() {
+        bail!(foreign());
+    }
     let mut page = vec![0u8; PAGE];
     for i in 0..PROBES.min(pages) {
         let number = Permutation::new(pages).at(i);
         file.read_exact_at(&mut page, number * PAGE as u64)?;
         if wrong_bytes(&page, number) != 0 {
-            bail!(
-                "{} exists and is not a data file of this benchmark; name another with --file, or remove it",
-                path.display()
-            );
+            bail!(foreign());
         }
     }
     if len < size.get() {

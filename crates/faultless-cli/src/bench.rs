@@ -1,6 +1,5 @@
 //! `faultless bench`.
 
-use anyhow::Context;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::Bytes;
@@ -151,6 +150,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     );
     anyhow::ensure!(!report.rows.is_empty(), "nothing could be measured here");
     Ok(())
+}
+
+/// Ends the program as a wrong command line does.
+fn usage_error(text: &str) -> ! {
+    eprintln!("faultless: {text}");
+    std::process::exit(2)
 }
 
 /// Progress on a terminal; nothing in a pipe (indicatif sees to that).

@@ -8,7 +8,7 @@ use crate::raw::{Errno, check, syscall};
 /// `CLOSE_RANGE_UNSHARE`: first give the calling thread a descriptor table of its own.
 const CLOSE_RANGE_UNSHARE: usize = 2;
 
-/// Gives the calling thread an empty table of its own, in which 0, 1 and 2 are `/dev/null`.
+/// Gives the calling thread an empty table of its own, in which 0, 1 and 2 name nothing of use.
 ///
 /// The other threads' table is untouched, and so are the POSIX record locks that belong to it: the kernel drops a
 /// table's locks on a file when *that* table closes a descriptor of the file.
@@ -26,9 +26,33 @@ pub unsafe fn privatise() -> Result<(), Errno> {
     })?;
     // A stray message must not land in one of the descriptors that are opened here later.
     for _ in 0..3 {
-        crate::file::open(c"/dev/null", libc::O_RDWR)?;
+        // SAFETY: no pointers. Needs no path, so it works in any root directory; if it fails the table is private anyway.
+        let _ = unsafe {
+            syscall(
+                libc::SYS_eventfd2,
+                [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0],
+            )
+        };
     }
     Ok(())
+}
+
+/// Whether descriptor `a` of thread `of` and descriptor `b` of this thread name the same open file (`kcmp(2)`); `None`
+/// where the kernel will not say.
+pub fn same_open_file(of: u32, a: i32, b: i32) -> Option<bool> {
+    let me = crate::raw::gettid() as usize;
+    // SAFETY: no pointers; 0 is KCMP_FILE.
+    let ret = unsafe {
+        syscall(
+            libc::SYS_kcmp,
+            [of as usize, me, 0, a as usize, b as usize, 0],
+        )
+    };
+    match check(ret) {
+        Ok(order) => Some(order == 0),
+        Err(Errno(libc::EBADF)) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Copies descriptor `fd` of thread `tid`, of this process, into the calling thread's table (close-on-exec). Needs

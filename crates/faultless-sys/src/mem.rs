@@ -64,6 +64,39 @@ pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
     }
 }
 
+/// Private anonymous memory with no access and none of it present, whatever `mlockall(2)` the program has called: a
+/// range that the kernel had filled with zero pages in advance would never fault.
+///
+/// Give it its access with [`protect`].
+pub fn map_reserved(len: usize) -> Result<usize, Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
+    let start = unsafe { map(0, len, libc::PROT_NONE, flags, -1, 0)? };
+    // SAFETY: mapped just now; unlocking changes no contents.
+    let unlocked = check(unsafe { syscall(libc::SYS_munlock, [start, len, 0, 0, 0, 0]) });
+    if let Err(e) = unlocked {
+        // SAFETY: mapped above, shown to nobody.
+        let _ = unsafe { unmap(start, len) };
+        return Err(e);
+    }
+    Ok(start)
+}
+
+/// Takes the pages of a range away, locked ones included. Returns whether they are gone.
+///
+/// # Safety
+///
+/// The range must be one whose contents may go.
+pub unsafe fn discard(addr: usize, len: usize) -> bool {
+    /// `MADV_DONTNEED_LOCKED` (5.18): for ranges that the program has locked into memory with mlock.
+    const MADV_DONTNEED_LOCKED: i32 = 24;
+    // SAFETY: the caller's promise, for both.
+    unsafe {
+        madvise(addr, len, libc::MADV_DONTNEED).is_ok()
+            || madvise(addr, len, MADV_DONTNEED_LOCKED).is_ok()
+    }
+}
+
 /// `munmap(2)`.
 ///
 /// # Safety

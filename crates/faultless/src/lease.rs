@@ -115,52 +115,46 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
     if what == OnBreak::Snapshot {
         let deadline = std::time::Instant::now() + patience().mul_f32(0.8);
         for unit in 0..core.data_units() {
-            if std::time::Instant::now() > deadline || core.pool.stopping.load(Ordering::Acquire) {
+            let closing = core.closing.load(Ordering::Acquire);
+            if std::time::Instant::now() > deadline || closing {
                 break;
             }
-            if !keep(core, unit) {
-                break;
-            }
+            // Where there is no room for more, what is there still has to be made to stay.
+            keep(core, unit);
         }
     }
     core.refusal.store(1, Ordering::Release);
     crate::keeper::end_lease(fd);
 }
 
-/// Makes one unit resident for good. `false` if there is no room for more.
-fn keep(core: &MapCore, unit: u64) -> bool {
+/// Makes one unit resident for good, if there is room for it.
+fn keep(core: &MapCore, unit: u64) {
     let Reading::File { fd, .. } = &core.reading else {
-        return false;
+        return;
     };
     let word = core.page(unit).load();
     match word.state() {
-        State::Resident if !word.soft() && !word.batch() => true,
+        State::Resident if !word.soft() && !word.batch() => {}
         State::Absent => {
             let budget = &core.pool.budget;
-            let room = budget.used() + core.unit_bytes() <= budget.limit();
-            room && fill::prefetch(
-                core,
-                unit,
-                fill::RUN_MAX as u64,
-                &mut fill::file_reader(core, fd),
-            )
-            .is_ok()
+            if budget.used() + core.unit_bytes() <= budget.limit() {
+                let fetch = &mut |at, end| fill::file_piece(core, fd, at, end);
+                let _ = fill::prefetch(core, unit, fill::RUN_MAX as u64, fetch);
+            }
         }
         // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
         _ => {
-            let pinned = fill::serve(core, unit, fill::Need::Pin).is_ok();
-            if pinned {
+            if fill::serve(core, unit, fill::Need::Pin).is_ok() {
                 core.page(unit).unpin();
             }
-            pinned
         }
     }
 }
 
-/// Runs [`on_break`] for the map with gate `id`, if it is still the one that starts at `start`.
-pub(crate) fn broken(id: u32, start: usize, what: OnBreak) {
+/// Runs [`on_break`] for the map with gate `id`, if it is still the one with this serial number.
+pub(crate) fn broken(id: u32, serial: u64, what: OnBreak) {
     if let Some(core) = registry::gate(id).and_then(|g| g.enter())
-        && core.start == start
+        && core.serial == serial
     {
         on_break(&core, what);
     }

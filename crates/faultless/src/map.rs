@@ -4,7 +4,7 @@
 
 use crate::bytes::Bytes;
 use crate::error::{Error, LeaseRefusal};
-use crate::evict::settle_evicted;
+use crate::evict::{collect_group, settle_evicted};
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::counters::{Count, Counters, Stats};
 use crate::fault::fill::{self, Need};
@@ -18,20 +18,23 @@ use crate::lease::{self, OnBreak};
 use crate::plain::Plain;
 use crate::pool::{Engine, Pool, own};
 use crate::source::{self, Source};
-use crate::workers::{Job, PART, reader};
+use crate::workers::{Job, PART, with_pieces};
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{file, signal, uffd};
+use faultless_sys::{file, futex, signal, uffd};
 use std::fmt;
 use std::ops::{Deref, RangeBounds};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;
 /// What one miss reads under [`Advice::Sequential`].
 const SEQUENTIAL_BYTES: usize = 256 * 1024;
+/// Serial number of the next map.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
 /// Largest map: more than 48 bits of address space cannot be reserved.
 const LEN_MAX: u64 = 1 << 46;
 
@@ -255,7 +258,10 @@ impl MapOptions {
         let data_len = head as u64 + rest;
         self.engine_map(
             engine,
-            Reading::Source(source),
+            Reading::Source {
+                source,
+                align: align as u64,
+            },
             name,
             base,
             head,
@@ -358,7 +364,8 @@ impl MapOptions {
         data_len: u64,
         unit: u64,
     ) -> Result<Map, Error> {
-        let reserved = crate::pool::install_handler()
+        let reserved = crate::pool::check_units(self.pool.budget(), unit)
+            .and_then(|()| crate::pool::install_handler())
             .and_then(|()| self.reserve(engine, &name, head + len, unit))
             .and_then(|parts| {
                 let id = registry::reserve(&(parts.0.start..parts.0.start + parts.0.len))
@@ -372,9 +379,11 @@ impl MapOptions {
                 return Err(e);
             }
         };
+        engine.core.unit_max.fetch_max(unit, Ordering::Relaxed);
         engine.core.budget.charge_anyway(table.fixed_bytes());
         let core = registry::open(Box::new(MapCore {
             id,
+            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
             pool: engine.core.clone(),
             start: region.start,
             region_len: region.len,
@@ -388,6 +397,7 @@ impl MapOptions {
             pid: process::pid(),
             refusal: AtomicU8::new(0),
             keep_all: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             run_units: AtomicU32::new(1),
             counters: Counters::new(),
         }));
@@ -417,28 +427,34 @@ impl MapOptions {
         let region = Region::new(span).map_err(failed)?;
         let units = (region.len as u64).div_ceil(unit);
         let table = Table::new(units).map_err(failed)?;
+        if table.fixed_bytes() > self.pool.budget().get() / 4 {
+            return Err(Error::InvalidOption {
+                what: "the memory budget",
+                value: format!(
+                    "{}, for a map of {}",
+                    self.pool.budget(),
+                    Bytes::new(span as u64)
+                ),
+                remedy: "the map's page counters alone would take a quarter of it; give it more, or choose a larger unit",
+            });
+        }
+        let refused = |e: faultless_sys::Errno| {
+            Error::kernel(format!("cannot register the map of {name}"), e)
+        };
         let fd = &engine.core.uffd;
         let mut number = fd.get();
-        for _ in 0..2 {
-            // SAFETY: the region was mapped just now and is ours.
-            match unsafe { uffd::register(number, region.start, region.len) } {
-                Ok(()) => return Ok((region, table)),
-                // The program closed it: fetch it again.
-                Err(e) => match fd.recover(number) {
-                    Ok(fresh) => number = fresh,
-                    Err(_) => {
-                        return Err(Error::kernel(
-                            format!("cannot register the map of {name}"),
-                            e,
-                        ));
-                    }
-                },
-            }
+        // SAFETY: the region was mapped just now and is ours.
+        let mut armed = unsafe { uffd::register(number, region.start, region.len) };
+        if let Err(faultless_sys::Errno(libc::EBADF | libc::ENOTTY | libc::EPERM)) = armed {
+            // The program closed it: fetch it again.
+            number = fd.recover(number).map_err(refused)?;
+            // SAFETY: as above.
+            armed = unsafe { uffd::register(number, region.start, region.len) };
         }
-        Err(Error::kernel(
-            format!("cannot register the map of {name}"),
-            faultless_sys::Errno(libc::EBADF),
-        ))
+        armed.map_err(refused)?;
+        // SAFETY: ours, armed, and nobody has a reference into it yet.
+        unsafe { mem::protect(region.start, region.len, libc::PROT_READ) }.map_err(refused)?;
+        Ok((region, table))
     }
 }
 
@@ -464,9 +480,8 @@ struct Region {
 impl Region {
     fn new(bytes: usize) -> std::io::Result<Self> {
         let len = bytes.next_multiple_of(GRANULE);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: the kernel chooses an unused range.
-        let raw = unsafe { mem::map(0, len + GRANULE, libc::PROT_READ, flags, -1, 0)? };
+        // Without access until it is armed: under mlockall the kernel would fill it with zeros at once.
+        let raw = mem::map_reserved(len + GRANULE)?;
         let start = raw.next_multiple_of(GRANULE);
         // SAFETY: the parts before and behind the aligned range are ours, and nobody knows them.
         unsafe {
@@ -608,9 +623,9 @@ impl Map {
             .workers
             .ensure(1)
             .map_err(|e| Error::kernel("cannot start a worker thread", e))?;
-        let (id, start, workers) = (core.id, core.start, self.pool.0.workers.clone());
+        let (id, serial, workers) = (core.id, core.serial, self.pool.0.workers.clone());
         let on_break = Box::new(move || {
-            workers.push(Job::LeaseBreak { id, start, what });
+            workers.push(Job::LeaseBreak { id, serial, what });
         });
         keeper::lease(fd, on_break)
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
@@ -694,6 +709,12 @@ impl Map {
                 if (units.end - units.start).saturating_mul(core.unit_bytes()) > budget.get() {
                     return Err(Error::BudgetExhausted { budget });
                 }
+                if bytes.end as u64 > core.data_len.next_multiple_of(PAGE as u64) {
+                    return Err(Error::PastEnd {
+                        name: core.name.to_string(),
+                        offset: core.base + core.data_len.next_multiple_of(PAGE as u64),
+                    });
+                }
                 pinned.first = units.start;
                 pinned.end = units.start;
                 for unit in units {
@@ -738,7 +759,7 @@ impl Map {
                     let count = step.min(end - unit);
                     if !workers.push(Job::Prefetch {
                         id: core.id,
-                        start: core.start,
+                        serial: core.serial,
                         unit,
                         count,
                     }) {
@@ -855,41 +876,45 @@ fn pin_unit(core: &MapCore, unit: u64) -> Result<(), Fault> {
             let _blocked = signal::Blocked::all();
             fill::serve(core, unit, Need::Pin)
         }
-        Reading::Source(s) => fill::serve_from(core, unit, Need::Pin, &mut reader(&**s)),
+        Reading::Source { .. } => {
+            with_pieces(core, |fetch| fill::serve_from(core, unit, Need::Pin, fetch))
+        }
     }
 }
 
 /// Evicts the unpinned units of a range, now.
 fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
-    if core.keep_all.load(Ordering::Acquire) {
-        return;
-    }
     let mut unit = units.start;
-    while unit < units.end {
+    while unit < units.end && !core.keep_all.load(Ordering::Acquire) {
         // Skip groups in which nothing is resident: a map may be huge and sparse.
         if core.table.live(unit) == 0 {
             unit = (unit / GROUP + 1) * GROUP;
             continue;
         }
-        let run_start = unit;
-        while unit < units.end && unit - run_start < GROUP && core.page(unit).begin_evict() {
+        // A handler that does not return would leave the units in our hands for ever.
+        let _blocked = signal::Blocked::all();
+        let first = unit;
+        while unit < units.end && unit - first < GROUP && core.page(unit).begin_evict() {
             unit += 1;
         }
-        if unit == run_start {
+        if unit == first {
             unit += 1;
             continue;
         }
-        let bytes = core.backed(run_start, unit - run_start);
-        // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
-        let _ = unsafe {
-            mem::madvise(
-                core.start + bytes.start as usize,
-                (bytes.end - bytes.start) as usize,
-                libc::MADV_DONTNEED,
-            )
-        };
-        for u in run_start..unit {
-            settle_evicted(core, u, 0);
+        let bytes = core.backed(first, unit - first);
+        // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
+        let go = !core.keep_all.load(Ordering::SeqCst)
+            // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
+            && unsafe { mem::discard(core.start + bytes.start as usize, (bytes.end - bytes.start) as usize) };
+        for u in first..unit {
+            if !go {
+                let page = core.page(u);
+                if page.cancel_evict() {
+                    futex::wake_at(page.futex(), futex::ALL);
+                }
+            } else if settle_evicted(core, u, 0) {
+                collect_group(core, u);
+            }
         }
     }
 }
@@ -901,11 +926,10 @@ impl Drop for Map {
         };
         let core: &'static MapCore = core;
         if self.check_process().is_err() {
-            // A forked child: what lies at the addresses is a bar, and all else is its parent's.
-            // SAFETY: the bar is in the place of this map, which is being dropped.
-            let _ = unsafe { mem::unmap(core.start, core.region_len) };
+            // A forked child: the bar at the addresses stays, and all else is its parent's.
             return;
         }
+        core.closing.store(true, Ordering::Release);
         self.pool
             .0
             .past
@@ -925,8 +949,9 @@ impl Drop for Map {
             .budget
             .release(resident + core.table.fixed_bytes());
         let MapCore { id, reading, .. } = *core;
-        registry::unreserve(id);
+        // The lease first: nobody is told of its break under a gate that serves another map.
         retire_reading(reading);
+        registry::unreserve(id);
     }
 }
 

@@ -108,7 +108,7 @@ impl Plain {
             mem::map_anonymous(len).map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
         // SAFETY: mapped just now, writable, ours.
         let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
-        let read = source::read_full(source, bytes, base);
+        let read = source::read_full(source, source.alignment().max(1), bytes, base);
         if let Err(error) = read {
             // SAFETY: mapped above, shown to nobody.
             let _ = unsafe { mem::unmap(start, len) };

@@ -4,7 +4,7 @@ use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::evict::{self, Evictor};
 use crate::fault::budget::Budget;
-use crate::fault::core::{Bell, LastLooks, PoolCore};
+use crate::fault::core::{Bell, FILLERS_MAX, LastLooks, PoolCore};
 use crate::fault::counters::Stats;
 use crate::fault::handler;
 use crate::fault::process;
@@ -106,7 +106,7 @@ impl PoolBuilder {
     pub fn build(self) -> Result<Pool, Error> {
         let budget = self.budget()?;
         let fill_threads = self.fill_threads.unwrap_or(FILL_THREADS);
-        if !(1..=1024).contains(&fill_threads) {
+        if !(1..=FILLERS_MAX).contains(&fill_threads) {
             return Err(Error::InvalidOption {
                 what: "the number of fill threads",
                 value: fill_threads.to_string(),
@@ -176,6 +176,21 @@ fn check_budget(budget: Bytes, machine: u64) -> Result<(), Error> {
     Ok(())
 }
 
+/// A budget must have room for a few fill units: some in use while others make room.
+pub(crate) fn check_units(budget: Bytes, unit: u64) -> Result<(), Error> {
+    if unit > budget.get() / UNITS_MIN {
+        return Err(Error::InvalidOption {
+            what: "the memory budget",
+            value: format!("{budget}, with a fill unit of {}", Bytes::new(unit)),
+            remedy: "it must hold at least eight fill units; give it more, or choose a smaller unit",
+        });
+    }
+    Ok(())
+}
+
+/// Fill units that a budget must have room for.
+const UNITS_MIN: u64 = 8;
+
 /// Budgets of all pools of the process, so that together they do not exceed physical memory.
 static PROMISED: AtomicU64 = AtomicU64::new(0);
 
@@ -184,17 +199,24 @@ struct Promise(u64);
 
 impl Promise {
     fn new(budget: Bytes) -> Result<Self, Error> {
+        let mut promise = Promise(0);
+        promise.change(budget)?;
+        Ok(promise)
+    }
+
+    fn change(&mut self, budget: Bytes) -> Result<(), Error> {
         let machine = memory::look().machine;
         PROMISED
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |p| {
-                p.checked_add(budget.get()).filter(|&sum| sum <= machine)
+                (p - self.0).checked_add(budget.get()).filter(|&sum| sum <= machine)
             })
-            .map(|_| Promise(budget.get()))
             .map_err(|_| Error::InvalidOption {
                 what: "the memory budget",
                 value: budget.to_string(),
                 remedy: "together with this process's other pools it exceeds physical memory; give them less, or share one pool",
-            })
+            })?;
+        self.0 = budget.get();
+        Ok(())
     }
 }
 
@@ -313,9 +335,13 @@ impl Engine {
             fill_bell: Bell::default(),
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),
+            fresh: AtomicU64::new(0),
             firm: AtomicU64::new(0),
             firm_max: AtomicU64::new(u64::MAX),
             reserve: AtomicU64::new(evict::reserve_of(limit)),
+            wanted: AtomicU64::new(0),
+            unit_max: AtomicU64::new(0),
+            fillers: [const { AtomicU32::new(0) }; FILLERS_MAX],
             last_looks: LastLooks::new(),
             stopping: AtomicBool::new(false),
         });
@@ -438,25 +464,14 @@ impl Pool {
     /// [`Error::InvalidOption`] as for [`PoolBuilder::build`]; the budget is then unchanged.
     pub fn resize(&self, budget: Bytes) -> Result<(), Error> {
         check_budget(budget, memory::look().machine)?;
-        let mut promise = self
-            .0
+        if let Some(engine) = &self.0.engine {
+            check_units(budget, engine.core.unit_max.load(Ordering::Relaxed))?;
+        }
+        self.0
             .promise
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // The old promise is given up only once the new one is made, but does not count against it.
-        let old = std::mem::replace(&mut promise.0, 0);
-        PROMISED.fetch_sub(old, Ordering::AcqRel);
-        match Promise::new(budget) {
-            Ok(new) => {
-                promise.0 = new.0;
-                std::mem::forget(new);
-            }
-            Err(e) => {
-                promise.0 = old;
-                PROMISED.fetch_add(old, Ordering::AcqRel);
-                return Err(e);
-            }
-        }
+            .unwrap_or_else(PoisonError::into_inner)
+            .change(budget)?;
         if let Some(engine) = &self.0.engine {
             let core = &engine.core;
             core.reserve

@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// A plain file is read by the faulting thread itself. Any other source is ordinary code, which cannot run in a signal
 /// handler, so the pool's fill threads call it while the faulting thread sleeps (on a futex, holding no lock).
 ///
+/// A source may itself read maps of files. Maps of other users' sources must be in another pool: a pool's fill threads
+/// must not wait for each other, and such a read is refused.
+///
 /// The same position must yield the same bytes for as long as the map lives: pages are read when they are first
 /// touched, and again after they were evicted.
 ///
@@ -114,9 +117,14 @@ pub(crate) fn file_name(fd: BorrowedFd<'_>) -> String {
     )
 }
 
-/// Reads `len` bytes from `offset`, fewer only at the end. A panic of the source is an error.
-pub(crate) fn read_full(source: &dyn Source, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    let align = source.alignment().max(1);
+/// Fills `buf` from `offset`, less only at the end. Short reads are continued at multiples of `align`. A panic of the
+/// source is an error.
+pub(crate) fn read_full(
+    source: &dyn Source,
+    align: usize,
+    buf: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut got = 0;
         while got < buf.len() {

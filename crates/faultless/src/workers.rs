@@ -8,11 +8,12 @@
 
 use crate::fault::core::{MapCore, PoolCore, Reading};
 use crate::fault::counters::Count;
-use crate::fault::fill::{self, Need, Request};
+use crate::fault::fill::{self, Need, Piece, Request};
 use crate::fault::registry;
 use crate::fault::report::Fault;
 use crate::lease::{self, OnBreak};
 use crate::source::{self, Source};
+use faultless_sys::raw;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -28,19 +29,15 @@ pub(crate) const PART: u64 = 256 * 1024;
 
 /// Something for a worker to do.
 pub(crate) enum Job {
-    /// Fill units of the map with gate `id` that starts at `start`.
+    /// Fill units of the map with gate `id`, if it still is the one with this serial number.
     Prefetch {
         id: u32,
-        start: usize,
+        serial: u64,
         unit: u64,
         count: u64,
     },
     /// The lease of that map is being broken.
-    LeaseBreak {
-        id: u32,
-        start: usize,
-        what: OnBreak,
-    },
+    LeaseBreak { id: u32, serial: u64, what: OnBreak },
 }
 
 #[derive(Default)]
@@ -61,7 +58,7 @@ pub(crate) struct Workers {
 struct Threads {
     handles: Vec<JoinHandle<()>>,
     workers: usize,
-    fillers: bool,
+    fillers: usize,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -90,14 +87,13 @@ impl Workers {
         count: usize,
     ) -> io::Result<()> {
         let mut threads = lock(&self.threads);
-        if !std::mem::replace(&mut threads.fillers, true) {
-            for _ in 0..count {
-                let pool = pool.clone();
-                let handle = std::thread::Builder::new()
-                    .name("faultless-fill".into())
-                    .spawn(move || fill_for(&pool))?;
-                threads.handles.push(handle);
-            }
+        while threads.fillers < count {
+            let (pool, number) = (pool.clone(), threads.fillers);
+            let handle = std::thread::Builder::new()
+                .name("faultless-fill".into())
+                .spawn(move || fill_for(&pool, number))?;
+            threads.handles.push(handle);
+            threads.fillers += 1;
         }
         Ok(())
     }
@@ -136,11 +132,11 @@ impl Workers {
             match job {
                 Job::Prefetch {
                     id,
-                    start,
+                    serial,
                     unit,
                     count,
-                } => prefetch(id, start, unit, count),
-                Job::LeaseBreak { id, start, what } => lease::broken(id, start, what),
+                } => prefetch(id, serial, unit, count),
+                Job::LeaseBreak { id, serial, what } => lease::broken(id, serial, what),
             }
         }
     }
@@ -159,22 +155,20 @@ impl Workers {
     }
 }
 
-fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
+fn prefetch(id: u32, serial: u64, unit: u64, count: u64) {
     let Some(core) = registry::gate(id)
         .and_then(|g| g.enter())
-        .filter(|c| c.start == start)
+        .filter(|c| c.serial == serial)
     else {
         return;
     };
     let end = (unit + count).min(core.data_units());
     let mut at = unit;
     while at < end {
-        let done = match &core.reading {
-            Reading::File { fd, .. } => {
-                fill::prefetch(&core, at, end - at, &mut fill::file_reader(&core, fd))
-            }
-            Reading::Source(s) => fill::prefetch(&core, at, end - at, &mut reader(&**s)),
-        };
+        if core.closing.load(Ordering::Relaxed) {
+            return;
+        }
+        let done = with_pieces(&core, |fetch| fill::prefetch(&core, at, end - at, fetch));
         match done {
             Ok(n) => at += n,
             Err(_) => {
@@ -185,37 +179,67 @@ fn prefetch(id: u32, start: usize, unit: u64, count: u64) {
     }
 }
 
-/// Reads a user's source into raw staging memory. For ordinary contexts only.
-///
-/// Staging buffers come in the sizes that are free, and the last unit is cut off at the end of the data: what the
-/// source's alignment does not allow to be read in place is read aside, whole blocks at a time.
-pub(crate) fn reader(
-    source: &dyn Source,
-) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + '_ {
-    let fault = |e: io::Error| e.raw_os_error().map_or(Fault::Source, Fault::Read);
-    move |buf, len, offset| {
-        // SAFETY: the fill path passes a staging buffer that is on loan to this thread, of at least `len` bytes.
-        let buf = unsafe { std::slice::from_raw_parts_mut(buf as *mut u8, len) };
-        let align = source.alignment().max(1) as u64;
-        let (from, to) = (
-            offset - offset % align,
-            (offset + len as u64).next_multiple_of(align),
-        );
-        if (from, to) == (offset, offset + len as u64) {
-            return source::read_full(source, buf, offset).map_err(fault);
+/// Largest piece of a source that is read at once, unless its blocks are larger.
+const PIECE: u64 = 256 * 1024;
+
+/// Whole blocks of a source, charged to the budget while they are held.
+struct Blocks<'a> {
+    core: &'a MapCore,
+    bytes: Vec<u8>,
+    charged: u64,
+}
+
+impl Blocks<'_> {
+    fn resize(&mut self, len: usize) {
+        self.bytes.resize(len, 0);
+        let now = self.bytes.capacity() as u64;
+        if now > self.charged {
+            self.core.pool.budget.charge_anyway(now - self.charged);
+            self.charged = now;
         }
-        let mut blocks = vec![0u8; (to - from) as usize];
-        let got = source::read_full(source, &mut blocks, from).map_err(fault)?;
-        let part = &blocks[((offset - from) as usize).min(got)..got];
-        let n = part.len().min(len);
-        buf[..n].copy_from_slice(&part[..n]);
-        Ok(n)
+    }
+}
+
+impl Drop for Blocks<'_> {
+    fn drop(&mut self) {
+        self.core.pool.budget.release(self.charged);
+    }
+}
+
+/// Fetches pieces of a user's source, whole blocks at a time. For ordinary contexts only.
+pub(crate) fn source_pieces<'a>(
+    core: &'a MapCore,
+    source: &'a dyn Source,
+    align: u64,
+) -> impl FnMut(u64, u64) -> Result<Piece, Fault> + 'a {
+    let mut blocks = Blocks {
+        core,
+        bytes: Vec::new(),
+        charged: 0,
+    };
+    move |at, end| {
+        // Pieces begin at multiples of the alignment, since units do.
+        let want = (end - at).min(PIECE.max(align));
+        blocks.resize(want.next_multiple_of(align) as usize);
+        let bytes = &mut blocks.bytes;
+        let got = source::read_full(source, align as usize, bytes, core.base + at)
+            .map_err(|e| e.raw_os_error().map_or(Fault::Source, Fault::Read))?;
+        fill::install_piece(core, at, bytes.as_mut_ptr() as usize, got, want as usize)
+    }
+}
+
+/// Runs `f` with what fetches pieces of a map, whatever it is made of. For ordinary contexts only.
+pub(crate) fn with_pieces<R>(core: &MapCore, f: impl FnOnce(fill::Fetch<'_>) -> R) -> R {
+    match &core.reading {
+        Reading::File { fd, .. } => f(&mut |at, end| fill::file_piece(core, fd, at, end)),
+        Reading::Source { source, align } => f(&mut source_pieces(core, &**source, *align)),
     }
 }
 
 /// A fill thread's life: serves requests of faulting threads.
-fn fill_for(pool: &PoolCore) {
+fn fill_for(pool: &PoolCore, number: usize) {
     crate::keeper::block_signals();
+    pool.fillers[number].store(raw::gettid(), Ordering::Release);
     while !pool.stopping.load(Ordering::Acquire) {
         let Some(at) = pool.handover.pop() else {
             pool.fill_bell.sleep(1_000_000_000, || {
@@ -226,20 +250,8 @@ fn fill_for(pool: &PoolCore) {
         let request = at as *const Request;
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
         let (core, run): (&MapCore, &fill::Run) = unsafe { (&*(*request).core, &(*request).run) };
-        let result = match &core.reading {
-            Reading::Source(s) => fill::fill(
-                core,
-                run,
-                Need::Load(core.unit_addr(run.first)),
-                &mut reader(&**s),
-            ),
-            Reading::File { fd, .. } => fill::fill(
-                core,
-                run,
-                Need::Load(core.unit_addr(run.first)),
-                &mut fill::file_reader(core, fd),
-            ),
-        };
+        let need = Need::Load(core.unit_addr(run.first));
+        let result = with_pieces(core, |fetch| fill::fill(core, run, need, fetch));
         // SAFETY: popped from the queue, so nobody else answers it.
         unsafe { fill::answer(request, result) };
     }

@@ -8,11 +8,12 @@
 
 pub(crate) mod policy;
 
-use crate::fault::core::{MapCore, PoolCore};
+use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
 use crate::fault::counters::Count;
-use crate::fault::fill::entry_parts;
+use crate::fault::fill::{entry_bytes, entry_parts};
 use crate::fault::page::State;
 use crate::fault::registry::{self, Inside};
+use crate::fault::table::GROUP_BYTES;
 use crate::memory;
 use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
 use faultless_sys::{Errno, futex, raw};
@@ -22,8 +23,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// `MADV_DONTNEED_LOCKED` (5.18): for ranges that the program has locked into memory with mlock.
-const MADV_DONTNEED_LOCKED: i32 = 24;
 /// How often limits of the machine and the control group are looked at, while there is work.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Entries taken off the ring before anything else is seen to.
@@ -46,6 +45,8 @@ pub(crate) struct Evictor {
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
     policy_charged: u64,
+    /// Units whose groups of words became empty.
+    emptied: Vec<(u32, u64)>,
     looked: Option<Instant>,
     firm_target: u64,
 }
@@ -99,6 +100,7 @@ impl Evictor {
             policy: Policy::default(),
             pidfd,
             policy_charged: 0,
+            emptied: Vec::new(),
             looked: None,
             firm_target: u64::MAX,
         };
@@ -109,7 +111,8 @@ impl Evictor {
                 // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not at once.
                 let ns = if evictor.pressed() { STUCK_NS } else { IDLE_NS };
                 pool.evict_bell.sleep(ns, || {
-                    pool.filled.len() < 1024 && !pool.stopping.load(Ordering::Acquire)
+                    pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
+                        && !pool.stopping.load(Ordering::Acquire)
                 });
             }
         }
@@ -137,9 +140,15 @@ impl Evictor {
         self.pool.firm_max.store(max, Ordering::Relaxed);
     }
 
+    /// How much is to be free: the reserve, or what a fill is waiting for.
+    fn headroom(&self) -> u64 {
+        let reserve = self.pool.reserve.load(Ordering::Relaxed);
+        reserve.max(self.pool.wanted.load(Ordering::Relaxed))
+    }
+
     fn pressed(&self) -> bool {
         let b = &self.pool.budget;
-        b.used() + self.pool.reserve.load(Ordering::Relaxed) > b.limit()
+        b.used() + self.headroom() > b.limit()
     }
 
     /// Does what there is to do. `false` if that was nothing.
@@ -166,6 +175,11 @@ impl Evictor {
         busy
     }
 
+    fn publish_firm(&self) {
+        let bytes = self.policy.firm_pages() * PAGE as u64;
+        self.pool.firm.store(bytes, Ordering::Relaxed);
+    }
+
     /// Takes arrivals off the ring.
     fn drain(&mut self) -> usize {
         let mut maps = Batch::default();
@@ -184,6 +198,11 @@ impl Evictor {
                 let pages = (core.charge_of(unit) / PAGE as u64) as u32;
                 self.policy.arrive(Item { entry, pages }, hot);
             }
+            // Counted in one place before it leaves the other: never less than there is.
+            self.publish_firm();
+            self.pool
+                .fresh
+                .fetch_sub(entry_bytes(entry), Ordering::Relaxed);
         }
         n
     }
@@ -215,9 +234,10 @@ impl Evictor {
             Gone,
         }
         let b = &self.pool.budget;
-        let reserve = self.pool.reserve.load(Ordering::Relaxed);
-        // A little beyond the reserve, so that the next batch is not due at once.
-        let mut want = (b.used() + reserve + reserve / 8).saturating_sub(b.limit());
+        let headroom = self.headroom();
+        self.pool.wanted.store(0, Ordering::Relaxed);
+        // A little beyond it, so that the next batch is not due at once.
+        let mut want = (b.used() + headroom + headroom / 8).saturating_sub(b.limit());
         let mut batch = Batch::default();
         let mut back = Vec::new();
         let tracked = self.policy.len();
@@ -232,7 +252,6 @@ impl Evictor {
             let tried = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
                 if core.keep_all.load(Ordering::Acquire) {
-                    page.untrack();
                     return Try::Gone;
                 }
                 let word = page.load();
@@ -243,13 +262,17 @@ impl Evictor {
                     return Try::Seen;
                 }
                 if page.begin_evict() {
-                    return Try::Taken(core.unit_addr(unit));
+                    // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
+                    if !core.keep_all.load(Ordering::SeqCst) {
+                        return Try::Taken(core.unit_addr(unit));
+                    }
+                    if page.cancel_evict() {
+                        futex::wake_at(page.futex(), futex::ALL);
+                    }
+                    return Try::Gone;
                 }
                 match page.load().state() {
-                    State::Absent => {
-                        page.untrack();
-                        Try::Gone
-                    }
+                    State::Absent if page.untrack_absent() => Try::Gone,
                     _ => Try::Kept,
                 }
             });
@@ -275,28 +298,34 @@ impl Evictor {
             .wrapping_add(n as u32)
             .max(1);
         self.pool.clock.store(clock, Ordering::Relaxed);
-        let mut collect = Vec::new();
         for (_, item) in &batch.items {
             let (id, unit) = entry_parts(item.entry);
             if let Some(Some(core)) = batch.maps.get(&id)
                 && settle_evicted(core, unit, clock)
             {
-                collect.push((id, unit));
+                self.emptied.push((id, unit));
             }
         }
-        // Words of sparse maps: given back only where they would eat the budget.
-        if n > 0 && collect.len() * 16 > n {
-            for (id, unit) in collect {
-                if let Some(Some(core)) = batch.maps.get(&id) {
-                    let bytes = core.table.collect(unit);
-                    if bytes > 0 {
-                        core.counters.add(Count::Released, bytes);
-                        self.pool.budget.release(bytes);
-                    }
-                }
-            }
-        }
+        drop(batch);
+        self.collect_words();
         n
+    }
+
+    /// Gives the words of emptied groups back once they are a noticeable share of the budget: those of sparse maps, and
+    /// of those that are read from one end to the other.
+    fn collect_words(&mut self) {
+        if self.emptied.len() as u64 * GROUP_BYTES < self.pool.budget.limit() / 128 {
+            return;
+        }
+        let mut maps = Batch::default();
+        for (id, unit) in std::mem::take(&mut self.emptied) {
+            if let Some(core) = maps.map(id)
+                && Arc::ptr_eq(&core.pool, &self.pool)
+                && unit < core.data_units()
+            {
+                collect_group(core, unit);
+            }
+        }
     }
 
     /// Marks one batch of the oldest units MADV_FREE. Returns the number of units.
@@ -317,7 +346,6 @@ impl Evictor {
             let begun = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
                 if core.keep_all.load(Ordering::Acquire) {
-                    page.untrack();
                     return None;
                 }
                 let word = page.load();
@@ -396,12 +424,11 @@ impl Evictor {
                 return;
             };
             // SAFETY: as above.
-            if let Err(Errno(libc::EINVAL)) = unsafe { mem::madvise(first.addr, first.len, advice) }
-                && advice == libc::MADV_DONTNEED
-            {
-                // The program locked it into memory, which the budget overrules.
-                // SAFETY: as above.
-                let _ = unsafe { mem::madvise(first.addr, first.len, MADV_DONTNEED_LOCKED) };
+            unsafe {
+                match advice {
+                    libc::MADV_DONTNEED => _ = mem::discard(first.addr, first.len),
+                    _ => _ = mem::madvise(first.addr, first.len, advice),
+                }
             }
             rest = others;
         }
@@ -426,6 +453,15 @@ impl Evictor {
             });
             alive && seen.insert(item.entry)
         });
+    }
+}
+
+/// Gives the words of an empty group back.
+pub(crate) fn collect_group(core: &MapCore, unit: u64) {
+    let bytes = core.table.collect(unit);
+    if bytes > 0 {
+        core.counters.add(Count::Released, bytes);
+        core.pool.budget.release(bytes);
     }
 }
 

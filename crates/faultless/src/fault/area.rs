@@ -18,10 +18,11 @@ impl Area {
     /// Maps `bytes`, rounded up to pages.
     pub(crate) fn new(bytes: usize) -> std::io::Result<Self> {
         let len = bytes.next_multiple_of(mem::PAGE).max(mem::PAGE);
-        let start = mem::map_anonymous(len)?;
+        let start = mem::map_reserved(len)?;
         let area = Area { start, len };
         // SAFETY: the range was mapped just now and is ours; neither advice changes its contents.
         unsafe {
+            mem::protect(start, len, libc::PROT_READ | libc::PROT_WRITE)?;
             mem::madvise(start, len, libc::MADV_DONTFORK)?;
             mem::madvise(start, len, libc::MADV_DONTDUMP)?;
             // Kernels without transparent huge pages know no such advice, and need none.

@@ -29,33 +29,54 @@ pub(crate) struct PoolCore {
     pub(crate) evict_bell: Bell,
     /// Units evicted so far, the clock by which refault distances are measured.
     pub(crate) clock: AtomicU32,
-    /// Bytes that were filled and not yet marked MADV_FREE, as the evictor last counted, and the most there may be.
+    /// Bytes of units in the ring.
+    pub(crate) fresh: AtomicU64,
+    /// Bytes that the evictor knows of and has not marked MADV_FREE.
     pub(crate) firm: AtomicU64,
+    /// Most of both together, before fills wait for the marking.
     pub(crate) firm_max: AtomicU64,
     /// Bytes below the limit at which the evictor starts.
     pub(crate) reserve: AtomicU64,
+    /// Most bytes that a fill is waiting for.
+    pub(crate) wanted: AtomicU64,
+    /// Largest fill unit of the pool's maps, in bytes.
+    pub(crate) unit_max: AtomicU64,
+    /// Thread ids of the fill threads.
+    pub(crate) fillers: [AtomicU32; FILLERS_MAX],
     pub(crate) last_looks: LastLooks,
     pub(crate) stopping: AtomicBool,
 }
 
 impl PoolCore {
-    /// Bytes of new fills that the evictor has not seen yet.
-    pub(crate) fn backlog(&self) -> u64 {
-        self.filled.len() * PAGE as u64
+    /// Whether the calling thread is one of this pool's fill threads.
+    pub(crate) fn is_filler(&self) -> bool {
+        let me = faultless_sys::raw::gettid();
+        self.fillers
+            .iter()
+            .map(|f| f.load(Ordering::Relaxed))
+            .take_while(|&tid| tid != 0)
+            .any(|tid| tid == me)
     }
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
     pub(crate) fn nudge_evictor(&self) {
         let pressed =
             self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
-        if pressed || self.filled.len() >= EVICTOR_BACKLOG {
+        let backlog = self.fresh.load(Ordering::Relaxed);
+        if pressed
+            || backlog >= EVICTOR_BACKLOG
+            || backlog > self.firm_max.load(Ordering::Relaxed) / 4
+        {
             self.evict_bell.ring();
         }
     }
 }
 
-/// New fills after which the evictor is woken though the budget is not pressed.
-const EVICTOR_BACKLOG: u64 = 1024;
+/// Most fill threads of a pool.
+pub(crate) const FILLERS_MAX: usize = 1024;
+
+/// Bytes of new fills after which the evictor is woken though the budget is not pressed.
+pub(crate) const EVICTOR_BACKLOG: u64 = 4 << 20;
 
 /// How a map's pages are read.
 pub(crate) enum Reading {
@@ -67,12 +88,18 @@ pub(crate) enum Reading {
         leased: bool,
     },
     /// By user code, which fill threads run.
-    Source(Arc<dyn crate::source::Source>),
+    Source {
+        source: Arc<dyn crate::source::Source>,
+        /// As the source said when it was mapped.
+        align: u64,
+    },
 }
 
 /// One map, as the fault path sees it. Made before its gate opens, freed after it is shut.
 pub(crate) struct MapCore {
     pub(crate) id: u32,
+    /// Unlike the gate, never used again.
+    pub(crate) serial: u64,
     pub(crate) pool: Arc<PoolCore>,
     /// First address and length of the region: whole units, whole granules.
     pub(crate) start: usize,
@@ -91,6 +118,8 @@ pub(crate) struct MapCore {
     pub(crate) refusal: AtomicU8,
     /// Nothing may be evicted or marked: it could not be read again.
     pub(crate) keep_all: AtomicBool,
+    /// The map is being dropped: whoever works on it in the background stops.
+    pub(crate) closing: AtomicBool,
     /// Units that one miss fills, at most.
     pub(crate) run_units: AtomicU32,
     pub(crate) counters: Counters,

@@ -17,6 +17,11 @@ pub(crate) fn set_keeper(tid: u32) {
     KEEPER.store(tid, Ordering::Release);
 }
 
+/// The keeper's thread id, if it has a private table.
+pub(crate) fn keeper() -> Option<u32> {
+    Some(KEEPER.load(Ordering::Acquire)).filter(|&tid| tid != 0)
+}
+
 /// Whether descriptors are kept where the program cannot close them.
 pub(crate) fn protected() -> bool {
     KEEPER.load(Ordering::Acquire) != 0
@@ -56,11 +61,11 @@ impl Fd {
         }
     }
 
-    /// Whether no other descriptor of the engine has been given `number` since.
-    pub(crate) fn owns(&self, number: i32) -> bool {
-        OWNERS
-            .get(number as usize)
-            .is_some_and(|o| o.load(Ordering::SeqCst) == self.identity)
+    /// Whether no other descriptor of the engine has been given `number` since; `None` for numbers so large that it is
+    /// not remembered.
+    pub(crate) fn owns(&self, number: i32) -> Option<bool> {
+        let owner = OWNERS.get(number as usize)?;
+        Some(owner.load(Ordering::SeqCst) == self.identity)
     }
 
     /// The number in the program's table.
@@ -81,6 +86,14 @@ impl Fd {
         } else {
             self.get()
         }
+    }
+
+    /// Whether `number` of the calling thread's table is the very file that the keeper has. Without a keeper, or a
+    /// kernel that tells, it counts as such.
+    pub(crate) fn is_kept_open_file(&self, number: i32) -> bool {
+        keeper()
+            .and_then(|tid| fdtable::same_open_file(tid, self.kept, number))
+            .unwrap_or(true)
     }
 
     /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.

@@ -12,7 +12,6 @@ use super::fds::Fd;
 use super::page::{From, State, Word, futex_bits};
 use super::process;
 use super::report::Fault;
-use super::staging::Buffer;
 use super::table::GROUP_BYTES;
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw::{self, Errno};
@@ -29,6 +28,8 @@ const BUDGET_WAIT_NS: u64 = 10_000_000_000;
 const BUDGET_LOOK_NS: u64 = 2_000_000;
 /// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
 const FIRM_NAP_NS: u64 = 100_000;
+/// How long to wait for the evictor to take entries off its ring.
+const RING_NAP_NS: u64 = 100_000;
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
 /// Tries to install a page while the kernel says EAGAIN (the address space is changing) or ENOMEM.
@@ -86,30 +87,40 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault>
     claim(core, unit, need, &mut request.run)?;
     match &core.reading {
         _ if request.run.count == 0 => Ok(()),
-        Reading::File { fd, .. } => fill(core, &request.run, need, &mut |buf, len, offset| {
-            read_file(core, fd, buf, len, offset)
+        Reading::File { fd, .. } => fill(core, &request.run, need, &mut |at, end| {
+            file_piece(core, fd, at, end)
         }),
-        Reading::Source(_) => hand_over(core, &request),
+        Reading::Source { .. } => hand_over(core, &request),
     }
 }
 
-/// Reads up to `len` bytes into an address from an offset of the source, and returns how many there were.
-pub(crate) type Read<'a> = &'a mut dyn FnMut(usize, usize, u64) -> Result<usize, Fault>;
+/// What was installed of a piece of the region.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    /// Bytes present now, from the start of the piece.
+    present: u64,
+    /// Bytes of these that were not there before.
+    new: u64,
+    /// Bytes that would be present had the source its full length.
+    wanted: u64,
+}
 
-/// Serves a miss through `read`, which fills up to `len` bytes at an address from an offset of the source, and returns
-/// how many there were: fewer than `len` only at the end.
+/// Reads and installs a piece that starts at one byte of the region and ends at another at the latest.
+pub(crate) type Fetch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<Piece, Fault>;
+
+/// Serves a miss through `fetch`, in an ordinary context.
 pub(crate) fn serve_from(
     core: &MapCore,
     unit: Unit,
     need: Need,
-    read: Read<'_>,
+    fetch: Fetch<'_>,
 ) -> Result<(), Fault> {
     let mut run = Run::new();
     claim(core, unit, need, &mut run)?;
     if run.count == 0 {
         Ok(())
     } else {
-        fill(core, &run, need, read)
+        fill(core, &run, need, fetch)
     }
 }
 
@@ -169,7 +180,7 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
     let firm_max = pool.firm_max.load(Ordering::Relaxed);
     let firm = || match firm_max {
         u64::MAX => 0,
-        _ => pool.firm.load(Ordering::Relaxed) + pool.backlog(),
+        _ => pool.firm.load(Ordering::Relaxed) + pool.fresh.load(Ordering::Relaxed),
     };
     if firm() <= firm_max && pool.budget.try_charge(bytes) {
         core.counters.add(Count::Charged, bytes);
@@ -181,6 +192,7 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
     core.counters.add(Count::Waits, 1);
     let mut since = (raw::monotonic_ns(), pool.clock.load(Ordering::Relaxed));
     loop {
+        pool.wanted.fetch_max(bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
         if firm() > firm_max {
             raw::nap(FIRM_NAP_NS);
@@ -222,6 +234,9 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     if !load && (process::forked() || core.pid != process::pid()) {
         return Err(Fault::Forked);
     }
+    if !matches!(core.reading, Reading::File { .. }) && core.pool.is_filler() {
+        return Err(Fault::Recursion);
+    }
     let backed = core.backed(unit, 1);
     if backed.is_empty() {
         return Err(Fault::PastEnd);
@@ -250,9 +265,7 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
                 continue;
             }
             (Need::Load(addr), State::Resident) => {
-                // A pinned unit is there for sure.
-                let there = seen.pins() > 0 && !seen.soft();
-                if !core.pool.last_looks.again(me, addr, seen.bits()) || there {
+                if !core.pool.last_looks.again(me, addr, seen.bits()) {
                     return Ok(());
                 }
             }
@@ -270,7 +283,9 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
             }
             _ => {}
         }
-        if core.refusal.load(Ordering::Acquire) != 0 && seen.state() != State::Resident {
+        // A pin would discard what it cannot read again; a load on a resident unit may still find it there.
+        let refused = core.refusal.load(Ordering::Acquire) != 0;
+        if refused && (need == Need::Pin || seen.state() != State::Resident) {
             return Err(Fault::LeaseBroken);
         }
         count_miss();
@@ -329,18 +344,13 @@ fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
     let page = core.page(unit);
     if from == Origin::Resident && page.load().pins() > 0 {
         // Somebody pinned it while it was there: then it still is, and it is only this look that failed.
-        publish(core, unit, me, false, false);
+        publish(core, unit, me, Published::default());
         return;
     }
-    // What a part of the fill has installed must not stay behind a word that says absent.
-    // SAFETY: this thread owns the unit; its bytes can be read again.
-    let _ = unsafe {
-        mem::madvise(
-            core.unit_addr(unit),
-            1 << core.unit_shift,
-            libc::MADV_DONTNEED,
-        )
-    };
+    if charged || from == Origin::Resident {
+        // What a part of the fill has installed must not stay behind a word that says absent.
+        discard_unit(core, unit);
+    }
     if let Some(due) = page.abandon(me, 0) {
         if charged || from == Origin::Resident {
             release(core, core.charge_of(unit));
@@ -352,34 +362,61 @@ fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
     }
 }
 
+/// Takes the memory of a unit away that this thread owns: its bytes can be read again.
+fn discard_unit(core: &MapCore, unit: Unit) {
+    let r = core.backed(unit, 1);
+    // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
+    unsafe { mem::discard(core.start + r.start as usize, (r.end - r.start) as usize) };
+}
+
+/// How a unit becomes resident.
+#[derive(Debug, Clone, Copy, Default)]
+struct Published {
+    pin: bool,
+    hot: bool,
+    soft: bool,
+}
+
 /// Makes a filled unit resident.
-fn publish(core: &MapCore, unit: Unit, me: u32, pin: bool, hot: bool) {
+fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
     let page = core.page(unit);
     let pool = &*core.pool;
-    let Some(due) = page.finish(me, pool.clock.load(Ordering::Relaxed), pin, hot) else {
+    let clock = pool.clock.load(Ordering::Relaxed);
+    let Some(due) = page.finish(me, clock, how.pin, how.hot, how.soft) else {
         return;
     };
     if due.wake {
         futex::wake_at(page.futex(), futex::ALL);
     }
     if due.track {
-        let entry = track_entry(core.id, unit);
-        // The ring holds as many entries as the budget units. It can be full only while the evictor is held up.
+        pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
+        let entry = track_entry(core.id, core.unit_shift, unit);
+        // The ring is large; it can be full only while the evictor is held up for long.
         while !pool.filled.push(entry) {
             pool.evict_bell.ring();
-            raw::nap(100_000);
+            raw::nap(RING_NAP_NS);
         }
     }
 }
 
-/// An entry of the evictor's queue: which unit of which map. Never zero.
-pub(crate) fn track_entry(id: u32, unit: Unit) -> u64 {
-    (u64::from(id) + 1) << 40 | unit
+const UNIT_BITS: u32 = 40;
+const ID_BITS: u32 = 17;
+const _: () = assert!(super::registry::MAPS_MAX < 1 << ID_BITS);
+
+/// An entry of the evictor's queue: which unit of which map, and how large it is. Never zero.
+pub(crate) fn track_entry(id: u32, unit_shift: u32, unit: Unit) -> u64 {
+    u64::from(unit_shift) << (UNIT_BITS + ID_BITS) | (u64::from(id) + 1) << UNIT_BITS | unit
 }
 
-/// Undoes [`track_entry`].
+/// Undoes [`track_entry`]: the map's gate, and the unit.
 pub(crate) fn entry_parts(entry: u64) -> (u32, Unit) {
-    ((entry >> 40) as u32 - 1, entry & ((1 << 40) - 1))
+    let id = (entry >> UNIT_BITS) as u32 & ((1 << ID_BITS) - 1);
+    (id - 1, entry & ((1 << UNIT_BITS) - 1))
+}
+
+/// The size of an entry's unit, in bytes.
+pub(crate) fn entry_bytes(entry: u64) -> u64 {
+    1 << (entry >> (UNIT_BITS + ID_BITS))
 }
 
 /// A refault is soon if less was evicted meanwhile than the budget holds.
@@ -401,21 +438,14 @@ fn origin(core: &MapCore, from: From) -> Origin {
 }
 
 /// Reads and installs a run that this thread owns, and publishes its units.
-pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, read: Read<'_>) -> Result<(), Fault> {
+pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, fetch: Fetch<'_>) -> Result<(), Fault> {
     let began = raw::monotonic_ns();
     if need == Need::Pin && run.from[0] == Origin::Resident {
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
-        // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
-        let _ = unsafe {
-            mem::madvise(
-                core.unit_addr(run.first),
-                1 << core.unit_shift,
-                libc::MADV_DONTNEED,
-            )
-        };
+        discard_unit(core, run.first);
     }
     let backed = core.backed(run.first, run.count as u64);
-    let result = read_and_install(core, &backed, read);
+    let result = read_and_install(&backed, fetch);
     let (good, installed_new) = match result {
         Ok((end, new)) => (end, new),
         Err((end, _)) => (end, 0),
@@ -425,13 +455,13 @@ pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, read: Read<'_>) -> Res
         let unit = run.first + i as u64;
         let whole = core.backed(unit, 1).end <= good;
         if whole {
-            publish(
-                core,
-                unit,
-                run.me,
-                need == Need::Pin,
-                run.from[i] == Origin::Hot,
-            );
+            let how = Published {
+                pin: need == Need::Pin,
+                hot: run.from[i] == Origin::Hot,
+                // A unit of several pages, some of which were there: those may still be marked MADV_FREE.
+                soft: run.from[i] == Origin::Resident && installed_new < backed.end - backed.start,
+            };
+            publish(core, unit, run.me, how);
             filled += 1;
         } else {
             abandon(core, unit, run.from[i], run.me, true);
@@ -457,21 +487,16 @@ pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, read: Read<'_>) -> Res
 /// Reads `range` (bytes of the region, whole pages) in pieces and installs them. Returns the end of what is installed,
 /// and how many bytes were not there before; with an error, the end of what was installed before it.
 fn read_and_install(
-    core: &MapCore,
     range: &std::ops::Range<u64>,
-    read: Read<'_>,
+    fetch: Fetch<'_>,
 ) -> Result<(u64, u64), (u64, Fault)> {
-    let pool = &*core.pool;
     let mut at = range.start;
     let mut new = 0;
     while at < range.end {
-        let buffer = pool.staging.take((range.end - at) as usize, &pool.budget);
-        let piece = one_piece(core, &buffer, at, range.end, read);
-        pool.staging.give(buffer);
-        let (installed, fresh, wanted) = piece.map_err(|why| (at, why))?;
-        at += installed;
-        new += fresh;
-        if installed < wanted {
+        let piece = fetch(at, range.end).map_err(|why| (at, why))?;
+        at += piece.present;
+        new += piece.new;
+        if piece.present < piece.wanted {
             // The source ended early: it was truncated since it was mapped.
             break;
         }
@@ -479,19 +504,28 @@ fn read_and_install(
     Ok((at, new))
 }
 
-/// Reads and installs one piece. Returns bytes present afterwards, bytes of them that were not there before, and
-/// bytes that a source of full length would have had.
-fn one_piece(
-    core: &MapCore,
-    buffer: &Buffer,
-    at: u64,
-    end: u64,
-    read: Read<'_>,
-) -> Result<(u64, u64, u64), Fault> {
-    let want = ((end - at) as usize).min(buffer.len());
-    let data = want.min((core.data_len - at.min(core.data_len)) as usize);
+/// Fetches a piece from the map's file, through a staging buffer.
+pub(crate) fn file_piece(core: &MapCore, fd: &Fd, at: u64, end: u64) -> Result<Piece, Fault> {
+    let pool = &*core.pool;
+    let buffer = pool.staging.take((end - at) as usize, &pool.budget);
     // Direct reads want whole pages; the source may well end in the last.
-    let got = read(buffer.addr(), want, core.base + at)?.min(want);
+    let want = ((end - at) as usize).min(buffer.len());
+    let piece = read_file(core, fd, buffer.addr(), want, core.base + at)
+        .and_then(|got| install_piece(core, at, buffer.addr(), got, want));
+    pool.staging.give(buffer);
+    piece
+}
+
+/// Installs `got` bytes at `src` (a buffer of `want` bytes, whole pages) as the piece of the region that starts at `at`.
+pub(crate) fn install_piece(
+    core: &MapCore,
+    at: u64,
+    src: usize,
+    got: usize,
+    want: usize,
+) -> Result<Piece, Fault> {
+    let got = got.min(want);
+    let data = want.min((core.data_len - at.min(core.data_len)) as usize);
     core.counters.add(Count::BytesRead, got as u64);
     // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
     // of the source it is zero.
@@ -500,10 +534,14 @@ fn one_piece(
     } else {
         got.next_multiple_of(PAGE)
     };
-    // SAFETY: the buffer is on loan to us, and `got <= pages <= want <= len`.
-    unsafe { core::ptr::write_bytes((buffer.addr() + got) as *mut u8, 0, pages - got) };
-    let new = install(core, core.start + at as usize, buffer.addr(), pages)?;
-    Ok((pages as u64, new, want as u64))
+    // SAFETY: the buffer is the caller's, and `got <= pages <= want`, its length.
+    unsafe { core::ptr::write_bytes((src + got) as *mut u8, 0, pages - got) };
+    let new = install(core, core.start + at as usize, src, pages)?;
+    Ok(Piece {
+        present: pages as u64,
+        new,
+        wanted: want as u64,
+    })
 }
 
 /// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.
@@ -563,10 +601,16 @@ fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Fault> {
     }
     // While the lease is being broken F_GETLEASE no longer tells it apart from one that is gone; the kernel's list does.
     let held = file::holds_read_lease(number) || file::lease_still_listed(number);
-    match (held, fd.owns(number)) {
+    // Numbers too large to be remembered are compared as files.
+    let ours = fd
+        .owns(number)
+        .unwrap_or_else(|| file::status(number).is_ok_and(|st| st.id == *id));
+    match (held, ours) {
         (true, true) => Ok(()),
         (true, false) => Err(Fault::Read(libc::EBADF)),
-        (false, _) => Err(Fault::LeaseBroken),
+        // Gone for good if this is our descriptor; otherwise the real one may still have it.
+        (false, _) if file::status(number).is_ok_and(|st| st.id == *id) => Err(Fault::LeaseBroken),
+        (false, _) => Err(Fault::Read(libc::EBADF)),
     }
 }
 
@@ -580,6 +624,10 @@ fn read_file(core: &MapCore, fd: &Fd, buf: usize, len: usize, offset: u64) -> Re
         match (read, verify(core, fd, number)) {
             (Ok(got), Ok(())) => return Ok(got),
             (Err(e), Ok(())) if e != libc::EBADF => return Err(Fault::Read(e)),
+            // The right file without the lease: ours, or one of the program's own under our number. The keeper knows.
+            (_, Err(Fault::LeaseBroken)) if fd.is_kept_open_file(number) => {
+                return Err(Fault::LeaseBroken);
+            }
             (_, Err(why)) => last = Some(why),
             _ => last = Some(Fault::Read(libc::EBADF)),
         }
@@ -665,7 +713,7 @@ pub(crate) fn prefetch(
     core: &MapCore,
     unit: Unit,
     count: u64,
-    read: Read<'_>,
+    fetch: Fetch<'_>,
 ) -> Result<u64, Fault> {
     let mut run = Run::new();
     claim(core, unit, Need::Prefetch, &mut run)?;
@@ -673,14 +721,6 @@ pub(crate) fn prefetch(
         return Ok(1);
     }
     while (run.count as u64) < count && extend(core, &mut run) {}
-    fill(core, &run, Need::Prefetch, read)?;
+    fill(core, &run, Need::Prefetch, fetch)?;
     Ok(run.count as u64)
-}
-
-/// Reads for [`prefetch`] and pins of file maps.
-pub(crate) fn file_reader<'a>(
-    core: &'a MapCore,
-    fd: &'a Fd,
-) -> impl FnMut(usize, usize, u64) -> Result<usize, Fault> + 'a {
-    move |buf, len, offset| read_file(core, fd, buf, len, offset)
 }

@@ -194,7 +194,16 @@ impl Page {
     ///
     /// With `pin`, the unit is pinned in the same step; the caller has made sure that no batch was in flight when it
     /// claimed, and none can begin before the state is RESIDENT.
-    pub(crate) fn finish(&self, owner: u32, clock: u32, pin: bool, seen: bool) -> Option<Due> {
+    ///
+    /// With `soft`, some of the unit's pages were there before and may be marked MADV_FREE.
+    pub(crate) fn finish(
+        &self,
+        owner: u32,
+        clock: u32,
+        pin: bool,
+        seen: bool,
+        soft: bool,
+    ) -> Option<Due> {
         let (was, _) = self.change(|w| {
             Self::owned_by(w, owner).then(|| {
                 let mut to = (w.0 & (BATCH | SOFT | SEEN | PINS)) | RESIDENT | TRACKED;
@@ -206,6 +215,9 @@ impl Page {
                 if seen {
                     to |= SEEN;
                 }
+                if soft {
+                    to |= SOFT;
+                }
                 to
             })
         })?;
@@ -216,16 +228,33 @@ impl Page {
     }
 
     /// The owner's fill failed: the unit is absent again. `None` as for [`finish`](Self::finish).
+    ///
+    /// The evictor's entry, if there is one, becomes stale. While a batch is in flight, SOFT stays: whoever fills the
+    /// unit next may still be struck by it.
     pub(crate) fn abandon(&self, owner: u32, clock: u32) -> Option<Due> {
         let (was, _) = self.change(|w| {
-            Self::owned_by(w, owner).then(|| {
-                (w.0 & (BATCH | TRACKED | PINS)) | ABSENT | (u64::from(clock) << NUMBER_SHIFT)
-            })
+            let keep = if w.batch() { BATCH | SOFT | PINS } else { PINS };
+            Self::owned_by(w, owner)
+                .then(|| (w.0 & keep) | ABSENT | (u64::from(clock) << NUMBER_SHIFT))
         })?;
         Some(Due {
             wake: was.0 & WAITERS != 0,
             track: false,
         })
+    }
+
+    /// Takes an eviction back that was begun and whose batch has not been sent: the unit is resident again, soft, and
+    /// without an entry. Returns whether a wake is due.
+    pub(crate) fn cancel_evict(&self) -> bool {
+        let change = self.change(|w| {
+            let state = if w.state() == State::Evicting {
+                RESIDENT
+            } else {
+                w.0 & STATE
+            };
+            Some((w.0 & !(STATE | BATCH | WAITERS)) | state)
+        });
+        change.is_some_and(|(was, _)| was.0 & WAITERS != 0)
     }
 
     /// Notes that somebody is about to wait for `seen` to change. The word to wait on, or the word as it is now.
@@ -289,9 +318,11 @@ impl Page {
         (evicted, Due { wake, track: false })
     }
 
-    /// The evictor took its entry off the queue and will not put it back.
-    pub(crate) fn untrack(&self) {
-        self.0.fetch_and(!TRACKED, Ordering::AcqRel);
+    /// The evictor took its entry off the queue and will not put it back. Only an absent unit may lose it: one that is
+    /// being filled counts on it.
+    pub(crate) fn untrack_absent(&self) -> bool {
+        self.change(|w| (w.state() == State::Absent).then_some(w.0 & !TRACKED))
+            .is_some()
     }
 
     /// Reads and clears SEEN.
@@ -320,12 +351,12 @@ mod tests {
         );
         assert!(page.claim(page.load(), 8).is_err(), "a claim while filling");
         assert_eq!(
-            page.finish(8, 1, false, false),
+            page.finish(8, 1, false, false, false),
             None,
             "only the owner finishes"
         );
         assert_eq!(
-            page.finish(7, 1, false, false),
+            page.finish(7, 1, false, false, false),
             Some(Due {
                 wake: false,
                 track: true
@@ -338,10 +369,10 @@ mod tests {
     fn a_refill_pushes_no_second_entry() {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
-        page.finish(7, 1, false, false).expect("owned");
+        page.finish(7, 1, false, false, false).expect("owned");
         page.claim(page.load(), 7).expect("the kernel took it back");
         assert_eq!(
-            page.finish(7, 2, false, false),
+            page.finish(7, 2, false, false, false),
             Some(Due {
                 wake: false,
                 track: false
@@ -353,7 +384,7 @@ mod tests {
     fn a_pinned_unit_is_neither_evicted_nor_softened() {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
-        page.finish(7, 1, true, false).expect("owned");
+        page.finish(7, 1, true, false, false).expect("owned");
         assert!(!page.begin_evict());
         assert!(!page.begin_soften());
         page.unpin();
@@ -370,11 +401,11 @@ mod tests {
     fn a_unit_filled_under_an_eviction_stays_soft() {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
-        page.finish(7, 1, false, false).expect("owned");
+        page.finish(7, 1, false, false, false).expect("owned");
         assert!(page.begin_evict());
         assert_eq!(page.claim(page.load(), 8), Ok(From::Evicting));
         assert_eq!(
-            page.finish(8, 1, false, false),
+            page.finish(8, 1, false, false, false),
             Some(Due {
                 wake: false,
                 track: true
@@ -474,7 +505,9 @@ mod models {
                 return false;
             }
             self.fillers.fetch_sub(1, O::AcqRel);
-            self.page.finish(me, 1, pin, false).expect("still ours");
+            self.page
+                .finish(me, 1, pin, false, false)
+                .expect("still ours");
             true
         }
 

@@ -95,7 +95,7 @@ impl fmt::Display for Fault {
             Fault::Forked => {
                 f.write_str("maps do not survive fork; open the file again in the child, or use exec")
             }
-            Fault::Recursion => f.write_str("reading this page needs this page: a source reads its own map"),
+            Fault::Recursion => f.write_str("a source reads this map, or another user's source in the same pool, to be read itself; give the inner map a pool of its own"),
         }
     }
 }

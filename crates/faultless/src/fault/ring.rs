@@ -75,13 +75,6 @@ impl Ring {
         Some(entry)
     }
 
-    /// Entries waiting, more or less.
-    pub(crate) fn len(&self) -> u64 {
-        self.head
-            .load(Ordering::Relaxed)
-            .saturating_sub(self.tail.load(Ordering::Relaxed))
-    }
-
     /// Bytes that the ring occupies once every slot was used.
     pub(crate) fn bytes(&self) -> u64 {
         (self.mask + 1) * 8

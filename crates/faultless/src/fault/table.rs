@@ -104,6 +104,12 @@ impl Table {
         {
             return 0;
         }
+        let first = unit / GROUP * GROUP;
+        if (first..(first + GROUP).min(self.units)).any(|u| self.page(u).load().batch()) {
+            // Absent by a failed fill, but still in somebody's batch, who will come back to the word.
+            group.store(CHARGED, Ordering::Release);
+            return 0;
+        }
         let page = self.words.start() + (unit / GROUP) as usize * PAGE;
         // SAFETY: all words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow)
         // may replace them.

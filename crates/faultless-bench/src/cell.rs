@@ -133,6 +133,9 @@ struct Readers<'a> {
     next: AtomicU64,
     read: AtomicU64,
     stop: AtomicBool,
+    /// All readers have done what they do once.
+    ready: Barrier,
+    /// The measurement begins.
     start: Barrier,
     tracepoint: Option<LockTracepoint>,
 }
@@ -175,6 +178,7 @@ impl Readers<'_> {
         // What a thread sets up once (its first touch of its stacks, its first miss) is not what is measured.
         let first = self.read_one(&mut buffer, &mut r);
         r.times.reset();
+        self.ready.wait();
         self.start.wait();
         first?;
         let before = counter.as_ref().and_then(|c| c.read().ok());
@@ -238,6 +242,7 @@ impl Bench {
             next: AtomicU64::new(first),
             read: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            ready: Barrier::new(s.threads + 1),
             start: Barrier::new(s.threads + 1),
             tracepoint: self.tracepoint.filter(|_| counting),
         };
@@ -255,16 +260,21 @@ impl Bench {
                         .spawn_scoped(scope, || readers.run())
                 })
                 .collect::<Result<_, _>>()
-                .context("cannot start reader threads")?;
+                .unwrap_or_else(|e| {
+                    // Those that run wait at a barrier for the others: only the end of the process frees them.
+                    eprintln!("faultless: cannot start {} reader threads: {e}", s.threads);
+                    std::process::exit(1)
+                });
             // Resets the kernel's high-water mark.
             let _ = std::fs::write("/proc/self/clear_refs", "5");
             let resident = resident_now();
-            let began = Instant::now();
-            readers.start.wait();
+            readers.ready.wait();
             let (cpu, faults) = (cpu_seconds(), major_faults());
             let device = proc_number("/proc/self/io", "read_bytes:");
             let misses = contender.misses();
             let locks = locks_now();
+            let began = Instant::now();
+            readers.start.wait();
             let end = began + Duration::from_secs_f64(s.seconds);
             while Instant::now() < end && readers.next.load(Ordering::Relaxed) < pages_all {
                 std::thread::sleep(
@@ -292,8 +302,8 @@ impl Bench {
                 .collect()
         });
         if let Some(n) = neighbour {
-            let done = n.stop();
-            m.neighbour_per_s = Some(done.rounds as f64 / m.seconds);
+            let done = n.stop()?;
+            m.neighbour_per_s = Some(done.per_s);
             m.neighbour_p99_us = Some(done.p99_us);
         }
         let mut times = histogram();

@@ -294,7 +294,11 @@ fn monitor(fd: &OwnedFd, source: &File, start: usize, stop: &AtomicBool, served:
                         let _ = uffd::wake(fd.as_raw_fd(), page, PAGE);
                         break;
                     }
-                    _ => break,
+                    None => break,
+                    Some(e) => {
+                        eprintln!("uffd-monitor: cannot install a page: {e}");
+                        std::process::abort();
+                    }
                 }
             }
             served.fetch_add(1, Ordering::Relaxed);

@@ -135,14 +135,15 @@ fn map_touch_unmap(len: usize, pages: bool) {
 /// What a neighbour got done.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Done {
-    /// Rounds of its loop.
-    pub rounds: u64,
+    /// Rounds of its loop per second.
+    pub per_s: f64,
     /// 99th percentile of a round, in microseconds.
     pub p99_us: f64,
 }
 
 /// A running neighbour.
 pub struct Neighbour {
+    began: Instant,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Histogram<u64>>>,
     agent: Option<Child>,
@@ -152,6 +153,7 @@ impl Neighbour {
     /// Starts the neighbour of a scenario. `None` where there is none.
     pub fn start(scenario: Scenario) -> anyhow::Result<Option<Self>> {
         let mut n = Neighbour {
+            began: Instant::now(),
             stop: Arc::default(),
             threads: Vec::new(),
             agent: None,
@@ -211,7 +213,11 @@ impl Neighbour {
     }
 
     /// Stops it, and says what it got done.
-    pub fn stop(mut self) -> Done {
+    ///
+    /// # Errors
+    ///
+    /// The neighbour was another process, and failed: then there was none.
+    pub fn stop(mut self) -> anyhow::Result<Done> {
         self.stop.store(true, Ordering::Relaxed);
         let mut times = histogram();
         for t in self.threads.drain(..) {
@@ -226,7 +232,11 @@ impl Neighbour {
             if let Some(out) = agent.stdout.take() {
                 let _ = BufReader::new(out).read_line(&mut line);
             }
-            let _ = agent.wait();
+            let status = agent.wait()?;
+            anyhow::ensure!(
+                status.success(),
+                "the process that reads smaps_rollup ended with {status}"
+            );
             let mut words = line.split_whitespace();
             let mut next = || {
                 words
@@ -234,15 +244,16 @@ impl Neighbour {
                     .and_then(|w| w.parse::<f64>().ok())
                     .unwrap_or(0.0)
             };
-            return Done {
-                rounds: next() as u64,
+            return Ok(Done {
+                per_s: next(),
                 p99_us: next(),
-            };
+            });
         }
-        Done {
-            rounds: times.len(),
+        let seconds = self.began.elapsed().as_secs_f64();
+        Ok(Done {
+            per_s: times.len() as f64 / seconds,
             p99_us: times.value_at_quantile(0.99) as f64 / 1e3,
-        }
+        })
     }
 }
 
@@ -256,8 +267,8 @@ pub fn histogram() -> Histogram<u64> {
 /// The hidden subcommand that runs [`agent`].
 pub const AGENT_COMMAND: &str = "bench-smaps-agent";
 
-/// Reads `/proc/PID/smaps_rollup` in a loop until standard input ends, then prints how often, and the 99th percentile
-/// in microseconds.
+/// Reads `/proc/PID/smaps_rollup` in a loop until standard input ends, then prints how often per second, and the 99th
+/// percentile in microseconds.
 pub fn agent(pid: u32) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = stop.clone();
@@ -268,6 +279,7 @@ pub fn agent(pid: u32) -> anyhow::Result<()> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let mut times = histogram();
     let mut text = String::new();
+    let start = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
         text.clear();
@@ -279,7 +291,7 @@ pub fn agent(pid: u32) -> anyhow::Result<()> {
     writeln!(
         std::io::stdout(),
         "{} {}",
-        times.len(),
+        times.len() as f64 / start.elapsed().as_secs_f64(),
         times.value_at_quantile(0.99) as f64 / 1e3
     )?;
     Ok(())

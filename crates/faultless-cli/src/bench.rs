@@ -110,8 +110,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if contenders.is_empty() {
         contenders = Kind::ALL.to_vec();
     }
-    scenarios.dedup();
-    contenders.dedup();
+    unique(&mut scenarios);
+    unique(&mut contenders);
     let plan = Plan {
         scenarios,
         contenders,
@@ -123,12 +123,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         memory: args.memory,
     };
     // Checked before minutes are spent: the engine itself refuses such a budget.
-    drop(
-        faultless::Pool::builder()
-            .memory(plan.memory)
-            .build()
-            .context("--memory")?,
-    );
+    let budget = faultless::Pool::builder().memory(plan.memory).build();
+    if let Err(e @ faultless::Error::InvalidOption { .. }) = &budget {
+        usage_error(&format!("--memory: {e}"));
+    }
+    drop(budget);
+    if let Err(e) = faultless_bench::data::check_size(plan.size) {
+        usage_error(&format!("--size: {e}"));
+    }
 
     let mut bar = Bar::default();
     let report = plan.run(&mut |p| bar.show(p))?;
@@ -138,7 +140,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        print!("{}", tables(&report));
+        // Whoever closes the pipe has seen enough.
+        let _ = std::io::stdout().write_all(tables(&report).as_bytes());
     }
     for left_out in &report.left_out {
         eprintln!("faultless: left out: {left_out}");
@@ -156,6 +159,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn usage_error(text: &str) -> ! {
     eprintln!("faultless: {text}");
     std::process::exit(2)
+}
+
+/// Drops repetitions and keeps the order.
+fn unique<T: PartialEq + Copy>(items: &mut Vec<T>) {
+    let mut seen = Vec::new();
+    items.retain(|&i| {
+        let new = !seen.contains(&i);
+        seen.push(i);
+        new
+    });
 }
 
 /// Progress on a terminal; nothing in a pipe (indicatif sees to that).

@@ -8,13 +8,18 @@
 
 #![allow(unsafe_code, reason = "replaces mappings in a forked child")]
 
-use crate::fault::registry;
-use crate::keeper;
+use crate::fault::{handler, registry};
+use crate::{keeper, plain};
 use faultless_sys::mem;
 use std::cell::UnsafeCell;
 use std::sync::Once;
 
-type Locks = (keeper::Frozen, registry::Frozen);
+type Locks = (
+    handler::Frozen,
+    keeper::Frozen,
+    registry::Frozen,
+    plain::Frozen,
+);
 
 struct Slot(UnsafeCell<Option<Locks>>);
 // SAFETY: written and emptied only by the thread that holds the locks in question.
@@ -31,8 +36,13 @@ pub(crate) fn watch() {
 }
 
 extern "C" fn before() {
-    let locks = (keeper::freeze(), registry::freeze());
-    // SAFETY: we hold the locks.
+    let locks = (
+        handler::freeze(),
+        keeper::freeze(),
+        registry::freeze(),
+        plain::freeze(),
+    );
+    // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *SLOT.0.get() = Some(locks) };
 }
 
@@ -42,17 +52,21 @@ extern "C" fn after() {
 }
 
 extern "C" fn in_child() {
-    bar_regions();
-    after();
+    // SAFETY: as in `after`.
+    let locks = unsafe { (*SLOT.0.get()).take() };
+    if let Some(locks) = locks {
+        bar_regions(&locks.3);
+    }
 }
 
 /// Puts an empty file where the maps were.
-fn bar_regions() {
+fn bar_regions(leased: &plain::Frozen) {
     // SAFETY: a NUL-terminated name; the flag is defined.
     let fd = unsafe { libc::memfd_create(c"faultless-forked".as_ptr(), libc::MFD_CLOEXEC) };
-    registry::for_each_after_fork(|region| {
+    let bar = |region: std::ops::Range<usize>| {
         let len = region.end - region.start;
-        let flags = libc::MAP_FIXED
+        // Only where there is a hole: what a child has mapped there since (or inherited from its own parent) stays.
+        let flags = mem::MAP_FIXED_NOREPLACE
             | if fd >= 0 {
                 libc::MAP_SHARED
             } else {
@@ -63,9 +77,11 @@ fn bar_regions() {
         } else {
             libc::PROT_NONE
         };
-        // SAFETY: the region is a hole in this child, which alone the map's (unusable) owner may refer to.
+        // SAFETY: replaces nothing.
         let _ = unsafe { mem::map(region.start, len, prot, flags, fd, 0) };
-    });
+    };
+    registry::for_each_after_fork(bar);
+    plain::for_each_leased(leased, bar);
     if fd >= 0 {
         // SAFETY: made above; the mappings keep the file.
         unsafe { faultless_sys::file::close(fd) };

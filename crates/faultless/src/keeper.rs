@@ -14,20 +14,36 @@ use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Mutex, MutexGuard};
 
 type Task = Box<dyn FnOnce(&mut Keeper) + Send>;
 
-/// What to do when the lease of a kept descriptor is being broken.
-pub(crate) type OnBreak = Box<dyn Fn() + Send>;
+/// What to do, once, when a lease is being broken.
+pub(crate) type OnBreak = Box<dyn FnOnce() + Send>;
+
+/// A lease that the keeper watches. Descriptor numbers are used again, serial numbers are not.
+struct Lease {
+    serial: u64,
+    on_break: Option<OnBreak>,
+}
+
+/// A lease taken, to be given up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LeaseId {
+    number: i32,
+    serial: u64,
+}
+
+static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
 
 /// The keeper's own state, touched by its thread alone.
 pub(crate) struct Keeper {
     /// The set of userfaultfds whose events are read.
     epoll: i32,
     /// Leases held, by descriptor.
-    leases: HashMap<i32, OnBreak>,
+    leases: HashMap<i32, Lease>,
 }
 
 struct Running {
@@ -38,7 +54,7 @@ struct Running {
     private: bool,
     tasks: &'static Mutex<VecDeque<Task>>,
     /// Descriptors of dropped maps that must not be closed yet: the program holds POSIX locks on their files.
-    lingering: Vec<Fd>,
+    lingering: Vec<(Fd, file::FileId)>,
 }
 
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
@@ -61,11 +77,13 @@ pub(crate) fn freeze() -> Frozen {
 /// Starts the keeper of this process if it does not run yet. Returns why descriptors are unprotected, if they are.
 pub(crate) fn start() -> io::Result<Option<&'static str>> {
     let mut running = lock(&RUNNING);
-    if running.as_ref().is_none_or(|r| r.pid != raw::getpid()) {
+    let stale = |r: &Running| r.pid != raw::getpid() || process::forked();
+    if running.as_ref().is_none_or(stale) {
         process::settle_here()?;
         fds::set_keeper(0);
         let tasks: &'static Mutex<VecDeque<Task>> = Box::leak(Box::default());
-        // Directed at the keeper's thread alone, where it is blocked: programs may use the same number freely.
+        // Directed at the keeper's thread alone, where it is blocked. A program that blocks the same number in all of its
+        // threads and waits for it should use another: the keeper could take it.
         let break_signal = libc::SIGRTMAX() - 1;
         let (tell, told) = mpsc::channel();
         std::thread::Builder::new()
@@ -101,7 +119,8 @@ fn on_keeper<T: Send + 'static>(
 ) -> io::Result<T> {
     let (tell, told) = mpsc::channel();
     lock(running.tasks).push_back(Box::new(move |k| drop(tell.send(f(k)))));
-    signal::tgkill(running.pid, running.tid, running.signal)?;
+    // The queue of signals may be full: the keeper looks by itself now and then.
+    let _ = signal::tgkill(running.pid, running.tid, running.signal);
     told.recv()
         .map_err(|_| io::Error::other("the keeper thread is gone"))
 }
@@ -112,7 +131,8 @@ fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) ->
         let running = lock(&RUNNING);
         let r = running
             .as_ref()
-            .ok_or_else(|| io::Error::other("the keeper was not started"))?;
+            .filter(|r| r.pid == raw::getpid() && !process::forked())
+            .ok_or_else(|| io::Error::other("the keeper thread is not in this process"))?;
         Running {
             lingering: Vec::new(),
             ..*r
@@ -151,7 +171,8 @@ pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
 
 /// Lets a pool's userfaultfd go.
 pub(crate) fn unwatch(fd: Fd) {
-    let (shared, kept, number) = (fd.get(), fd.kept(), fd.engine_number());
+    close_shared_uffd(&fd);
+    let (kept, number) = (fd.kept(), fd.engine_number());
     let _ = with(move |k| {
         // SAFETY: two descriptors of this table.
         unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_DEL, number, std::ptr::null_mut()) };
@@ -160,24 +181,20 @@ pub(crate) fn unwatch(fd: Fd) {
             unsafe { file::close(kept) };
         }
     });
-    close_shared(shared, None);
 }
 
-/// Closes a number of the program's table, if it still names what it named: `id` for a file, a userfaultfd otherwise.
-fn close_shared(number: i32, id: Option<file::FileId>) {
-    let same = match id {
-        Some(id) => file::status(number).is_ok_and(|s| s.id == id),
-        // Any other descriptor answers ENOTTY or EBADF; a userfaultfd wakes the (absent) waiters of a page.
-        None => uffd::wake(number, 1 << 30, mem::PAGE).is_ok(),
-    };
-    if same {
+/// Closes a userfaultfd's number in the program's table, if it still names one.
+fn close_shared_uffd(fd: &Fd) {
+    let number = fd.get();
+    // Any other descriptor answers ENOTTY or EBADF; a userfaultfd wakes the (absent) waiters of a page.
+    if fd.is_kept_open_file(number) && uffd::wake(number, 1 << 30, mem::PAGE).is_ok() {
         // SAFETY: still ours, as far as can be told.
         unsafe { file::close(number) };
     }
 }
 
 /// Takes a read lease on the open file of `fd`; `on_break` is called on the keeper's thread when it is being broken.
-pub(crate) fn lease(fd: &Fd, on_break: OnBreak) -> io::Result<Result<(), Errno>> {
+pub(crate) fn lease(fd: &Fd, on_break: OnBreak) -> io::Result<Result<LeaseId, Errno>> {
     let number = fd.engine_number();
     let running = lock(&RUNNING);
     let Some(r) = running.as_ref() else {
@@ -188,21 +205,22 @@ pub(crate) fn lease(fd: &Fd, on_break: OnBreak) -> io::Result<Result<(), Errno>>
     with(move |k| {
         file::direct_signals(number, tid, break_signal)?;
         file::take_read_lease(number)?;
-        k.leases.insert(number, on_break);
-        Ok(())
+        let serial = NEXT_LEASE.fetch_add(1, Ordering::Relaxed);
+        let on_break = Some(on_break);
+        k.leases.insert(number, Lease { serial, on_break });
+        Ok(LeaseId { number, serial })
     })
 }
 
-/// Gives the lease of `fd` up, if it has one.
-pub(crate) fn end_lease(fd: &Fd) {
-    end_lease_of(fd.engine_number());
-}
-
-/// As [`end_lease`], by the number under which the keeper has it.
-pub(crate) fn end_lease_of(number: i32) {
+/// Gives a lease up, if it has not been already.
+pub(crate) fn end_lease(id: LeaseId) {
     let _ = with(move |k| {
-        if k.leases.remove(&number).is_some() {
-            let _ = file::give_up_lease(number);
+        if k.leases
+            .get(&id.number)
+            .is_some_and(|l| l.serial == id.serial)
+        {
+            k.leases.remove(&id.number);
+            let _ = file::give_up_lease(id.number);
         }
     });
 }
@@ -210,28 +228,23 @@ pub(crate) fn end_lease_of(number: i32) {
 /// Lets the descriptor of a dropped map go, as soon as that costs the program no POSIX lock: closing *any* descriptor of
 /// a file drops all locks that the process has on it.
 pub(crate) fn retire(fd: Fd, id: file::FileId) {
-    end_lease(&fd);
     let mut go = vec![(fd, id)];
-    {
-        let mut running = lock(&RUNNING);
-        if let Some(r) = running.as_mut() {
-            go.extend(
-                std::mem::take(&mut r.lingering)
-                    .into_iter()
-                    .filter_map(|fd| file::status(fd.get()).ok().map(|s| (fd, s.id))),
-            );
-        }
+    if let Some(r) = lock(&RUNNING).as_mut() {
+        go.append(&mut r.lingering);
     }
     for (fd, id) in go {
-        let kept = fd.kept();
-        let locked = kept >= 0 && with(move |_| posix_locked(kept)).unwrap_or(false);
-        if locked {
+        let (shared, kept) = (fd.get(), fd.kept());
+        let ours = file::status(shared).is_ok_and(|s| s.id == id) && fd.is_kept_open_file(shared);
+        if ours && posix_locked(shared) {
             if let Some(r) = lock(&RUNNING).as_mut() {
-                r.lingering.push(fd);
+                r.lingering.push((fd, id));
             }
             continue;
         }
-        close_shared(fd.get(), Some(id));
+        if ours {
+            // SAFETY: the number still names the file that the engine opened.
+            unsafe { file::close(shared) };
+        }
         if kept >= 0 {
             // SAFETY: the keeper's own copy, in the keeper's table.
             let _ = with(move |_| unsafe { file::close(kept) });
@@ -239,18 +252,18 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
     }
 }
 
-/// Whether somebody other than the calling thread's table (so: the program, or another process) holds a POSIX lock on
-/// the file.
+/// Whether somebody holds a POSIX lock on the file. Asked on behalf of the open file, which is another owner than the
+/// process, so that the process's own locks are seen.
 fn posix_locked(fd: i32) -> bool {
-    let mut l: libc::flock = libc::flock {
+    let mut l = libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: F_GETLK reads and writes the structure.
-    let ok = unsafe { libc::fcntl(fd, libc::F_GETLK, &mut l) } == 0;
+    // SAFETY: F_OFD_GETLK reads and writes the structure.
+    let ok = unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &mut l) } == 0;
     ok && l.l_type != libc::F_UNLCK as i16
 }
 
@@ -302,29 +315,25 @@ fn run(
         epoll,
         leases: HashMap::new(),
     };
-    let set = signal::set_of(break_signal) | signal::set_of(libc::SIGIO);
+    let set = signal::set_of(break_signal);
     // Signals are waited for by name. (A signalfd would do, but whoever polls one is woken by *every* signal of the
-    // process, SIGBUS included: by every miss.)
+    // process, SIGBUS included: by every miss.) Whatever woke the keeper, it looks at everything: signals are lost when
+    // their queue is full.
     loop {
-        let Some((number, fd)) = signal::take_pending(set, LOOK_NS) else {
-            run_tasks(tasks, &mut keeper);
-            continue;
-        };
-        match keeper.leases.get(&fd) {
-            Some(on_break) if number == break_signal && !file::holds_read_lease(fd) => on_break(),
-            // Sent by `on_keeper`, or the queue of signals overflowed (SIGIO names no descriptor): look at all.
-            _ => keeper
-                .leases
-                .iter()
-                .filter(|(fd, _)| !file::holds_read_lease(**fd))
-                .for_each(|(_, f)| f()),
+        let _ = signal::take_pending(set, LOOK_NS);
+        for (&fd, lease) in &mut keeper.leases {
+            if !file::holds_read_lease(fd)
+                && let Some(on_break) = lease.on_break.take()
+            {
+                on_break();
+            }
         }
         run_tasks(tasks, &mut keeper);
     }
 }
 
 /// How long the keeper sleeps without a signal before it looks whether there is something to do.
-const LOOK_NS: u64 = 5_000_000_000;
+const LOOK_NS: u64 = 1_000_000_000;
 
 fn run_tasks(tasks: &Mutex<VecDeque<Task>>, keeper: &mut Keeper) {
     loop {

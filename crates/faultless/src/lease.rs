@@ -93,7 +93,7 @@ pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
 }
 
 /// How long the kernel waits before it takes a lease by force.
-fn patience() -> std::time::Duration {
+pub(crate) fn patience() -> std::time::Duration {
     let seconds = std::fs::read_to_string("/proc/sys/fs/lease-break-time")
         .ok()
         .and_then(|s| s.trim().parse::<u64>().ok())
@@ -106,10 +106,7 @@ fn patience() -> std::time::Duration {
 /// Whatever this does or leaves undone, bytes stay right: the fault path asks the kernel about the lease after each
 /// read. What is at stake here is only how much survives.
 pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
-    let Reading::File { fd, .. } = &core.reading else {
-        return;
-    };
-    if core.keep_all.swap(true, Ordering::AcqRel) {
+    if core.keep_all.swap(true, Ordering::SeqCst) {
         return;
     }
     if what == OnBreak::Snapshot {
@@ -124,7 +121,8 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
         }
     }
     core.refusal.store(1, Ordering::Release);
-    crate::keeper::end_lease(fd);
+    // It may have been broken before the thread that took it could note it down.
+    crate::keeper::end_lease(*core.lease.wait());
 }
 
 /// Makes one unit resident for good, if there is room for it.

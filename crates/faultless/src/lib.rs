@@ -41,8 +41,8 @@
 //!
 //! Linux 6.9 or later for all of it, no privilege. Where userfaultfd is not to be had, the same API runs on the
 //! kernel's mmap; [`Pool::backend`] tells. The process's SIGBUS handler is the engine's (faults that are not its own
-//! go on to the handler that was there before); a handler that another part of the program installs *later*, without
-//! chaining, makes [`Pool::map`] fail with [`Error::HandlerReplaced`].
+//! go on to the handler that was there before). A handler that another part of the program installs *later* takes its
+//! place: [`Pool::map`] then fails with [`Error::HandlerReplaced`]. Such code must come first.
 
 #[cfg(not(loom))]
 mod bytes;

@@ -396,6 +396,7 @@ impl MapOptions {
             name: name.into_boxed_str(),
             pid: process::pid(),
             refusal: AtomicU8::new(0),
+            lease: std::sync::OnceLock::new(),
             keep_all: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             run_units: AtomicU32::new(1),
@@ -627,9 +628,10 @@ impl Map {
         let on_break = Box::new(move || {
             workers.push(Job::LeaseBreak { id, serial, what });
         });
-        keeper::lease(fd, on_break)
+        let id = keeper::lease(fd, on_break)
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
             .map_err(|e| lease::error(&core.name, lease::refusal(e)))?;
+        let _ = core.lease.set(id);
         // Somebody may have truncated it between the look at its length and the lease.
         match file::status(fd.get()) {
             Ok(st) if st.len == len_before => Ok(self),
@@ -670,7 +672,8 @@ impl Map {
     }
 
     /// Makes a range resident and keeps it so until the result is dropped. The bytes may then be handed to system
-    /// calls, and touching them never faults.
+    /// calls, and touching them never faults. (On the mmap backend the range is read in; it stays as long as memory lasts,
+    /// and system calls take it in either way.)
     ///
     /// # Errors
     ///
@@ -948,7 +951,15 @@ impl Drop for Map {
         core.pool
             .budget
             .release(resident + core.table.fixed_bytes());
-        let MapCore { id, reading, .. } = *core;
+        let MapCore {
+            id,
+            reading,
+            lease: core_lease,
+            ..
+        } = *core;
+        if let Some(&lease) = core_lease.get() {
+            keeper::end_lease(lease);
+        }
         // The lease first: nobody is told of its break under a gate that serves another map.
         retire_reading(reading);
         registry::unreserve(id);

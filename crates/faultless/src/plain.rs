@@ -1,26 +1,72 @@
 //! Maps without userfaultfd: the kernel's own mmap for files, a copy in memory for other sources.
+//!
+//! A lease guards a file here too, but less well: the kernel's mapping shows what a writer writes. When the lease is
+//! being broken, the mapping is replaced, by a copy or by nothing, before the writer is let in. That takes time, which
+//! the kernel grants (`lease-break-time`); a process that is stopped for longer than that loses the race.
 
 #![allow(unsafe_code, reason = "maps and replaces memory by address")]
 
 use crate::error::Error;
 use crate::fault::fds::Fd;
-use crate::lease::OnBreak;
+use crate::keeper::{self, LeaseId};
+use crate::lease::{self, OnBreak};
 use crate::source::{self, Source};
-use faultless_sys::file::FileId;
+use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::{self, PAGE};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use faultless_sys::raw;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::time::Instant;
 
 /// `MADV_POPULATE_READ` (5.14).
 const MADV_POPULATE_READ: i32 = 22;
+/// Bytes of a copy that are read between looks at the clock.
+const COPY_STEP: usize = 4 << 20;
+
+/// What lies in the range of a plain map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The file, as the kernel maps it.
+    File,
+    /// A copy in memory.
+    Copy,
+    /// Nothing: the lease was broken.
+    Refused,
+    /// The map is being dropped.
+    Gone,
+}
 
 /// Where a plain map is, shared with the thread that handles a broken lease.
 #[derive(Debug)]
 pub(crate) struct Range {
     pub(crate) start: usize,
     pub(crate) len: usize,
-    /// 0: as mapped. 1: replaced by a copy. 2: refused.
-    state: AtomicU8,
+    /// Held while the range is replaced.
+    state: Mutex<State>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ranges of leased maps: a forked child does not get them, since its parent guards them.
+static LEASED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+/// The lock on them, held across `fork`.
+pub(crate) struct Frozen {
+    _leased: MutexGuard<'static, Vec<(usize, usize)>>,
+}
+
+pub(crate) fn freeze() -> Frozen {
+    Frozen {
+        _leased: lock(&LEASED),
+    }
+}
+
+/// Runs `f` on them, in the child of a fork, whose only thread is the caller and holds the lock.
+pub(crate) fn for_each_leased(held: &Frozen, mut f: impl FnMut(std::ops::Range<usize>)) {
+    for &(start, len) in held._leased.iter() {
+        f(start..start + len);
+    }
 }
 
 /// A map on the kernel's mmap.
@@ -28,12 +74,13 @@ pub(crate) struct Range {
 pub(crate) struct Plain {
     pub(crate) range: Arc<Range>,
     pub(crate) name: String,
-    lease: Option<(Fd, FileId)>,
-    file_backed: bool,
+    lease: Option<(LeaseId, Fd, FileId)>,
+    pid: u32,
 }
 
 impl Plain {
-    /// Maps `len` bytes of an open file from `base`, a multiple of the page size.
+    /// Maps `len` bytes of an open file from `base`, a multiple of the page size. With a lease: what to do when it is
+    /// broken, and the largest copy that may be made.
     pub(crate) fn file(
         fd: Fd,
         id: FileId,
@@ -43,58 +90,69 @@ impl Plain {
         lease: Option<(OnBreak, u64)>,
     ) -> Result<Self, Error> {
         // SAFETY: the kernel chooses an unused range.
-        let start = unsafe { mem::map(0, len, libc::PROT_READ, libc::MAP_PRIVATE, fd.get(), base) };
-        let start = match start {
+        let mapped =
+            unsafe { mem::map(0, len, libc::PROT_READ, libc::MAP_PRIVATE, fd.get(), base) };
+        let start = match mapped {
             Ok(start) => start,
             Err(e) => {
-                crate::keeper::retire(fd, id);
+                keeper::retire(fd, id);
                 return Err(Error::kernel(format!("cannot map {name}"), e));
             }
         };
-        let range = Arc::new(Range {
-            start,
-            len,
-            state: AtomicU8::new(0),
-        });
-        let leased = lease.is_some();
-        if let Some((what, room)) = lease {
-            let (broken, kept) = (range.clone(), fd.engine_number());
-            let on_break = move || {
-                let (range, what) = (broken.clone(), what);
-                // The keeper must not read a whole file itself.
-                let _ = std::thread::Builder::new()
-                    .name("faultless-snap".into())
-                    .spawn(move || {
-                        crate::keeper::block_signals();
-                        on_lease_break(&range, kept, base, what, room);
-                        crate::keeper::end_lease_of(kept);
-                    });
-            };
-            let taken = crate::keeper::lease(&fd, Box::new(on_break))
-                .map_err(|e| Error::kernel("cannot reach the keeper thread", e))
-                .and_then(|r| r.map_err(|e| crate::lease::error(&name, crate::lease::refusal(e))));
-            if let Err(e) = taken {
-                // SAFETY: mapped above, shown to nobody.
-                let _ = unsafe { mem::unmap(start, len) };
-                crate::keeper::retire(fd, id);
-                return Err(e);
-            }
-        }
-        if leased {
-            return Ok(Plain {
-                range,
-                name,
-                lease: Some((fd, id)),
-                file_backed: true,
-            });
-        }
-        crate::keeper::retire(fd, id);
-        Ok(Plain {
-            range,
+        let mut plain = Plain {
+            range: Arc::new(Range {
+                start,
+                len,
+                state: Mutex::new(State::File),
+            }),
             name,
             lease: None,
-            file_backed: true,
-        })
+            pid: raw::getpid(),
+        };
+        let Some((what, room)) = lease else {
+            keeper::retire(fd, id);
+            return Ok(plain);
+        };
+        // SAFETY: ours; the advice changes no contents.
+        let _ = unsafe { mem::madvise(start, len, libc::MADV_DONTFORK) };
+        match plain.take_lease(&fd, base, what, room) {
+            Ok(lease) => {
+                lock(&LEASED).push((start, len));
+                plain.lease = Some((lease, fd, id));
+                Ok(plain)
+            }
+            Err(e) => {
+                keeper::retire(fd, id);
+                Err(e)
+            }
+        }
+    }
+
+    fn take_lease(&self, fd: &Fd, base: u64, what: OnBreak, room: u64) -> Result<LeaseId, Error> {
+        let taken = Arc::new(OnceLock::new());
+        let (range, number, id) = (self.range.clone(), fd.engine_number(), taken.clone());
+        let on_break = move || {
+            // The keeper must not read a whole file itself.
+            let for_thread = range.clone();
+            let thread = std::thread::Builder::new()
+                .name("faultless-snap".into())
+                .spawn(move || {
+                    keeper::block_signals();
+                    if on_lease_break(&for_thread, number, base, what, room) {
+                        // It may have been broken before the thread that took it could note it down.
+                        keeper::end_lease(*id.wait());
+                    }
+                });
+            if thread.is_err() {
+                // No thread to be had: nothing is kept, and the kernel takes the lease by itself.
+                on_lease_break(&range, number, base, OnBreak::Fail, 0);
+            }
+        };
+        let lease = keeper::lease(fd, Box::new(on_break))
+            .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
+            .map_err(|e| lease::error(&self.name, lease::refusal(e)))?;
+        let _ = taken.set(lease);
+        Ok(lease)
     }
 
     /// Reads all of a source into memory.
@@ -106,38 +164,42 @@ impl Plain {
     ) -> Result<Self, Error> {
         let start =
             mem::map_anonymous(len).map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
-        // SAFETY: mapped just now, writable, ours.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
-        let read = source::read_full(source, source.alignment().max(1), bytes, base);
-        if let Err(error) = read {
-            // SAFETY: mapped above, shown to nobody.
-            let _ = unsafe { mem::unmap(start, len) };
-            return Err(Error::Read {
-                name,
-                offset: base,
-                error,
-            });
-        }
-        // SAFETY: ours; nobody writes to it any more.
-        let _ = unsafe { mem::protect(start, len, libc::PROT_READ) };
-        Ok(Plain {
+        let plain = Plain {
             range: Arc::new(Range {
                 start,
                 len,
-                state: AtomicU8::new(1),
+                state: Mutex::new(State::Copy),
             }),
             name,
             lease: None,
-            file_backed: false,
-        })
+            pid: raw::getpid(),
+        };
+        // SAFETY: mapped just now, writable, ours.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
+        match source::read_full(source, source.alignment().max(1), bytes, base) {
+            Ok(_) => {
+                // SAFETY: ours; nobody writes to it any more.
+                let _ = unsafe { mem::protect(start, len, libc::PROT_READ) };
+                Ok(plain)
+            }
+            Err(error) => Err(Error::Read {
+                name: plain.name.clone(),
+                offset: base,
+                error,
+            }),
+        }
     }
 
     /// Makes a range (page-aligned, in bytes from the start) resident, and says so if it cannot be.
     pub(crate) fn populate(&self, start: usize, len: usize) -> Result<(), std::io::Error> {
-        if self.range.state.load(Ordering::Acquire) == 2 {
-            return Err(std::io::Error::other(
-                "the file was opened for writing after it was mapped",
-            ));
+        if self
+            .range
+            .state
+            .try_lock()
+            .is_ok_and(|s| *s == State::Refused)
+        {
+            let why = "the file was opened for writing after it was mapped";
+            return Err(std::io::Error::other(why));
         }
         // SAFETY: reads pages in; changes no contents.
         match unsafe { mem::madvise(self.range.start + start, len, MADV_POPULATE_READ) } {
@@ -149,15 +211,20 @@ impl Plain {
 
     /// Gives the kernel advice on a range that changes no contents.
     pub(crate) fn advise(&self, start: usize, len: usize, advice: i32) {
-        debug_assert!(advice != libc::MADV_DONTNEED || self.file_backed);
-        // SAFETY: inside our mapping; a private file mapping that nobody wrote to is read again after DONTNEED.
+        debug_assert!(advice != libc::MADV_DONTNEED);
+        // SAFETY: inside our mapping; callers pass advice that discards nothing.
         let _ = unsafe { mem::madvise(self.range.start + start, len, advice) };
     }
 
     /// Lets pages go, if they can come back.
     pub(crate) fn release(&self, start: usize, len: usize) {
-        if self.file_backed && self.range.state.load(Ordering::Acquire) == 0 {
-            self.advise(start, len, libc::MADV_DONTNEED);
+        // Held, so that the range is not replaced meanwhile by a copy, which could not come back.
+        match self.range.state.try_lock() {
+            Ok(state) if *state == State::File => {
+                // SAFETY: a private mapping of a file that nobody wrote to is read again.
+                let _ = unsafe { mem::madvise(self.range.start + start, len, libc::MADV_DONTNEED) };
+            }
+            Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
         }
     }
 
@@ -174,83 +241,94 @@ impl Plain {
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        // The lease first: no break is handled on a range that is gone.
-        if let Some((fd, id)) = self.lease.take() {
-            crate::keeper::retire(fd, id);
+        if raw::getpid() != self.pid {
+            // A forked child: a leased range is barred there, another is its own affair, and nothing else is its to end.
+            return;
         }
-        while Arc::strong_count(&self.range) > 1 && self.range.state.load(Ordering::Acquire) == 3 {
-            faultless_sys::raw::nap(1_000_000);
+        *lock(&self.range.state) = State::Gone;
+        if let Some((lease, fd, id)) = self.lease.take() {
+            keeper::end_lease(lease);
+            keeper::retire(fd, id);
+            lock(&LEASED).retain(|&(start, _)| start != self.range.start);
         }
-        // SAFETY: ours; the map is being dropped, so nobody holds a slice of it.
+        // SAFETY: ours; the map is being dropped, so nobody holds a slice of it, and nobody replaces it any more.
         let _ = unsafe { mem::unmap(self.range.start, self.range.len) };
     }
 }
 
-/// Replaces the file under a map before a writer gets at it: by a copy, or by nothing.
-fn on_lease_break(range: &Range, fd: i32, base: u64, what: OnBreak, room: u64) {
-    // 3: being replaced; the dropper waits.
-    if range
-        .state
-        .compare_exchange(0, 3, Ordering::AcqRel, Ordering::Acquire)
-        .is_err()
-    {
-        return;
+/// Replaces the file under a map before a writer gets at it: by a copy, or by nothing. `false` if there is nothing to
+/// replace.
+fn on_lease_break(range: &Range, fd: i32, base: u64, what: OnBreak, room: u64) -> bool {
+    let mut state = lock(&range.state);
+    if *state != State::File {
+        return false;
     }
     let copied = what == OnBreak::Snapshot
         && range.len as u64 <= room
         && replace_by_copy(range, fd, base).is_some();
-    if !copied {
-        // An empty file: every access raises SIGBUS, as a truncated file would.
-        // SAFETY: plain system calls; the range is ours until the map is dropped, which waits for us.
-        unsafe {
-            let empty = libc::memfd_create(c"faultless-lease-broken".as_ptr(), libc::MFD_CLOEXEC);
-            let flags = libc::MAP_FIXED | libc::MAP_SHARED;
-            let _ = mem::map(range.start, range.len, libc::PROT_READ, flags, empty, 0);
-            if empty >= 0 {
-                faultless_sys::file::close(empty);
-            }
+    *state = if copied {
+        State::Copy
+    } else {
+        bar(range);
+        State::Refused
+    };
+    true
+}
+
+/// Makes every access to a range fail.
+fn bar(range: &Range) {
+    // SAFETY: plain system calls; the range is ours until the map is dropped, which takes the lock that the caller has.
+    unsafe {
+        // An empty file: SIGBUS, as a truncated file would give.
+        let empty = libc::memfd_create(c"faultless-lease-broken".as_ptr(), libc::MFD_CLOEXEC);
+        let flags = libc::MAP_FIXED | libc::MAP_SHARED;
+        let barred = empty >= 0
+            && mem::map(range.start, range.len, libc::PROT_READ, flags, empty, 0).is_ok();
+        if empty >= 0 {
+            file::close(empty);
+        }
+        if !barred {
+            // Without a descriptor to be had: no access at all.
+            let _ = mem::protect(range.start, range.len, libc::PROT_NONE);
         }
     }
-    range
-        .state
-        .store(if copied { 1 } else { 2 }, Ordering::Release);
 }
 
 fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
+    let deadline = Instant::now() + lease::patience().mul_f32(0.8);
     let copy = mem::map_anonymous(range.len).ok()?;
+    let read = read_all(copy, range.len, fd, base, deadline);
+    // Was the lease still held when the last byte was read? The kernel knows.
+    let good = read && file::lease_still_listed(fd);
+    // SAFETY: both ranges are ours and equally long; readers of the old one find the same bytes in the new.
+    let moved = good
+        && unsafe {
+            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+            let to = range.start as *mut libc::c_void;
+            mem::protect(copy, range.len, libc::PROT_READ).is_ok()
+                && libc::mremap(copy as *mut _, range.len, range.len, flags, to) != libc::MAP_FAILED
+        };
+    if !moved {
+        // SAFETY: mapped above, shown to nobody.
+        let _ = unsafe { mem::unmap(copy, range.len) };
+    }
+    moved.then_some(())
+}
+
+fn read_all(to: usize, len: usize, fd: i32, base: u64, deadline: Instant) -> bool {
     let mut got = 0;
-    while got < range.len {
+    while got < len {
+        if Instant::now() > deadline {
+            return false;
+        }
+        let n = (len - got).min(COPY_STEP);
         // SAFETY: inside the copy, which is ours and writable.
-        match unsafe {
-            faultless_sys::file::pread(fd, copy + got, range.len - got, base + got as u64)
-        } {
+        match unsafe { file::pread(fd, to + got, n, base + got as u64) } {
             Ok(0) => break,
             Ok(n) => got += n,
             Err(e) if e.0 == libc::EINTR => {}
-            Err(_) => {
-                // SAFETY: mapped above.
-                let _ = unsafe { mem::unmap(copy, range.len) };
-                return None;
-            }
+            Err(_) => return false,
         }
     }
-    // Read before the lease was given up? The kernel knows.
-    if !faultless_sys::file::lease_still_listed(fd) {
-        // SAFETY: mapped above.
-        let _ = unsafe { mem::unmap(copy, range.len) };
-        return None;
-    }
-    // SAFETY: both ranges are ours and equally long; readers of the old one find the same bytes in the new.
-    unsafe {
-        mem::protect(copy, range.len, libc::PROT_READ).ok()?;
-        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        let moved = libc::mremap(
-            copy as *mut _,
-            range.len,
-            range.len,
-            flags,
-            range.start as *mut libc::c_void,
-        );
-        (moved != libc::MAP_FAILED).then_some(())
-    }
+    true
 }

@@ -684,6 +684,94 @@ fn a_slow_source_blocks_only_those_who_want_its_page() {
     assert_eq!(slow.stats().fills, 1);
 }
 
+#[test]
+fn a_source_made_of_another_source_wants_a_pool_of_its_own() {
+    struct Over(Map);
+    impl Source for Over {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let n = buf.len().min(self.0.len() - offset as usize);
+            let part = self
+                .0
+                .pin(offset as usize..offset as usize + n)
+                .map_err(io::Error::from)?;
+            buf[..n].copy_from_slice(&part);
+            Ok(n)
+        }
+    }
+    let (outer, inner) = (pool(8), pool(8));
+    let source = || unsafe { inner.map_trusted(Generated::new(500_000, 20)) }.expect("mapped");
+    let map = unsafe { outer.map_trusted(Over(source())) }.expect("mapped");
+    check(&map, 20, 0);
+    // In the same pool, a pin may still read it through, in the caller's own thread.
+    let map = unsafe { inner.map_trusted(Over(source())) }.expect("mapped");
+    check(&map.pin(1000..2000).expect("pinned"), 20, 1000);
+}
+
+#[test]
+fn a_budget_has_room_for_a_few_units_or_says_so() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 21, 8 << 20);
+    let pool = pool(4);
+    let options = |kib| pool.options().unit(Bytes::kib(kib)).map(open(&path));
+    let e = options(1024)
+        .expect_err("a quarter of the budget")
+        .to_string();
+    assert!(e.contains("4 MiB") && e.contains("eight fill units"), "{e}");
+    let map = options(512).expect("an eighth");
+    check(&map, 21, 0);
+    assert!(pool.resize(Bytes::mib(2)).is_err(), "too small for the map");
+    check(&map, 21, 0);
+}
+
+#[test]
+fn scans_of_many_times_the_budget_leave_room_for_data() {
+    let pool = pool(1);
+    // 4 GiB of address space, one page in each 2 MiB: every page has a page of words of its own.
+    let map = unsafe { pool.map_trusted(Generated::new(4 << 30, 22)) }.expect("mapped");
+    for at in (0..map.len()).step_by(2 << 20) {
+        assert_eq!(map[at], common::byte_at(22, at));
+        map.release(at..at + PAGE).expect("released");
+    }
+    check(
+        &map.pin(0..256 << 10)
+            .expect("a quarter of the budget is free"),
+        22,
+        0,
+    );
+    for at in (0..map.len()).step_by(1 << 20) {
+        assert_eq!(map[at], common::byte_at(22, at));
+    }
+    eventually("room", || map.pin(0..256 << 10).is_ok());
+}
+
+#[test]
+fn a_pin_beyond_the_end_is_refused_whatever_the_unit() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 23, 5000);
+    let pool = pool(4);
+    for unit in [4, 16] {
+        let map = pool
+            .options()
+            .len(16_384)
+            .unit(Bytes::kib(unit))
+            .map(open(&path))
+            .expect("mapped");
+        assert!(matches!(
+            map.pin(0..16_384),
+            Err(Error::PastEnd { offset: 8192, .. })
+        ));
+        check(&map.pin(0..5000).expect("there"), 23, 0);
+        assert!(
+            map.pin(0..8192).expect("the rest of the last page")[5000..]
+                .iter()
+                .all(|&b| b == 0)
+        );
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Read(usize, usize),

@@ -1012,3 +1012,32 @@ fn overlayfs_is_refused_a_lease() {
         unsafe { libc::umount2(m.as_ptr(), libc::MNT_DETACH) };
     });
 }
+
+#[test]
+fn a_program_that_locks_all_its_memory_never_reads_zeros() {
+    let name = "a_program_that_locks_all_its_memory_never_reads_zeros";
+    if !is_root() {
+        return common::not_run(name, "only root can lock memory without limit");
+    }
+    isolated_ok(name, || {
+        let dir = dir();
+        let len = 4 << 20;
+        let path = file(dir.path(), "a", 1, len);
+        for when in [libc::MCL_FUTURE, libc::MCL_CURRENT | libc::MCL_FUTURE] {
+            assert_eq!(unsafe { libc::mlockall(when) }, 0);
+            let pool = pool(2);
+            let map = pool.map(open(&path)).expect("mapped");
+            check(&map, 1, 0);
+            check(&map.pin(5000..6000).expect("pinned"), 1, 5000);
+            // What the program locks itself is still the pool's to give up.
+            // (The call says that it cannot read absent pages in, and locks the range all the same.)
+            unsafe { libc::mlock(map.as_ptr().cast(), 64 * PAGE) };
+            check(&map, 1, 0);
+            map.release(..).expect("released");
+            assert!(!map.is_resident(0..PAGE));
+            check(&map, 1, 0);
+            assert!(pool.stats().peak <= Bytes::mib(2));
+            assert_eq!(unsafe { libc::munlockall() }, 0);
+        }
+    });
+}

@@ -72,7 +72,7 @@ pub(crate) fn batches_work() -> bool {
     let Ok(pidfd) = mem::pidfd_open(raw::getpid(), 0) else {
         return false;
     };
-    let Ok(addr) = mem::map_anonymous(PAGE) else {
+    let Ok(addr) = mem::map_reserved(PAGE) else {
         return false;
     };
     let ranges = [Range { addr, len: PAGE }];

@@ -116,6 +116,8 @@ pub(crate) struct MapCore {
     pub(crate) pid: u32,
     /// 0: normal; otherwise a `Refusal`: absent pages are refused from now on.
     pub(crate) refusal: AtomicU8,
+    /// The lease that guards the file, once it is taken.
+    pub(crate) lease: std::sync::OnceLock<crate::keeper::LeaseId>,
     /// Nothing may be evicted or marked: it could not be read again.
     pub(crate) keep_all: AtomicBool,
     /// The map is being dropped: whoever works on it in the background stops.

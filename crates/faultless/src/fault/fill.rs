@@ -264,10 +264,10 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
                 wait(core, unit, seen)?;
                 continue;
             }
-            (Need::Load(addr), State::Resident) => {
-                if !core.pool.last_looks.again(me, addr, seen.bits()) {
-                    return Ok(());
-                }
+            (Need::Load(addr), State::Resident)
+                if !core.pool.last_looks.again(me, addr, seen.bits()) =>
+            {
+                return Ok(());
             }
             (Need::Pin, State::Resident) if !seen.batch() && !seen.soft() => match page.pin(seen) {
                 Ok(()) => return Ok(()),

@@ -13,8 +13,8 @@ use faultless_sys::mem::PAGE;
 use faultless_sys::signal::{self, Action};
 use faultless_sys::{Errno, raw};
 use std::cell::UnsafeCell;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 /// The action that was there before ours. Written once, before `INSTALLED` is set, and only read from then on.
 struct Former(UnsafeCell<Option<Action>>);
@@ -24,6 +24,20 @@ unsafe impl Sync for Former {}
 static FORMER: Former = Former(UnsafeCell::new(None));
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// The former handler was to be called once only (`SA_RESETHAND`), and has been.
+static SPENT: AtomicBool = AtomicBool::new(false);
+
+/// The lock on the installation, held across `fork`.
+pub(crate) struct Frozen {
+    _installing: MutexGuard<'static, ()>,
+}
+
+pub(crate) fn freeze() -> Frozen {
+    Frozen {
+        _installing: INSTALLING.lock().unwrap_or_else(|e| e.into_inner()),
+    }
+}
 
 /// Why the handler is not in place.
 #[derive(Debug)]
@@ -91,8 +105,14 @@ fn report_at(core: &MapCore, addr: usize, why: Fault) {
 unsafe fn chain(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, code: i32) {
     // SAFETY: INSTALLED was set before our action could run, and FORMER is not written after that.
     let former = unsafe { (*FORMER.0.get()).unwrap_or_else(Action::default_action) };
-    let sent = code <= 0; // by kill, tgkill, sigqueue: not by a fault
-    match former.handler {
+    // By kill, tgkill, sigqueue, or as a mere notice of broken memory: no instruction would run into it again.
+    let sent = code <= 0 || code == libc::BUS_MCEERR_AO;
+    let handler = if SPENT.load(Ordering::Relaxed) {
+        libc::SIG_DFL
+    } else {
+        former.handler
+    };
+    match handler {
         libc::SIG_IGN if sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // The kernel does not let a fault be ignored. With the default action back in place, the faulting
@@ -116,8 +136,7 @@ unsafe fn chain(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_vo
             };
             let mine = signal::set_mask(interrupted | former.mask | itself);
             if former.flags & libc::SA_RESETHAND as usize != 0 {
-                // SAFETY: the default action needs no promise.
-                let _ = unsafe { signal::set_action(signo, &Action::default_action()) };
+                SPENT.store(true, Ordering::Relaxed);
             }
             if former.flags & libc::SA_SIGINFO as usize != 0 {
                 // SAFETY: it was installed as a three-argument handler for this signal.

@@ -163,10 +163,9 @@ pub(crate) fn unreserve(id: u32) {
 ///
 /// A forked child finds them empty (`MADV_WIPEONFORK`): it has no maps, and its handler learns so at no cost.
 fn make_leaves(region: &Range<usize>) -> std::io::Result<()> {
-    for index in
-        region.start >> GRANULE_SHIFT >> LEAF_BITS..=(region.end - 1) >> GRANULE_SHIFT >> LEAF_BITS
-    {
-        let slot = &TABLE[index];
+    let first = region.start >> GRANULE_SHIFT >> LEAF_BITS;
+    let last = (region.end - 1) >> GRANULE_SHIFT >> LEAF_BITS;
+    for slot in &TABLE[first..=last] {
         if !slot.load(Ordering::Acquire).is_null() {
             continue;
         }

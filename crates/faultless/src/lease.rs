@@ -151,7 +151,7 @@ fn keep(core: &MapCore, unit: u64) {
 
 /// Runs [`on_break`] for the map with gate `id`, if it is still the one with this serial number.
 pub(crate) fn broken(id: u32, serial: u64, what: OnBreak) {
-    if let Some(core) = registry::gate(id).and_then(|g| g.enter())
+    if let Some(core) = registry::gate(id).and_then(registry::enter)
         && core.serial == serial
     {
         on_break(&core, what);

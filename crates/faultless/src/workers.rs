@@ -157,7 +157,7 @@ impl Workers {
 
 fn prefetch(id: u32, serial: u64, unit: u64, count: u64) {
     let Some(core) = registry::gate(id)
-        .and_then(|g| g.enter())
+        .and_then(registry::enter)
         .filter(|c| c.serial == serial)
     else {
         return;

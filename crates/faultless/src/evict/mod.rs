@@ -62,7 +62,7 @@ impl<'a> Batch<'a> {
     fn map(&mut self, id: u32) -> Option<&Inside<'a>> {
         self.maps
             .entry(id)
-            .or_insert_with(|| registry::gate(id)?.enter())
+            .or_insert_with(|| registry::enter(registry::gate(id)?))
             .as_ref()
     }
 }

@@ -5,7 +5,7 @@
 //! after which it looks again. (Constructors and destructors, which run in ordinary contexts, may do more; they are
 //! the functions that return owned values or take a `Mutex`.)
 //!
-//! The way of a miss: [`handler`] → [`registry`] (whose address is it?) → [`fill`] (claim in [`table`] and [`page`],
+//! The way of a miss: [`handler`] → [`registry`] and [`gate`] (whose address is it?) → [`fill`] (claim in [`table`] and [`page`],
 //! charge to [`budget`], read into [`staging`], check, install, publish to [`ring`]) → back to the load.
 
 #[cfg(not(loom))]
@@ -20,6 +20,7 @@ pub(crate) mod counters;
 pub(crate) mod fds;
 #[cfg(not(loom))]
 pub(crate) mod fill;
+pub(crate) mod gate;
 #[cfg(not(loom))]
 pub(crate) mod handler;
 pub(crate) mod page;

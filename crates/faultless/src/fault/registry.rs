@@ -2,16 +2,12 @@
 //!
 //! Regions are multiples of 2 MiB, aligned to 2 MiB, so a two-level table indexed by address finds the *gate* of the
 //! region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
-//! reach a gate. What is behind the gate, the [`MapCore`], is freed when its map is dropped:
-//!
-//! * a reader announces itself in one of the gate's counters, *then* looks whether a core is behind it;
-//! * a dropper takes the core away, *then* waits until all counters are zero.
-//!
-//! Both steps are sequentially consistent, so either the reader sees the core gone, or the dropper sees the reader.
+//! reach a gate. What is behind the gate, the [`MapCore`], is freed when its map is dropped; `gate.rs` says how.
 
 #![allow(unsafe_code, reason = "dereferences what the gate protects")]
 
 use super::core::MapCore;
+use super::gate::USER_SHARDS;
 use super::process;
 use faultless_sys::{mem, raw};
 use std::ops::Range;
@@ -26,66 +22,24 @@ const LEAF_BITS: u32 = 13;
 const LEAF: usize = 1 << LEAF_BITS;
 const ROOT: usize = 1 << (48 - GRANULE_SHIFT - LEAF_BITS);
 
+/// How often a dropper looks whether somebody is still inside.
+const SHUT_NAP_NS: u64 = 20_000;
+
 /// Most maps that can live at once: more than `vm.max_map_count` lets a process map.
 pub(crate) const MAPS_MAX: usize = 1 << 16;
 const GATES_PER_CHUNK: usize = 64;
-const USER_SHARDS: usize = 16;
 
 #[repr(transparent)]
 struct Leaf([AtomicU32; LEAF]);
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Users(AtomicU32);
-
 /// The door to one map.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    core: AtomicPtr<MapCore>,
-    users: [Users; USER_SHARDS],
-}
+pub(crate) type Gate = super::gate::Gate<MapCore>;
+/// Somebody who is inside a map's gate.
+pub(crate) type Inside<'a> = super::gate::Inside<'a, MapCore>;
 
-/// Somebody who is inside a gate: the core cannot be freed while this lives.
-pub(crate) struct Inside<'a> {
-    core: &'a MapCore,
-    users: &'a AtomicU32,
-}
-
-impl std::ops::Deref for Inside<'_> {
-    type Target = MapCore;
-    fn deref(&self) -> &MapCore {
-        self.core
-    }
-}
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.users.fetch_sub(1, Ordering::Release);
-    }
-}
-
-impl Gate {
-    /// Goes in, if a map is behind the gate.
-    pub(crate) fn enter(&self) -> Option<Inside<'_>> {
-        let users = &self.users[process::shard(USER_SHARDS)].0;
-        users.fetch_add(1, Ordering::SeqCst);
-        let core = self.core.load(Ordering::SeqCst);
-        if core.is_null() {
-            users.fetch_sub(1, Ordering::Release);
-            return None;
-        }
-        // SAFETY: whoever takes the core away waits for the counter that was raised before the core was seen.
-        let core = unsafe { &*core };
-        Some(Inside { core, users })
-    }
-
-    /// Takes the core away and waits until nobody is inside.
-    fn shut(&self) {
-        self.core.store(std::ptr::null_mut(), Ordering::SeqCst);
-        while self.users.iter().any(|u| u.0.load(Ordering::SeqCst) != 0) {
-            raw::nap(20_000);
-        }
-    }
+/// Goes in through a gate, counted with others on this processor.
+pub(crate) fn enter(gate: &Gate) -> Option<Inside<'_>> {
+    gate.enter(process::shard(USER_SHARDS))
 }
 
 static TABLE: [AtomicPtr<Leaf>; ROOT] = [const { AtomicPtr::new(std::ptr::null_mut()) }; ROOT];
@@ -122,7 +76,7 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     }
     // SAFETY: leaves are leaked when made, and never freed.
     let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
-    let inside = gate(entry.checked_sub(1)?)?.enter()?;
+    let inside = enter(gate(entry.checked_sub(1)?)?)?;
     // The gate may serve another map by now.
     inside.region().contains(&addr).then_some(inside)
 }
@@ -204,8 +158,7 @@ fn set_entries(core: &MapCore, value: u32) {
 pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
     let core: &'static MapCore = Box::leak(core);
     if let Some(gate) = gate(core.id) {
-        gate.core
-            .store(core as *const MapCore as *mut MapCore, Ordering::SeqCst);
+        gate.open(core as *const MapCore as *mut MapCore);
     }
     set_entries(core, core.id + 1);
     core
@@ -219,7 +172,7 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
 pub(crate) unsafe fn shut(core: &'static MapCore) -> Box<MapCore> {
     set_entries(core, 0);
     if let Some(gate) = gate(core.id) {
-        gate.shut();
+        gate.shut(|| raw::nap(SHUT_NAP_NS));
     }
     // SAFETY: `open` leaked it from a box; nobody inside holds it any more, and the caller gives its reference up.
     unsafe { Box::from_raw(core as *const MapCore as *mut MapCore) }
@@ -246,7 +199,7 @@ pub(crate) fn for_each_after_fork(mut f: impl FnMut(std::ops::Range<usize>)) {
         }
         // SAFETY: chunks are never freed.
         for gate in unsafe { &*chunk } {
-            let core = gate.core.load(Ordering::SeqCst);
+            let core = gate.peek();
             // SAFETY: a core is freed only after it was taken from its gate, and this child has no other thread.
             if let Some(core) = unsafe { core.as_ref() } {
                 f(core.region());
@@ -262,7 +215,7 @@ pub(crate) fn find_parents(addr: usize) -> Option<Inside<'static>> {
         .map(|c| c.load(Ordering::Acquire))
         .take_while(|c| !c.is_null());
     // SAFETY: chunks are never freed.
-    let mut maps = chunks.flat_map(|c| unsafe { &*c }).filter_map(Gate::enter);
+    let mut maps = chunks.flat_map(|c| unsafe { &*c }).filter_map(enter);
     maps.find(|core| core.pid != raw::getpid() && core.region().contains(&addr))
 }
 
@@ -275,7 +228,7 @@ pub(crate) fn for_each(mut f: impl FnMut(&MapCore)) {
         }
         // SAFETY: chunks are never freed.
         for gate in unsafe { &*chunk } {
-            if let Some(core) = gate.enter() {
+            if let Some(core) = enter(gate) {
                 f(&core);
             }
         }

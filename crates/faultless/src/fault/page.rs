@@ -707,6 +707,45 @@ mod models {
         );
     }
 
+    fn soft() -> Arc<World> {
+        let w = resident();
+        w.soften();
+        w
+    }
+
+    /// The kernel takes the page back, a load claims it from a batch that has not struck yet, and then it is pinned.
+    #[test]
+    fn a_pin_after_a_load_that_came_before_the_batch() {
+        run(
+            soft,
+            vec![|w| w.evict(), |w| {
+                w.reclaim();
+                _ = w.load(1, 2, false);
+                if w.pin(1, 4) {
+                    w.check_pinned();
+                    w.page.unpin();
+                }
+            }],
+        );
+    }
+
+    /// The same, with a fill that fails in between.
+    #[test]
+    fn a_pin_after_a_failed_load_that_came_before_the_batch() {
+        run(
+            soft,
+            vec![|w| w.evict(), |w| {
+                w.reclaim();
+                _ = w.load(1, 1, true);
+                _ = w.load(1, 2, false);
+                if w.pin(1, 4) {
+                    w.check_pinned();
+                    w.page.unpin();
+                }
+            }],
+        );
+    }
+
     #[test]
     fn release_and_eviction_do_not_both_take_the_frame() {
         run(

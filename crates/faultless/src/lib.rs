@@ -62,6 +62,8 @@ mod map;
 #[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
+mod options;
+#[cfg(not(loom))]
 mod plain;
 #[cfg(not(loom))]
 mod pool;
@@ -80,7 +82,9 @@ pub use fault::counters::{Latency, Stats};
 #[cfg(not(loom))]
 pub use lease::OnBreak;
 #[cfg(not(loom))]
-pub use map::{Advice, Map, MapOptions, Pinned, Reads};
+pub use map::{Map, Pinned};
+#[cfg(not(loom))]
+pub use options::{Advice, MapOptions, Reads};
 #[cfg(not(loom))]
 pub use pool::{Backend, BackendChoice, Pool, PoolBuilder, PoolStats};
 #[cfg(not(loom))]

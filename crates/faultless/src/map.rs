@@ -1,516 +1,29 @@
-//! Maps: how they are made, used and dropped.
+//! A map: bytes that are read as they are touched.
 
 #![allow(unsafe_code, reason = "makes slices of mapped memory, discards ranges")]
 
-use crate::bytes::Bytes;
 use crate::error::{Error, LeaseRefusal};
 use crate::evict::{collect_group, settle_evicted};
 use crate::fault::core::{MapCore, Reading};
-use crate::fault::counters::{Count, Counters, Stats};
+use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need};
 use crate::fault::page::State;
 use crate::fault::process;
-use crate::fault::registry::{self, GRANULE};
+use crate::fault::registry;
 use crate::fault::report::Fault;
-use crate::fault::table::{GROUP, Table};
+use crate::fault::table::GROUP;
 use crate::keeper;
 use crate::lease::{self, OnBreak};
+use crate::options::{Advice, SEQUENTIAL_BYTES, retire_reading};
 use crate::plain::Plain;
-use crate::pool::{Engine, Pool, own};
-use crate::source::{self, Source};
+use crate::pool::Pool;
 use crate::workers::{Job, PART, with_pieces};
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{file, futex, signal, uffd};
+use faultless_sys::{file, futex, signal};
 use std::fmt;
 use std::ops::{Deref, RangeBounds};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-
-/// Largest fill unit.
-const UNIT_MAX: usize = 2 << 20;
-/// What one miss reads under [`Advice::Sequential`].
-const SEQUENTIAL_BYTES: usize = 256 * 1024;
-/// Serial number of the next map.
-static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
-
-/// Largest map: more than 48 bits of address space cannot be reserved.
-const LEN_MAX: u64 = 1 << 46;
-
-/// How a map will be read. As with `madvise`, it never changes what is read, only how soon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Advice {
-    /// Nothing is known: a miss fills one unit.
-    #[default]
-    Normal,
-    /// Here and there: a miss fills one unit.
-    Random,
-    /// In order: a miss fills up to 256 KiB from the unit on.
-    Sequential,
-}
-
-/// How files are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Reads {
-    /// Directly where the file system can, buffered where it cannot: the pool's budget is the cache, and a second copy
-    /// of the same bytes in the page cache would only take memory.
-    #[default]
-    Auto,
-    /// Directly (`O_DIRECT`), or not at all.
-    Direct,
-    /// Through the page cache: right where other processes read the same file in other ways, or keep it cached.
-    Buffered,
-}
-
-/// How a map is made.
-///
-/// ```
-/// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
-/// # std::io::Write::write_all(&mut &file, &[7u8; 100_000])?;
-/// use faultless::{Advice, Bytes, Pool};
-///
-/// let pool = Pool::builder().memory(Bytes::mib(64)).build()?;
-/// // SAFETY: nobody writes to the file while the map lives.
-/// let map = unsafe {
-///     pool.options().offset(10_000).len(50_000).unit(Bytes::kib(16)).advice(Advice::Random).map_trusted(file)
-/// }?;
-/// assert_eq!(map.len(), 50_000);
-/// assert!(map.iter().all(|&b| b == 7));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct MapOptions {
-    pool: Pool,
-    offset: u64,
-    len: Option<usize>,
-    unit: Bytes,
-    advice: Advice,
-    reads: Reads,
-    on_break: OnBreak,
-}
-
-impl MapOptions {
-    pub(crate) fn new(pool: &Pool) -> Self {
-        MapOptions {
-            pool: pool.clone(),
-            offset: 0,
-            len: None,
-            unit: Bytes::new(PAGE as u64),
-            advice: Advice::Normal,
-            reads: Reads::Auto,
-            on_break: OnBreak::Snapshot,
-        }
-    }
-
-    /// Where in the source the map begins, in bytes; any value. 0 by default.
-    pub fn offset(mut self, offset: u64) -> Self {
-        self.offset = offset;
-        self
-    }
-
-    /// Length of the map in bytes. By default, up to the end of the source. As with mmap, a map may reach beyond the
-    /// end; pages that lie wholly beyond it cannot be read.
-    pub fn len(mut self, len: usize) -> Self {
-        self.len = Some(len);
-        self
-    }
-
-    /// What one miss reads: a power of two from 4 KiB (the default) to 2 MiB.
-    pub fn unit(mut self, unit: Bytes) -> Self {
-        self.unit = unit;
-        self
-    }
-
-    /// How the map will be read; see [`Map::advise`].
-    pub fn advice(mut self, advice: Advice) -> Self {
-        self.advice = advice;
-        self
-    }
-
-    /// How a file is read: directly or through the page cache.
-    pub fn reads(mut self, reads: Reads) -> Self {
-        self.reads = reads;
-        self
-    }
-
-    /// What happens when somebody opens the file of a safe map for writing.
-    pub fn on_break(mut self, what: OnBreak) -> Self {
-        self.on_break = what;
-        self
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        let unit = self.unit.get();
-        if !unit.is_power_of_two() || !(PAGE as u64..=UNIT_MAX as u64).contains(&unit) {
-            return Err(Error::InvalidOption {
-                what: "the fill unit",
-                value: self.unit.to_string(),
-                remedy: "choose a power of two from 4 KiB to 2 MiB",
-            });
-        }
-        if process::forked() || process::pid() != self.pool.0.pid {
-            return Err(Error::Forked);
-        }
-        Ok(())
-    }
-
-    /// Bytes from the offset to the end of the map, and to the end of the source.
-    fn extent(&self, source_len: u64, name: &str) -> Result<(usize, u64), Error> {
-        let rest = source_len.saturating_sub(self.offset);
-        let len = self.len.map_or(rest, |l| l as u64);
-        if len > LEN_MAX || self.offset > i64::MAX as u64 - LEN_MAX {
-            return Err(Error::InvalidOption {
-                what: "the length of the map",
-                value: format!("{len} bytes from offset {} of {name}", self.offset),
-                remedy: "map at most 64 TiB at once",
-            });
-        }
-        if self.offset > source_len {
-            return Err(Error::InvalidOption {
-                what: "the offset of the map",
-                value: self.offset.to_string(),
-                remedy: "it lies behind the end of the source; choose a smaller one",
-            });
-        }
-        Ok((len as usize, rest))
-    }
-
-    /// Maps a file safely.
-    ///
-    /// The map takes a read lease (`fcntl(2)`, `F_SETLEASE`): the kernel grants it while nobody has the file open for
-    /// writing, and holds back who wants to, until the map has done what [`on_break`](Self::on_break) says. So the
-    /// bytes of the map never change, and a `&[u8]` of it is sound.
-    ///
-    /// The descriptor is not kept: the file is opened anew for reading.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Lease`] where no lease can be had: a writer, a file of another owner, a file system that does not
-    /// honour leases. [`Error::InvalidOption`], [`Error::TooManyMaps`], [`Error::Kernel`].
-    pub fn map(&self, file: impl AsFd) -> Result<Map, Error> {
-        let file = file.as_fd();
-        let name = source::file_name(file);
-        lease::check_file(file.as_raw_fd()).map_err(|r| lease::error(&name, r))?;
-        self.map_file(file, name, true)
-    }
-
-    /// Maps a source for whose bytes the caller vouches: a file that cannot be leased, or anything that implements
-    /// [`Source`].
-    ///
-    /// # Safety
-    ///
-    /// The bytes of the source must not change while the map lives: the map hands them out as `&[u8]`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Read`] if the source does not tell its length; [`Error::InvalidOption`], [`Error::TooManyMaps`],
-    /// [`Error::Kernel`]. On the mmap backend, a source that is no file is read into memory at once, and
-    /// [`Error::BudgetExhausted`] says that it is larger than the budget.
-    pub unsafe fn map_trusted(&self, source: impl Source) -> Result<Map, Error> {
-        if let Some(fd) = source.file() {
-            return self.map_file(fd, source.name(), false);
-        }
-        self.map_source(Arc::new(source))
-    }
-
-    fn map_source(&self, source: Arc<dyn Source>) -> Result<Map, Error> {
-        self.check()?;
-        let name = source.name();
-        let align = source.alignment();
-        if !align.is_power_of_two() || align > UNIT_MAX {
-            return Err(Error::InvalidOption {
-                what: "the alignment of the source",
-                value: align.to_string(),
-                remedy: "it must be a power of two, at most 2 MiB",
-            });
-        }
-        let source_len = source.len().map_err(|error| Error::Read {
-            name: name.clone(),
-            offset: 0,
-            error,
-        })?;
-        let (len, rest) = self.extent(source_len, &name)?;
-        if len == 0 {
-            return Ok(Map::empty(self.pool.clone(), name));
-        }
-        let unit = self.unit.get().max(align as u64);
-        let head = (self.offset % (PAGE.max(align)) as u64) as usize;
-        let base = self.offset - head as u64;
-        let Some(engine) = &self.pool.0.engine else {
-            let whole = (head + len).next_multiple_of(PAGE);
-            if whole as u64 > self.pool.budget().get() {
-                return Err(Error::BudgetExhausted {
-                    budget: self.pool.budget(),
-                });
-            }
-            let plain = Plain::copy(&*source, name, base, whole)?;
-            return Ok(Map::plain(self.pool.clone(), plain, head, len));
-        };
-        self.pool
-            .0
-            .workers
-            .ensure_fillers(&engine.core, self.pool.0.fill_threads)
-            .map_err(|e| Error::kernel("cannot start fill threads", e))?;
-        let data_len = head as u64 + rest;
-        self.engine_map(
-            engine,
-            Reading::Source {
-                source,
-                align: align as u64,
-            },
-            name,
-            base,
-            head,
-            len,
-            data_len,
-            unit,
-        )
-    }
-
-    fn map_file(&self, file: BorrowedFd<'_>, name: String, leased: bool) -> Result<Map, Error> {
-        self.check()?;
-        let cannot = |what: &str, e| Error::kernel(format!("cannot {what} {name}"), e);
-        let status = file::status(file.as_raw_fd()).map_err(|e| cannot("stat", e))?;
-        if status.mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(lease::error(
-                &name,
-                LeaseRefusal::NotRegular {
-                    kind: "not a regular file",
-                },
-            ));
-        }
-        let (len, _) = self.extent(status.len, &name)?;
-        if len == 0 {
-            return Ok(Map::empty(self.pool.clone(), name));
-        }
-        let fd = self.open(file, &name)?;
-        let id = status.id;
-        let fd = keeper::adopt(fd).map_err(|e| Error::kernel("cannot share a descriptor", e))?;
-        let head = (self.offset % PAGE as u64) as usize;
-        let base = self.offset - head as u64;
-        let Some(engine) = &self.pool.0.engine else {
-            let whole = (head + len).next_multiple_of(PAGE);
-            let lease = leased.then(|| (self.on_break, self.pool.budget().get()));
-            let plain = Plain::file(fd, id, name, base, whole, lease)?;
-            let map = Map::plain(self.pool.clone(), plain, head, len);
-            map.advise(self.advice);
-            return Ok(map);
-        };
-        let reading = Reading::File { fd, id, leased };
-        // Under a lease the length is asked again: it cannot change any more.
-        let unit = self.unit.get();
-        let data_len = head as u64 + status.len.saturating_sub(self.offset);
-        let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
-        if leased {
-            map.take_lease(self.on_break, status.len)
-        } else {
-            Ok(map)
-        }
-    }
-
-    /// Opens the file anew, for reading, directly where that is wanted and works.
-    fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Error> {
-        let buffered = || {
-            lease::reopen(file.as_raw_fd(), false)
-                .map(own)
-                .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
-        };
-        // On the kernel's mmap, direct I/O has no meaning.
-        if self.reads == Reads::Buffered || self.pool.0.engine.is_none() {
-            return buffered();
-        }
-        match lease::reopen(file.as_raw_fd(), true).map(own) {
-            Ok(fd) if lease::direct_works(fd.as_raw_fd()) => Ok(fd),
-            refused => {
-                // Closing it would drop the program's POSIX locks: it is switched to buffered reads instead.
-                if self.reads == Reads::Direct {
-                    if let Ok(fd) = refused {
-                        retire(fd);
-                    }
-                    return Err(Error::InvalidOption {
-                        what: "the way to read",
-                        value: format!("direct, for {name}"),
-                        remedy: "its file system does not read 4 KiB directly; choose Reads::Auto or Reads::Buffered",
-                    });
-                }
-                match refused {
-                    Ok(fd) => file::clear_direct(fd.as_raw_fd())
-                        .map(|()| fd)
-                        .map_err(|e| {
-                            Error::kernel(format!("cannot read {name} through the page cache"), e)
-                        }),
-                    Err(_) => buffered(),
-                }
-            }
-        }
-    }
-
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the parts of one structure, assembled in one place"
-    )]
-    fn engine_map(
-        &self,
-        engine: &Engine,
-        reading: Reading,
-        name: String,
-        base: u64,
-        head: usize,
-        len: usize,
-        data_len: u64,
-        unit: u64,
-    ) -> Result<Map, Error> {
-        let reserved = crate::pool::check_units(self.pool.budget(), unit)
-            .and_then(|()| crate::pool::install_handler())
-            .and_then(|()| self.reserve(engine, &name, head + len, unit))
-            .and_then(|parts| {
-                let id = registry::reserve(&(parts.0.start..parts.0.start + parts.0.len))
-                    .map_err(|e| Error::kernel("cannot reserve memory for the map's index", e))?;
-                Ok((id.ok_or(Error::TooManyMaps(registry::MAPS_MAX))?, parts))
-            });
-        let (id, (region, table)) = match reserved {
-            Ok(parts) => parts,
-            Err(e) => {
-                retire_reading(reading);
-                return Err(e);
-            }
-        };
-        engine.core.unit_max.fetch_max(unit, Ordering::Relaxed);
-        engine.core.budget.charge_anyway(table.fixed_bytes());
-        let core = registry::open(Box::new(MapCore {
-            id,
-            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
-            pool: engine.core.clone(),
-            start: region.start,
-            region_len: region.len,
-            base,
-            // Bytes that can be read: as far as both the map and the source go.
-            data_len: data_len.min((head + len) as u64),
-            unit_shift: unit.trailing_zeros(),
-            table,
-            reading,
-            name: name.into_boxed_str(),
-            pid: process::pid(),
-            refusal: AtomicU8::new(0),
-            lease: std::sync::OnceLock::new(),
-            keep_all: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            run_units: AtomicU32::new(1),
-            counters: Counters::new(),
-        }));
-        std::mem::forget(region);
-        let map = Map {
-            ptr: core.start + head,
-            len,
-            head,
-            inner: Inner::Engine(core),
-            pool: self.pool.clone(),
-        };
-        map.advise(self.advice);
-        Ok(map)
-    }
-
-    /// Reserves and arms address space for `span` bytes, with a table of its units.
-    fn reserve(
-        &self,
-        engine: &Engine,
-        name: &str,
-        span: usize,
-        unit: u64,
-    ) -> Result<(Region, Table), Error> {
-        let failed = |e: std::io::Error| {
-            Error::kernel(format!("cannot reserve address space for {name}"), e)
-        };
-        let region = Region::new(span).map_err(failed)?;
-        let units = (region.len as u64).div_ceil(unit);
-        let table = Table::new(units).map_err(failed)?;
-        if table.fixed_bytes() > self.pool.budget().get() / 4 {
-            return Err(Error::InvalidOption {
-                what: "the memory budget",
-                value: format!(
-                    "{}, for a map of {}",
-                    self.pool.budget(),
-                    Bytes::new(span as u64)
-                ),
-                remedy: "the map's page counters alone would take a quarter of it; give it more, or choose a larger unit",
-            });
-        }
-        let refused = |e: faultless_sys::Errno| {
-            Error::kernel(format!("cannot register the map of {name}"), e)
-        };
-        let fd = &engine.core.uffd;
-        let mut number = fd.get();
-        // SAFETY: the region was mapped just now and is ours.
-        let mut armed = unsafe { uffd::register(number, region.start, region.len) };
-        if let Err(faultless_sys::Errno(libc::EBADF | libc::ENOTTY | libc::EPERM)) = armed {
-            // The program closed it: fetch it again.
-            number = fd.recover(number).map_err(refused)?;
-            // SAFETY: as above.
-            armed = unsafe { uffd::register(number, region.start, region.len) };
-        }
-        armed.map_err(refused)?;
-        // SAFETY: ours, armed, and nobody has a reference into it yet.
-        unsafe { mem::protect(region.start, region.len, libc::PROT_READ) }.map_err(refused)?;
-        Ok((region, table))
-    }
-}
-
-fn retire(fd: std::os::fd::OwnedFd) {
-    let id = file::status(fd.as_raw_fd()).map(|s| s.id);
-    if let (Ok(fd), Ok(id)) = (keeper::adopt(fd), id) {
-        keeper::retire(fd, id);
-    }
-}
-
-fn retire_reading(reading: Reading) {
-    if let Reading::File { fd, id, .. } = reading {
-        keeper::retire(fd, id);
-    }
-}
-
-/// A range of address space, aligned to granules, unmapped when dropped.
-struct Region {
-    start: usize,
-    len: usize,
-}
-
-impl Region {
-    fn new(bytes: usize) -> std::io::Result<Self> {
-        let len = bytes.next_multiple_of(GRANULE);
-        // Without access until it is armed: under mlockall the kernel would fill it with zeros at once.
-        let raw = mem::map_reserved(len + GRANULE)?;
-        let start = raw.next_multiple_of(GRANULE);
-        // SAFETY: the parts before and behind the aligned range are ours, and nobody knows them.
-        unsafe {
-            if start > raw {
-                let _ = mem::unmap(raw, start - raw);
-            }
-            let end = raw + len + GRANULE;
-            if end > start + len {
-                let _ = mem::unmap(start + len, end - start - len);
-            }
-        }
-        let region = Region { start, len };
-        // SAFETY: ours; no contents yet.
-        unsafe {
-            mem::madvise(start, len, libc::MADV_DONTFORK)?;
-            mem::madvise(start, len, libc::MADV_DONTDUMP)?;
-            let _ = mem::madvise(start, len, libc::MADV_NOHUGEPAGE);
-        }
-        Ok(region)
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: ours; a Region is forgotten once it became a map.
-        let _ = unsafe { mem::unmap(self.start, self.len) };
-    }
-}
+use std::sync::atomic::Ordering;
 
 enum Inner {
     Engine(&'static MapCore),
@@ -578,7 +91,7 @@ impl AsRef<[u8]> for Map {
 }
 
 impl Map {
-    fn empty(pool: Pool, _name: String) -> Map {
+    pub(crate) fn empty(pool: Pool) -> Map {
         Map {
             ptr: std::ptr::dangling::<u8>() as usize,
             len: 0,
@@ -588,7 +101,17 @@ impl Map {
         }
     }
 
-    fn plain(pool: Pool, plain: Plain, head: usize, len: usize) -> Map {
+    pub(crate) fn engine(pool: Pool, core: &'static MapCore, head: usize, len: usize) -> Map {
+        Map {
+            ptr: core.start + head,
+            len,
+            head,
+            inner: Inner::Engine(core),
+            pool,
+        }
+    }
+
+    pub(crate) fn plain(pool: Pool, plain: Plain, head: usize, len: usize) -> Map {
         Map {
             ptr: plain.range.start + head,
             len,
@@ -612,7 +135,8 @@ impl Map {
         }
     }
 
-    fn take_lease(self, what: OnBreak, len_before: u64) -> Result<Map, Error> {
+    /// Takes the lease that makes the map safe; the map is dropped if it cannot be had.
+    pub(crate) fn take_lease(self, what: OnBreak, len_before: u64) -> Result<Map, Error> {
         let Inner::Engine(core) = &self.inner else {
             return Ok(self);
         };

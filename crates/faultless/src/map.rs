@@ -31,7 +31,7 @@ enum Inner {
     Empty,
 }
 
-/// A file, or another [`Source`], as memory: a `&[u8]` that is read as it is touched.
+/// A file, or another [`Source`](crate::Source), as memory: a `&[u8]` that is read as it is touched.
 ///
 /// ```
 /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;

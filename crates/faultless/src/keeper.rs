@@ -171,16 +171,18 @@ pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
 
 /// Lets a pool's userfaultfd go.
 pub(crate) fn unwatch(fd: Fd) {
-    close_shared_uffd(&fd);
     let (kept, number) = (fd.kept(), fd.engine_number());
+    // First out of the set, while the number still names it: without a private table it is the one that is closed next.
     let _ = with(move |k| {
         // SAFETY: two descriptors of this table.
         unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_DEL, number, std::ptr::null_mut()) };
-        if kept >= 0 {
-            // SAFETY: the keeper's own copy.
-            unsafe { file::close(kept) };
-        }
     });
+    // Then the program's, which is told from others by the kept one.
+    close_shared_uffd(&fd);
+    if kept >= 0 {
+        // SAFETY: the keeper's own copy, in the keeper's table.
+        let _ = with(move |_| unsafe { file::close(kept) });
+    }
 }
 
 /// Closes a userfaultfd's number in the program's table, if it still names one.

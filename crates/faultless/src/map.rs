@@ -19,7 +19,7 @@ use crate::plain::Plain;
 use crate::pool::Pool;
 use crate::workers::{Job, PART, with_pieces};
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{file, futex, signal};
+use faultless_sys::{file, signal};
 use std::fmt;
 use std::ops::{Deref, RangeBounds};
 use std::sync::PoisonError;
@@ -421,7 +421,12 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         // A handler that does not return would leave the units in our hands for ever.
         let _blocked = signal::Blocked::all();
         let first = unit;
-        while unit < units.end && unit - first < GROUP && core.page(unit).begin_evict() {
+        let mut soft = [false; GROUP as usize];
+        while unit < units.end
+            && unit - first < GROUP
+            && let Some(was_soft) = core.page(unit).begin_evict()
+        {
+            soft[(unit - first) as usize] = was_soft;
             unit += 1;
         }
         if unit == first {
@@ -435,10 +440,9 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
             && unsafe { mem::discard(core.start + bytes.start as usize, (bytes.end - bytes.start) as usize) };
         for u in first..unit {
             if !go {
-                let page = core.page(u);
-                if page.cancel_evict() {
-                    futex::wake_at(page.futex(), futex::ALL);
-                }
+                fill::cancel_eviction(core, u, soft[(u - first) as usize]);
+                // The evictor may have thrown its entry away meanwhile.
+                fill::track(core, u);
             } else if settle_evicted(core, u, 0) {
                 collect_group(core, u);
             }

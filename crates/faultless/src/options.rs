@@ -234,7 +234,8 @@ impl MapOptions {
         let head = (self.offset % (PAGE.max(align)) as u64) as usize;
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {
-            let whole = (head + len).next_multiple_of(PAGE);
+            // Whole blocks: a source is never asked for less.
+            let whole = (head + len).next_multiple_of(PAGE.max(align));
             if whole as u64 > self.pool.budget().get() {
                 return Err(Error::BudgetExhausted {
                     budget: self.pool.budget(),
@@ -372,7 +373,6 @@ impl MapOptions {
                 return Err(e);
             }
         };
-        engine.core.unit_max.fetch_max(unit, Ordering::Relaxed);
         engine.core.budget.charge_anyway(table.fixed_bytes());
         let core = registry::open(Box::new(MapCore {
             id,

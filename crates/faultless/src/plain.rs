@@ -14,6 +14,7 @@ use crate::source::{self, Source};
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub(crate) struct Range {
     pub(crate) len: usize,
     /// Held while the range is replaced.
     state: Mutex<State>,
+    /// The map is being dropped: whoever copies its file stops.
+    closing: AtomicBool,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,6 +107,7 @@ impl Plain {
                 start,
                 len,
                 state: Mutex::new(State::File),
+                closing: AtomicBool::new(false),
             }),
             name,
             lease: None,
@@ -169,6 +173,7 @@ impl Plain {
                 start,
                 len,
                 state: Mutex::new(State::Copy),
+                closing: AtomicBool::new(false),
             }),
             name,
             lease: None,
@@ -245,6 +250,7 @@ impl Drop for Plain {
             // A forked child: a leased range is barred there, another is its own affair, and nothing else is its to end.
             return;
         }
+        self.range.closing.store(true, Ordering::Relaxed);
         *lock(&self.range.state) = State::Gone;
         if let Some((lease, fd, id)) = self.lease.take() {
             keeper::end_lease(lease);
@@ -297,7 +303,8 @@ fn bar(range: &Range) {
 fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
     let deadline = Instant::now() + lease::patience().mul_f32(0.8);
     let copy = mem::map_anonymous(range.len).ok()?;
-    let read = read_all(copy, range.len, fd, base, deadline);
+    let stop = || range.closing.load(Ordering::Relaxed) || Instant::now() > deadline;
+    let read = read_all(copy, range.len, fd, base, stop);
     // Was the lease still held when the last byte was read? The kernel knows.
     let good = read && file::lease_still_listed(fd);
     // SAFETY: both ranges are ours and equally long; readers of the old one find the same bytes in the new.
@@ -315,10 +322,10 @@ fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
     moved.then_some(())
 }
 
-fn read_all(to: usize, len: usize, fd: i32, base: u64, deadline: Instant) -> bool {
+fn read_all(to: usize, len: usize, fd: i32, base: u64, stop: impl Fn() -> bool) -> bool {
     let mut got = 0;
     while got < len {
-        if Instant::now() > deadline {
+        if stop() {
             return false;
         }
         let n = (len - got).min(COPY_STEP);

@@ -341,7 +341,7 @@ impl Engine {
             firm_max: AtomicU64::new(u64::MAX),
             reserve: AtomicU64::new(evict::reserve_of(limit)),
             wanted: AtomicU64::new(0),
-            unit_max: AtomicU64::new(0),
+            fillers_started: AtomicU32::new(0),
             fillers: [const { AtomicU32::new(0) }; FILLERS_MAX],
             last_looks: LastLooks::new(),
             stopping: AtomicBool::new(false),
@@ -466,7 +466,13 @@ impl Pool {
     pub fn resize(&self, budget: Bytes) -> Result<(), Error> {
         check_budget(budget, memory::look().machine)?;
         if let Some(engine) = &self.0.engine {
-            check_units(budget, engine.core.unit_max.load(Ordering::Relaxed))?;
+            let mut largest = 0;
+            crate::fault::registry::for_each(|core| {
+                if Arc::ptr_eq(&core.pool, &engine.core) {
+                    largest = largest.max(core.unit_bytes());
+                }
+            });
+            check_units(budget, largest)?;
         }
         self.0
             .promise

@@ -89,6 +89,9 @@ impl Workers {
         let mut threads = lock(&self.threads);
         while threads.fillers < count {
             let (pool, number) = (pool.clone(), threads.fillers);
+            // Before it runs: it must find itself among the fill threads.
+            pool.fillers_started
+                .store(number as u32 + 1, Ordering::Relaxed);
             let handle = std::thread::Builder::new()
                 .name("faultless-fill".into())
                 .spawn(move || fill_for(&pool, number))?;

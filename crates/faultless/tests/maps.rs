@@ -8,7 +8,7 @@
 mod common;
 
 use common::{PAGE, check, content, dir, eventually, file, open, pool};
-use faultless::{Advice, Bytes, Error, Map, Pool, Reads, Source};
+use faultless::{Advice, BackendChoice, Bytes, Error, Map, Pool, Reads, Source};
 use proptest::prelude::*;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -849,5 +849,46 @@ proptest! {
         prop_assert!(shared[..] == model[..]);
         drop(shared);
         prop_assert!(pool.stats().used.get() < 5 << 20);
+    }
+}
+
+/// A source of blocks that refuses to be asked for less than whole ones.
+struct Blocks;
+
+impl Source for Blocks {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(200_000)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        if !buf.len().is_multiple_of(65_536) || !offset.is_multiple_of(65_536) {
+            return Err(std::io::Error::other("not whole blocks"));
+        }
+        let n = (buf.len() as u64).min(200_000 - offset) as usize;
+        for (i, b) in buf[..n].iter_mut().enumerate() {
+            *b = ((offset as usize + i) % 251) as u8;
+        }
+        Ok(n)
+    }
+    fn alignment(&self) -> usize {
+        65_536
+    }
+}
+
+#[test]
+fn sources_of_blocks_are_asked_for_whole_blocks_on_both_backends() {
+    for backend in [BackendChoice::Best, BackendChoice::Mmap] {
+        let pool = Pool::builder()
+            .memory(Bytes::mib(8))
+            .backend(backend)
+            .build()
+            .expect("a pool");
+        // SAFETY: the bytes are a function of the position.
+        let map = unsafe { pool.options().offset(70_001).map_trusted(Blocks) }.expect("a map");
+        assert_eq!(map.len(), 200_000 - 70_001);
+        assert!(
+            map.iter()
+                .enumerate()
+                .all(|(i, &b)| b == ((70_001 + i) % 251) as u8)
+        );
     }
 }

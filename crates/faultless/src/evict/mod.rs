@@ -10,7 +10,7 @@ pub(crate) mod policy;
 
 use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
 use crate::fault::counters::Count;
-use crate::fault::fill::{entry_bytes, entry_parts};
+use crate::fault::fill::{cancel_eviction, entry_bytes, entry_parts};
 use crate::fault::page::State;
 use crate::fault::registry::{self, Inside};
 use crate::fault::table::GROUP_BYTES;
@@ -261,14 +261,12 @@ impl Evictor {
                 if page.take_seen() {
                     return Try::Seen;
                 }
-                if page.begin_evict() {
+                if let Some(was_soft) = page.begin_evict() {
                     // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
                     if !core.keep_all.load(Ordering::SeqCst) {
                         return Try::Taken(core.unit_addr(unit));
                     }
-                    if page.cancel_evict() {
-                        futex::wake_at(page.futex(), futex::ALL);
-                    }
+                    cancel_eviction(core, unit, was_soft);
                     return Try::Gone;
                 }
                 match page.load().state() {
@@ -353,7 +351,14 @@ impl Evictor {
                     return Some((true, 0));
                 }
                 if page.begin_soften() {
-                    return Some((false, core.unit_addr(unit)));
+                    // As in `evict`: who sets `keep_all` looks at the words afterwards.
+                    if !core.keep_all.load(Ordering::SeqCst) {
+                        return Some((false, core.unit_addr(unit)));
+                    }
+                    if page.cancel_soften() {
+                        futex::wake_at(page.futex(), futex::ALL);
+                    }
+                    return None;
                 }
                 // Soft already (filled under a batch), or absent: nothing to mark. Being filled: it stays as it is.
                 let word = page.load();

@@ -39,9 +39,9 @@ pub(crate) struct PoolCore {
     pub(crate) reserve: AtomicU64,
     /// Most bytes that a fill is waiting for.
     pub(crate) wanted: AtomicU64,
-    /// Largest fill unit of the pool's maps, in bytes.
-    pub(crate) unit_max: AtomicU64,
-    /// Thread ids of the fill threads.
+    /// How many fill threads were started.
+    pub(crate) fillers_started: AtomicU32,
+    /// Their thread ids; 0 until one has begun to run.
     pub(crate) fillers: [AtomicU32; FILLERS_MAX],
     pub(crate) last_looks: LastLooks,
     pub(crate) stopping: AtomicBool,
@@ -51,11 +51,10 @@ impl PoolCore {
     /// Whether the calling thread is one of this pool's fill threads.
     pub(crate) fn is_filler(&self) -> bool {
         let me = faultless_sys::raw::gettid();
-        self.fillers
+        let started = self.fillers_started.load(Ordering::Relaxed) as usize;
+        self.fillers[..started.min(FILLERS_MAX)]
             .iter()
-            .map(|f| f.load(Ordering::Relaxed))
-            .take_while(|&tid| tid != 0)
-            .any(|tid| tid == me)
+            .any(|f| f.load(Ordering::Relaxed) == me)
     }
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.

@@ -9,7 +9,7 @@
 use super::core::{MapCore, Reading, Unit};
 use super::counters::Count;
 use super::fds::Fd;
-use super::page::{From, State, Word, futex_bits};
+use super::page::{From, PINS_MAX, State, Word, futex_bits};
 use super::process;
 use super::report::Fault;
 use super::table::GROUP_BYTES;
@@ -271,6 +271,7 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
             }
             (Need::Pin, State::Resident) if !seen.batch() && !seen.soft() => match page.pin(seen) {
                 Ok(()) => return Ok(()),
+                Err(_) if seen.pins() == PINS_MAX => return Err(Fault::Budget),
                 Err(_) => continue,
             },
             (Need::Pin, State::Evicting) => {
@@ -389,13 +390,31 @@ fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
         futex::wake_at(page.futex(), futex::ALL);
     }
     if due.track {
-        pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
-        let entry = track_entry(core.id, core.unit_shift, unit);
-        // The ring is large; it can be full only while the evictor is held up for long.
-        while !pool.filled.push(entry) {
-            pool.evict_bell.ring();
-            raw::nap(RING_NAP_NS);
-        }
+        track(core, unit);
+    }
+}
+
+/// Tells the evictor of a unit.
+pub(crate) fn track(core: &MapCore, unit: Unit) {
+    let pool = &*core.pool;
+    pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
+    let entry = track_entry(core.id, core.unit_shift, unit);
+    // The ring is large; it can be full only while the evictor is held up for long.
+    while !pool.filled.push(entry) {
+        pool.evict_bell.ring();
+        raw::nap(RING_NAP_NS);
+    }
+}
+
+/// Takes back an eviction whose batch was not sent.
+pub(crate) fn cancel_eviction(core: &MapCore, unit: Unit, was_soft: bool) {
+    let page = core.page(unit);
+    let cancelled = page.cancel_evict(was_soft);
+    if cancelled.claimed {
+        release(core, core.charge_of(unit));
+    }
+    if cancelled.wake {
+        futex::wake_at(page.futex(), futex::ALL);
     }
 }
 

@@ -123,6 +123,15 @@ pub(crate) struct Due {
     pub(crate) track: bool,
 }
 
+/// What became of an eviction that was taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cancelled {
+    /// A miss had claimed the unit: its old memory must be released.
+    pub(crate) claimed: bool,
+    /// Somebody waits on the word.
+    pub(crate) wake: bool,
+}
+
 /// One unit's word.
 #[repr(transparent)]
 #[derive(Debug)]
@@ -195,7 +204,8 @@ impl Page {
     /// With `pin`, the unit is pinned in the same step; the caller has made sure that no batch was in flight when it
     /// claimed, and none can begin before the state is RESIDENT.
     ///
-    /// With `soft`, some of the unit's pages were there before and may be marked MADV_FREE.
+    /// With `soft`, some of the unit's pages were there before and may be marked MADV_FREE. A pinned unit never is, so
+    /// it never becomes soft.
     pub(crate) fn finish(
         &self,
         owner: u32,
@@ -215,7 +225,7 @@ impl Page {
                 if seen {
                     to |= SEEN;
                 }
-                if soft {
+                if soft && w.pins() == 0 && !pin {
                     to |= SOFT;
                 }
                 to
@@ -243,16 +253,31 @@ impl Page {
         })
     }
 
-    /// Takes an eviction back that was begun and whose batch has not been sent: the unit is resident again, soft, and
-    /// without an entry. Returns whether a wake is due.
-    pub(crate) fn cancel_evict(&self) -> bool {
+    /// Takes an eviction back whose batch has not been sent: the unit is resident again, as soft as it was. If a miss
+    /// has claimed it meanwhile, the eviction counts as done, though nothing was discarded: the old memory is released,
+    /// since the claim has charged the new.
+    pub(crate) fn cancel_evict(&self, was_soft: bool) -> Cancelled {
+        let mut claimed = false;
         let change = self.change(|w| {
-            let state = if w.state() == State::Evicting {
-                RESIDENT
+            claimed = w.state() != State::Evicting;
+            Some(if claimed {
+                w.0 & !(BATCH | WAITERS)
             } else {
-                w.0 & STATE
-            };
-            Some((w.0 & !(STATE | BATCH | WAITERS)) | state)
+                let soft = if was_soft { SOFT } else { 0 };
+                (w.0 & !(STATE | BATCH | WAITERS | SOFT)) | RESIDENT | TRACKED | soft
+            })
+        });
+        Cancelled {
+            claimed,
+            wake: change.is_some_and(|(was, _)| was.0 & WAITERS != 0),
+        }
+    }
+
+    /// Takes a softening back whose batch has not been sent. Returns whether a wake is due.
+    pub(crate) fn cancel_soften(&self) -> bool {
+        let change = self.change(|w| {
+            // Claimed meanwhile or not: nothing was marked.
+            Some(w.0 & !(BATCH | SOFT | WAITERS))
         });
         change.is_some_and(|(was, _)| was.0 & WAITERS != 0)
     }
@@ -282,13 +307,14 @@ impl Page {
         debug_assert!(was.pins() > 0, "unpinned more often than pinned");
     }
 
-    /// Starts to evict, if the unit is resident, unpinned and in no batch. Whoever starts must [`settle`](Self::settle).
-    pub(crate) fn begin_evict(&self) -> bool {
+    /// Starts to evict, if the unit is resident, unpinned and in no batch. Whoever starts must [`settle`](Self::settle),
+    /// or [`cancel`](Self::cancel_evict). Returns whether the unit was soft.
+    pub(crate) fn begin_evict(&self) -> Option<bool> {
         self.change(|w| {
             (w.state() == State::Resident && w.pins() == 0 && !w.batch())
                 .then_some((w.0 & !(STATE | TRACKED | SEEN)) | EVICTING | BATCH | SOFT)
         })
-        .is_some()
+        .map(|(was, _)| was.soft())
     }
 
     /// Starts to mark the unit MADV_FREE, if it is resident, unpinned, in no batch and not marked yet. Whoever starts
@@ -385,14 +411,14 @@ mod tests {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
         page.finish(7, 1, true, false, false).expect("owned");
-        assert!(!page.begin_evict());
+        assert_eq!(page.begin_evict(), None);
         assert!(!page.begin_soften());
         page.unpin();
         assert!(page.begin_soften());
         assert!(page.pin(page.load()).is_err(), "a batch is in flight");
         page.settle(0);
         assert!(page.pin(page.load()).is_err(), "soft: renew first");
-        assert!(page.begin_evict());
+        assert_eq!(page.begin_evict(), Some(true));
         assert!(page.settle(9).0);
         assert_eq!(page.load().number(), 9, "the shadow");
     }
@@ -402,7 +428,7 @@ mod tests {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
         page.finish(7, 1, false, false, false).expect("owned");
-        assert!(page.begin_evict());
+        assert_eq!(page.begin_evict(), Some(false));
         assert_eq!(page.claim(page.load(), 8), Ok(From::Evicting));
         assert_eq!(
             page.finish(8, 1, false, false, false),
@@ -417,6 +443,39 @@ mod tests {
             (w.state(), w.soft(), w.batch()),
             (State::Resident, true, false)
         );
+    }
+
+    #[test]
+    fn a_pinned_unit_never_becomes_soft() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, true, false, false).expect("owned");
+        // A load that took it for gone, and found all of it there.
+        assert_eq!(page.claim(page.load(), 8), Ok(From::Resident));
+        page.finish(8, 1, false, false, true).expect("owned");
+        assert!(!page.load().soft());
+    }
+
+    #[test]
+    fn what_is_taken_back_is_as_it_was() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, false, false, false).expect("owned");
+        let before = page.load();
+        let was_soft = page.begin_evict().expect("resident");
+        let no = Cancelled {
+            claimed: false,
+            wake: false,
+        };
+        assert_eq!(page.cancel_evict(was_soft), no);
+        assert_eq!(page.load(), before);
+        assert!(page.begin_soften());
+        assert!(!page.cancel_soften());
+        assert_eq!(page.load(), before);
+        let was_soft = page.begin_evict().expect("resident");
+        page.claim(page.load(), 8).expect("evicting");
+        assert!(page.cancel_evict(was_soft).claimed);
+        assert!(page.finish(8, 1, false, false, false).expect("owned").track);
     }
 
     #[test]
@@ -558,10 +617,25 @@ mod models {
         }
 
         fn evict(&self) {
-            if self.page.begin_evict() {
+            if self.page.begin_evict().is_some() {
                 self.discard();
                 self.page.settle(1);
                 self.frames.fetch_sub(1, O::AcqRel);
+            }
+        }
+
+        /// An eviction that finds, after it began, that nothing may go.
+        fn evict_in_vain(&self) {
+            if let Some(was_soft) = self.page.begin_evict()
+                && self.page.cancel_evict(was_soft).claimed
+            {
+                self.frames.fetch_sub(1, O::AcqRel);
+            }
+        }
+
+        fn soften_in_vain(&self) {
+            if self.page.begin_soften() {
+                self.page.cancel_soften();
             }
         }
 
@@ -737,6 +811,39 @@ mod models {
             vec![|w| w.evict(), |w| {
                 w.reclaim();
                 _ = w.load(1, 1, true);
+                _ = w.load(1, 2, false);
+                if w.pin(1, 4) {
+                    w.check_pinned();
+                    w.page.unpin();
+                }
+            }],
+        );
+    }
+
+    /// What is taken back leaves no frame charged twice, no flag behind, and no pin of what may go.
+    #[test]
+    fn evictions_and_softenings_that_are_taken_back() {
+        run(
+            resident,
+            vec![
+                |w| w.evict_in_vain(),
+                |w| {
+                    w.soften_in_vain();
+                    assert!(w.look() != LAZY);
+                },
+                |w| {
+                    _ = w.load(1, 2, false);
+                    if w.pin(1, 4) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+            ],
+        );
+        run(
+            soft,
+            vec![|w| w.evict_in_vain(), |w| {
+                w.reclaim();
                 _ = w.load(1, 2, false);
                 if w.pin(1, 4) {
                     w.check_pinned();

@@ -20,6 +20,60 @@ pub unsafe fn pread(fd: i32, buf: usize, len: usize, offset: u64) -> Result<usiz
     })
 }
 
+/// Writes ranges of this process's own memory, one after the other, from `offset` on (`pwritev(2)`). Returns how many
+/// bytes were written: fewer than all where a range could not be read. Memory that is absent is not touched by this
+/// thread: the kernel answers EFAULT.
+///
+/// # Safety
+///
+/// The ranges must be memory that may be copied at this time; what it holds is the caller's affair.
+pub unsafe fn pwritev(fd: i32, ranges: &[crate::mem::Range], offset: u64) -> Result<usize, Errno> {
+    // SAFETY: `ranges` is readable for its length and has iovec's layout; the kernel checks what they point to.
+    check(unsafe {
+        syscall(
+            libc::SYS_pwritev,
+            [
+                fd as usize,
+                ranges.as_ptr() as usize,
+                ranges.len(),
+                offset as usize,
+                0,
+                0,
+            ],
+        )
+    })
+}
+
+/// A file in memory of `len` bytes, sparse (`memfd_create(2)`).
+pub fn memory_file(name: &core::ffi::CStr, len: u64) -> Result<i32, Errno> {
+    // SAFETY: a NUL-terminated name.
+    let fd = check(unsafe {
+        syscall(
+            libc::SYS_memfd_create,
+            [
+                name.as_ptr() as usize,
+                libc::MFD_CLOEXEC as usize,
+                0,
+                0,
+                0,
+                0,
+            ],
+        )
+    })? as i32;
+    set_len(fd, len).inspect_err(|_| {
+        // SAFETY: made above, and known to nobody.
+        unsafe { close(fd) };
+    })?;
+    Ok(fd)
+}
+
+/// Sets the length of a file (`ftruncate(2)`).
+pub fn set_len(fd: i32, len: u64) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { syscall(libc::SYS_ftruncate, [fd as usize, len as usize, 0, 0, 0, 0]) })
+        .map(drop)
+}
+
 /// What makes two descriptors the same file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {

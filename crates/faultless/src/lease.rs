@@ -133,14 +133,14 @@ fn keep(core: &MapCore, unit: u64) {
     let word = core.page(unit).load();
     match word.state() {
         State::Resident if !word.soft() && !word.batch() => {}
-        State::Absent => {
+        State::Absent if !word.cool() => {
             let budget = &core.pool.budget;
             if budget.used() + core.unit_bytes() <= budget.limit() {
                 let fetch = &mut |at, end| fill::file_piece(core, fd, at, end);
                 let _ = fill::prefetch(core, unit, fill::RUN_MAX as u64, fetch);
             }
         }
-        // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
+        // In a batch, cool, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
         _ => {
             if fill::serve(core, unit, fill::Need::Pin).is_ok() {
                 core.page(unit).unpin();

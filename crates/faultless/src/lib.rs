@@ -89,3 +89,10 @@ pub use options::{Advice, MapOptions, Reads};
 pub use pool::{Backend, BackendChoice, Pool, PoolBuilder, PoolStats};
 #[cfg(not(loom))]
 pub use source::Source;
+
+/// For this project's own tools. Not a part of the interface: it may change with any release.
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::evict::policy;
+}

@@ -7,7 +7,7 @@ use crate::evict::{collect_group, settle_evicted};
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need};
-use crate::fault::page::State;
+use crate::fault::page::{Left, State};
 use crate::fault::process;
 use crate::fault::registry;
 use crate::fault::report::Fault;
@@ -377,7 +377,10 @@ impl Map {
             Inner::Engine(core) => {
                 let mut units = core.unit_of(core.start + bytes.start)
                     ..core.unit_of(core.start + bytes.end - 1) + 1;
-                units.all(|u| core.page(u).load().state() == State::Resident)
+                units.all(|u| {
+                    let word = core.page(u).load();
+                    word.state() == State::Resident || word.cool()
+                })
             }
         }
     }
@@ -430,6 +433,7 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
             unit += 1;
         }
         if unit == first {
+            drop_cool(core, unit);
             unit += 1;
             continue;
         }
@@ -443,9 +447,23 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
                 fill::cancel_eviction(core, u, soft[(u - first) as usize]);
                 // The evictor may have thrown its entry away meanwhile.
                 fill::track(core, u);
-            } else if settle_evicted(core, u, 0) {
+            } else if settle_evicted(core, u, Left::Shadow(0)).emptied {
                 collect_group(core, u);
             }
+        }
+    }
+}
+
+/// Gives up the bytes of a unit that cools.
+fn drop_cool(core: &MapCore, unit: u64) {
+    let page = core.page(unit);
+    let word = page.load();
+    let slot = word.number();
+    if word.cool() && page.drop_cool(slot, 0) {
+        fill::give_slot(core, slot);
+        core.counters.add(Count::Evictions, 1);
+        if core.table.leave(unit) {
+            collect_group(core, unit);
         }
     }
 }

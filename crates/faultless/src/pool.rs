@@ -336,6 +336,8 @@ impl Engine {
             fill_bell: Bell::default(),
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),
+            evicted: AtomicU32::new(0),
+            cooling: std::sync::OnceLock::new(),
             fresh: AtomicU64::new(0),
             firm: AtomicU64::new(0),
             firm_max: AtomicU64::new(u64::MAX),

@@ -1,23 +1,27 @@
 //! The evictor: one thread for each pool, off the fault path.
 //!
-//! It learns from a ring what was filled, asks the [`policy`] what to give up, and does so in batches: up to 1,024
-//! ranges in one `process_madvise`, which takes `mmap_lock` (for reading) once. It starts while a *reserve* of the
-//! budget is still free, so that misses go on while it waits for that lock behind somebody else.
+//! It learns from a ring what was filled, asks the [`policy`] what to take out, and does so in batches: up to 1,024
+//! ranges in one `process_madvise`, which takes `mmap_lock` (for reading) once. Before that it copies the units into
+//! the cooling area ([`cooler`]), where a touch can still rescue them. It starts while a *reserve* of the budget is still
+//! free, so that misses go on while it waits for that lock behind somebody else. How large the reserve must be, it learns:
+//! what was filled during its longest recent wait, and as much again.
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-pub(crate) mod policy;
+mod cooler;
+pub mod policy;
 
 use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
 use crate::fault::counters::Count;
 use crate::fault::fill::{cancel_eviction, entry_bytes, entry_parts};
-use crate::fault::page::State;
+use crate::fault::page::{Left, State};
 use crate::fault::registry::{self, Inside};
 use crate::fault::table::GROUP_BYTES;
 use crate::memory;
+use cooler::Cooler;
 use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
 use faultless_sys::{Errno, futex, raw};
-use policy::{Item, Policy};
+use policy::{Item, Occupant, Place, Policy};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,17 +35,43 @@ const DRAIN_MAX: usize = 1 << 16;
 const IDLE_NS: u64 = 1_000_000_000;
 /// Sleep when the budget is pressed but nothing can be evicted.
 const STUCK_NS: u64 = 2_000_000;
+/// Time in which a reserve that is not needed halves.
+const RESERVE_HALVES: Duration = Duration::from_secs(4);
 
-/// How much of the budget to keep free, for misses that come while the evictor is held up.
+/// Bounds of the part of the budget that is kept free, for misses that come while the evictor is held up.
 ///
 /// Behind a reader of `/proc/PID/smaps` a batch can wait for 150 ms; 88,000 misses of 4 KiB in that time are 50 MB.
+fn reserve_bounds(limit: u64) -> (u64, u64) {
+    let step = batch_bytes(limit);
+    (step / 2, (limit / 8).min(256 << 20).max(step))
+}
+
+/// The reserve to begin with.
 pub(crate) fn reserve_of(limit: u64) -> u64 {
-    (limit / 8).min(256 << 20)
+    let (least, most) = reserve_bounds(limit);
+    (limit / 64).clamp(least, most)
+}
+
+/// What one batch makes free: enough for a system call to be worth its while, little enough not to be missed.
+fn batch_bytes(limit: u64) -> u64 {
+    (limit / 128).clamp(16 * PAGE as u64, 4 << 20)
+}
+
+/// Advances the clock of the shadows by so many pages, and says what it shows. Never zero.
+fn tick(pool: &PoolCore, pages: u32) -> u32 {
+    let clock = pool
+        .clock
+        .load(Ordering::Relaxed)
+        .wrapping_add(pages)
+        .max(1);
+    pool.clock.store(clock, Ordering::Relaxed);
+    clock
 }
 
 pub(crate) struct Evictor {
     pool: Arc<PoolCore>,
     policy: Policy,
+    cooler: Option<Cooler>,
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
     policy_charged: u64,
@@ -49,13 +79,26 @@ pub(crate) struct Evictor {
     emptied: Vec<(u32, u64)>,
     looked: Option<Instant>,
     firm_target: u64,
+    /// When the reserve was last brought down, and the limit that it belongs to.
+    reserve_at: (Instant, u64),
 }
 
-/// A batch in the making: units whose words are in the batch's hands, and their ranges.
+/// A unit in the hands of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    addr: usize,
+    item: Item,
+    place: Place,
+    /// Where its bytes are to be kept.
+    slot: Option<u32>,
+}
+
+/// A batch in the making: the maps that it entered.
 #[derive(Default)]
 struct Batch<'a> {
     maps: HashMap<u32, Option<Inside<'a>>>,
-    items: Vec<(usize, Item)>,
+    /// Units whose groups of words became empty.
+    emptied: Vec<(u32, u64)>,
 }
 
 impl<'a> Batch<'a> {
@@ -65,6 +108,43 @@ impl<'a> Batch<'a> {
             .or_insert_with(|| registry::enter(registry::gate(id)?))
             .as_ref()
     }
+}
+
+/// Gives up what cools in a slot, if it still does. `true` if it did: the slot is free.
+fn drop_from_slot(
+    pool: &Arc<PoolCore>,
+    maps: &mut Batch<'_>,
+    slot: u32,
+    occupant: Occupant,
+    place: Place,
+) -> bool {
+    if occupant.entry == 0 {
+        return false;
+    }
+    let (id, unit) = entry_parts(occupant.entry);
+    let Some(core) = maps.map(id).filter(|core| {
+        Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial && unit < core.data_units()
+    }) else {
+        return false;
+    };
+    let shadow = match place {
+        Place::Fresh => pool.clock.load(Ordering::Relaxed).wrapping_add(1).max(1),
+        Place::Main => 0,
+    };
+    if core.keep_all.load(Ordering::SeqCst) || !core.page(unit).drop_cool(slot, shadow) {
+        return false;
+    }
+    if place == Place::Fresh {
+        tick(pool, 1);
+    }
+    if let Some(area) = pool.cooling.get() {
+        area.give(slot);
+    }
+    core.counters.add(Count::Evictions, 1);
+    if core.table.leave(unit) {
+        maps.emptied.push((id, unit));
+    }
+    true
 }
 
 /// Whether this kernel lets a process give batched DONTNEED advice to itself.
@@ -95,14 +175,17 @@ impl Evictor {
         } else {
             None
         };
+        let cooler = Cooler::new(&pool);
         let mut evictor = Evictor {
-            pool,
-            policy: Policy::default(),
+            policy: Policy::new(cooler.is_some()),
+            cooler,
             pidfd,
             policy_charged: 0,
             emptied: Vec::new(),
             looked: None,
             firm_target: u64::MAX,
+            reserve_at: (Instant::now(), pool.budget.limit()),
+            pool,
         };
         while !evictor.pool.stopping.load(Ordering::Acquire) {
             evictor.look_at_limits();
@@ -115,6 +198,9 @@ impl Evictor {
                         && !pool.stopping.load(Ordering::Acquire)
                 });
             }
+        }
+        if let Some(cooler) = evictor.cooler {
+            cooler.end();
         }
         if let Some(fd) = evictor.pidfd {
             // SAFETY: made above.
@@ -151,19 +237,42 @@ impl Evictor {
         b.used() + self.headroom() > b.limit()
     }
 
+    /// Adapts the reserve: `filled` bytes were charged while the last batch was under way.
+    fn learn_reserve(&mut self, filled: u64) {
+        let limit = self.pool.budget.limit();
+        let (least, most) = reserve_bounds(limit);
+        let (at, of) = self.reserve_at;
+        let mut now = self.pool.reserve.load(Ordering::Relaxed);
+        if of != limit {
+            now = reserve_of(limit);
+            self.reserve_at = (Instant::now(), limit);
+        } else if at.elapsed() >= RESERVE_HALVES / 16 {
+            let halvings = at.elapsed().as_secs_f64() / RESERVE_HALVES.as_secs_f64();
+            now = (now as f64 * 0.5f64.powf(halvings)) as u64;
+            self.reserve_at.0 = Instant::now();
+        }
+        let now = now.max(filled * 2).clamp(least, most);
+        self.pool.reserve.store(now, Ordering::Relaxed);
+    }
+
     /// Does what there is to do. `false` if that was nothing.
     fn pass(&mut self) -> bool {
         let mut busy = self.drain() > 0;
         self.pool.budget.note_peak();
+        if let Some(cooler) = &mut self.cooler {
+            cooler.fit();
+        }
         if self.pressed() {
-            busy |= self.evict() > 0;
+            let before = self.pool.budget.used();
+            let (units, released) = self.evict();
+            busy |= units > 0;
+            let filled = (self.pool.budget.used() + released).saturating_sub(before);
+            self.learn_reserve(filled);
         }
         if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
-            busy |= self.cool() > 0;
+            busy |= self.soften() > 0;
         }
-        self.pool
-            .firm
-            .store(self.policy.firm_pages() * PAGE as u64, Ordering::Relaxed);
+        self.publish_firm();
         self.compact();
         let now = self.policy.bytes();
         if now > self.policy_charged {
@@ -225,24 +334,26 @@ impl Evictor {
         Some(f(core, unit))
     }
 
-    /// Evicts one batch. Returns the number of units that went.
-    fn evict(&mut self) -> usize {
+    /// Takes one batch of units out of their maps. Returns their number, and how many bytes were released.
+    fn evict(&mut self) -> (usize, u64) {
         enum Try {
-            Taken(usize),
+            Taken(usize, u64),
             Kept,
             Seen,
             Gone,
         }
         let b = &self.pool.budget;
+        let limit = b.limit();
         let headroom = self.headroom();
         self.pool.wanted.store(0, Ordering::Relaxed);
-        // A little beyond it, so that the next batch is not due at once.
-        let mut want = (b.used() + headroom + headroom / 8).saturating_sub(b.limit());
+        // A batch beyond it, so that the next is not due at once.
+        let mut want = (b.used() + headroom + batch_bytes(limit)).saturating_sub(limit);
         let mut batch = Batch::default();
+        let mut taken: Vec<Taken> = Vec::new();
         let mut back = Vec::new();
         let tracked = self.policy.len();
         for _ in 0..tracked {
-            if want == 0 || batch.items.len() >= BATCH_MAX {
+            if want == 0 || taken.len() >= BATCH_MAX {
                 break;
             }
             let Some(victim) = self.policy.next_victim() else {
@@ -255,7 +366,7 @@ impl Evictor {
                     return Try::Gone;
                 }
                 let word = page.load();
-                if victim.cold && word.state() == State::Resident && !word.soft() {
+                if victim.soft && word.state() == State::Resident && !word.soft() {
                     return Try::Gone; // filled afresh since: it has another entry
                 }
                 if page.take_seen() {
@@ -264,7 +375,7 @@ impl Evictor {
                 if let Some(was_soft) = page.begin_evict() {
                     // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
                     if !core.keep_all.load(Ordering::SeqCst) {
-                        return Try::Taken(core.unit_addr(unit));
+                        return Try::Taken(core.unit_addr(unit), core.serial);
                     }
                     cancel_eviction(core, unit, was_soft);
                     return Try::Gone;
@@ -275,38 +386,65 @@ impl Evictor {
                 }
             });
             match tried {
-                Some(Try::Taken(addr)) => {
+                Some(Try::Taken(addr, serial)) => {
                     want = want.saturating_sub(u64::from(item.pages) * PAGE as u64);
-                    batch.items.push((addr, item));
+                    let place = victim.place;
+                    // Slots have the size of a page; larger units are few, and go at once.
+                    let slot = match &mut self.cooler {
+                        Some(cooler) if entry_bytes(item.entry) == PAGE as u64 => {
+                            let entry = item.entry;
+                            cooler.slot(&mut batch, place, Occupant { entry, serial })
+                        }
+                        _ => None,
+                    };
+                    taken.push(Taken {
+                        addr,
+                        item,
+                        place,
+                        slot,
+                    });
                 }
                 Some(Try::Seen) => back.push((item, true)),
-                Some(Try::Kept) => back.push((item, false)),
+                // Pinned, or being filled, or in a batch: it is in use.
+                Some(Try::Kept) => back.push((item, true)),
                 Some(Try::Gone) | None => {}
             }
         }
-        for (item, hot) in back {
-            self.policy.arrive(item, hot);
+        for (item, proved) in back {
+            self.policy.arrive(item, proved);
         }
-        let n = batch.items.len();
-        self.advise(&mut batch, libc::MADV_DONTNEED);
-        let clock = self
-            .pool
-            .clock
-            .load(Ordering::Relaxed)
-            .wrapping_add(n as u32)
-            .max(1);
-        self.pool.clock.store(clock, Ordering::Relaxed);
-        for (_, item) in &batch.items {
-            let (id, unit) = entry_parts(item.entry);
-            if let Some(Some(core)) = batch.maps.get(&id)
-                && settle_evicted(core, unit, clock)
+        if let Some(cooler) = &mut self.cooler {
+            cooler.keep(&mut taken);
+        }
+        let n = taken.len();
+        self.advise(&mut taken, libc::MADV_DONTNEED);
+        let mut released = 0;
+        for t in &taken {
+            let (id, unit) = entry_parts(t.item.entry);
+            let Some(Some(core)) = batch.maps.get(&id) else {
+                continue;
+            };
+            let left = match (t.slot, t.place) {
+                (Some(slot), _) => Left::Slot(slot),
+                (None, Place::Fresh) => Left::Shadow(tick(&self.pool, t.item.pages)),
+                (None, Place::Main) => Left::Shadow(0),
+            };
+            let settled = settle_evicted(core, unit, left);
+            released += core.charge_of(unit);
+            if !settled.absent
+                && let (Some(cooler), Some(slot)) = (&mut self.cooler, t.slot)
             {
-                self.emptied.push((id, unit));
+                cooler.unfill(slot);
+            }
+            if settled.emptied {
+                batch.emptied.push((id, unit));
             }
         }
+        self.pool.evicted.fetch_add(n as u32, Ordering::Relaxed);
+        self.emptied.append(&mut batch.emptied);
         drop(batch);
         self.collect_words();
-        n
+        (n, released)
     }
 
     /// Gives the words of emptied groups back once they are a noticeable share of the budget: those of sparse maps, and
@@ -327,66 +465,59 @@ impl Evictor {
     }
 
     /// Marks one batch of the oldest units MADV_FREE. Returns the number of units.
-    fn cool(&mut self) -> usize {
+    fn soften(&mut self) -> usize {
         let mut batch = Batch::default();
-        let mut cooled = Vec::new();
-        let mut back = Vec::new();
+        let mut taken: Vec<Taken> = Vec::new();
+        let mut marked = Vec::new();
         let mut excess =
             (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
         for _ in 0..self.policy.len() {
-            if excess == 0 || batch.items.len() >= BATCH_MAX {
+            if excess == 0 || taken.len() >= BATCH_MAX {
                 break;
             }
-            let Some(item) = self.policy.next_to_cool() else {
+            let Some((item, offered)) = self.policy.next_to_soften() else {
                 break;
             };
-            excess = excess.saturating_sub(u64::from(item.pages));
             let begun = self.with_unit(&mut batch, item, |core, unit| {
                 let page = core.page(unit);
-                if core.keep_all.load(Ordering::Acquire) {
-                    return None;
-                }
-                let word = page.load();
-                if page.take_seen() || word.pins() > 0 {
-                    return Some((true, 0));
-                }
-                if page.begin_soften() {
+                if !core.keep_all.load(Ordering::Acquire) && page.begin_soften() {
                     // As in `evict`: who sets `keep_all` looks at the words afterwards.
                     if !core.keep_all.load(Ordering::SeqCst) {
-                        return Some((false, core.unit_addr(unit)));
+                        return (true, core.unit_addr(unit));
                     }
                     if page.cancel_soften() {
                         futex::wake_at(page.futex(), futex::ALL);
                     }
-                    return None;
                 }
-                // Soft already (filled under a batch), or absent: nothing to mark. Being filled: it stays as it is.
-                let word = page.load();
-                Some((!word.soft() && word.state() != State::Absent, 0))
+                // Filled under a batch, it is soft already. Pinned, or being filled, it stays firm.
+                (page.load().soft(), 0)
             });
-            match begun {
-                Some(Some((true, _))) => back.push(item),
-                Some(Some((false, 0))) => cooled.push(item),
-                Some(Some((false, addr))) => {
-                    batch.items.push((addr, item));
-                    cooled.push(item);
-                }
-                Some(None) | None => {}
+            let Some((soft, addr)) = begun else {
+                continue;
+            };
+            if soft {
+                excess = excess.saturating_sub(u64::from(item.pages));
+                marked.push(offered);
+            }
+            if addr != 0 {
+                taken.push(Taken {
+                    addr,
+                    item,
+                    place: Place::Main,
+                    slot: None,
+                });
             }
         }
-        for item in back {
-            self.policy.arrive(item, true);
+        for offered in marked {
+            self.policy.softened(offered);
         }
-        for item in cooled {
-            self.policy.cooled(item);
-        }
-        let n = batch.items.len();
-        self.advise(&mut batch, libc::MADV_FREE);
-        for (_, item) in &batch.items {
-            let (id, unit) = entry_parts(item.entry);
+        let n = taken.len();
+        self.advise(&mut taken, libc::MADV_FREE);
+        for t in &taken {
+            let (id, unit) = entry_parts(t.item.entry);
             if let Some(Some(core)) = batch.maps.get(&id) {
                 let page = core.page(unit);
-                if page.settle(0).1.wake {
+                if page.settle(Left::Shadow(0)).1.wake {
                     futex::wake_at(page.futex(), futex::ALL);
                 }
             }
@@ -395,10 +526,10 @@ impl Evictor {
     }
 
     /// Gives one piece of advice on all ranges of a batch; neighbours are merged.
-    fn advise(&mut self, batch: &mut Batch<'_>, advice: i32) {
-        batch.items.sort_unstable_by_key(|&(addr, _)| addr);
-        let mut ranges: Vec<Range> = Vec::with_capacity(batch.items.len());
-        for &(addr, item) in &batch.items {
+    fn advise(&mut self, taken: &mut [Taken], advice: i32) {
+        taken.sort_unstable_by_key(|t| t.addr);
+        let mut ranges: Vec<Range> = Vec::with_capacity(taken.len());
+        for &Taken { addr, item, .. } in &*taken {
             let len = item.pages as usize * PAGE;
             match ranges.last_mut() {
                 Some(r) if r.addr + r.len == addr => r.len += len,
@@ -470,16 +601,37 @@ pub(crate) fn collect_group(core: &MapCore, unit: u64) {
     }
 }
 
-/// Books one unit out after its memory was discarded. Returns whether its group of words is empty now.
-pub(crate) fn settle_evicted(core: &MapCore, unit: u64, clock: u32) -> bool {
+/// What became of a unit that was taken out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settled {
+    /// It is absent now: no miss was faster.
+    pub(crate) absent: bool,
+    /// Its group of words is empty now.
+    pub(crate) emptied: bool,
+}
+
+/// Books one unit out after its memory was discarded.
+pub(crate) fn settle_evicted(core: &MapCore, unit: u64, left: Left) -> Settled {
     let page = core.page(unit);
-    let (absent, due) = page.settle(clock);
-    core.counters.add(Count::Evictions, 1);
+    let (absent, due) = page.settle(left);
+    let cools = absent && matches!(left, Left::Slot(_));
+    core.counters.add(
+        if cools {
+            Count::Cooled
+        } else {
+            Count::Evictions
+        },
+        1,
+    );
     let bytes = core.charge_of(unit);
     core.counters.add(Count::Released, bytes);
     core.pool.budget.release(bytes);
     if due.wake {
         futex::wake_at(page.futex(), futex::ALL);
     }
-    absent && core.table.leave(unit)
+    Settled {
+        absent,
+        // A cool unit still counts in its group.
+        emptied: absent && !cools && core.table.leave(unit),
+    }
 }

@@ -1,133 +1,340 @@
-//! Which units go first. Ordinary single-threaded code that can be driven alone: the evictor feeds it what it observes.
+//! Which units go first. Ordinary single-threaded code that can be driven alone: the evictor feeds it what it observes,
+//! and so does the simulator of `faultless bench policy`.
 //!
-//! Loads of resident pages are invisible, so what there is to go by are arrivals, refaults (a unit that comes back soon
-//! after it was evicted arrives *hot*), and pins. Three queues, all first-in-first-out:
+//! Loads of resident pages are invisible. What there is to go by are arrivals, refaults, pins, and *rescues*: a unit
+//! that is to go is taken out of the map, but its bytes are kept in a cooling area for a while, so that a touch of it
+//! becomes visible, and cheap (no device is asked). With that, this is S3-FIFO (Yang et al., SOSP 2023):
 //!
-//! * `probation`: units that arrived cold.
-//! * `protected`: units that arrived hot or were seen again; at most half of all pages.
-//! * `cold`: the oldest of both, which the evictor has marked MADV_FREE: the kernel may take them when memory is short,
-//!   and they are the next to go when the budget is.
+//! ```text
+//!   a miss ──► fresh ──► cooling log of the fresh ──► gone; a shadow remains
+//!                │ seen          │ rescued
+//!                ▼               ▼
+//!   a miss ──► main ◄────────────┴──────────────┐
+//!   with a      │                               │ rescued
+//!   near shadow └──────► cooling log of main ───┴──► gone
+//! ```
 //!
-//! This is the shape of S3-FIFO (Yang et al., SOSP 2023) with the shadow entries of Linux's `mm/workingset.c` for
-//! ghosts: the shadow lives in the absent unit's word, so a ghost costs no memory here.
+//! * `fresh`: mapped units that arrived cold. Its share is tiny: a unit proves itself in the cooling log, where it can
+//!   be seen, which takes the place of S3-FIFO's small queue.
+//! * `main`: mapped units that proved themselves.
+//! * The logs are rings of slots, used in turn: what lies in the slot that is due is the oldest of its log.
+//! * A shadow is a time in the word of an absent unit (as in Linux's `mm/workingset.c`), so that a ghost costs no memory.
+//!   Only the fresh leave one, and time counts what they are: so ghosts are the last units that left the first log.
+//!
+//! Where no cooling area can be had, units are given up at once, and the share of `fresh` is that of S3-FIFO's paper.
 
 use std::collections::VecDeque;
 
+/// Share of all units that stay in `fresh`, with a cooling area and without, as a divisor.
+const FRESH_SHARE: u64 = 200;
+const FRESH_SHARE_UNCOOLED: u64 = 10;
+/// Shares of the budget that the cooling logs take, in thousandths.
+const FRESH_LOG: u64 = 30;
+const MAIN_LOG: u64 = 120;
+/// Share of the budget that ghosts reach back, in percent.
+const GHOSTS: u64 = 60;
+
+/// How many evicted pages a shadow may be old for its unit to count as seen before, with a budget of `pages`.
+pub fn ghost_reach(pages: u64) -> u64 {
+    pages * GHOSTS / 100
+}
+
+/// Where a unit was when it was chosen to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It had not proved itself: it leaves a shadow.
+    Fresh,
+    /// It had.
+    Main,
+}
+
 /// A tracked unit: an entry as the fault path names it, and its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Item {
-    pub(crate) entry: u64,
+pub struct Item {
+    /// Which unit of which map.
+    pub entry: u64,
     /// Memory of the unit, in 4 KiB pages.
-    pub(crate) pages: u32,
+    pub pages: u32,
 }
 
 /// A unit that is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Victim {
-    pub(crate) item: Item,
-    /// It was among the cold ones.
-    pub(crate) cold: bool,
+pub struct Victim {
+    /// Which.
+    pub item: Item,
+    /// From which queue.
+    pub place: Place,
+    /// It was marked MADV_FREE: if it is firm by now, it was filled afresh, and has another entry.
+    pub soft: bool,
 }
 
-/// The order of eviction.
-#[derive(Debug, Default)]
-pub(crate) struct Policy {
-    probation: Queue,
-    protected: Queue,
-    cold: Queue,
+/// The queues of mapped units.
+#[derive(Debug)]
+pub struct Policy {
+    fresh: Queue,
+    main: Queue,
+    cooling: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    item: Item,
+    soft: bool,
+}
+
+/// First in, first out. The oldest `looked` entries have been offered for softening.
 #[derive(Debug, Default)]
 struct Queue {
-    items: VecDeque<Item>,
+    entries: VecDeque<Entry>,
     pages: u64,
+    soft_pages: u64,
+    looked: usize,
 }
 
 impl Queue {
     fn push(&mut self, item: Item) {
         self.pages += u64::from(item.pages);
-        self.items.push_back(item);
+        self.entries.push_back(Entry { item, soft: false });
     }
-    fn pop(&mut self) -> Option<Item> {
-        let item = self.items.pop_front()?;
-        self.pages -= u64::from(item.pages);
-        Some(item)
+
+    fn pop(&mut self) -> Option<Entry> {
+        let e = self.entries.pop_front()?;
+        self.pages -= u64::from(e.item.pages);
+        if e.soft {
+            self.soft_pages -= u64::from(e.item.pages);
+        }
+        self.looked = self.looked.saturating_sub(1);
+        Some(e)
     }
-    fn retain(&mut self, mut keep: impl FnMut(Item) -> bool) {
-        let pages = &mut self.pages;
-        self.items.retain(|&i| {
-            let stays = keep(i);
-            if !stays {
-                *pages -= u64::from(i.pages);
+
+    fn firm_pages(&self) -> u64 {
+        self.pages - self.soft_pages
+    }
+
+    fn next_to_soften(&mut self) -> Option<(usize, Item)> {
+        let at = self.looked;
+        let e = self.entries.get(at)?;
+        self.looked += 1;
+        Some((at, e.item))
+    }
+
+    fn retain(&mut self, keep: &mut impl FnMut(Item) -> bool) {
+        let (mut at, mut looked, mut pages, mut soft_pages) = (0, 0, 0, 0);
+        self.entries.retain(|e| {
+            let stays = keep(e.item);
+            if stays {
+                looked += usize::from(at < self.looked);
+                pages += u64::from(e.item.pages);
+                soft_pages += if e.soft { u64::from(e.item.pages) } else { 0 };
             }
+            at += 1;
             stays
         });
-        self.items.shrink_to(self.items.len() * 2);
+        (self.looked, self.pages, self.soft_pages) = (looked, pages, soft_pages);
+        self.entries.shrink_to(self.entries.len() * 2);
     }
 }
 
+/// Names a unit that was offered for softening, until the queues change.
+#[derive(Debug, Clone, Copy)]
+pub struct Offered {
+    place: Place,
+    at: usize,
+}
+
 impl Policy {
-    /// A unit was filled; `hot` if it was seen before.
-    pub(crate) fn arrive(&mut self, item: Item, hot: bool) {
-        if hot {
-            self.protected.push(item)
+    /// Empty queues. `cooling`: there is a cooling area, in which units can be seen before they go.
+    pub fn new(cooling: bool) -> Self {
+        Policy {
+            fresh: Queue::default(),
+            main: Queue::default(),
+            cooling,
+        }
+    }
+
+    /// A unit was filled; `proved` if it was rescued, or seen before.
+    pub fn arrive(&mut self, item: Item, proved: bool) {
+        if proved {
+            self.main.push(item)
         } else {
-            self.probation.push(item)
+            self.fresh.push(item)
         }
     }
 
-    /// The next unit to mark MADV_FREE. If it could be, it goes to [`cooled`](Self::cooled), else back to
-    /// [`arrive`](Self::arrive).
-    pub(crate) fn next_to_cool(&mut self) -> Option<Item> {
-        // Hot units beyond their share are the ones that have gone unseen longest among the hot.
-        if self.protected.pages > self.pages() / 2 || self.probation.items.is_empty() {
-            self.protected.pop()
+    /// The next unit to take out of its map. If that cannot be done (it is pinned, or was seen), it goes back to
+    /// [`arrive`](Self::arrive), as proved.
+    pub fn next_victim(&mut self) -> Option<Victim> {
+        let share = if self.cooling {
+            FRESH_SHARE
         } else {
-            self.probation.pop()
+            FRESH_SHARE_UNCOOLED
+        };
+        let fresh = self.fresh.pages > self.pages() / share || self.main.entries.is_empty();
+        let (queue, place) = if fresh {
+            (&mut self.fresh, Place::Fresh)
+        } else {
+            (&mut self.main, Place::Main)
+        };
+        let Entry { item, soft } = queue.pop()?;
+        Some(Victim { item, place, soft })
+    }
+
+    /// The next unit to mark MADV_FREE: the oldest of the longer queue. It stays where it is; say
+    /// [`softened`](Self::softened) if it was marked.
+    pub fn next_to_soften(&mut self) -> Option<(Item, Offered)> {
+        let mut order = [Place::Fresh, Place::Main];
+        if self.main.firm_pages() > self.fresh.firm_pages() {
+            order.reverse();
+        }
+        order.into_iter().find_map(|place| {
+            let (at, item) = self.queue(place).next_to_soften()?;
+            Some((item, Offered { place, at }))
+        })
+    }
+
+    /// An offered unit was marked MADV_FREE.
+    pub fn softened(&mut self, offered: Offered) {
+        let queue = self.queue(offered.place);
+        if let Some(e) = queue.entries.get_mut(offered.at)
+            && !std::mem::replace(&mut e.soft, true)
+        {
+            queue.soft_pages += u64::from(e.item.pages);
         }
     }
 
-    /// A unit was marked MADV_FREE.
-    pub(crate) fn cooled(&mut self, item: Item) {
-        self.cold.push(item);
-    }
-
-    /// The next unit to evict. If it cannot be (it is pinned, or was seen), it goes back to [`arrive`](Self::arrive).
-    pub(crate) fn next_victim(&mut self) -> Option<Victim> {
-        if let Some(item) = self.cold.pop() {
-            return Some(Victim { item, cold: true });
+    fn queue(&mut self, place: Place) -> &mut Queue {
+        match place {
+            Place::Fresh => &mut self.fresh,
+            Place::Main => &mut self.main,
         }
-        self.next_to_cool().map(|item| Victim { item, cold: false })
     }
 
     /// Units tracked.
-    pub(crate) fn len(&self) -> usize {
-        self.probation.items.len() + self.protected.items.len() + self.cold.items.len()
+    pub fn len(&self) -> usize {
+        self.fresh.entries.len() + self.main.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Pages tracked.
-    pub(crate) fn pages(&self) -> u64 {
-        self.firm_pages() + self.cold.pages
+    pub fn pages(&self) -> u64 {
+        self.fresh.pages + self.main.pages
     }
 
     /// Pages that are not marked MADV_FREE.
-    pub(crate) fn firm_pages(&self) -> u64 {
-        self.probation.pages + self.protected.pages
+    pub fn firm_pages(&self) -> u64 {
+        self.fresh.firm_pages() + self.main.firm_pages()
     }
 
-    /// Memory that the queues take.
-    pub(crate) fn bytes(&self) -> u64 {
-        [&self.probation, &self.protected, &self.cold]
+    /// Memory that the queues take, in bytes.
+    pub fn bytes(&self) -> u64 {
+        [&self.fresh, &self.main]
             .iter()
-            .map(|q| q.items.capacity() * size_of::<Item>())
+            .map(|q| q.entries.capacity() * size_of::<Entry>())
             .sum::<usize>() as u64
     }
 
     /// Forgets the units for which `keep` is false.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Item) -> bool) {
-        self.probation.retain(&mut keep);
-        self.protected.retain(&mut keep);
-        self.cold.retain(&mut keep);
+    pub fn retain(&mut self, mut keep: impl FnMut(Item) -> bool) {
+        self.fresh.retain(&mut keep);
+        self.main.retain(&mut keep);
+    }
+}
+
+/// What lies in a slot: a unit's entry, and a number by which its owner tells whether it still is that unit. An entry of
+/// zero is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Occupant {
+    /// Which unit of which map.
+    pub entry: u64,
+    /// The map's serial number.
+    pub serial: u64,
+}
+
+/// The order in which the slots of the cooling area are used: two logs, each a ring.
+#[derive(Debug, Default)]
+pub struct Logs {
+    slots: Vec<Occupant>,
+    fresh_len: usize,
+    fresh_at: usize,
+    main_at: usize,
+    /// Slots used at least once, in each log: the first lap is what costs memory.
+    fresh_used: usize,
+    main_used: usize,
+}
+
+impl Logs {
+    /// Logs for a budget of `pages` 4 KiB pages.
+    pub fn new(pages: u64) -> Self {
+        let fresh_len = (pages * FRESH_LOG / 1000) as usize;
+        let main_len = (pages * MAIN_LOG / 1000) as usize;
+        Logs {
+            slots: vec![Occupant::default(); fresh_len + main_len],
+            fresh_len,
+            ..Logs::default()
+        }
+    }
+
+    /// Slots in all.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Slots that were ever used.
+    pub fn used(&self) -> usize {
+        self.fresh_used + self.main_used
+    }
+
+    /// The slot whose turn it is for a unit from `place`, and what lies in it. The turn passes to the next.
+    pub fn turn(&mut self, place: Place) -> Option<(u32, Occupant)> {
+        let (start, len, at, used) = match place {
+            Place::Fresh => (0, self.fresh_len, &mut self.fresh_at, &mut self.fresh_used),
+            Place::Main => (
+                self.fresh_len,
+                self.slots.len() - self.fresh_len,
+                &mut self.main_at,
+                &mut self.main_used,
+            ),
+        };
+        if len == 0 {
+            return None;
+        }
+        let slot = start + *at;
+        *used = (*used).max(*at + 1);
+        *at = (*at + 1) % len;
+        Some((slot as u32, self.slots[slot]))
+    }
+
+    /// Which log a slot belongs to: where its occupant came from.
+    pub fn place(&self, slot: u32) -> Place {
+        if (slot as usize) < self.fresh_len {
+            Place::Fresh
+        } else {
+            Place::Main
+        }
+    }
+
+    /// Notes what lies in a slot now.
+    pub fn put(&mut self, slot: u32, occupant: Occupant) {
+        self.slots[slot as usize] = occupant;
+    }
+
+    /// All slots, and what lies in them.
+    pub fn slots(&self) -> impl Iterator<Item = (u32, Occupant)> + '_ {
+        self.slots.iter().enumerate().map(|(i, &o)| (i as u32, o))
+    }
+
+    /// Memory of the log itself, in bytes.
+    pub fn bytes(&self) -> u64 {
+        (self.slots.capacity() * size_of::<Occupant>()) as u64
     }
 }
 
@@ -139,53 +346,67 @@ mod tests {
         Item { entry, pages: 1 }
     }
 
-    #[test]
-    fn what_came_first_goes_first_and_hot_goes_last() {
-        let mut p = Policy::default();
-        (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0));
-        let order: Vec<_> = std::iter::from_fn(|| p.next_victim())
+    fn order(p: &mut Policy) -> Vec<u64> {
+        std::iter::from_fn(|| p.next_victim())
             .map(|v| v.item.entry)
-            .collect();
-        assert_eq!(
-            order,
-            [1, 2, 4, 3, 5, 6],
-            "3 goes before 5: by then the hot are more than half"
-        );
-        assert_eq!(p.pages(), 0);
+            .collect()
     }
 
     #[test]
-    fn hot_units_beyond_half_lose_their_protection() {
-        let mut p = Policy::default();
-        (1..=8).for_each(|i| p.arrive(item(i), i > 2));
-        assert_eq!(
-            p.next_to_cool().map(|i| i.entry),
-            Some(3),
-            "six of eight are hot: the oldest of them"
-        );
+    fn what_has_not_proved_itself_goes_first_and_oldest_first() {
+        let mut p = Policy::new(true);
+        (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0));
+        assert_eq!(order(&mut p), [1, 2, 4, 5, 3, 6]);
+        assert_eq!((p.pages(), p.firm_pages()), (0, 0));
     }
 
     #[test]
-    fn cooled_units_go_before_all_others() {
-        let mut p = Policy::default();
-        (1..=3).for_each(|i| p.arrive(item(i), false));
-        let first = p.next_to_cool().expect("one");
-        p.cooled(first);
-        p.arrive(item(4), false);
-        assert_eq!(p.firm_pages(), 3);
+    fn without_a_cooling_area_the_fresh_keep_a_tenth() {
+        let mut p = Policy::new(false);
+        (1..=100).for_each(|i| p.arrive(item(i), i > 5));
+        let first = p.next_victim().expect("one");
+        assert_eq!((first.item.entry, first.place), (6, Place::Main));
+        (101..=110).for_each(|i| p.arrive(item(i), false));
+        assert_eq!(p.next_victim().expect("one").item.entry, 1);
+    }
+
+    #[test]
+    fn the_oldest_are_softened_where_they_are() {
+        let mut p = Policy::new(true);
+        (1..=4).for_each(|i| p.arrive(item(i), false));
+        let (first, offered) = p.next_to_soften().expect("one");
+        assert_eq!(first, item(1));
+        p.softened(offered);
+        let (second, _) = p.next_to_soften().expect("another");
+        assert_eq!((second, p.firm_pages(), p.pages()), (item(2), 3, 4));
+        p.retain(|i| i.entry != 2);
+        assert_eq!(p.next_to_soften().expect("the next").0, item(3));
+        let v = p.next_victim().expect("one");
+        assert_eq!((v.item, v.soft), (item(1), true));
+        assert!(!p.next_victim().expect("one").soft);
+        assert_eq!((p.firm_pages(), p.pages()), (1, 1));
+    }
+
+    #[test]
+    fn slots_come_round_in_the_order_in_which_they_were_used() {
+        let mut logs = Logs::new(1000);
+        assert_eq!((logs.len(), logs.used()), (150, 0));
+        let one = Occupant {
+            entry: 7,
+            serial: 1,
+        };
+        let (slot, was) = logs.turn(Place::Fresh).expect("slots");
         assert_eq!(
-            p.next_victim(),
-            Some(Victim {
-                item: first,
-                cold: true
-            })
+            (slot, was, logs.place(slot)),
+            (0, Occupant::default(), Place::Fresh)
         );
-        p.retain(|i| i.entry != 3);
-        assert_eq!(
-            std::iter::from_fn(|| p.next_victim())
-                .map(|v| v.item.entry)
-                .collect::<Vec<_>>(),
-            [2, 4]
-        );
+        logs.put(slot, one);
+        for _ in 0..29 {
+            logs.turn(Place::Fresh);
+        }
+        assert_eq!(logs.turn(Place::Fresh), Some((0, one)));
+        let (slot, _) = logs.turn(Place::Main).expect("slots");
+        assert_eq!((slot, logs.place(slot), logs.used()), (30, Place::Main, 31));
+        assert_eq!(Logs::new(8).turn(Place::Main), None, "too small for any");
     }
 }

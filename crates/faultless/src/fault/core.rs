@@ -1,6 +1,7 @@
 //! What the fault path knows of a pool and of a map.
 
 use super::budget::Budget;
+use super::cooling::Cooling;
 use super::counters::Counters;
 use super::fds::Fd;
 use super::page::Page;
@@ -27,8 +28,12 @@ pub(crate) struct PoolCore {
     pub(crate) handover: Handover,
     pub(crate) fill_bell: Bell,
     pub(crate) evict_bell: Bell,
-    /// Units evicted so far, the clock by which refault distances are measured.
+    /// The clock by which refault distances are measured: pages that were given up before they proved themselves.
     pub(crate) clock: AtomicU32,
+    /// Units taken out of their maps so far: as long as it moves, who waits for memory has hope.
+    pub(crate) evicted: AtomicU32,
+    /// Where units cool; set by the evictor as it starts, if it can be had.
+    pub(crate) cooling: std::sync::OnceLock<Cooling>,
     /// Bytes of units in the ring.
     pub(crate) fresh: AtomicU64,
     /// Bytes that the evictor knows of and has not marked MADV_FREE.

@@ -18,6 +18,8 @@ pub(crate) enum Count {
     Fills,
     BytesRead,
     Evictions,
+    Cooled,
+    Rescued,
     TakenBack,
     Waits,
     Errors,
@@ -25,7 +27,7 @@ pub(crate) enum Count {
     Released,
     PrefetchDropped,
 }
-const COUNTS: usize = 10;
+const COUNTS: usize = 12;
 
 #[repr(align(128))]
 #[derive(Debug)]
@@ -82,6 +84,8 @@ impl Counters {
             fills: self.get(Count::Fills),
             bytes_read: self.get(Count::BytesRead),
             evictions: self.get(Count::Evictions),
+            cooled: self.get(Count::Cooled),
+            rescued: self.get(Count::Rescued),
             taken_back: self.get(Count::TakenBack),
             waits: self.get(Count::Waits),
             errors: self.get(Count::Errors),
@@ -121,8 +125,12 @@ pub struct Stats {
     pub fills: u64,
     /// Bytes read from the source.
     pub bytes_read: u64,
-    /// Units that the engine evicted to stay within the budget, or that were released.
+    /// Units that the engine gave up to stay within the budget, or that were released.
     pub evictions: u64,
+    /// Units that were taken out of the map, their bytes kept for a while: a touch in that time rescues them.
+    pub cooled: u64,
+    /// Of these, units that were touched in time: misses that asked no device.
+    pub rescued: u64,
     /// Units that the engine held for resident and found gone: under memory pressure the kernel takes cold pages back.
     pub taken_back: u64,
     /// How often a thread waited: for another's fill, for the budget, or for a batch that was in flight.
@@ -141,6 +149,8 @@ impl Stats {
         self.fills += other.fills;
         self.bytes_read += other.bytes_read;
         self.evictions += other.evictions;
+        self.cooled += other.cooled;
+        self.rescued += other.rescued;
         self.taken_back += other.taken_back;
         self.waits += other.waits;
         self.errors += other.errors;

@@ -13,6 +13,7 @@ use super::page::{From, PINS_MAX, State, Word, futex_bits};
 use super::process;
 use super::report::Fault;
 use super::table::GROUP_BYTES;
+use crate::evict::policy::ghost_reach;
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw::{self, Errno};
 use faultless_sys::{file, futex, signal, uffd};
@@ -54,6 +55,8 @@ enum Origin {
     Cold,
     /// A miss soon after the unit was evicted.
     Hot,
+    /// Its bytes are in the run's slot.
+    Cool,
     Resident,
     Evicting,
 }
@@ -63,6 +66,8 @@ pub(crate) struct Run {
     pub(crate) first: Unit,
     pub(crate) count: usize,
     me: u32,
+    /// The slot in which the bytes of the first unit are, if it was cool.
+    slot: u32,
     from: [Origin; RUN_MAX],
 }
 
@@ -72,6 +77,7 @@ impl Run {
             first: 0,
             count: 0,
             me: 0,
+            slot: 0,
             from: [Origin::Cold; RUN_MAX],
         }
     }
@@ -87,6 +93,7 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault>
     claim(core, unit, need, &mut request.run)?;
     match &core.reading {
         _ if request.run.count == 0 => Ok(()),
+        _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
         Reading::File { fd, .. } => fill(core, &request.run, need, &mut |at, end| {
             file_piece(core, fd, at, end)
         }),
@@ -117,10 +124,10 @@ pub(crate) fn serve_from(
 ) -> Result<(), Fault> {
     let mut run = Run::new();
     claim(core, unit, need, &mut run)?;
-    if run.count == 0 {
-        Ok(())
-    } else {
-        fill(core, &run, need, fetch)
+    match run.count {
+        0 => Ok(()),
+        _ if run.from[0] == Origin::Cool => rescue(core, &run, need),
+        _ => fill(core, &run, need, fetch),
     }
 }
 
@@ -190,7 +197,7 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
         return Err(Fault::Budget);
     }
     core.counters.add(Count::Waits, 1);
-    let mut since = (raw::monotonic_ns(), pool.clock.load(Ordering::Relaxed));
+    let mut since = (raw::monotonic_ns(), pool.evicted.load(Ordering::Relaxed));
     loop {
         pool.wanted.fetch_max(bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
@@ -203,9 +210,9 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
             core.counters.add(Count::Charged, bytes);
             return Ok(());
         }
-        let clock = pool.clock.load(Ordering::Relaxed);
-        if clock != since.1 {
-            since = (raw::monotonic_ns(), clock);
+        let evicted = pool.evicted.load(Ordering::Relaxed);
+        if evicted != since.1 {
+            since = (raw::monotonic_ns(), evicted);
         } else if raw::monotonic_ns() - since.0 > BUDGET_WAIT_NS {
             return Err(Fault::Budget);
         }
@@ -214,7 +221,8 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
 
 /// Claims one unit whose word was `seen`.
 fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Word> {
-    let absent = seen.state() == State::Absent;
+    // A cool unit counts in its group as it did when it was resident.
+    let absent = seen.state() == State::Absent && !seen.cool();
     if absent && core.table.enter(unit) {
         core.counters.add(Count::Charged, GROUP_BYTES);
         core.pool.budget.charge_anyway(GROUP_BYTES);
@@ -257,7 +265,7 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     let from = loop {
         let seen = page.load();
         match (need, seen.state()) {
-            (Need::Prefetch, State::Absent) => {}
+            (Need::Prefetch, State::Absent) if !seen.cool() => {}
             (Need::Prefetch, _) => return Ok(()),
             (_, State::Filling) => {
                 count_miss();
@@ -285,7 +293,8 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
             _ => {}
         }
         // A pin would discard what it cannot read again; a load on a resident unit may still find it there.
-        let refused = core.refusal.load(Ordering::Acquire) != 0;
+        // What cools was read while the lease was held.
+        let refused = core.refusal.load(Ordering::Acquire) != 0 && !seen.cool();
         if refused && (need == Need::Pin || seen.state() != State::Resident) {
             return Err(Fault::LeaseBroken);
         }
@@ -294,6 +303,9 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
             break from;
         }
     };
+    if let From::Cool(slot) = from {
+        run.slot = slot;
+    }
     let from = origin(core, from);
     let due = if from == Origin::Resident {
         0
@@ -303,11 +315,14 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     if due > 0
         && let Err(why) = charge(core, due, need)
     {
+        if from == Origin::Cool {
+            give_slot(core, run.slot);
+        }
         abandon(core, unit, from, me, false);
         return Err(why);
     }
     (run.first, run.count, run.me, run.from[0]) = (unit, 1, me, from);
-    if need != Need::Pin {
+    if need != Need::Pin && from != Origin::Cool {
         let wanted = (core.run_units.load(Ordering::Relaxed) as usize).min(RUN_MAX);
         while run.count < wanted && extend(core, run) {}
     }
@@ -322,6 +337,7 @@ fn extend(core: &MapCore, run: &mut Run) -> bool {
     }
     let seen = core.page(unit).load();
     if seen.state() != State::Absent
+        || seen.cool()
         || seen.batch()
         || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
     {
@@ -444,16 +460,57 @@ fn origin(core: &MapCore, from: From) -> Origin {
         From::Absent(0) => Origin::Cold,
         From::Absent(then) => {
             let now = core.pool.clock.load(Ordering::Relaxed);
-            let evicted = u64::from(now.wrapping_sub(then)) * PAGE as u64;
-            if evicted <= core.pool.budget.limit() {
+            let evicted = u64::from(now.wrapping_sub(then));
+            let reach = ghost_reach(core.pool.budget.limit() / PAGE as u64);
+            if evicted <= reach {
                 Origin::Hot
             } else {
                 Origin::Cold
             }
         }
+        From::Cool(_) => Origin::Cool,
         From::Resident => Origin::Resident,
         From::Evicting => Origin::Evicting,
     }
+}
+
+/// Gives a slot of the cooling area back.
+pub(crate) fn give_slot(core: &MapCore, slot: u32) {
+    if let Some(cooling) = core.pool.cooling.get() {
+        cooling.give(slot);
+    }
+}
+
+/// Installs a cool unit, which this thread owns, from its slot. No device is asked, so its source is not either.
+fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
+    let backed = core.backed(run.first, 1);
+    let installed = match core.pool.cooling.get() {
+        Some(cooling) => install(
+            core,
+            core.start + backed.start as usize,
+            cooling.addr(run.slot),
+            (backed.end - backed.start) as usize,
+        ),
+        None => Err(Fault::Source), // cannot be: the slot came from there
+    };
+    give_slot(core, run.slot);
+    match installed {
+        Ok(_) => {
+            let how = Published {
+                pin: need == Need::Pin,
+                hot: true,
+                soft: false,
+            };
+            publish(core, run.first, run.me, how);
+            core.counters.add(Count::Rescued, 1);
+        }
+        Err(_) => {
+            abandon(core, run.first, run.from[0], run.me, true);
+            core.counters.add(Count::Errors, 1);
+        }
+    }
+    core.pool.nudge_evictor();
+    installed.map(drop)
 }
 
 /// Reads and installs a run that this thread owns, and publishes its units.

@@ -13,6 +13,8 @@ pub(crate) mod area;
 #[cfg(not(loom))]
 pub(crate) mod budget;
 #[cfg(not(loom))]
+pub(crate) mod cooling;
+#[cfg(not(loom))]
 pub(crate) mod core;
 #[cfg(not(loom))]
 pub(crate) mod counters;

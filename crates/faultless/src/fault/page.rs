@@ -13,10 +13,13 @@
 //!                    settle (the batch is through)            └──────────┘
 //! ```
 //!
-//! Beside the state, the word carries five flags, the number of pins, and one number: the owner's thread id while
-//! FILLING, otherwise the pool's eviction clock when the unit last came or went (an absent unit's shadow, from which a
-//! refault's distance is known).
+//! Beside the state, the word carries six flags, the number of pins, and one number: the owner's thread id while
+//! FILLING, the slot while COOL, otherwise the pool's eviction clock when the unit last came or went (an absent unit's
+//! shadow, from which a refault's distance is known).
 //!
+//! * COOL — of an ABSENT unit: its bytes are in a slot of the pool's cooling area, whose number the word carries. A miss
+//!   claims the unit and takes them from there (it is *rescued*); until then the evictor may take the slot away. Whoever
+//!   clears COOL, by claim or by `drop_cool`, owns the slot: so a slot is never read and written at once.
 //! * WAITERS — somebody sleeps on the low half of the word; whoever changes the state wakes them.
 //! * BATCH — a batched `process_madvise` that covers the unit may be in flight. The batch's author alone sets and
 //!   clears it. A *load* that misses meanwhile is served at once, but nobody may pin the unit until it is clear, because
@@ -33,7 +36,8 @@
 //! 1. At most one thread owns a unit in FILLING; only the owner, or who has found the owner dead, leaves that state.
 //! 2. A pinned unit is never EVICTING, BATCH or SOFT: nothing of ours discards it, and the kernel may not.
 //! 3. EVICTING is left exactly once for each entry: by `settle`, or by a claim, after which `settle` only clears BATCH.
-//! 4. Every state change that a waiter may be waiting for clears WAITERS and reports that a wake is due.
+//! 4. Each slot is given up exactly once for each time that it was filled: by who cleared COOL.
+//! 5. Every state change that a waiter may be waiting for clears WAITERS and reports that a wake is due.
 
 use crate::primitive::{AtomicU64, Ordering};
 
@@ -48,6 +52,7 @@ const BATCH: u64 = 1 << 3;
 const SOFT: u64 = 1 << 4;
 const TRACKED: u64 = 1 << 5;
 const SEEN: u64 = 1 << 6;
+const COOL: u64 = 1 << 7;
 
 const PIN_SHIFT: u32 = 8;
 const PIN_ONE: u64 = 1 << PIN_SHIFT;
@@ -88,13 +93,17 @@ impl Word {
     pub(crate) fn tracked(self) -> bool {
         self.0 & TRACKED != 0
     }
+    /// Absent, with its bytes in a slot: [`number`](Self::number).
+    pub(crate) fn cool(self) -> bool {
+        self.0 & COOL != 0
+    }
     pub(crate) fn seen(self) -> bool {
         self.0 & SEEN != 0
     }
     pub(crate) fn pins(self) -> u64 {
         (self.0 & PINS) >> PIN_SHIFT
     }
-    /// The owner's thread id (FILLING), or the eviction clock.
+    /// The owner's thread id (FILLING), the slot (COOL), or the eviction clock.
     pub(crate) fn number(self) -> u32 {
         (self.0 >> NUMBER_SHIFT) as u32
     }
@@ -108,6 +117,8 @@ impl Word {
 pub(crate) enum From {
     /// A miss. The number is the eviction clock when the unit was evicted, 0 if it never was.
     Absent(u32),
+    /// A miss of a unit whose bytes are in this slot of the cooling area. The slot is the claimer's now.
+    Cool(u32),
     /// The unit counted as resident, and its memory is still charged: the kernel took the page back, or a pin renews it.
     Resident,
     /// An eviction was under way, and will release the old memory: the new is charged anew.
@@ -121,6 +132,15 @@ pub(crate) struct Due {
     pub(crate) wake: bool,
     /// The evictor has no entry for the unit: push one. (TRACKED is set by the change that reports this.)
     pub(crate) track: bool,
+}
+
+/// What an evicted unit leaves in its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The eviction clock, 0 for nothing.
+    Shadow(u32),
+    /// The slot that holds its bytes.
+    Slot(u32),
 }
 
 /// What became of an eviction that was taken back.
@@ -167,6 +187,7 @@ impl Page {
     /// Becomes the owner of the unit, from any state but FILLING. `seen` as was `word`, or the word as it is now.
     pub(crate) fn claim(&self, seen: Word, owner: u32) -> Result<From, Word> {
         let from = match seen.state() {
+            State::Absent if seen.cool() => From::Cool(seen.number()),
             State::Absent => From::Absent(seen.number()),
             State::Resident => From::Resident,
             State::Evicting => From::Evicting,
@@ -327,14 +348,19 @@ impl Page {
         .is_some()
     }
 
-    /// The batch is through. Returns whether the unit became absent by it, and whether a wake is due.
-    pub(crate) fn settle(&self, clock: u32) -> (bool, Due) {
+    /// The batch is through. `left` is what an evicted unit leaves. Returns whether the unit became absent by it, and
+    /// whether a wake is due.
+    pub(crate) fn settle(&self, left: Left) -> (bool, Due) {
         let mut evicted = false;
         let change = self.change(|w| {
             debug_assert!(w.batch(), "settled twice");
             evicted = w.state() == State::Evicting;
             Some(if evicted {
-                (w.0 & TRACKED) | ABSENT | (u64::from(clock) << NUMBER_SHIFT)
+                let (flag, number) = match left {
+                    Left::Shadow(clock) => (0, clock),
+                    Left::Slot(slot) => (COOL, slot),
+                };
+                (w.0 & TRACKED) | ABSENT | flag | (u64::from(number) << NUMBER_SHIFT)
             } else {
                 // Those who wait for the batch are woken; those who wait for a fill are woken in vain and wait again.
                 w.0 & !(BATCH | WAITERS)
@@ -342,6 +368,18 @@ impl Page {
         });
         let wake = change.is_some_and(|(was, _)| was.0 & WAITERS != 0);
         (evicted, Due { wake, track: false })
+    }
+
+    /// Takes the slot of a cool unit away; what remains is the shadow. `false` if the unit is not in that slot any more:
+    /// then somebody else owns it, or has given it up.
+    pub(crate) fn drop_cool(&self, slot: u32, clock: u32) -> bool {
+        self.change(|w| {
+            (w.state() == State::Absent && w.cool() && w.number() == slot).then_some(
+                (w.0 & !(COOL | (u64::from(u32::MAX) << NUMBER_SHIFT)))
+                    | (u64::from(clock) << NUMBER_SHIFT),
+            )
+        })
+        .is_some()
     }
 
     /// The evictor took its entry off the queue and will not put it back. Only an absent unit may lose it: one that is
@@ -416,10 +454,10 @@ mod tests {
         page.unpin();
         assert!(page.begin_soften());
         assert!(page.pin(page.load()).is_err(), "a batch is in flight");
-        page.settle(0);
+        page.settle(Left::Shadow(0));
         assert!(page.pin(page.load()).is_err(), "soft: renew first");
         assert_eq!(page.begin_evict(), Some(true));
-        assert!(page.settle(9).0);
+        assert!(page.settle(Left::Shadow(9)).0);
         assert_eq!(page.load().number(), 9, "the shadow");
     }
 
@@ -437,7 +475,7 @@ mod tests {
                 track: true
             })
         );
-        assert!(!page.settle(2).0, "the claim won");
+        assert!(!page.settle(Left::Shadow(2)).0, "the claim won");
         let w = page.load();
         assert_eq!(
             (w.state(), w.soft(), w.batch()),
@@ -479,6 +517,27 @@ mod tests {
     }
 
     #[test]
+    fn a_cool_unit_is_rescued_or_dropped_and_never_both() {
+        let page = Page::new();
+        page.claim(page.load(), 7).expect("absent");
+        page.finish(7, 1, false, false, false).expect("owned");
+        page.begin_evict().expect("resident");
+        assert!(page.settle(Left::Slot(5)).0);
+        let w = page.load();
+        assert_eq!((w.state(), w.cool(), w.number()), (State::Absent, true, 5));
+        assert!(!page.drop_cool(4, 1), "another slot");
+        assert_eq!(page.claim(w, 8), Ok(From::Cool(5)));
+        assert!(!page.drop_cool(5, 1), "rescued");
+        page.finish(8, 1, false, true, false).expect("owned");
+        assert!(!page.load().cool());
+        page.begin_evict().expect("resident");
+        assert!(page.settle(Left::Slot(6)).0);
+        assert!(page.drop_cool(6, 9));
+        let w = page.load();
+        assert_eq!((w.state(), w.cool(), w.number()), (State::Absent, false, 9));
+    }
+
+    #[test]
     fn waiters_are_announced_once_and_reported_once() {
         let page = Page::new();
         page.claim(page.load(), 7).expect("absent");
@@ -508,6 +567,8 @@ mod models {
         kernel: Mutex<usize>,
         fillers: AtomicUsize,
         frames: AtomicUsize,
+        /// What lies in the one slot of the cooling area: 0 nothing, 1 the page's bytes, 2 another page's.
+        slot: AtomicUsize,
     }
 
     impl World {
@@ -517,6 +578,7 @@ mod models {
                 kernel: Mutex::new(NONE),
                 fillers: AtomicUsize::new(0),
                 frames: AtomicUsize::new(0),
+                slot: AtomicUsize::new(0),
             })
         }
 
@@ -552,6 +614,10 @@ mod models {
             }
             if pin && from == From::Resident {
                 self.discard(); // renewal discards first
+            }
+            if let From::Cool(_) = from {
+                // The bytes are read from the slot, which is given up afterwards.
+                assert_eq!(self.slot.swap(0, O::AcqRel), 1, "the slot was taken away");
             }
             if !fails {
                 self.copy();
@@ -619,7 +685,7 @@ mod models {
         fn evict(&self) {
             if self.page.begin_evict().is_some() {
                 self.discard();
-                self.page.settle(1);
+                self.page.settle(Left::Shadow(1));
                 self.frames.fetch_sub(1, O::AcqRel);
             }
         }
@@ -639,10 +705,34 @@ mod models {
             }
         }
 
+        /// Evicts into the slot, if it is free.
+        fn cool(&self) {
+            if self.page.begin_evict().is_some() {
+                let free = self.slot.load(O::Acquire) == 0;
+                self.discard();
+                if free {
+                    self.slot.store(1, O::Release);
+                }
+                let left = if free { Left::Slot(0) } else { Left::Shadow(1) };
+                if !self.page.settle(left).0 && free {
+                    self.slot.store(0, O::Release);
+                }
+                self.frames.fetch_sub(1, O::AcqRel);
+            }
+        }
+
+        /// Takes the slot for another page.
+        fn overwrite(&self) {
+            if self.page.drop_cool(0, 1) {
+                assert_eq!(self.slot.swap(2, O::AcqRel), 1, "somebody else's slot");
+                self.slot.store(0, O::Release);
+            }
+        }
+
         fn soften(&self) {
             if self.page.begin_soften() {
                 self.entry(THERE, LAZY);
-                self.page.settle(1);
+                self.page.settle(Left::Shadow(1));
             }
         }
 
@@ -850,6 +940,41 @@ mod models {
                     w.page.unpin();
                 }
             }],
+        );
+    }
+
+    #[test]
+    fn a_cool_unit_is_rescued_by_a_load_or_a_pin_or_gives_its_slot_up() {
+        run(
+            || {
+                let w = resident();
+                w.cool();
+                w
+            },
+            vec![
+                |w| {
+                    w.overwrite();
+                    w.cool();
+                },
+                |w| _ = w.load(1, 2, false),
+                |w| {
+                    if w.pin(2, 3) {
+                        w.check_pinned();
+                        w.page.unpin();
+                    }
+                },
+            ],
+        );
+        run(
+            resident,
+            vec![
+                |w| {
+                    w.cool();
+                    w.overwrite();
+                },
+                |w| _ = w.load(1, 2, true),
+                |w| w.evict(),
+            ],
         );
     }
 

@@ -1,0 +1,242 @@
+//! The cooling area, as the evictor sees it: a file in memory that it writes with the bytes of units that are to go.
+//!
+//! Writing is one `pwritev` for a run of slots. The kernel copies from the map's pages and answers EFAULT for one that
+//! it has taken back meanwhile (it was marked MADV_FREE), where a load by this thread would be a miss. Rescuers read the
+//! slots through a mapping, from which `UFFDIO_COPY` takes them as from a staging buffer.
+
+#![allow(
+    unsafe_code,
+    reason = "maps a file in memory, writes from memory by address"
+)]
+
+use super::policy::{Logs, Occupant, Place};
+use super::{Batch, Taken, drop_from_slot};
+use crate::fault::cooling::Cooling;
+use crate::fault::core::PoolCore;
+use crate::fault::fill::entry_parts;
+use crate::memory;
+use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
+use faultless_sys::{Errno, file};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Slots that are looked at for a free one before a unit goes without.
+const TRIES: usize = 16;
+/// How long to leave logs as they are whose slots are in use.
+const FIT_AGAIN: Duration = Duration::from_millis(100);
+
+pub(super) struct Cooler {
+    pool: Arc<PoolCore>,
+    /// The file, in the evictor's own table of descriptors.
+    file: i32,
+    logs: Logs,
+    /// The budget that the logs are made for.
+    limit: u64,
+    /// When it was last found that they cannot be changed yet.
+    in_use: Option<Instant>,
+    /// Bytes charged to the budget.
+    charged: u64,
+    /// Slots at the start of each log whose pages are mapped already.
+    mapped: Vec<bool>,
+}
+
+impl Cooler {
+    /// Makes the area. `None` where it cannot be had: units are then given up at once.
+    pub(super) fn new(pool: &Arc<PoolCore>) -> Option<Self> {
+        // As large as the largest budget could want: it is sparse.
+        let slots = Logs::new(memory::look().machine / PAGE as u64).len() as u32;
+        let len = slots as usize * PAGE;
+        let file = file::memory_file(c"faultless-cooling", len as u64).ok()?;
+        // SAFETY: the kernel chooses the range.
+        let mapped = unsafe {
+            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+            mem::map(0, len, libc::PROT_READ, flags, file, 0)
+        };
+        let area = mapped.ok().and_then(|start| {
+            // SAFETY: ours, mapped just now; the advice changes no contents.
+            let kept_apart = unsafe {
+                mem::madvise(start, len, libc::MADV_DONTFORK)
+                    .and_then(|()| mem::madvise(start, len, libc::MADV_DONTDUMP))
+            };
+            let area = kept_apart
+                .ok()
+                .and_then(|()| Cooling::new(start, slots).ok());
+            if area.is_none() {
+                // SAFETY: ours, and known to nobody.
+                let _ = unsafe { mem::unmap(start, len) };
+            }
+            area
+        });
+        let Some(area) = area else {
+            // SAFETY: made above.
+            unsafe { file::close(file) };
+            return None;
+        };
+        let _ = pool.cooling.set(area);
+        Some(Cooler {
+            pool: pool.clone(),
+            file,
+            logs: Logs::default(),
+            limit: 0,
+            in_use: None,
+            charged: 0,
+            mapped: Vec::new(),
+        })
+    }
+
+    fn area(&self) -> Option<&Cooling> {
+        self.pool.cooling.get()
+    }
+
+    /// Makes the logs fit the budget, if it has changed. Whatever cools is given up then.
+    pub(super) fn fit(&mut self) {
+        let limit = self.pool.budget.limit();
+        if limit == self.limit || self.in_use.is_some_and(|t| t.elapsed() < FIT_AGAIN) {
+            return;
+        }
+        let pool = self.pool.clone();
+        let Some(area) = pool.cooling.get() else {
+            return;
+        };
+        let mut maps = Batch::default();
+        for (slot, occupant) in self.logs.slots() {
+            drop_from_slot(&pool, &mut maps, slot, occupant, Place::Main);
+            if area.busy(slot) && owner_lives(&pool, &mut maps, occupant) {
+                // A rescuer still reads it: another time.
+                self.in_use = Some(Instant::now());
+                return;
+            }
+            area.give(slot);
+        }
+        // Nobody reads any slot: the memory can go.
+        if file::set_len(self.file, 0).is_err()
+            || file::set_len(self.file, area.len() as u64).is_err()
+        {
+            return;
+        }
+        self.logs = Logs::new(limit / PAGE as u64);
+        self.mapped = vec![false; self.logs.len()];
+        self.limit = limit;
+        self.charge();
+    }
+
+    /// Books what the area takes by now.
+    fn charge(&mut self) {
+        let now = self.logs.bytes() + self.mapped.len() as u64 + (self.logs.used() * PAGE) as u64;
+        if now > self.charged {
+            self.pool.budget.charge_anyway(now - self.charged);
+        } else {
+            self.pool.budget.release(self.charged - now);
+        }
+        self.charged = now;
+    }
+
+    /// A slot for a unit that leaves `place`, which is noted there at once: the log may come round before the batch is
+    /// through. What lay there is given up.
+    pub(super) fn slot(
+        &mut self,
+        maps: &mut Batch<'_>,
+        place: Place,
+        unit: Occupant,
+    ) -> Option<u32> {
+        let pool = self.pool.clone();
+        let area = pool.cooling.get()?;
+        for _ in 0..TRIES {
+            let (slot, occupant) = self.logs.turn(place)?;
+            if drop_from_slot(&pool, maps, slot, occupant, place)
+                || !area.busy(slot)
+                || !owner_lives(&pool, maps, occupant)
+            {
+                self.logs.put(slot, unit);
+                area.fill(slot);
+                return Some(slot);
+            }
+        }
+        None
+    }
+
+    /// Copies units into their slots. What could not be copied loses its slot.
+    pub(super) fn keep(&mut self, items: &mut [Taken]) {
+        let mut order: Vec<usize> = (0..items.len())
+            .filter(|&i| items[i].slot.is_some())
+            .collect();
+        order.sort_unstable_by_key(|&i| items[i].slot);
+        let mut at = 0;
+        while at < order.len() {
+            let first = items[order[at]].slot.unwrap_or(0);
+            let run = order[at..]
+                .iter()
+                .enumerate()
+                .take_while(|&(n, &i)| items[i].slot == Some(first + n as u32))
+                .take(BATCH_MAX)
+                .count();
+            let ranges: Vec<Range> = order[at..at + run]
+                .iter()
+                .map(|&i| Range {
+                    addr: items[i].addr,
+                    len: PAGE,
+                })
+                .collect();
+            // SAFETY: pages of units that `begin_evict` put into this thread's hands: their bytes do not change.
+            let written =
+                unsafe { file::pwritev(self.file, &ranges, u64::from(first) * PAGE as u64) };
+            let whole = match written {
+                Ok(bytes) => bytes / PAGE,
+                Err(Errno(libc::EINTR)) => continue,
+                Err(_) => 0,
+            };
+            if whole < run {
+                // The kernel has taken this page back, or there is no memory: it goes without.
+                if let Some(slot) = items[order[at + whole]].slot.take() {
+                    self.unfill(slot);
+                }
+            }
+            at += (whole + 1).min(run);
+        }
+        self.map_first_lap(items);
+        self.charge();
+    }
+
+    /// Touches slots that were never used, so that rescuers find their pages mapped.
+    fn map_first_lap(&mut self, items: &[Taken]) {
+        let Some(area) = self.pool.cooling.get() else {
+            return;
+        };
+        for slot in items.iter().filter_map(|t| t.slot) {
+            if let Some(mapped @ false) = self.mapped.get_mut(slot as usize) {
+                *mapped = true;
+                // SAFETY: inside the mapping, and written above, so that the file has the page.
+                unsafe { core::ptr::read_volatile(area.addr(slot) as *const u8) };
+            }
+        }
+    }
+
+    /// Gives a slot back whose unit did not come: it could not be copied, or a miss was faster.
+    pub(super) fn unfill(&mut self, slot: u32) {
+        self.logs.put(slot, Occupant::default());
+        if let Some(area) = self.area() {
+            area.give(slot);
+        }
+    }
+
+    /// Lets the area go. No map of the pool is left.
+    pub(super) fn end(self) {
+        self.pool.budget.release(self.charged);
+        if let Some(area) = self.pool.cooling.get() {
+            // SAFETY: all maps of the pool are gone, so nobody rescues anything from it.
+            let _ = unsafe { mem::unmap(area.start(), area.len()) };
+        }
+        // SAFETY: made in `new`.
+        unsafe { file::close(self.file) };
+    }
+}
+
+/// Whether the map of what lies in a slot still is there, so that somebody may be reading it.
+fn owner_lives(pool: &Arc<PoolCore>, maps: &mut Batch<'_>, occupant: Occupant) -> bool {
+    let (id, _) = match occupant.entry {
+        0 => return false,
+        entry => entry_parts(entry),
+    };
+    maps.map(id)
+        .is_some_and(|core| Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial)
+}

@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "discards memory by address")]
 
 mod cooler;
+mod crew;
 pub mod policy;
 
 use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
@@ -19,8 +20,9 @@ use crate::fault::registry::{self, Inside};
 use crate::fault::table::GROUP_BYTES;
 use crate::memory;
 use cooler::Cooler;
-use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
-use faultless_sys::{Errno, futex, raw};
+use crew::Crew;
+use faultless_sys::mem::{self, PAGE, Range};
+use faultless_sys::{futex, raw};
 use policy::{Item, Occupant, Place, Policy};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +39,9 @@ const IDLE_NS: u64 = 1_000_000_000;
 const STUCK_NS: u64 = 2_000_000;
 /// Time in which a reserve that is not needed halves.
 const RESERVE_HALVES: Duration = Duration::from_secs(4);
+
+/// A batch that takes longer than this was held up by somebody.
+const HELD_UP: Duration = Duration::from_millis(5);
 
 /// Bounds of the part of the budget that is kept free, for misses that come while the evictor is held up.
 ///
@@ -72,8 +77,7 @@ pub(crate) struct Evictor {
     pool: Arc<PoolCore>,
     policy: Policy,
     cooler: Option<Cooler>,
-    /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
-    pidfd: Option<i32>,
+    crew: Crew,
     policy_charged: u64,
     /// Units whose groups of words became empty.
     emptied: Vec<(u32, u64)>,
@@ -179,7 +183,7 @@ impl Evictor {
         let mut evictor = Evictor {
             policy: Policy::new(cooler.is_some()),
             cooler,
-            pidfd,
+            crew: Crew::new(pidfd),
             policy_charged: 0,
             emptied: Vec::new(),
             looked: None,
@@ -202,10 +206,7 @@ impl Evictor {
         if let Some(cooler) = evictor.cooler {
             cooler.end();
         }
-        if let Some(fd) = evictor.pidfd {
-            // SAFETY: made above.
-            unsafe { faultless_sys::file::close(fd) };
-        }
+        evictor.crew.end();
     }
 
     /// How much may stay unmarked, so that the kernel finds enough to take back.
@@ -237,8 +238,8 @@ impl Evictor {
         b.used() + self.headroom() > b.limit()
     }
 
-    /// Adapts the reserve: `filled` bytes were charged while the last batch was under way.
-    fn learn_reserve(&mut self, filled: u64) {
+    /// Adapts the reserve: while the last batch was under way, for so long, `filled` bytes were charged beyond `before`.
+    fn learn_reserve(&mut self, before: u64, filled: u64, took: Duration) {
         let limit = self.pool.budget.limit();
         let (least, most) = reserve_bounds(limit);
         let (at, of) = self.reserve_at;
@@ -251,7 +252,10 @@ impl Evictor {
             now = (now as f64 * 0.5f64.powf(halvings)) as u64;
             self.reserve_at.0 = Instant::now();
         }
-        let now = now.max(filled * 2).clamp(least, most);
+        // Held up until nothing was left: nobody knows how much more would have been filled.
+        let exhausted = took > HELD_UP && before + filled + least / 2 >= limit;
+        let need = if exhausted { most } else { filled * 2 };
+        let now = now.max(need).clamp(least, most);
         self.pool.reserve.store(now, Ordering::Relaxed);
     }
 
@@ -263,11 +267,15 @@ impl Evictor {
             cooler.fit();
         }
         if self.pressed() {
-            let before = self.pool.budget.used();
+            let (before, began) = (self.pool.budget.used(), Instant::now());
             let (units, released) = self.evict();
             busy |= units > 0;
             let filled = (self.pool.budget.used() + released).saturating_sub(before);
-            self.learn_reserve(filled);
+            let took = began.elapsed();
+            if took > HELD_UP * 2 {
+                self.crew.call_helpers();
+            }
+            self.learn_reserve(before, filled, took);
         }
         if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
             busy |= self.soften() > 0;
@@ -347,13 +355,14 @@ impl Evictor {
         let headroom = self.headroom();
         self.pool.wanted.store(0, Ordering::Relaxed);
         // A batch beyond it, so that the next is not due at once.
-        let mut want = (b.used() + headroom + batch_bytes(limit)).saturating_sub(limit);
+        let want = b.used() + headroom + batch_bytes(limit);
+        let mut want = want.saturating_sub(limit);
         let mut batch = Batch::default();
         let mut taken: Vec<Taken> = Vec::new();
         let mut back = Vec::new();
-        let tracked = self.policy.len();
+        let (tracked, most) = (self.policy.len(), self.crew.capacity());
         for _ in 0..tracked {
-            if want == 0 || taken.len() >= BATCH_MAX {
+            if want == 0 || taken.len() >= most {
                 break;
             }
             let Some(victim) = self.policy.next_victim() else {
@@ -471,8 +480,9 @@ impl Evictor {
         let mut marked = Vec::new();
         let mut excess =
             (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
+        let most = self.crew.capacity();
         for _ in 0..self.policy.len() {
-            if excess == 0 || taken.len() >= BATCH_MAX {
+            if excess == 0 || taken.len() >= most {
                 break;
             }
             let Some((item, offered)) = self.policy.next_to_soften() else {
@@ -536,38 +546,9 @@ impl Evictor {
                 _ => ranges.push(Range { addr, len }),
             }
         }
-        let mut rest = &ranges[..];
-        while !rest.is_empty() {
-            if let Some(pidfd) = self.pidfd {
-                // SAFETY: all ranges are units of ours that `begin_evict` or `begin_soften` put into this batch's
-                // hands: unpinned, and readable again.
-                match unsafe { mem::madvise_batch(pidfd, rest, advice) } {
-                    Ok(mut bytes) => {
-                        while let Some(first) = rest.first().filter(|r| r.len <= bytes) {
-                            bytes -= first.len;
-                            rest = &rest[1..];
-                        }
-                        if rest.is_empty() {
-                            return;
-                        }
-                    }
-                    Err(Errno(libc::EINTR | libc::EAGAIN)) => continue,
-                    Err(_) => {}
-                }
-            }
-            // One by one: no batches here, or the first of the rest was refused.
-            let Some((first, others)) = rest.split_first() else {
-                return;
-            };
-            // SAFETY: as above.
-            unsafe {
-                match advice {
-                    libc::MADV_DONTNEED => _ = mem::discard(first.addr, first.len),
-                    _ => _ = mem::madvise(first.addr, first.len, advice),
-                }
-            }
-            rest = others;
-        }
+        // SAFETY: all ranges are units of ours that `begin_evict` or `begin_soften` put into this batch's hands:
+        // unpinned, and readable again.
+        unsafe { self.crew.advise(&ranges, advice) };
     }
 
     /// Forgets entries of maps that are gone, and duplicates, when they outnumber the units that can be resident.

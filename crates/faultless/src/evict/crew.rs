@@ -1,0 +1,136 @@
+//! Advice on many ranges: one system call takes 1,024, and `mmap_lock` once. Behind somebody who holds that lock for long,
+//! what one call can do in a turn is too little, so several threads queue up together and all get their turn at once.
+
+#![allow(unsafe_code, reason = "discards memory by address")]
+
+use faultless_sys::Errno;
+use faultless_sys::mem::{self, BATCH_MAX, Range};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// Threads that help.
+const HELPERS: usize = 7;
+
+struct Work {
+    ranges: Vec<Range>,
+    advice: i32,
+}
+
+/// Who gives the advice: the evictor's thread, and helpers once it was held up.
+pub(super) struct Crew {
+    /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
+    pidfd: Option<i32>,
+    helpers: Vec<(Sender<Work>, JoinHandle<()>)>,
+    told: Sender<()>,
+    done: Receiver<()>,
+}
+
+impl Crew {
+    pub(super) fn new(pidfd: Option<i32>) -> Self {
+        let (told, done) = channel();
+        Crew {
+            pidfd,
+            helpers: Vec::new(),
+            told,
+            done,
+        }
+    }
+
+    /// Starts the helpers, if they do not run yet and can be had.
+    pub(super) fn call_helpers(&mut self) {
+        while self.pidfd.is_some() && self.helpers.len() < HELPERS {
+            let (give, take) = channel::<Work>();
+            let (pidfd, told) = (self.pidfd, self.told.clone());
+            // Shares this thread's descriptors, the pidfd among them.
+            let helper = std::thread::Builder::new()
+                .name("faultless-evict".into())
+                .spawn(move || {
+                    crate::keeper::block_signals();
+                    for work in take {
+                        advise(pidfd, &work.ranges, work.advice);
+                        let _ = told.send(());
+                    }
+                });
+            match helper {
+                Ok(handle) => self.helpers.push((give, handle)),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Most ranges that are worth giving at once.
+    pub(super) fn capacity(&self) -> usize {
+        BATCH_MAX * (1 + self.helpers.len())
+    }
+
+    /// Gives one piece of advice on all ranges.
+    ///
+    /// # Safety
+    ///
+    /// The ranges must be the caller's, and what the advice does to them must be right.
+    pub(super) unsafe fn advise(&self, ranges: &[Range], advice: i32) {
+        let mut own = Vec::new();
+        let mut given = 0;
+        for (i, chunk) in ranges.chunks(BATCH_MAX).enumerate() {
+            let helper = i.checked_sub(1).and_then(|i| self.helpers.get(i));
+            let ranges = chunk.to_vec();
+            match helper.map(|(give, _)| give.send(Work { ranges, advice })) {
+                Some(Ok(())) => given += 1,
+                _ => own.push(chunk),
+            }
+        }
+        for chunk in own {
+            advise(self.pidfd, chunk, advice);
+        }
+        for _ in 0..given {
+            let _ = self.done.recv();
+        }
+    }
+
+    /// Ends the helpers.
+    pub(super) fn end(self) {
+        for (give, handle) in self.helpers {
+            drop(give);
+            let _ = handle.join();
+        }
+        if let Some(fd) = self.pidfd {
+            // SAFETY: given to `new` to be closed here.
+            unsafe { faultless_sys::file::close(fd) };
+        }
+    }
+}
+
+/// For [`Crew::advise`], whose caller answers for the ranges.
+fn advise(pidfd: Option<i32>, ranges: &[Range], advice: i32) {
+    let mut rest = ranges;
+    while !rest.is_empty() {
+        if let Some(pidfd) = pidfd {
+            // SAFETY: see above.
+            match unsafe { mem::madvise_batch(pidfd, rest, advice) } {
+                Ok(mut bytes) => {
+                    while let Some(first) = rest.first().filter(|r| r.len <= bytes) {
+                        bytes -= first.len;
+                        rest = &rest[1..];
+                    }
+                    if rest.is_empty() {
+                        return;
+                    }
+                }
+                Err(Errno(libc::EINTR | libc::EAGAIN)) => continue,
+                Err(_) => {}
+            }
+        }
+        // One by one: no batches here, or the first of the rest was refused.
+        let Some((first, others)) = rest.split_first() else {
+            return;
+        };
+        // SAFETY: see above.
+        unsafe {
+            match advice {
+                libc::MADV_DONTNEED => _ = mem::discard(first.addr, first.len),
+                _ => _ = mem::madvise(first.addr, first.len, advice),
+            }
+        }
+        rest = others;
+    }
+}

@@ -17,3 +17,4 @@ pub mod data;
 pub mod machine;
 pub mod neighbour;
 pub mod plan;
+pub mod simulate;

@@ -6,7 +6,9 @@ use faultless::Bytes;
 use faultless_bench::contender::Kind;
 use faultless_bench::neighbour::Scenario;
 use faultless_bench::plan::{Plan, Progress, Report, Row};
+use faultless_bench::simulate::{self, Judgement};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -56,17 +58,20 @@ enum ScenarioArg {
     Smaps,
     Fork,
     Bigfree,
+    /// Eviction alone, judged by generated traces in a simulator.
+    Policy,
 }
 
-impl From<ScenarioArg> for Scenario {
-    fn from(s: ScenarioArg) -> Scenario {
-        match s {
+impl ScenarioArg {
+    fn scenario(self) -> Option<Scenario> {
+        Some(match self {
+            ScenarioArg::Policy => return None,
             ScenarioArg::Quiet => Scenario::Quiet,
             ScenarioArg::Churn => Scenario::Churn,
             ScenarioArg::Smaps => Scenario::Smaps,
             ScenarioArg::Fork => Scenario::Fork,
             ScenarioArg::Bigfree => Scenario::Bigfree,
-        }
+        })
     }
 }
 
@@ -102,7 +107,21 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let mut scenarios: Vec<Scenario> = args.scenario.into_iter().map(Scenario::from).collect();
+    if args
+        .scenario
+        .iter()
+        .any(|s| matches!(s, ScenarioArg::Policy))
+    {
+        if args.scenario.len() > 1 {
+            usage_error("policy is a simulation, and runs alone; leave the other scenarios out");
+        }
+        return judge_policies(args.json);
+    }
+    let mut scenarios: Vec<Scenario> = args
+        .scenario
+        .into_iter()
+        .filter_map(ScenarioArg::scenario)
+        .collect();
     if scenarios.is_empty() {
         scenarios = Scenario::ALL.to_vec();
     }
@@ -152,6 +171,87 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         "{wrong} bytes were wrong: these figures are worth nothing"
     );
     anyhow::ensure!(!report.rows.is_empty(), "nothing could be measured here");
+    Ok(())
+}
+
+/// `faultless bench policy`: pages, touches, and the parts of the pages that caches hold.
+const POLICY_PAGES: u32 = 1 << 17;
+const POLICY_TOUCHES: usize = 2_000_000;
+const POLICY_CACHES: [u32; 3] = [4, 8, 32];
+
+#[derive(Serialize)]
+struct Judged {
+    /// The cache holds this part of the pages.
+    fraction: u32,
+    traces: Vec<Judgement>,
+}
+
+fn judge_policies(json: bool) -> anyhow::Result<()> {
+    let mut bar = Bar::default();
+    let mut all = Vec::new();
+    for (i, fraction) in POLICY_CACHES.into_iter().enumerate() {
+        let traces = simulate::judge(POLICY_PAGES, fraction, POLICY_TOUCHES, |n, of| {
+            bar.show(Progress::Cell(
+                i * of + n,
+                POLICY_CACHES.len() * of,
+                "simulating",
+            ))
+        });
+        all.push(Judged { fraction, traces });
+    }
+    bar.clear();
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &all)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let mut text = format!(
+        "Share of touches that miss: {POLICY_PAGES} pages, {POLICY_TOUCHES} touches, of which the second half counts.\n\
+         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"uncooled\" is without the\n\
+         cooling area. All others see every access.\n"
+    );
+    for judged in &all {
+        let _ = writeln!(
+            text,
+            "\nThe cache holds 1/{} of the pages:",
+            judged.fraction
+        );
+        let mut t = Table::new();
+        t.load_preset(presets::NOTHING);
+        t.set_header([
+            "",
+            "LRU",
+            "CLOCK",
+            "2Q",
+            "S3-FIFO",
+            "faultless",
+            "× S3-FIFO",
+            "seen",
+            "uncooled",
+            "rescues/miss",
+        ]);
+        for j in &judged.traces {
+            let ratio = |x: f64| format!("{x:.4}");
+            t.add_row([
+                j.trace.clone(),
+                ratio(j.lru),
+                ratio(j.clock),
+                ratio(j.two_q),
+                ratio(j.s3_fifo),
+                ratio(j.invisible),
+                format!("{:.3}", j.against_s3_fifo()),
+                ratio(j.seen),
+                ratio(j.uncooled),
+                format!("{:.2}", j.rescues_per_miss),
+            ]);
+        }
+        for column in t.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let _ = writeln!(text, "{t}");
+    }
+    let _ = out.write_all(text.as_bytes());
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use std::collections::VecDeque;
 const FRESH_SHARE: u64 = 200;
 const FRESH_SHARE_UNCOOLED: u64 = 10;
 /// Shares of the budget that the cooling logs take, in thousandths.
-const FRESH_LOG: u64 = 30;
+const FRESH_LOG: u64 = 20;
 const MAIN_LOG: u64 = 120;
 /// Share of the budget that ghosts reach back, in percent.
 const GHOSTS: u64 = 60;
@@ -390,7 +390,7 @@ mod tests {
     #[test]
     fn slots_come_round_in_the_order_in_which_they_were_used() {
         let mut logs = Logs::new(1000);
-        assert_eq!((logs.len(), logs.used()), (150, 0));
+        assert_eq!((logs.len(), logs.used()), (140, 0));
         let one = Occupant {
             entry: 7,
             serial: 1,
@@ -401,12 +401,12 @@ mod tests {
             (0, Occupant::default(), Place::Fresh)
         );
         logs.put(slot, one);
-        for _ in 0..29 {
+        for _ in 0..19 {
             logs.turn(Place::Fresh);
         }
         assert_eq!(logs.turn(Place::Fresh), Some((0, one)));
         let (slot, _) = logs.turn(Place::Main).expect("slots");
-        assert_eq!((slot, logs.place(slot), logs.used()), (30, Place::Main, 31));
+        assert_eq!((slot, logs.place(slot), logs.used()), (20, Place::Main, 21));
         assert_eq!(Logs::new(8).turn(Place::Main), None, "too small for any");
     }
 }

@@ -136,7 +136,7 @@ fn keep(core: &MapCore, unit: u64) {
         State::Absent if !word.cool() => {
             let budget = &core.pool.budget;
             if budget.used() + core.unit_bytes() <= budget.limit() {
-                let fetch = &mut |at, end| fill::file_piece(core, fd, at, end);
+                let fetch = &mut |at, end, keep| fill::file_piece(core, fd, at, end, keep);
                 let _ = fill::prefetch(core, unit, fill::RUN_MAX as u64, fetch);
             }
         }

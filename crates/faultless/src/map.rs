@@ -4,6 +4,7 @@
 
 use crate::error::{Error, LeaseRefusal};
 use crate::evict::{collect_group, settle_evicted};
+use crate::fault::ahead::Mode;
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need};
@@ -14,7 +15,7 @@ use crate::fault::report::Fault;
 use crate::fault::table::GROUP;
 use crate::keeper;
 use crate::lease::{self, OnBreak};
-use crate::options::{Advice, SEQUENTIAL_BYTES, retire_reading};
+use crate::options::{Advice, retire_reading};
 use crate::plain::Plain;
 use crate::pool::Pool;
 use crate::workers::{Job, PART, with_pieces};
@@ -146,11 +147,12 @@ impl Map {
         self.pool
             .0
             .workers
-            .ensure(1)
+            .ensure(&core.pool, 1)
             .map_err(|e| Error::kernel("cannot start a worker thread", e))?;
-        let (id, serial, workers) = (core.id, core.serial, self.pool.0.workers.clone());
+        let (id, serial) = (core.id, core.serial);
+        let (pool, workers) = (core.pool.clone(), self.pool.0.workers.clone());
         let on_break = Box::new(move || {
-            workers.push(Job::LeaseBreak { id, serial, what });
+            workers.push(&pool, Job::LeaseBreak { id, serial, what });
         });
         let id = keeper::lease(fd, on_break)
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
@@ -277,19 +279,20 @@ impl Map {
             Inner::Engine(core) => {
                 let workers = &self.pool.0.workers;
                 workers
-                    .all()
+                    .all(&core.pool)
                     .map_err(|e| Error::kernel("cannot start worker threads", e))?;
                 let end = (core.unit_of(core.start + bytes.end - 1) + 1).min(core.data_units());
                 let step = (PART >> core.unit_shift).max(1);
                 let mut unit = core.unit_of(core.start + bytes.start);
                 while unit < end {
                     let count = step.min(end - unit);
-                    if !workers.push(Job::Prefetch {
+                    let job = Job::Prefetch {
                         id: core.id,
                         serial: core.serial,
                         unit,
                         count,
-                    }) {
+                    };
+                    if !workers.push(&core.pool, job) {
                         core.counters
                             .add(Count::PrefetchDropped, (end - unit).div_ceil(step));
                         break;
@@ -314,13 +317,14 @@ impl Map {
                 plain.advise(0, plain.range.len, advice);
             }
             Inner::Engine(core) => {
-                let bytes = if advice == Advice::Sequential {
-                    SEQUENTIAL_BYTES
-                } else {
-                    1
+                let mode = match advice {
+                    Advice::Random => Mode::Off,
+                    Advice::Normal => Mode::Detect,
+                    Advice::Sequential => Mode::Eager,
                 };
-                let units = (bytes >> core.unit_shift).clamp(1, fill::RUN_MAX);
-                core.run_units.store(units as u32, Ordering::Relaxed);
+                // Without threads that could read ahead, nothing is read ahead.
+                let ready = mode == Mode::Off || self.pool.0.workers.all(&core.pool).is_ok();
+                core.streams.set_mode(if ready { mode } else { Mode::Off });
             }
         }
     }
@@ -446,7 +450,7 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
             if !go {
                 fill::cancel_eviction(core, u, soft[(u - first) as usize]);
                 // The evictor may have thrown its entry away meanwhile.
-                fill::track(core, u);
+                fill::track(core, u, false);
             } else if settle_evicted(core, u, Left::Shadow(0)).emptied {
                 collect_group(core, u);
             }
@@ -479,6 +483,7 @@ impl Drop for Map {
             return;
         }
         core.closing.store(true, Ordering::Release);
+        core.streams.give_up(core);
         self.pool
             .0
             .past

@@ -4,6 +4,7 @@
 
 use crate::bytes::Bytes;
 use crate::error::{Error, LeaseRefusal};
+use crate::fault::ahead::Streams;
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::counters::Counters;
 use crate::fault::process;
@@ -19,12 +20,10 @@ use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, uffd};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;
-/// What one miss reads under [`Advice::Sequential`].
-pub(crate) const SEQUENTIAL_BYTES: usize = 256 * 1024;
 /// Serial number of the next map.
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 
@@ -35,12 +34,13 @@ const LEN_MAX: u64 = 1 << 46;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Advice {
-    /// Nothing is known: a miss fills one unit.
+    /// Nothing is known: a miss fills one unit. Threads that turn out to read in order, one unit after the other or at
+    /// equal distances, forwards or backwards, are read ahead of.
     #[default]
     Normal,
-    /// Here and there: a miss fills one unit.
+    /// Here and there: a miss fills one unit, and nothing is read ahead.
     Random,
-    /// In order: a miss fills up to 256 KiB from the unit on.
+    /// In order: from the first miss on, what comes next is read ahead.
     Sequential,
 }
 
@@ -392,7 +392,7 @@ impl MapOptions {
             lease: std::sync::OnceLock::new(),
             keep_all: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            run_units: AtomicU32::new(1),
+            streams: Streams::new(),
             counters: Counters::new(),
         }));
         std::mem::forget(region);

@@ -3,6 +3,7 @@
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::evict::{self, Evictor};
+use crate::fault::ahead::Trips;
 use crate::fault::budget::Budget;
 use crate::fault::core::{Bell, FILLERS_MAX, LastLooks, PoolCore};
 use crate::fault::counters::Stats;
@@ -334,6 +335,9 @@ impl Engine {
             filled: ring,
             handover: Handover::new(),
             fill_bell: Bell::default(),
+            ahead: Handover::new(),
+            work_bell: Bell::default(),
+            trips: Trips::new(limit).map_err(memory)?,
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),
             evicted: AtomicU32::new(0),
@@ -348,7 +352,8 @@ impl Engine {
             last_looks: LastLooks::new(),
             stopping: AtomicBool::new(false),
         });
-        core.budget.charge_anyway(core.filled.bytes());
+        core.budget
+            .charge_anyway(core.filled.bytes() + core.trips.bytes());
         let evictor = {
             let core = core.clone();
             keeper::spawn("faultless-evict", move || Evictor::run(core))

@@ -6,18 +6,20 @@
     reason = "answers requests that lie on faulting threads' stacks"
 )]
 
+use crate::fault::ahead::{Owner, Request};
 use crate::fault::core::{MapCore, PoolCore, Reading};
 use crate::fault::counters::Count;
-use crate::fault::fill::{self, Need, Piece, Request};
+use crate::fault::fill::{self, Handed, Need, Piece};
 use crate::fault::registry;
 use crate::fault::report::Fault;
 use crate::lease::{self, OnBreak};
 use crate::source::{self, Source};
+use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Threads that prefetch: enough to keep a solid-state disk's queue filled.
@@ -26,6 +28,9 @@ const PREFETCHERS: usize = 8;
 const JOBS_MAX: usize = 8192;
 /// Bytes of one part of a prefetch.
 pub(crate) const PART: u64 = 256 * 1024;
+
+/// How long a worker sleeps before it looks by itself.
+const IDLE_NS: u64 = 1_000_000_000;
 
 /// Something for a worker to do.
 pub(crate) enum Job {
@@ -46,11 +51,11 @@ struct Jobs {
     stopping: bool,
 }
 
-/// Worker threads and their queue. Threads start when they are first needed.
+/// Worker threads and their queue. Threads start when they are first needed. They are woken by the pool's `work_bell`,
+/// which a signal handler can ring as well.
 #[derive(Default)]
 pub(crate) struct Workers {
     jobs: Mutex<Jobs>,
-    wake: Condvar,
     threads: Mutex<Threads>,
 }
 
@@ -67,13 +72,13 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Workers {
     /// Makes sure that `count` workers run (at most [`PREFETCHERS`]).
-    pub(crate) fn ensure(self: &Arc<Self>, count: usize) -> io::Result<()> {
+    pub(crate) fn ensure(self: &Arc<Self>, pool: &Arc<PoolCore>, count: usize) -> io::Result<()> {
         let mut threads = lock(&self.threads);
         while threads.workers < count.min(PREFETCHERS) {
-            let me = self.clone();
+            let (me, pool) = (self.clone(), pool.clone());
             let handle = std::thread::Builder::new()
                 .name("faultless-work".into())
-                .spawn(move || me.work())?;
+                .spawn(move || me.work(&pool))?;
             threads.handles.push(handle);
             threads.workers += 1;
         }
@@ -101,12 +106,12 @@ impl Workers {
         Ok(())
     }
 
-    pub(crate) fn all(self: &Arc<Self>) -> io::Result<()> {
-        self.ensure(PREFETCHERS)
+    pub(crate) fn all(self: &Arc<Self>, pool: &Arc<PoolCore>) -> io::Result<()> {
+        self.ensure(pool, PREFETCHERS)
     }
 
     /// Queues a job. `false` if the queue is full.
-    pub(crate) fn push(&self, job: Job) -> bool {
+    pub(crate) fn push(&self, pool: &PoolCore, job: Job) -> bool {
         let mut jobs = lock(&self.jobs);
         match job {
             Job::Prefetch { .. } if jobs.queue.len() >= JOBS_MAX => return false,
@@ -114,32 +119,37 @@ impl Workers {
             Job::LeaseBreak { .. } => jobs.queue.push_front(job),
         }
         drop(jobs);
-        self.wake.notify_one();
+        pool.work_bell.ring();
         true
     }
 
-    fn work(&self) {
+    fn work(&self, pool: &PoolCore) {
         crate::keeper::block_signals();
         loop {
+            // In turns: neither kind of work keeps the other waiting.
+            let ahead = pool.ahead.pop().map(Request::unpack);
+            if let Some(request) = ahead {
+                read_ahead(pool, request);
+            }
             let mut jobs = lock(&self.jobs);
-            let job = loop {
-                if jobs.stopping {
-                    return;
-                }
-                if let Some(job) = jobs.queue.pop_front() {
-                    break job;
-                }
-                jobs = self.wake.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-            };
+            if jobs.stopping {
+                return;
+            }
+            let job = jobs.queue.pop_front();
             drop(jobs);
             match job {
-                Job::Prefetch {
+                Some(Job::Prefetch {
                     id,
                     serial,
                     unit,
                     count,
-                } => prefetch(id, serial, unit, count),
-                Job::LeaseBreak { id, serial, what } => lease::broken(id, serial, what),
+                }) => prefetch(id, serial, unit, count),
+                Some(Job::LeaseBreak { id, serial, what }) => lease::broken(id, serial, what),
+                None if ahead.is_none() => pool.work_bell.sleep(IDLE_NS, || {
+                    let jobs = lock(&self.jobs);
+                    pool.ahead.is_empty() && jobs.queue.is_empty() && !jobs.stopping
+                }),
+                None => {}
             }
         }
     }
@@ -147,7 +157,7 @@ impl Workers {
     /// Stops all threads and waits for them.
     pub(crate) fn stop(&self, pool: &PoolCore) {
         lock(&self.jobs).stopping = true;
-        self.wake.notify_all();
+        pool.work_bell.ring_all();
         pool.stopping.store(true, Ordering::Release);
         pool.fill_bell.ring_all();
         let handles = std::mem::take(&mut lock(&self.threads).handles);
@@ -156,6 +166,62 @@ impl Workers {
             let _ = h.join();
         }
     }
+}
+
+/// Reads a part of a window.
+fn read_ahead(pool: &PoolCore, request: Request) {
+    let Some(core) = registry::gate(request.map)
+        .and_then(registry::enter)
+        .filter(|c| std::ptr::eq(&*c.pool, pool))
+    else {
+        return;
+    };
+    let stride = core.streams.stride(request.stream);
+    let (mut at, mut left) = (request.unit, request.units);
+    let mut trip = request.trip;
+    while left > 0 && at < core.data_units() && !core.closing.load(Ordering::Relaxed) {
+        let most = if stride == 1 { left } else { 1 };
+        let done = with_pieces(&core, |fetch| {
+            if !std::mem::take(&mut trip) {
+                return fill::prefetch(&core, at, most, fetch);
+            }
+            match trip_slot(&core, at) {
+                Some(slot) => fill::prefetch_trip(&core, at, most, slot, fetch),
+                // It stays absent: who stumbles over it reads it.
+                None => Ok(1),
+            }
+        });
+        let Ok(done) = done else {
+            core.counters.add(Count::PrefetchDropped, 1);
+            return;
+        };
+        left = left.saturating_sub(done);
+        at = at.wrapping_add_signed(if stride == 1 { done as i64 } else { stride });
+    }
+}
+
+/// A slot for a trip, if units of the map fit one.
+fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
+    if core.unit_bytes() != PAGE as u64 {
+        return None;
+    }
+    let owner = Owner {
+        map: core.id,
+        serial: core.serial,
+        unit,
+    };
+    core.pool.trips.take(owner, |slot, from| {
+        // A reader that went elsewhere left it behind. If its map is gone, so is whoever could read the slot.
+        let owner = registry::gate(from.map).and_then(registry::enter);
+        let Some(owner) = owner.filter(|c| c.serial == from.serial) else {
+            return true;
+        };
+        let dropped = owner.page(from.unit).drop_cool(slot, 0);
+        if dropped {
+            owner.table.leave(from.unit);
+        }
+        dropped
+    })
 }
 
 fn prefetch(id: u32, serial: u64, unit: u64, count: u64) {
@@ -214,27 +280,36 @@ pub(crate) fn source_pieces<'a>(
     core: &'a MapCore,
     source: &'a dyn Source,
     align: u64,
-) -> impl FnMut(u64, u64) -> Result<Piece, Fault> + 'a {
+) -> impl FnMut(u64, u64, Option<usize>) -> Result<Piece, Fault> + 'a {
     let mut blocks = Blocks {
         core,
         bytes: Vec::new(),
         charged: 0,
     };
-    move |at, end| {
+    move |at, end, keep| {
         // Pieces begin at multiples of the alignment, since units do.
         let want = (end - at).min(PIECE.max(align));
         blocks.resize(want.next_multiple_of(align) as usize);
         let bytes = &mut blocks.bytes;
         let got = source::read_full(source, align as usize, bytes, core.base + at)
             .map_err(|e| e.raw_os_error().map_or(Fault::Source, Fault::Read))?;
-        fill::install_piece(core, at, bytes.as_mut_ptr() as usize, got, want as usize)
+        fill::install_piece(
+            core,
+            at,
+            bytes.as_mut_ptr() as usize,
+            got,
+            want as usize,
+            keep,
+        )
     }
 }
 
 /// Runs `f` with what fetches pieces of a map, whatever it is made of. For ordinary contexts only.
 pub(crate) fn with_pieces<R>(core: &MapCore, f: impl FnOnce(fill::Fetch<'_>) -> R) -> R {
     match &core.reading {
-        Reading::File { fd, .. } => f(&mut |at, end| fill::file_piece(core, fd, at, end)),
+        Reading::File { fd, .. } => {
+            f(&mut |at, end, keep| fill::file_piece(core, fd, at, end, keep))
+        }
         Reading::Source { source, align } => f(&mut source_pieces(core, &**source, *align)),
     }
 }
@@ -250,11 +325,11 @@ fn fill_for(pool: &PoolCore, number: usize) {
             });
             continue;
         };
-        let request = at as *const Request;
+        let request = at as *const Handed;
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
         let (core, run): (&MapCore, &fill::Run) = unsafe { (&*(*request).core, &(*request).run) };
         let need = Need::Load(core.unit_addr(run.first));
-        let result = with_pieces(core, |fetch| fill::fill(core, run, need, fetch));
+        let result = with_pieces(core, |fetch| fill::fill(core, run, need, None, fetch));
         // SAFETY: popped from the queue, so nobody else answers it.
         unsafe { fill::answer(request, result) };
     }

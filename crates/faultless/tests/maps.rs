@@ -238,7 +238,8 @@ fn statistics_count_what_happened() {
     let dir = dir();
     let path = file(dir.path(), "a", 6, 100 * PAGE);
     let pool = pool(8);
-    let map = pool.map(open(&path)).expect("mapped");
+    let options = pool.options().advice(Advice::Random);
+    let map = options.map(open(&path)).expect("mapped");
     for i in 0..50 {
         assert_eq!(map[i * PAGE], common::byte_at(6, i * PAGE));
         assert_eq!(map[i * PAGE + 1], common::byte_at(6, i * PAGE + 1));
@@ -359,7 +360,8 @@ fn many_threads_that_miss_the_same_page_cause_one_read() {
     }
     let source = Whole(Generated::new(16 * PAGE as u64, 8));
     let reads = source.0.reads.clone();
-    let map = unsafe { pool(8).map_trusted(source) }.expect("mapped");
+    let options = pool(8).options().advice(Advice::Random);
+    let map = unsafe { options.map_trusted(source) }.expect("mapped");
     let start = Barrier::new(32);
     std::thread::scope(|s| {
         for _ in 0..32 {
@@ -891,4 +893,123 @@ fn sources_of_blocks_are_asked_for_whole_blocks_on_both_backends() {
                 .all(|(i, &b)| b == ((70_001 + i) % 251) as u8)
         );
     }
+}
+
+/// Reads one word of each of these pages, and checks it.
+fn touch(map: &Map, seed: u64, pages: impl IntoIterator<Item = usize>) {
+    for page in pages {
+        let at = page * PAGE + 123;
+        assert_eq!(map[at], common::byte_at(seed, at), "page {page}");
+    }
+}
+
+#[test]
+fn who_reads_in_order_is_read_ahead_of() {
+    let dir = dir();
+    const PAGES: usize = 8192;
+    let path = file(dir.path(), "a", 30, PAGES * PAGE);
+    // With room for all of it, and with room for an eighth.
+    for memory in [64, 4] {
+        let pool = pool(memory);
+        let forwards = pool.map(open(&path)).expect("mapped");
+        check(&forwards, 30, 0);
+        let s = forwards.stats();
+        assert!(
+            s.read_ahead_used > PAGES as u64 * 9 / 10 && s.misses < PAGES as u64 / 4,
+            "{s:?}"
+        );
+        assert_eq!(s.read_ahead_wasted, 0, "{s:?}");
+        drop(forwards);
+
+        let backwards = pool.map(open(&path)).expect("mapped");
+        touch(&backwards, 30, (0..PAGES).rev());
+        let s = backwards.stats();
+        assert!(s.read_ahead_used > PAGES as u64 * 8 / 10, "{s:?}");
+        drop(backwards);
+
+        let strided = pool.map(open(&path)).expect("mapped");
+        touch(&strided, 30, (0..PAGES).step_by(7));
+        let s = strided.stats();
+        assert!(s.read_ahead_used > PAGES as u64 / 7 * 8 / 10, "{s:?}");
+        assert!(
+            s.bytes_read < (PAGES / 7 * PAGE) as u64 * 11 / 10,
+            "only what is read: {s:?}"
+        );
+    }
+}
+
+#[test]
+fn several_streams_of_one_thread_and_of_many_are_told_apart() {
+    let dir = dir();
+    const PAGES: usize = 8192;
+    let path = file(dir.path(), "a", 31, PAGES * PAGE);
+    let pool = pool(64);
+    let map = pool.map(open(&path)).expect("mapped");
+    // A merge of three runs by one thread.
+    for i in 0..1000 {
+        touch(&map, 31, [i, 2500 + i, 5000 + i]);
+    }
+    let s = map.stats();
+    assert!(s.read_ahead_used > 2_400, "{s:?}");
+    map.release(..).expect("released");
+    // Eight threads, each with a part of its own, and one that reads at random between them.
+    let before = map.stats();
+    std::thread::scope(|scope| {
+        for t in 0..8 {
+            let map = &map;
+            scope.spawn(move || touch(map, 31, t * 1000..(t + 1) * 1000));
+        }
+        scope.spawn(|| touch(&map, 31, (0..2000).map(|i| i * 7919 % PAGES)));
+    });
+    let used = map.stats().read_ahead_used - before.read_ahead_used;
+    assert!(used > 4_000, "{used} of 8000: {:?}", map.stats());
+}
+
+#[test]
+fn who_reads_at_random_is_never_read_ahead_of() {
+    let dir = dir();
+    const PAGES: usize = 8192;
+    let path = file(dir.path(), "a", 32, PAGES * PAGE);
+    let pool = pool(64);
+    let map = pool.map(open(&path)).expect("mapped");
+    let mut x = 7u64;
+    touch(
+        &map,
+        32,
+        (0..4000).map(|_| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (x >> 33) as usize % PAGES
+        }),
+    );
+    assert_eq!(map.stats().read_ahead, 0);
+    // And nobody is, where it was said so.
+    map.advise(Advice::Random);
+    check(&map, 32, 0);
+    assert_eq!(map.stats().read_ahead, 0);
+}
+
+#[test]
+fn a_reader_that_goes_elsewhere_leaves_waste_that_is_counted_and_given_back() {
+    let dir = dir();
+    const PAGES: usize = 4096;
+    let path = file(dir.path(), "a", 33, PAGES * PAGE);
+    let pool = pool(64);
+    let map = pool.map(open(&path)).expect("mapped");
+    // More streams than can be followed, each given up at once; more trips than there are slots.
+    for round in 0..40 {
+        for start in 0..60 {
+            touch(&map, 33, (0..4).map(|i| start * 64 + round + i));
+        }
+        map.release(..).expect("released");
+    }
+    let s = map.stats();
+    assert!(s.read_ahead_wasted > 0, "{s:?}");
+    assert!(
+        s.read_ahead >= s.read_ahead_used + s.read_ahead_wasted,
+        "{s:?}"
+    );
+    check(&map, 33, 0);
+    let used = pool.stats().used;
+    drop(map);
+    assert!(pool.stats().used < used, "all of it comes back");
 }

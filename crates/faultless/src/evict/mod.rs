@@ -14,7 +14,7 @@ pub mod policy;
 
 use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
 use crate::fault::counters::Count;
-use crate::fault::fill::{cancel_eviction, entry_bytes, entry_parts};
+use crate::fault::fill::{cancel_eviction, entry_ahead, entry_bytes, entry_parts};
 use crate::fault::page::{Left, State};
 use crate::fault::registry::{self, Inside};
 use crate::fault::table::GROUP_BYTES;
@@ -400,7 +400,11 @@ impl Evictor {
                     let place = victim.place;
                     // Slots have the size of a page; larger units are few, and go at once.
                     let slot = match &mut self.cooler {
-                        Some(cooler) if entry_bytes(item.entry) == PAGE as u64 => {
+                        // Nor is a unit kept that was read ahead: it has been read by now, or never will be.
+                        Some(cooler)
+                            if entry_bytes(item.entry) == PAGE as u64
+                                && !entry_ahead(item.entry) =>
+                        {
                             let entry = item.entry;
                             cooler.slot(&mut batch, place, Occupant { entry, serial })
                         }

@@ -1,5 +1,6 @@
 //! What the fault path knows of a pool and of a map.
 
+use super::ahead::{Requests, Streams, Trips};
 use super::budget::Budget;
 use super::cooling::Cooling;
 use super::counters::Counters;
@@ -27,6 +28,12 @@ pub(crate) struct PoolCore {
     /// Requests of faulting threads to the fill threads.
     pub(crate) handover: Handover,
     pub(crate) fill_bell: Bell,
+    /// What to read ahead.
+    pub(crate) ahead: Requests,
+    /// Wakes those who do.
+    pub(crate) work_bell: Bell,
+    /// Where the units wait over which readers are to stumble.
+    pub(crate) trips: Trips,
     pub(crate) evict_bell: Bell,
     /// The clock by which refault distances are measured: pages that were given up before they proved themselves.
     pub(crate) clock: AtomicU32,
@@ -126,8 +133,8 @@ pub(crate) struct MapCore {
     pub(crate) keep_all: AtomicBool,
     /// The map is being dropped: whoever works on it in the background stops.
     pub(crate) closing: AtomicBool,
-    /// Units that one miss fills, at most.
-    pub(crate) run_units: AtomicU32,
+    /// Who reads in order, to be read ahead of.
+    pub(crate) streams: Box<Streams>,
     pub(crate) counters: Counters,
 }
 

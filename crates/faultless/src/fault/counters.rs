@@ -26,8 +26,11 @@ pub(crate) enum Count {
     Charged,
     Released,
     PrefetchDropped,
+    Ahead,
+    AheadUsed,
+    AheadWasted,
 }
-const COUNTS: usize = 12;
+const COUNTS: usize = 15;
 
 #[repr(align(128))]
 #[derive(Debug)]
@@ -90,6 +93,9 @@ impl Counters {
             waits: self.get(Count::Waits),
             errors: self.get(Count::Errors),
             prefetch_dropped: self.get(Count::PrefetchDropped),
+            read_ahead: self.get(Count::Ahead),
+            read_ahead_used: self.get(Count::AheadUsed),
+            read_ahead_wasted: self.get(Count::AheadWasted),
             fill_latency: latency,
         }
     }
@@ -139,6 +145,12 @@ pub struct Stats {
     pub errors: u64,
     /// Parts of prefetches that were dropped because the queue or the budget was full.
     pub prefetch_dropped: u64,
+    /// Units that were asked for because somebody was found to read in order.
+    pub read_ahead: u64,
+    /// Of these, units in windows that the reader entered.
+    pub read_ahead_used: u64,
+    /// Of these, units in windows that the reader was found not to enter, as it went elsewhere.
+    pub read_ahead_wasted: u64,
     /// How long fills took, from the claim of the unit to its installation.
     pub fill_latency: Latency,
 }
@@ -155,6 +167,9 @@ impl Stats {
         self.waits += other.waits;
         self.errors += other.errors;
         self.prefetch_dropped += other.prefetch_dropped;
+        self.read_ahead += other.read_ahead;
+        self.read_ahead_used += other.read_ahead_used;
+        self.read_ahead_wasted += other.read_ahead_wasted;
         self.fill_latency.buckets.resize(BUCKETS, 0);
         for (sum, n) in self
             .fill_latency

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code, reason = "reads into raw buffers and installs pages")]
 
+use super::ahead::Trips;
 use super::core::{MapCore, Reading, Unit};
 use super::counters::Count;
 use super::fds::Fd;
@@ -85,7 +86,7 @@ impl Run {
 
 /// Serves a miss from a file, or hands it to the fill threads.
 pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault> {
-    let mut request = Request {
+    let mut request = Handed {
         core,
         run: Run::new(),
         done: AtomicU32::new(0),
@@ -94,8 +95,8 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault>
     match &core.reading {
         _ if request.run.count == 0 => Ok(()),
         _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
-        Reading::File { fd, .. } => fill(core, &request.run, need, &mut |at, end| {
-            file_piece(core, fd, at, end)
+        Reading::File { fd, .. } => fill(core, &request.run, need, None, &mut |at, end, keep| {
+            file_piece(core, fd, at, end, keep)
         }),
         Reading::Source { .. } => hand_over(core, &request),
     }
@@ -112,8 +113,9 @@ pub(crate) struct Piece {
     wanted: u64,
 }
 
-/// Reads and installs a piece that starts at one byte of the region and ends at another at the latest.
-pub(crate) type Fetch<'a> = &'a mut dyn FnMut(u64, u64) -> Result<Piece, Fault>;
+/// Reads and installs a piece that starts at one byte of the region and ends at another at the latest. Where an address
+/// is given, the bytes of the first page go there and are not installed.
+pub(crate) type Fetch<'a> = &'a mut dyn FnMut(u64, u64, Option<usize>) -> Result<Piece, Fault>;
 
 /// Serves a miss through `fetch`, in an ordinary context.
 pub(crate) fn serve_from(
@@ -127,7 +129,7 @@ pub(crate) fn serve_from(
     match run.count {
         0 => Ok(()),
         _ if run.from[0] == Origin::Cool => rescue(core, &run, need),
-        _ => fill(core, &run, need, fetch),
+        _ => fill(core, &run, need, None, fetch),
     }
 }
 
@@ -234,8 +236,7 @@ fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Wo
     claimed
 }
 
-/// Becomes the owner of `unit`, and of absent ones behind it as far as the map's advice goes. The run stays empty if
-/// nothing is left to do: the page is there (and pinned, if that was wanted).
+/// Becomes the owner of `unit`. The run stays empty if nothing is left to do: the page is there (and pinned, if that was wanted).
 fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fault> {
     // A child's handler finds no maps; other callers may come from what the child inherited.
     let load = matches!(need, Need::Load(_));
@@ -260,6 +261,9 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     let mut count_miss = || {
         if !std::mem::replace(&mut counted, true) {
             core.counters.add(Count::Misses, 1);
+            if load {
+                core.streams.on_miss(core, unit, me);
+            }
         }
     };
     let from = loop {
@@ -322,10 +326,6 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
         return Err(why);
     }
     (run.first, run.count, run.me, run.from[0]) = (unit, 1, me, from);
-    if need != Need::Pin && from != Origin::Cool {
-        let wanted = (core.run_units.load(Ordering::Relaxed) as usize).min(RUN_MAX);
-        while run.count < wanted && extend(core, run) {}
-    }
     Ok(())
 }
 
@@ -392,6 +392,8 @@ struct Published {
     pin: bool,
     hot: bool,
     soft: bool,
+    /// It was read ahead.
+    ahead: bool,
 }
 
 /// Makes a filled unit resident.
@@ -406,15 +408,15 @@ fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
         futex::wake_at(page.futex(), futex::ALL);
     }
     if due.track {
-        track(core, unit);
+        track(core, unit, how.ahead);
     }
 }
 
 /// Tells the evictor of a unit.
-pub(crate) fn track(core: &MapCore, unit: Unit) {
+pub(crate) fn track(core: &MapCore, unit: Unit, ahead: bool) {
     let pool = &*core.pool;
     pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
-    let entry = track_entry(core.id, core.unit_shift, unit);
+    let entry = track_entry(core.id, core.unit_shift, unit) | if ahead { AHEAD } else { 0 };
     // The ring is large; it can be full only while the evictor is held up for long.
     while !pool.filled.push(entry) {
         pool.evict_bell.ring();
@@ -449,9 +451,17 @@ pub(crate) fn entry_parts(entry: u64) -> (u32, Unit) {
     (id - 1, entry & ((1 << UNIT_BITS) - 1))
 }
 
+/// Marks the entry of a unit that was read ahead.
+const AHEAD: u64 = 1 << 63;
+
+/// Whether the unit was read ahead.
+pub(crate) fn entry_ahead(entry: u64) -> bool {
+    entry & AHEAD != 0
+}
+
 /// The size of an entry's unit, in bytes.
 pub(crate) fn entry_bytes(entry: u64) -> u64 {
-    1 << (entry >> (UNIT_BITS + ID_BITS))
+    1 << ((entry & !AHEAD) >> (UNIT_BITS + ID_BITS))
 }
 
 /// A refault is soon if less was evicted meanwhile than the budget holds.
@@ -476,7 +486,9 @@ fn origin(core: &MapCore, from: From) -> Origin {
 
 /// Gives a slot of the cooling area back.
 pub(crate) fn give_slot(core: &MapCore, slot: u32) {
-    if let Some(cooling) = core.pool.cooling.get() {
+    if Trips::is_trip(slot) {
+        core.pool.trips.give(slot);
+    } else if let Some(cooling) = core.pool.cooling.get() {
         cooling.give(slot);
     }
 }
@@ -484,11 +496,16 @@ pub(crate) fn give_slot(core: &MapCore, slot: u32) {
 /// Installs a cool unit, which this thread owns, from its slot. No device is asked, so its source is not either.
 fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
     let backed = core.backed(run.first, 1);
-    let installed = match core.pool.cooling.get() {
-        Some(cooling) => install(
+    let trip = Trips::is_trip(run.slot);
+    let from = match core.pool.cooling.get() {
+        _ if trip => Some(core.pool.trips.addr(run.slot)),
+        cooling => cooling.map(|c| c.addr(run.slot)),
+    };
+    let installed = match from {
+        Some(from) => install(
             core,
             core.start + backed.start as usize,
-            cooling.addr(run.slot),
+            from,
             (backed.end - backed.start) as usize,
         ),
         None => Err(Fault::Source), // cannot be: the slot came from there
@@ -498,11 +515,14 @@ fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
         Ok(_) => {
             let how = Published {
                 pin: need == Need::Pin,
-                hot: true,
+                // That a trip is touched says nothing: it was meant to be.
+                hot: !trip,
+                ahead: trip,
                 soft: false,
             };
             publish(core, run.first, run.me, how);
-            core.counters.add(Count::Rescued, 1);
+            let what = if trip { Count::Fills } else { Count::Rescued };
+            core.counters.add(what, 1);
         }
         Err(_) => {
             abandon(core, run.first, run.from[0], run.me, true);
@@ -514,14 +534,23 @@ fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
 }
 
 /// Reads and installs a run that this thread owns, and publishes its units.
-pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, fetch: Fetch<'_>) -> Result<(), Fault> {
+///
+/// With `trip`, the first unit's bytes go to that slot, and the unit becomes cool.
+pub(crate) fn fill(
+    core: &MapCore,
+    run: &Run,
+    need: Need,
+    trip: Option<u32>,
+    fetch: Fetch<'_>,
+) -> Result<(), Fault> {
     let began = raw::monotonic_ns();
     if need == Need::Pin && run.from[0] == Origin::Resident {
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
         discard_unit(core, run.first);
     }
     let backed = core.backed(run.first, run.count as u64);
-    let result = read_and_install(&backed, fetch);
+    let keep = trip.map(|slot| core.pool.trips.addr(slot));
+    let result = read_and_install(&backed, keep, fetch);
     let (good, installed_new) = match result {
         Ok((end, new)) => (end, new),
         Err((end, _)) => (end, 0),
@@ -536,14 +565,26 @@ pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, fetch: Fetch<'_>) -> R
                 hot: run.from[i] == Origin::Hot,
                 // A unit of several pages, some of which were there: those may still be marked MADV_FREE.
                 soft: run.from[i] == Origin::Resident && installed_new < backed.end - backed.start,
+                ahead: need == Need::Prefetch,
             };
-            publish(core, unit, run.me, how);
+            match trip {
+                Some(slot) if i == 0 => park(core, unit, run, slot),
+                _ => publish(core, unit, run.me, how),
+            }
             filled += 1;
         } else {
             abandon(core, unit, run.from[i], run.me, true);
+            if i == 0
+                && let Some(slot) = trip
+            {
+                core.pool.trips.give(slot);
+            }
         }
     }
-    core.counters.add(Count::Fills, filled);
+    core.counters.add(
+        Count::Fills,
+        filled - u64::from(trip.is_some() && filled > 0),
+    );
     core.counters.record_fill_ns(raw::monotonic_ns() - began);
     if run.from[0] == Origin::Resident && need != Need::Pin && installed_new > 0 {
         core.counters.add(Count::TakenBack, 1);
@@ -560,16 +601,35 @@ pub(crate) fn fill(core: &MapCore, run: &Run, need: Need, fetch: Fetch<'_>) -> R
     }
 }
 
-/// Reads `range` (bytes of the region, whole pages) in pieces and installs them. Returns the end of what is installed,
-/// and how many bytes were not there before; with an error, the end of what was installed before it.
+/// Leaves a unit that was read in its slot.
+fn park(core: &MapCore, unit: Unit, run: &Run, slot: u32) {
+    match core.page(unit).finish_cool(run.me, slot) {
+        // The slots are charged by themselves.
+        Some(due) => {
+            release(core, core.charge_of(unit));
+            if due.wake {
+                futex::wake_at(core.page(unit).futex(), futex::ALL);
+            }
+        }
+        None => {
+            core.pool.trips.give(slot);
+            abandon(core, unit, run.from[0], run.me, true);
+        }
+    }
+}
+
+/// Reads `range` (bytes of the region, whole pages) in pieces and installs them, but for the first page if it is to be
+/// kept elsewhere. Returns the end of what is installed, and how many bytes were not there before; with an error, the end
+/// of what was installed before it.
 fn read_and_install(
     range: &std::ops::Range<u64>,
+    mut keep: Option<usize>,
     fetch: Fetch<'_>,
 ) -> Result<(u64, u64), (u64, Fault)> {
     let mut at = range.start;
     let mut new = 0;
     while at < range.end {
-        let piece = fetch(at, range.end).map_err(|why| (at, why))?;
+        let piece = fetch(at, range.end, keep.take()).map_err(|why| (at, why))?;
         at += piece.present;
         new += piece.new;
         if piece.present < piece.wanted {
@@ -581,13 +641,19 @@ fn read_and_install(
 }
 
 /// Fetches a piece from the map's file, through a staging buffer.
-pub(crate) fn file_piece(core: &MapCore, fd: &Fd, at: u64, end: u64) -> Result<Piece, Fault> {
+pub(crate) fn file_piece(
+    core: &MapCore,
+    fd: &Fd,
+    at: u64,
+    end: u64,
+    keep: Option<usize>,
+) -> Result<Piece, Fault> {
     let pool = &*core.pool;
     let buffer = pool.staging.take((end - at) as usize, &pool.budget);
     // Direct reads want whole pages; the source may well end in the last.
     let want = ((end - at) as usize).min(buffer.len());
     let piece = read_file(core, fd, buffer.addr(), want, core.base + at)
-        .and_then(|got| install_piece(core, at, buffer.addr(), got, want));
+        .and_then(|got| install_piece(core, at, buffer.addr(), got, want, keep));
     pool.staging.give(buffer);
     piece
 }
@@ -599,6 +665,7 @@ pub(crate) fn install_piece(
     src: usize,
     got: usize,
     want: usize,
+    keep: Option<usize>,
 ) -> Result<Piece, Fault> {
     let got = got.min(want);
     let data = want.min((core.data_len - at.min(core.data_len)) as usize);
@@ -612,7 +679,16 @@ pub(crate) fn install_piece(
     };
     // SAFETY: the buffer is the caller's, and `got <= pages <= want`, its length.
     unsafe { core::ptr::write_bytes((src + got) as *mut u8, 0, pages - got) };
-    let new = install(core, core.start + at as usize, src, pages)?;
+    let kept = match keep {
+        Some(slot) if pages > 0 => {
+            // SAFETY: a slot of one page, which is the caller's, and at least one page at `src`.
+            unsafe { core::ptr::copy_nonoverlapping(src as *const u8, slot as *mut u8, PAGE) };
+            PAGE
+        }
+        _ => 0,
+    };
+    let at = core.start + at as usize;
+    let new = install(core, at + kept, src + kept, pages - kept)?;
     Ok(Piece {
         present: pages as u64,
         new,
@@ -739,7 +815,7 @@ fn read_whole(number: i32, buf: usize, len: usize, offset: u64) -> Result<usize,
 }
 
 /// What a faulting thread leaves for a fill thread. It lives on the faulting thread's stack until `done` is set.
-pub(crate) struct Request {
+pub(crate) struct Handed {
     pub(crate) core: *const MapCore,
     pub(crate) run: Run,
     /// 0: not yet; 1: filled; otherwise an encoded [`Fault`].
@@ -747,9 +823,9 @@ pub(crate) struct Request {
 }
 
 /// Has a fill thread serve a run, and sleeps until it did.
-fn hand_over(core: &MapCore, request: &Request) -> Result<(), Fault> {
+fn hand_over(core: &MapCore, request: &Handed) -> Result<(), Fault> {
     let pool = &*core.pool;
-    while !pool.handover.push(request as *const Request as usize) {
+    while !pool.handover.push(request as *const Handed as usize) {
         pool.fill_bell.ring();
         raw::nap(100_000);
     }
@@ -774,7 +850,7 @@ fn hand_over(core: &MapCore, request: &Request) -> Result<(), Fault> {
 /// # Safety
 ///
 /// `request` must come from the pool's handover queue and be answered once only.
-pub(crate) unsafe fn answer(request: *const Request, result: Result<(), Fault>) {
+pub(crate) unsafe fn answer(request: *const Handed, result: Result<(), Fault>) {
     // SAFETY: the faulting thread keeps the request until `done` is set, which happens here.
     let done = unsafe { &raw const (*request).done };
     let code = result.map_or_else(Fault::encode, |()| 1);
@@ -796,7 +872,32 @@ pub(crate) fn prefetch(
     if run.count == 0 {
         return Ok(1);
     }
+    if run.from[0] == Origin::Cool {
+        // Cannot be: who prefetches leaves cool units where they are.
+        return rescue(core, &run, Need::Prefetch).map(|()| 1);
+    }
     while (run.count as u64) < count && extend(core, &mut run) {}
-    fill(core, &run, Need::Prefetch, fetch)?;
+    fill(core, &run, Need::Prefetch, None, fetch)?;
+    Ok(run.count as u64)
+}
+
+/// As [`prefetch`], for one run whose first unit is a trip: its bytes go to `slot`, which is given back if that does not
+/// come to pass.
+pub(crate) fn prefetch_trip(
+    core: &MapCore,
+    unit: Unit,
+    count: u64,
+    slot: u32,
+    fetch: Fetch<'_>,
+) -> Result<u64, Fault> {
+    let mut run = Run::new();
+    let claimed = claim(core, unit, Need::Prefetch, &mut run);
+    if claimed.is_err() || run.count == 0 {
+        // It is there already, or there is no room.
+        core.pool.trips.give(slot);
+        return claimed.map(|()| 1);
+    }
+    while (run.count as u64) < count && extend(core, &mut run) {}
+    fill(core, &run, Need::Prefetch, Some(slot), fetch)?;
     Ok(run.count as u64)
 }

@@ -9,6 +9,8 @@
 //! charge to [`budget`], read into [`staging`], check, install, publish to [`ring`]) → back to the load.
 
 #[cfg(not(loom))]
+pub(crate) mod ahead;
+#[cfg(not(loom))]
 pub(crate) mod area;
 #[cfg(not(loom))]
 pub(crate) mod budget;

@@ -258,6 +258,19 @@ impl Page {
         })
     }
 
+    /// The owner has read the unit, but put its bytes into `slot` instead: it is absent, and cool. `None` if the claim
+    /// was no longer the owner's, or a batch is in flight (which may not be forgotten).
+    pub(crate) fn finish_cool(&self, owner: u32, slot: u32) -> Option<Due> {
+        let (was, _) = self.change(|w| {
+            (Self::owned_by(w, owner) && !w.batch())
+                .then_some((w.0 & PINS) | ABSENT | COOL | (u64::from(slot) << NUMBER_SHIFT))
+        })?;
+        Some(Due {
+            wake: was.0 & WAITERS != 0,
+            track: false,
+        })
+    }
+
     /// The owner's fill failed: the unit is absent again. `None` as for [`finish`](Self::finish).
     ///
     /// The evictor's entry, if there is one, becomes stale. While a batch is in flight, SOFT stays: whoever fills the

@@ -72,14 +72,18 @@ pub fn map_reserved(len: usize) -> Result<usize, Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
     let start = unsafe { map(0, len, libc::PROT_NONE, flags, -1, 0)? };
-    // SAFETY: mapped just now; unlocking changes no contents.
-    let unlocked = check(unsafe { syscall(libc::SYS_munlock, [start, len, 0, 0, 0, 0]) });
-    if let Err(e) = unlocked {
+    if let Err(e) = unlock(start, len) {
         // SAFETY: mapped above, shown to nobody.
         let _ = unsafe { unmap(start, len) };
         return Err(e);
     }
     Ok(start)
+}
+
+/// `munlock(2)`: changes no contents.
+pub fn unlock(start: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: passes integers only.
+    check(unsafe { syscall(libc::SYS_munlock, [start, len, 0, 0, 0, 0]) }).map(drop)
 }
 
 /// Takes the pages of a range away, locked ones included. Returns whether they are gone.

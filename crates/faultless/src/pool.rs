@@ -354,6 +354,7 @@ impl Engine {
         });
         core.budget
             .charge_anyway(core.filled.bytes() + core.trips.bytes());
+        evict::look_at_limits(&core);
         let evictor = {
             let core = core.clone();
             keeper::spawn("faultless-evict", move || Evictor::run(core))

@@ -29,6 +29,8 @@ pub(super) struct Cooler {
     pool: Arc<PoolCore>,
     /// The file, in the evictor's own table of descriptors.
     file: i32,
+    /// Start and length of its mapping.
+    mapped: (usize, usize),
     logs: Logs,
     /// The budget that the logs are made for.
     limit: u64,
@@ -36,52 +38,69 @@ pub(super) struct Cooler {
     in_use: Option<Instant>,
     /// Bytes charged to the budget.
     charged: u64,
-    /// Slots at the start of each log whose pages are mapped already.
-    mapped: Vec<bool>,
+    /// How far each slot is prepared.
+    prepared: Vec<Prepared>,
+}
+
+/// The first time that a slot is used costs memory: later not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prepared {
+    Not,
+    /// Its memory is charged to the budget.
+    Paid,
+    /// Its page is mapped.
+    Mapped,
 }
 
 impl Cooler {
     /// Makes the area. `None` where it cannot be had: units are then given up at once.
     pub(super) fn new(pool: &Arc<PoolCore>) -> Option<Self> {
-        // As large as the largest budget could want: it is sparse.
-        let slots = Logs::new(memory::look().machine / PAGE as u64).len() as u32;
-        let len = slots as usize * PAGE;
-        let file = file::memory_file(c"faultless-cooling", len as u64).ok()?;
-        // SAFETY: the kernel chooses the range.
-        let mapped = unsafe {
-            let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-            mem::map(0, len, libc::PROT_READ, flags, file, 0)
-        };
-        let area = mapped.ok().and_then(|start| {
-            // SAFETY: ours, mapped just now; the advice changes no contents.
-            let kept_apart = unsafe {
-                mem::madvise(start, len, libc::MADV_DONTFORK)
-                    .and_then(|()| mem::madvise(start, len, libc::MADV_DONTDUMP))
-            };
-            let area = kept_apart
-                .ok()
-                .and_then(|()| Cooling::new(start, slots).ok());
-            if area.is_none() {
-                // SAFETY: ours, and known to nobody.
-                let _ = unsafe { mem::unmap(start, len) };
-            }
-            area
-        });
-        let Some(area) = area else {
-            // SAFETY: made above.
-            unsafe { file::close(file) };
-            return None;
-        };
+        // As many as the largest budget could want.
+        let (fresh, main) = Logs::slots_for(memory::look().machine / PAGE as u64);
+        let area = Cooling::new((fresh + main) as u32).ok()?;
+        let file = file::memory_file(c"faultless-cooling", 0).ok()?;
         let _ = pool.cooling.set(area);
         Some(Cooler {
             pool: pool.clone(),
             file,
+            mapped: (0, 0),
             logs: Logs::default(),
             limit: 0,
             in_use: None,
             charged: 0,
-            mapped: Vec::new(),
+            prepared: Vec::new(),
         })
+    }
+
+    /// Maps the file anew, with a length for `slots` slots, empty. No unit is cool.
+    fn remap(&mut self, slots: usize) -> Result<(), Errno> {
+        let (start, len) = std::mem::take(&mut self.mapped);
+        if len > 0 {
+            // SAFETY: the area's former mapping, from which nobody reads any more.
+            unsafe { mem::unmap(start, len)? };
+        }
+        file::set_len(self.file, 0)?;
+        let len = slots * PAGE;
+        if len == 0 {
+            return Ok(());
+        }
+        file::set_len(self.file, len as u64)?;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // Without access first, and unlocked: under mlockall the kernel would fill it at once.
+        // SAFETY: the kernel chooses the range, which is then ours; no advice changes its contents.
+        let start = unsafe {
+            let start = mem::map(0, len, libc::PROT_NONE, flags, self.file, 0)?;
+            self.mapped = (start, len);
+            mem::unlock(start, len)?;
+            mem::protect(start, len, libc::PROT_READ)?;
+            mem::madvise(start, len, libc::MADV_DONTFORK)?;
+            mem::madvise(start, len, libc::MADV_DONTDUMP)?;
+            start
+        };
+        if let Some(area) = self.pool.cooling.get() {
+            area.set_start(start);
+        }
+        Ok(())
     }
 
     fn area(&self) -> Option<&Cooling> {
@@ -108,27 +127,17 @@ impl Cooler {
             }
             area.give(slot);
         }
-        // Nobody reads any slot: the memory can go.
-        if file::set_len(self.file, 0).is_err()
-            || file::set_len(self.file, area.len() as u64).is_err()
-        {
-            return;
-        }
-        self.logs = Logs::new(limit / PAGE as u64);
-        self.mapped = vec![false; self.logs.len()];
+        // Nobody reads any slot.
+        pool.budget.release(std::mem::take(&mut self.charged));
         self.limit = limit;
-        self.charge();
-    }
-
-    /// Books what the area takes by now.
-    fn charge(&mut self) {
-        let now = self.logs.bytes() + self.mapped.len() as u64 + (self.logs.used() * PAGE) as u64;
-        if now > self.charged {
-            self.pool.budget.charge_anyway(now - self.charged);
-        } else {
-            self.pool.budget.release(self.charged - now);
+        self.logs = Logs::new(limit / PAGE as u64);
+        if self.remap(self.logs.len()).is_err() {
+            // No memory to be had: without slots, units go at once.
+            self.logs = Logs::default();
         }
-        self.charged = now;
+        self.prepared = vec![Prepared::Not; self.logs.len()];
+        self.charged = self.logs.bytes() + self.prepared.len() as u64;
+        pool.budget.charge_anyway(self.charged);
     }
 
     /// A slot for a unit that leaves `place`, which is noted there at once: the log may come round before the batch is
@@ -147,6 +156,15 @@ impl Cooler {
                 || !area.busy(slot)
                 || !owner_lives(&pool, maps, occupant)
             {
+                self.logs.put(slot, Occupant::default());
+                let prepared = &mut self.prepared[slot as usize];
+                if *prepared == Prepared::Not {
+                    if !pool.budget.try_charge(PAGE as u64) {
+                        return None;
+                    }
+                    self.charged += PAGE as u64;
+                    *prepared = Prepared::Paid;
+                }
                 self.logs.put(slot, unit);
                 area.fill(slot);
                 return Some(slot);
@@ -194,7 +212,6 @@ impl Cooler {
             at += (whole + 1).min(run);
         }
         self.map_first_lap(items);
-        self.charge();
     }
 
     /// Touches slots that were never used, so that rescuers find their pages mapped.
@@ -203,8 +220,9 @@ impl Cooler {
             return;
         };
         for slot in items.iter().filter_map(|t| t.slot) {
-            if let Some(mapped @ false) = self.mapped.get_mut(slot as usize) {
-                *mapped = true;
+            let prepared = &mut self.prepared[slot as usize];
+            if *prepared == Prepared::Paid {
+                *prepared = Prepared::Mapped;
                 // SAFETY: inside the mapping, and written above, so that the file has the page.
                 unsafe { core::ptr::read_volatile(area.addr(slot) as *const u8) };
             }
@@ -220,12 +238,9 @@ impl Cooler {
     }
 
     /// Lets the area go. No map of the pool is left.
-    pub(super) fn end(self) {
+    pub(super) fn end(mut self) {
         self.pool.budget.release(self.charged);
-        if let Some(area) = self.pool.cooling.get() {
-            // SAFETY: all maps of the pool are gone, so nobody rescues anything from it.
-            let _ = unsafe { mem::unmap(area.start(), area.len()) };
-        }
+        let _ = self.remap(0);
         // SAFETY: made in `new`.
         unsafe { file::close(self.file) };
     }

@@ -62,6 +62,22 @@ fn batch_bytes(limit: u64) -> u64 {
     (limit / 128).clamp(16 * PAGE as u64, 4 << 20)
 }
 
+/// Sets how much may be unmarked before fills wait, and says at how much to start marking.
+///
+/// The kernel must find enough to take back where the machine or the control group has less than the budget.
+pub(crate) fn look_at_limits(pool: &PoolCore) -> u64 {
+    let memory = memory::look();
+    let limit = pool.budget.limit();
+    // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
+    let max = if memory.limit / 2 < limit {
+        memory.limit / 2
+    } else {
+        u64::MAX
+    };
+    pool.firm_max.store(max, Ordering::Relaxed);
+    (limit / 2).min(memory.limit / 4)
+}
+
 /// Advances the clock of the shadows by so many pages, and says what it shows. Never zero.
 fn tick(pool: &PoolCore, pages: u32) -> u32 {
     let clock = pool
@@ -215,16 +231,7 @@ impl Evictor {
             return;
         }
         self.looked = Some(Instant::now());
-        let memory = memory::look();
-        let limit = self.pool.budget.limit();
-        self.firm_target = (limit / 2).min(memory.limit / 4);
-        // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
-        let max = if memory.limit / 2 < limit {
-            memory.limit / 2
-        } else {
-            u64::MAX
-        };
-        self.pool.firm_max.store(max, Ordering::Relaxed);
+        self.firm_target = look_at_limits(&self.pool);
     }
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
@@ -263,10 +270,10 @@ impl Evictor {
     fn pass(&mut self) -> bool {
         let mut busy = self.drain() > 0;
         self.pool.budget.note_peak();
-        if let Some(cooler) = &mut self.cooler {
-            cooler.fit();
-        }
         if self.pressed() {
+            if let Some(cooler) = &mut self.cooler {
+                cooler.fit();
+            }
             let (before, began) = (self.pool.budget.used(), Instant::now());
             let (units, released) = self.evict();
             busy |= units > 0;

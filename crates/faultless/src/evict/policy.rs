@@ -267,10 +267,15 @@ pub struct Logs {
 }
 
 impl Logs {
+    /// Slots of the logs for a budget of `pages` 4 KiB pages: of the fresh, and of main.
+    pub fn slots_for(pages: u64) -> (usize, usize) {
+        let share = |thousandths| (pages * thousandths / 1000) as usize;
+        (share(FRESH_LOG), share(MAIN_LOG))
+    }
+
     /// Logs for a budget of `pages` 4 KiB pages.
     pub fn new(pages: u64) -> Self {
-        let fresh_len = (pages * FRESH_LOG / 1000) as usize;
-        let main_len = (pages * MAIN_LOG / 1000) as usize;
+        let (fresh_len, main_len) = Self::slots_for(pages);
         Logs {
             slots: vec![Occupant::default(); fresh_len + main_len],
             fresh_len,

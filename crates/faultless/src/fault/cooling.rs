@@ -3,41 +3,37 @@
 
 use super::area::Area;
 use faultless_sys::mem::PAGE;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 /// Slots of one page each, in memory that this process maps read-only.
 #[derive(Debug)]
 pub(crate) struct Cooling {
-    start: usize,
+    /// Where they are mapped now. It changes only while no unit is cool, so whoever owns a slot finds it.
+    start: AtomicUsize,
     slots: u32,
     /// For each slot, whether it holds a unit's bytes, or a rescuer still reads it.
     busy: Area,
 }
 
 impl Cooling {
-    /// Describes `slots` slots at `start`, which must stay mapped for as long as units are in them.
-    pub(crate) fn new(start: usize, slots: u32) -> std::io::Result<Self> {
+    /// Room for `slots` slots at most, not mapped yet.
+    pub(crate) fn new(slots: u32) -> std::io::Result<Self> {
         Ok(Cooling {
-            start,
+            start: AtomicUsize::new(0),
             slots,
             busy: Area::new(slots as usize)?,
         })
     }
 
-    /// Address of the mapping.
-    pub(crate) fn start(&self) -> usize {
-        self.start
-    }
-
-    /// Length of the mapping, in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.slots as usize * PAGE
+    /// The slots are mapped here from now on. No unit is cool.
+    pub(crate) fn set_start(&self, start: usize) {
+        self.start.store(start, Ordering::Release);
     }
 
     /// Address of a slot's bytes.
     pub(crate) fn addr(&self, slot: u32) -> usize {
         debug_assert!(slot < self.slots);
-        self.start + slot as usize * PAGE
+        self.start.load(Ordering::Acquire) + slot as usize * PAGE
     }
 
     fn flag(&self, slot: u32) -> &AtomicU8 {

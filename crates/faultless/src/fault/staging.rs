@@ -120,14 +120,25 @@ impl Staging {
     /// Cuts a fresh buffer off the arena and makes its pages present.
     fn carve(&self, class: usize, budget: &Budget) -> Option<u32> {
         let bytes = PAGE << class;
+        // The smallest buffers are charged without asking: a miss must have one, and together they are a small share of
+        // the budget. Who wants a larger one can do with a smaller.
+        if class > 0 && !budget.try_charge(bytes as u64) {
+            return None;
+        }
         let at = self
             .carved
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |c| {
                 (c + bytes <= self.arena.len()).then_some(c + bytes)
-            })
-            .ok()?;
-        // Staging is bounded by the arena, a small share of the budget, so it is charged without asking.
-        budget.charge_anyway(bytes as u64);
+            });
+        let Ok(at) = at else {
+            if class > 0 {
+                budget.release(bytes as u64);
+            }
+            return None;
+        };
+        if class == 0 {
+            budget.charge_anyway(bytes as u64);
+        }
         for page in (at..at + bytes).step_by(PAGE) {
             // SAFETY: inside the arena, and nobody else's: `carved` was advanced past it by us.
             unsafe { core::ptr::write_volatile((self.arena.start() + page) as *mut u8, 0) };

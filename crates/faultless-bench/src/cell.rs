@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code, reason = "reads resource usage, warms memory")]
 
-use crate::contender::{self, Contender, Kind, PageBuffer};
-use crate::data::{Permutation, wrong_bytes};
+use crate::contender::{self, Contender, Hint, Kind, PageBuffer, Terms};
+use crate::data::{Permutation, mix, word_of, wrong_bytes};
 use crate::machine::LockTracepoint;
-use crate::neighbour::{Ballast, Neighbour, Scenario, histogram};
+use crate::neighbour::{Ballast, Neighbour, histogram};
+use crate::scenario::{Access, Scenario};
+use crate::simulate::Zipf;
 use anyhow::{Context, bail};
 use faultless::Bytes;
 use faultless_sys::mem::PAGE;
@@ -19,14 +21,26 @@ use std::time::{Duration, Instant};
 
 /// Memory that a contender may touch in a second: what is warmed before each measurement.
 const WARM_PER_SECOND: u64 = 500 << 20;
+/// Theta of the Zipf distributions.
+const THETA: f64 = 0.99;
+/// Of so many reads in [`Access::ZipfAndScan`], one is the scanning thread's.
+const SCAN_SHARE: u64 = 4;
+/// Random loads between looks at the clock in [`Access::Hot`].
+const HOT_LOADS: u64 = 4096;
+/// Time between two points of the throughput's curve.
+pub const SAMPLE: Duration = Duration::from_millis(20);
+/// Quantiles of the latency that are reported.
+pub const QUANTILES: [f64; 15] = [
+    0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999, 1.0,
+];
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
     /// Who reads.
     pub kind: Kind,
-    /// Monitor threads of `uffd-monitor`; 0 for the others.
-    pub monitors: usize,
+    /// Which of several ways the contender has: see [`Terms::variant`].
+    pub variant: usize,
     /// Which measurement of the same kind this is, from 0.
     pub round: usize,
 }
@@ -34,12 +48,14 @@ pub struct Cell {
 /// What all measurements of a group have in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
-    /// Who disturbs.
+    /// What is measured.
     pub scenario: Scenario,
     /// Reader threads.
     pub threads: usize,
     /// Length of a measurement.
     pub seconds: f64,
+    /// How long to read before it.
+    pub warm_seconds: f64,
     /// Rounds that the whole group has (for the pages to be shared out).
     pub rounds: usize,
     /// The data file.
@@ -48,6 +64,8 @@ pub struct Setting {
     pub size: u64,
     /// Budget of contenders that have one, in bytes.
     pub memory: u64,
+    /// Memory that the control group of the process is allowed, where it has one.
+    pub group_memory: Option<u64>,
 }
 
 /// What was measured.
@@ -55,7 +73,7 @@ pub struct Setting {
 pub struct Measured {
     /// How long it took.
     pub seconds: f64,
-    /// Pages read and checked.
+    /// Pages read and checked; in the hot scenarios, words.
     pub reads: u64,
     /// Median of a read, in microseconds.
     pub p50_us: f64,
@@ -65,6 +83,10 @@ pub struct Measured {
     pub p999_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// The latency at each of [`QUANTILES`], in microseconds.
+    pub latency_us: Vec<f64>,
+    /// Reads per second in each interval of [`SAMPLE`].
+    pub reads_over_time: Vec<f64>,
     /// Rounds of the neighbour per second.
     pub neighbour_per_s: Option<f64>,
     /// 99th percentile of a round of the neighbour.
@@ -81,6 +103,9 @@ pub struct Measured {
     pub cpu_s: f64,
     /// Most memory that the process had beyond what it had before.
     pub resident_max_bytes: u64,
+    /// Frames of the contender beyond its budget, at most, where it has one and they can be told: from smaps, after the
+    /// measurement.
+    pub over_budget_bytes: Option<u64>,
     /// Bytes that were not what they must be.
     pub wrong_bytes: u64,
 }
@@ -125,13 +150,32 @@ fn resident_now() -> u64 {
     proc_number("/proc/self/status", "VmRSS:") << 10
 }
 
+/// Resident memory of this process, counted page by page: slow, and exact.
+fn rollup_rss() -> Option<u64> {
+    let path = "/proc/self/smaps_rollup";
+    match proc_number(path, "Rss:") {
+        0 => None,
+        kib => Some(kib << 10),
+    }
+}
+
+/// A counter with a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Progress(AtomicU64);
+
 /// What the reader threads share.
 struct Readers<'a> {
     contender: &'a dyn Contender,
+    access: Access,
+    threads: usize,
     order: Permutation,
+    zipf: Option<Zipf>,
     pages: u64,
     next: AtomicU64,
-    read: AtomicU64,
+    progress: Vec<Progress>,
+    /// Warming up is over: from here on it counts.
+    counts: AtomicBool,
     stop: AtomicBool,
     /// All readers have done what they do once.
     ready: Barrier,
@@ -141,56 +185,177 @@ struct Readers<'a> {
 }
 
 struct OneReader {
+    number: usize,
     times: Histogram<u64>,
+    reads: u64,
     wrong: u64,
     locks: Option<u64>,
     ended: Instant,
+    random: u64,
+}
+
+impl OneReader {
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(1);
+        mix(self.random)
+    }
+
+    fn unit(&mut self) -> f64 {
+        (self.random() >> 11) as f64 / (1u64 << 53) as f64
+    }
 }
 
 impl Readers<'_> {
-    /// Reads and checks the next page. `false` if there is none: each is read once, since a second time it would not
-    /// be cold.
-    fn read_one(&self, buffer: &mut PageBuffer, r: &mut OneReader) -> anyhow::Result<bool> {
-        let i = self.next.fetch_add(1, Ordering::Relaxed);
-        if i >= self.pages {
-            return Ok(false);
+    /// Which page this reader reads next. `None` if there is none.
+    fn next_page(&self, r: &mut OneReader) -> Option<u64> {
+        match self.access {
+            Access::Cold => {
+                // Each is read once, since a second time it would not be cold.
+                let i = self.next.fetch_add(1, Ordering::Relaxed);
+                (i < self.pages).then(|| self.order.at(i))
+            }
+            Access::ZipfAndScan if r.number == 0 => {
+                // Paced: the readers' share of reads is the same for every contender.
+                loop {
+                    let others: u64 = self.progress[1..]
+                        .iter()
+                        .map(|p| p.0.load(Ordering::Relaxed))
+                        .sum();
+                    let own = self.progress[0].0.load(Ordering::Relaxed);
+                    if own * (SCAN_SHARE - 1) <= others || self.stop.load(Ordering::Relaxed) {
+                        return Some(own % self.pages);
+                    }
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+            Access::Zipf | Access::ZipfAndScan => {
+                let u = r.unit();
+                let rank = self.zipf.as_ref().map_or(0, |z| z.rank(u));
+                Some(self.order.at(rank as u64))
+            }
+            Access::Uniform | Access::Hot | Access::Scan => Some(r.random() % self.pages),
         }
-        let number = self.order.at(i);
+    }
+
+    /// Reads and checks the next page. `false` if there is none.
+    fn read_one(&self, buffer: &mut PageBuffer, r: &mut OneReader) -> anyhow::Result<bool> {
+        let Some(number) = self.next_page(r) else {
+            return Ok(false);
+        };
         let began = Instant::now();
-        self.contender.read(number, buffer, &mut |bytes| {
-            r.wrong += wrong_bytes(bytes, number)
-        })?;
-        r.times.saturating_record(began.elapsed().as_nanos() as u64);
+        let in_order = self.access == Access::ZipfAndScan && r.number == 0;
+        let check = &mut |bytes: &[u8]| r.wrong += wrong_bytes(bytes, number);
+        if in_order {
+            self.contender.read_in_order(number, buffer, check)?;
+        } else {
+            self.contender.read(number, buffer, check)?;
+        }
+        self.record(r, began);
         Ok(true)
     }
 
-    fn run(&self) -> anyhow::Result<OneReader> {
+    fn record(&self, r: &mut OneReader, began: Instant) {
+        if self.counts.load(Ordering::Relaxed) {
+            r.times.saturating_record(began.elapsed().as_nanos() as u64);
+            r.reads += 1;
+        }
+        let progress = &self.progress[r.number].0;
+        progress.store(progress.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// This reader's part of the data, in order.
+    fn scan(&self, r: &mut OneReader) -> anyhow::Result<()> {
+        let part = self.pages.div_ceil(self.threads as u64);
+        let from = (part * r.number as u64).min(self.pages);
+        let to = (from + part).min(self.pages);
+        let mut began = Instant::now();
+        let wrong = &mut 0;
+        self.contender.scan(from, to, &mut |number, bytes| {
+            *wrong += wrong_bytes(bytes, number);
+            self.record(r, began);
+            began = Instant::now();
+            !self.stop.load(Ordering::Relaxed)
+        })?;
+        r.wrong += *wrong;
+        Ok(())
+    }
+
+    /// Random words of resident pages.
+    fn hot(&self, r: &mut OneReader) -> anyhow::Result<()> {
+        let bytes = self
+            .contender
+            .bytes()
+            .context("the hot scenarios are for mappings")?;
+        let words = self.pages * (PAGE / 8) as u64;
+        while !self.stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let mut wrong = 0;
+            for _ in 0..HOT_LOADS {
+                let at = (r.random() % words) as usize * 8;
+                let word = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+                let (page, index) = (at / PAGE, at % PAGE / 8);
+                wrong += u64::from(word != word_of(page as u64, index as u64));
+            }
+            r.wrong += wrong * 8;
+            let ns = began.elapsed().as_nanos() as f64 / HOT_LOADS as f64;
+            // In thousandths of a nanosecond: the histogram's unit is too coarse for a load.
+            r.times.saturating_record((ns * 1e3) as u64);
+            r.reads += HOT_LOADS;
+            let progress = &self.progress[r.number].0;
+            progress.store(r.reads, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn run(&self, number: usize) -> anyhow::Result<OneReader> {
         let mut buffer = PageBuffer::new();
         let mut r = OneReader {
+            number,
             times: histogram(),
+            reads: 0,
             wrong: 0,
             locks: None,
             ended: Instant::now(),
+            random: (number as u64) << 40,
         };
         let counter = self
             .tracepoint
             .and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
         // What a thread sets up once (its first touch of its stacks, its first miss) is not what is measured.
-        let first = self.read_one(&mut buffer, &mut r);
-        r.times.reset();
+        let first = match self.access {
+            Access::Scan => Ok(true),
+            _ => self.read_one(&mut buffer, &mut r),
+        };
         self.ready.wait();
         self.start.wait();
         first?;
+        while !self.counts.load(Ordering::Relaxed) {
+            self.read_one(&mut buffer, &mut r)?;
+        }
+        r.times.reset();
+        r.reads = 0;
         let before = counter.as_ref().and_then(|c| c.read().ok());
-        while !self.stop.load(Ordering::Relaxed) {
-            if !self.read_one(&mut buffer, &mut r)? {
-                break;
+        match self.access {
+            Access::Scan => self.scan(&mut r)?,
+            Access::Hot => self.hot(&mut r)?,
+            _ => {
+                while !self.stop.load(Ordering::Relaxed) {
+                    if !self.read_one(&mut buffer, &mut r)? {
+                        break;
+                    }
+                }
             }
         }
         r.ended = Instant::now();
         r.locks = counter.and_then(|c| Some(c.read().ok()? - before?));
-        self.read.fetch_add(r.times.len(), Ordering::Relaxed);
         Ok(r)
+    }
+
+    fn done(&self) -> u64 {
+        self.progress
+            .iter()
+            .map(|p| p.0.load(Ordering::Relaxed))
+            .sum()
     }
 }
 
@@ -228,25 +393,50 @@ impl Bench {
             .filter(|_| counting)
             .and_then(|t| Counter::tracepoint(t.0, Scope::ThreadAndDescendants).ok());
         let locks_now = || process_locks.as_ref().and_then(|c| c.read().ok());
-        let contender =
-            contender::open(cell.kind, path, s.size, Bytes::new(s.memory), cell.monitors)?;
+        let terms = Terms {
+            path,
+            len: s.size,
+            memory: Bytes::new(s.memory),
+            variant: cell.variant,
+            hint: match s.scenario.access() {
+                Access::Scan => Hint::InOrder,
+                Access::ZipfAndScan => Hint::Both,
+                _ => Hint::Random,
+            },
+        };
+        let before = rollup_rss();
+        let contender = contender::open(cell.kind, &terms)?;
 
         // All contenders of a round read the same pages; every round reads others, as far as there are any.
         let pages_all = s.size / PAGE as u64;
         let share = pages_all / s.rounds.max(1) as u64;
         let first = share * (cell.round % s.rounds.max(1)) as u64;
+        let access = s.scenario.access();
+        // The hot scenarios are about pages that fit the budget.
+        let pages = match access {
+            Access::Hot => pages_all.min(s.memory / PAGE as u64 * 3 / 4),
+            _ => pages_all,
+        };
         let readers = Readers {
             contender: &*contender,
-            order: Permutation::new(pages_all),
-            pages: pages_all,
+            access,
+            threads: s.threads,
+            order: Permutation::new(pages),
+            zipf: matches!(access, Access::Zipf | Access::ZipfAndScan)
+                .then(|| Zipf::new(pages as usize, THETA)),
+            pages,
             next: AtomicU64::new(first),
-            read: AtomicU64::new(0),
+            progress: (0..s.threads).map(|_| Progress::default()).collect(),
+            counts: AtomicBool::new(s.warm_seconds == 0.0),
             stop: AtomicBool::new(false),
             ready: Barrier::new(s.threads + 1),
             start: Barrier::new(s.threads + 1),
             tracepoint: self.tracepoint.filter(|_| counting),
         };
-        let neighbour = Neighbour::start(s.scenario)?;
+        if access == Access::Hot {
+            self.make_hot(&*contender, pages, s.scenario)?;
+        }
+        let neighbour = Neighbour::start(s.scenario.disturbance())?;
         if neighbour.is_some() {
             // Let it get going.
             std::thread::sleep(Duration::from_millis(100));
@@ -254,10 +444,11 @@ impl Bench {
         let mut m = Measured::default();
         let measured: anyhow::Result<Vec<OneReader>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..s.threads)
-                .map(|_| {
+                .map(|number| {
+                    let readers = &readers;
                     std::thread::Builder::new()
                         .stack_size(256 << 10)
-                        .spawn_scoped(scope, || readers.run())
+                        .spawn_scoped(scope, move || readers.run(number))
                 })
                 .collect::<Result<_, _>>()
                 .unwrap_or_else(|e| {
@@ -269,17 +460,39 @@ impl Bench {
             let _ = std::fs::write("/proc/self/clear_refs", "5");
             let resident = resident_now();
             readers.ready.wait();
+            if s.warm_seconds > 0.0 {
+                readers.start.wait();
+                std::thread::sleep(Duration::from_secs_f64(s.warm_seconds));
+            }
             let (cpu, faults) = (cpu_seconds(), major_faults());
             let device = proc_number("/proc/self/io", "read_bytes:");
             let misses = contender.misses();
             let locks = locks_now();
             let began = Instant::now();
-            readers.start.wait();
+            if s.warm_seconds > 0.0 {
+                readers.counts.store(true, Ordering::Relaxed);
+            } else {
+                readers.start.wait();
+            }
             let end = began + Duration::from_secs_f64(s.seconds);
-            while Instant::now() < end && readers.next.load(Ordering::Relaxed) < pages_all {
+            let finished = || match access {
+                Access::Cold => readers.next.load(Ordering::Relaxed) >= pages,
+                Access::Scan => readers.done() >= pages,
+                _ => false,
+            };
+            let mut sampled = (began, readers.done());
+            while (access == Access::Scan || Instant::now() < end) && !finished() {
+                let left = end.saturating_duration_since(Instant::now());
                 std::thread::sleep(
-                    Duration::from_millis(2).min(end.saturating_duration_since(Instant::now())),
+                    Duration::from_millis(2).min(left.max(Duration::from_micros(200))),
                 );
+                let passed = sampled.0.elapsed();
+                if passed >= SAMPLE {
+                    let done = readers.done();
+                    m.reads_over_time
+                        .push((done - sampled.1) as f64 / passed.as_secs_f64());
+                    sampled = (Instant::now(), done);
+                }
             }
             readers.stop.store(true, Ordering::Relaxed);
             let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
@@ -292,7 +505,7 @@ impl Bench {
             m.misses = match (cell.kind, contender.misses().zip(misses)) {
                 (_, Some((now, then))) => now - then,
                 (Kind::Mmap, None) => major_faults() - faults,
-                _ => readers.read.load(Ordering::Relaxed),
+                _ => results.iter().flatten().flatten().map(|r| r.reads).sum(),
             };
             m.resident_max_bytes =
                 (proc_number("/proc/self/status", "VmHWM:") << 10).saturating_sub(resident);
@@ -301,6 +514,11 @@ impl Bench {
                 .map(|r| r.unwrap_or_else(|_| bail!("a reader thread panicked")))
                 .collect()
         });
+        if cell.kind == Kind::Faultless
+            && let (Some(before), Some(after)) = (before, rollup_rss())
+        {
+            m.over_budget_bytes = Some(after.saturating_sub(before + s.memory));
+        }
         if let Some(n) = neighbour {
             let done = n.stop()?;
             m.neighbour_per_s = Some(done.per_s);
@@ -309,12 +527,19 @@ impl Bench {
         let mut times = histogram();
         let mut locks = Some(0);
         for r in measured? {
+            m.reads += r.reads;
             times.add(&r.times).context("histograms differ")?;
             m.wrong_bytes += r.wrong;
             locks = locks.zip(r.locks).map(|(a, b)| a + b);
         }
-        let us = |ns: u64| ns as f64 / 1e3;
-        m.reads = times.len();
+        let us = |ns: u64| match access {
+            Access::Hot => ns as f64 / 1e6,
+            _ => ns as f64 / 1e3,
+        };
+        m.latency_us = QUANTILES
+            .iter()
+            .map(|&q| us(times.value_at_quantile(q)))
+            .collect();
         m.p50_us = us(times.value_at_quantile(0.5));
         m.p99_us = us(times.value_at_quantile(0.99));
         m.p999_us = us(times.value_at_quantile(0.999));
@@ -323,9 +548,38 @@ impl Bench {
         Ok(m)
     }
 
+    /// Makes pages resident, in order or at random, by one thread.
+    fn make_hot(
+        &self,
+        contender: &dyn Contender,
+        pages: u64,
+        scenario: Scenario,
+    ) -> anyhow::Result<()> {
+        let order = Permutation::new(pages);
+        let mut buffer = PageBuffer::new();
+        for i in 0..pages {
+            let number = match scenario {
+                Scenario::HotAtRandom => order.at(i),
+                _ => i,
+            };
+            let mut wrong = 0;
+            contender.read(number, &mut buffer, &mut |bytes| {
+                wrong = wrong_bytes(bytes, number)
+            })?;
+            anyhow::ensure!(wrong == 0, "page {number} has {wrong} wrong bytes");
+        }
+        Ok(())
+    }
+
     /// Touches and frees memory, so that no contender pays for what the hypervisor has not backed.
     fn warm(&self) -> anyhow::Result<()> {
-        let bytes = (self.setting.seconds * WARM_PER_SECOND as f64) as u64;
-        Ballast::new(bytes.min(self.setting.size) & !(PAGE as u64 - 1)).map(drop)
+        let s = &self.setting;
+        let bytes = match s.scenario.access() {
+            Access::Hot => s.memory,
+            Access::Scan => s.size.min(4 << 30),
+            _ => ((s.seconds + s.warm_seconds) * WARM_PER_SECOND as f64) as u64,
+        };
+        let room = s.group_memory.map_or(u64::MAX, |m| m / 4 * 3);
+        Ballast::new(bytes.min(s.size).min(room) & !(PAGE as u64 - 1)).map(drop)
     }
 }

@@ -63,6 +63,71 @@ pub trait Contender: Send + Sync {
     fn misses(&self) -> Option<u64> {
         None
     }
+
+    /// As [`read`](Self::read), for one thread that reads in order beside others that do not: a contender that wants to be
+    /// told has a second mapping for it.
+    fn read_in_order(
+        &self,
+        number: u64,
+        buffer: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
+        self.read(number, buffer, check)
+    }
+
+    /// All of the data as memory, for contenders that are mappings.
+    fn bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// Reads pages `from` to `to` in order, and shows each. Contenders that are no mappings read as large a piece at once
+    /// as serves them.
+    fn scan(
+        &self,
+        from: u64,
+        to: u64,
+        check: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> anyhow::Result<()> {
+        let mut buffer = PageBuffer::new();
+        let mut go_on = true;
+        for number in from..to {
+            self.read(number, &mut buffer, &mut |bytes| {
+                go_on = check(number, bytes)
+            })?;
+            if !go_on {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a contender is told that it will be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// At random: nothing is to be read ahead.
+    Random,
+    /// In order: `MADV_SEQUENTIAL`. The engine is told nothing: it has to find out.
+    InOrder,
+    /// At random, but for [`read_in_order`](Contender::read_in_order). The kernel's mmap has a second mapping for that,
+    /// without advice; the engine is told nothing of either.
+    Both,
+}
+
+/// What a contender is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The data file.
+    pub path: &'a Path,
+    /// How much of it is used, in bytes.
+    pub len: u64,
+    /// Budget of contenders that have one.
+    pub memory: Bytes,
+    /// Which of several ways: the number of monitor threads of [`Kind::UffdMonitor`]; 1 for a [`Kind::Mmap`] that is told
+    /// nothing.
+    pub variant: usize,
+    /// What the contender is told.
+    pub hint: Hint,
 }
 
 /// A page-aligned page, present in memory.
@@ -77,20 +142,13 @@ impl PageBuffer {
     }
 }
 
-/// Opens a contender on `path`. `memory` is the budget of contenders that have one; `monitors` the number of monitor
-/// threads of [`Kind::UffdMonitor`].
-pub fn open(
-    kind: Kind,
-    path: &Path,
-    len: u64,
-    memory: Bytes,
-    monitors: usize,
-) -> anyhow::Result<Box<dyn Contender>> {
+/// Opens a contender.
+pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>> {
     let opened: anyhow::Result<Box<dyn Contender>> = match kind {
-        Kind::Mmap => KernelMmap::open(path, len).map(|c| Box::new(c) as _),
-        Kind::Pread => Pread::open(path).map(|c| Box::new(c) as _),
-        Kind::UffdMonitor => Monitor::open(path, len, monitors).map(|c| Box::new(c) as _),
-        Kind::Faultless => Engine::open(path, memory).map(|c| Box::new(c) as _),
+        Kind::Mmap => KernelMmap::open(terms).map(|c| Box::new(c) as _),
+        Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
+        Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
+        Kind::Faultless => Engine::open(terms).map(|c| Box::new(c) as _),
     };
     opened.with_context(|| format!("cannot set up contender {}", kind.name()))
 }
@@ -131,6 +189,31 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    fn of_file(file: &File, len: usize, advice: i32) -> anyhow::Result<Self> {
+        // SAFETY: the kernel chooses the range.
+        let start = unsafe {
+            mem::map(
+                0,
+                len,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )?
+        };
+        let mapping = Mapping { start, len };
+        // SAFETY: changes no contents.
+        unsafe { mem::madvise(start, len, advice)? };
+        Ok(mapping)
+    }
+
+    fn all(&self) -> &[u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.start as *const u8, self.len) }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: ours, and `page` hands out borrows of self only.
@@ -138,29 +221,29 @@ impl Drop for Mapping {
     }
 }
 
-struct KernelMmap(Mapping);
+struct KernelMmap {
+    map: Mapping,
+    /// For who reads in order beside others.
+    in_order: Option<Mapping>,
+}
 
 impl KernelMmap {
-    fn open(path: &Path, len: u64) -> anyhow::Result<Self> {
-        let file = File::open(path)?;
-        // SAFETY: the kernel chooses the range.
-        let start = unsafe {
-            mem::map(
-                0,
-                len as usize,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )?
+    fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
+        let file = File::open(terms.path)?;
+        let random = match terms.variant {
+            0 => libc::MADV_RANDOM,
+            _ => libc::MADV_NORMAL,
         };
-        let mapping = Mapping {
-            start,
-            len: len as usize,
+        let (advice, second) = match terms.hint {
+            Hint::Random => (random, None),
+            Hint::InOrder => (libc::MADV_SEQUENTIAL, None),
+            Hint::Both => (random, Some(libc::MADV_NORMAL)),
         };
-        // SAFETY: changes no contents.
-        unsafe { mem::madvise(start, len as usize, libc::MADV_RANDOM)? };
-        Ok(KernelMmap(mapping))
+        let map = |advice| Mapping::of_file(&file, terms.len as usize, advice);
+        Ok(KernelMmap {
+            map: map(advice)?,
+            in_order: second.map(map).transpose()?,
+        })
     }
 }
 
@@ -171,8 +254,22 @@ impl Contender for KernelMmap {
         _: &mut PageBuffer,
         check: &mut dyn FnMut(&[u8]),
     ) -> anyhow::Result<()> {
-        check(self.0.page(number));
+        check(self.map.page(number));
         Ok(())
+    }
+
+    fn read_in_order(
+        &self,
+        number: u64,
+        _: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
+        check(self.in_order.as_ref().unwrap_or(&self.map).page(number));
+        Ok(())
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        Some(self.map.all())
     }
 }
 
@@ -195,6 +292,76 @@ impl Contender for Pread {
         check(&buffer.0);
         Ok(())
     }
+
+    /// As fast as the device goes: several threads keep large reads in flight, in order, and this one checks.
+    fn scan(
+        &self,
+        from: u64,
+        to: u64,
+        check: &mut dyn FnMut(u64, &[u8]) -> bool,
+    ) -> anyhow::Result<()> {
+        let pages = (SCAN_PIECE / PAGE) as u64;
+        let pieces = (to - from).div_ceil(pages);
+        std::thread::scope(|scope| {
+            let channels: Vec<_> = (0..SCAN_READERS)
+                .map(|first| {
+                    let (give, take) = std::sync::mpsc::sync_channel(1);
+                    let (again, spare) = std::sync::mpsc::channel::<Piece>();
+                    (0..2).for_each(|_| _ = again.send(Piece::new()));
+                    scope.spawn(move || {
+                        for piece in (first..pieces).step_by(SCAN_READERS as usize) {
+                            let Ok(mut buffer) = spare.recv() else { return };
+                            let at = from + piece * pages;
+                            let n = pages.min(to - at) as usize * PAGE;
+                            let read = std::os::unix::fs::FileExt::read_exact_at(
+                                &self.0,
+                                &mut buffer.bytes()[..n],
+                                at * PAGE as u64,
+                            );
+                            if give.send((at, n, buffer, read)).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                    (take, again)
+                })
+                .collect();
+            for piece in 0..pieces {
+                let (take, again) = &channels[(piece % SCAN_READERS) as usize];
+                let (at, n, mut buffer, read) = take.recv().context("a reader ended early")?;
+                read?;
+                for (i, page) in buffer.bytes()[..n].chunks(PAGE).enumerate() {
+                    if !check(at + i as u64, page) {
+                        return Ok(());
+                    }
+                }
+                let _ = again.send(buffer);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Reads in flight, and their size, of a scan by `pread`.
+const SCAN_READERS: u64 = 4;
+const SCAN_PIECE: usize = 1 << 20;
+
+/// A buffer that the device can read into: pages, aligned to pages.
+struct Piece(Vec<PageBuffer>);
+
+impl Piece {
+    fn new() -> Self {
+        Piece(
+            (0..SCAN_PIECE / PAGE)
+                .map(|_| PageBuffer([0; PAGE]))
+                .collect(),
+        )
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: page buffers are bytes without padding, one behind the other.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), SCAN_PIECE) }
+    }
 }
 
 /// userfaultfd as a careful program would use it today: user faults only, every monitor sleeps in its own exclusive
@@ -208,8 +375,9 @@ struct Monitor {
 }
 
 impl Monitor {
-    fn open(path: &Path, len: u64, monitors: usize) -> anyhow::Result<Self> {
-        let source = Arc::new(open_direct(path)?);
+    fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
+        let (len, monitors) = (terms.len, terms.variant);
+        let source = Arc::new(open_direct(terms.path)?);
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32 | uffd::USER_MODE_ONLY;
         let raw = uffd::open(flags).context("userfaultfd")?;
         // SAFETY: the kernel made it for us.
@@ -336,13 +504,17 @@ struct Engine {
 }
 
 impl Engine {
-    fn open(path: &Path, memory: Bytes) -> anyhow::Result<Self> {
-        let pool = Pool::builder().memory(memory).build()?;
+    fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
+        let pool = Pool::builder().memory(terms.memory).build()?;
         if let faultless::Backend::Mmap(why) = pool.backend() {
             anyhow::bail!("the engine is not to be had here: {why}");
         }
-        let file = File::open(path)?;
-        let options = pool.options().advice(Advice::Random);
+        let file = File::open(terms.path)?;
+        let advice = match terms.hint {
+            Hint::Random => Advice::Random,
+            Hint::InOrder | Hint::Both => Advice::Normal,
+        };
+        let options = pool.options().advice(advice).len(terms.len as usize);
         let map = match options.map(&file) {
             Ok(map) => map,
             // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
@@ -367,6 +539,10 @@ impl Contender for Engine {
 
     fn misses(&self) -> Option<u64> {
         Some(self.map.stats().misses)
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        Some(&self.map)
     }
 }
 

@@ -22,7 +22,7 @@ const SIZE_MIN: Bytes = Bytes::mib(4);
 const PROBES: u64 = 64;
 
 /// A mixing function (SplitMix64, by S. Vigna).
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(STEP);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -35,6 +35,12 @@ pub fn fill_page(page: &mut [u8], number: u64) {
     for (i, word) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *word = seed.wrapping_add(STEP.wrapping_mul(i as u64)).to_le_bytes();
     }
+}
+
+/// Word `index` of page number `number`.
+#[inline]
+pub fn word_of(number: u64, index: u64) -> u64 {
+    mix(number).wrapping_add(STEP.wrapping_mul(index))
 }
 
 /// How many bytes of `page` are not what they must be.

@@ -14,7 +14,9 @@
 pub mod cell;
 pub mod contender;
 pub mod data;
+pub mod group;
 pub mod machine;
 pub mod neighbour;
 pub mod plan;
+pub mod scenario;
 pub mod simulate;

@@ -2,81 +2,16 @@
 
 #![allow(unsafe_code, reason = "neighbours map, unmap, touch and fork")]
 
+use crate::scenario::Disturbance;
 use anyhow::Context;
 use faultless_sys::mem::{self, PAGE};
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// A scenario, which is: a neighbour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Scenario {
-    /// Nobody.
-    Quiet,
-    /// Eight threads that mmap, touch and munmap 64 KiB in a loop: an allocator under load.
-    Churn,
-    /// Another process reads `/proc/PID/smaps_rollup` in a loop, while this one holds 6 GiB of touched memory, and one
-    /// thread maps and unmaps 64 KiB every millisecond: a metrics agent beside a service.
-    Smaps,
-    /// A thread that forks, and waits for a child that exits at once, in a loop, with 1 GiB touched.
-    Fork,
-    /// A thread that allocates, touches and frees 1 GiB in a loop: a hash table that grows.
-    Bigfree,
-}
-
-impl Scenario {
-    /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 5] = [
-        Scenario::Quiet,
-        Scenario::Churn,
-        Scenario::Smaps,
-        Scenario::Fork,
-        Scenario::Bigfree,
-    ];
-
-    /// As it is written on the command line and in tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scenario::Quiet => "quiet",
-            Scenario::Churn => "churn",
-            Scenario::Smaps => "smaps",
-            Scenario::Fork => "fork",
-            Scenario::Bigfree => "bigfree",
-        }
-    }
-
-    /// What it stands for, in a line.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Scenario::Quiet => "random reads, nothing else",
-            Scenario::Churn => {
-                "8 threads mmap, touch and munmap 64 KiB in a loop (an allocator under load)"
-            }
-            Scenario::Smaps => {
-                "another process reads /proc/PID/smaps_rollup in a loop (a metrics agent)"
-            }
-            Scenario::Fork => "a thread forks and waits in a loop, with 1 GiB touched",
-            Scenario::Bigfree => {
-                "a thread allocates, touches and frees 1 GiB in a loop (a growing hash table)"
-            }
-        }
-    }
-
-    /// Touched memory that the process holds during all measurements of the scenario, in bytes.
-    pub fn ballast(self) -> u64 {
-        match self {
-            Scenario::Smaps => 6 << 30,
-            Scenario::Fork => 1 << 30,
-            _ => 0,
-        }
-    }
-}
 
 const CHURN_THREADS: usize = 8;
 const SMALL: usize = 64 << 10;
@@ -150,21 +85,21 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// Starts the neighbour of a scenario. `None` where there is none.
-    pub fn start(scenario: Scenario) -> anyhow::Result<Option<Self>> {
+    /// Starts a neighbour. `None` where there is none.
+    pub fn start(kind: Disturbance) -> anyhow::Result<Option<Self>> {
         let mut n = Neighbour {
             began: Instant::now(),
             stop: Arc::default(),
             threads: Vec::new(),
             agent: None,
         };
-        match scenario {
-            Scenario::Quiet => return Ok(None),
-            Scenario::Churn => {
+        match kind {
+            Disturbance::None => return Ok(None),
+            Disturbance::Churn => {
                 (0..CHURN_THREADS).for_each(|_| n.repeat(|| map_touch_unmap(SMALL, true)))
             }
-            Scenario::Bigfree => n.repeat(|| map_touch_unmap(BIG, true)),
-            Scenario::Fork => n.repeat(|| {
+            Disturbance::Bigfree => n.repeat(|| map_touch_unmap(BIG, true)),
+            Disturbance::Fork => n.repeat(|| {
                 // SAFETY: the child does nothing but exit.
                 unsafe {
                     match libc::fork() {
@@ -176,7 +111,7 @@ impl Neighbour {
                     }
                 }
             }),
-            Scenario::Smaps => {
+            Disturbance::Smaps => {
                 let stop = n.stop.clone();
                 // Its rounds are not the neighbour's: the agent's are.
                 n.threads.push(std::thread::spawn(move || {

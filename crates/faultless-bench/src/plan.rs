@@ -6,19 +6,27 @@
 use crate::cell::{Bench, Cell, Measured, Setting};
 use crate::contender::{self, Kind};
 use crate::data;
+use crate::group::Group;
 use crate::machine::Machine;
-use crate::neighbour::Scenario;
+use crate::scenario::{Access, Scenario};
 use anyhow::{Context, bail};
 use faultless::Bytes;
+use faultless_sys::mem::PAGE;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Reader threads, unless told otherwise.
-pub const THREADS: usize = 16;
-/// Further numbers of reader threads in `quiet`.
-pub const QUIET_THREADS: [usize; 5] = [1, 4, 16, 64, 256];
+/// The control group of the pressure scenarios has this part of the data as memory.
+const PRESSURE_FRACTION: u64 = 8;
+/// Of that, what the engine's budget leaves to the rest of the process: its page tables, stacks, heap and program.
+const PRESSURE_REST: u64 = 32 << 20;
+/// How long the pressure scenarios read before they count, for each 512 MiB of the group's memory; and how long they
+/// count, as a multiple of other scenarios.
+const PRESSURE_WARM: f64 = 8.0;
+const PRESSURE_LONGER: f64 = 2.0;
+/// Measurements with storage that answers late are this much longer.
+const LATENCY_LONGER: f64 = 2.5;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -82,6 +90,14 @@ pub struct Row {
     pub device_bytes: u64,
     /// Processor seconds of the process in one measurement, the neighbour's threads included.
     pub cpu_s: f64,
+    /// Pages that the device delivered, divided by pages read.
+    pub device_reads_per_read: f64,
+    /// The latency at each of [`QUANTILES`](crate::cell::QUANTILES), in microseconds; in the hot scenarios of one load.
+    pub latency_us: Vec<f64>,
+    /// Of each round, reads per second in each interval of [`SAMPLE`](crate::cell::SAMPLE).
+    pub reads_over_time: Vec<Vec<f64>>,
+    /// Frames of the contender beyond its budget, at most of all rounds, after the measurement; null where it has none.
+    pub over_budget_bytes: Option<u64>,
     /// Most memory that the process had beyond what it had before, in bytes.
     pub resident_max_bytes: u64,
     /// Bytes that were not what they must be, in all rounds.
@@ -116,12 +132,18 @@ pub const WORKER_COMMAND: &str = "bench-worker";
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     setting: Setting,
-    contenders: Vec<Kind>,
-    monitors: Vec<usize>,
+    /// With the variants that are tried.
+    contenders: Vec<(Kind, Vec<usize>)>,
+    first_round: usize,
+    rounds: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, on its way to JSON"
+)]
 enum Message {
     Starting(Cell),
     Measured(Cell, Measured),
@@ -130,23 +152,60 @@ enum Message {
 
 impl Plan {
     fn settings(&self, scenario: Scenario) -> Vec<Setting> {
-        let threads = match (self.threads, scenario) {
-            (Some(n), _) => vec![n],
-            (None, Scenario::Quiet) => QUIET_THREADS.to_vec(),
-            (None, _) => vec![THREADS],
+        let threads = match self.threads {
+            Some(n) => vec![n],
+            None => scenario.threads(),
         };
+        let group_memory = scenario
+            .pressure()
+            .then_some(self.size.get() / PRESSURE_FRACTION);
+        let (warm_seconds, longer) = match group_memory {
+            Some(bytes) => (
+                PRESSURE_WARM * bytes as f64 / (512 << 20) as f64,
+                PRESSURE_LONGER,
+            ),
+            None if scenario.storage_delay_us().is_some() => (0.0, LATENCY_LONGER),
+            None => (0.0, 1.0),
+        };
+        let memory = group_memory.map_or(self.memory.get(), |bytes| {
+            bytes.saturating_sub(PRESSURE_REST).max(bytes / 2)
+        });
         threads
             .into_iter()
             .map(|threads| Setting {
                 scenario,
                 threads,
-                seconds: self.seconds,
+                seconds: self.seconds * longer,
+                warm_seconds,
                 rounds: self.rounds,
                 file: self.file.clone(),
                 size: self.size.get(),
-                memory: self.memory.get(),
+                memory,
+                group_memory,
             })
             .collect()
+    }
+
+    /// The contenders that make sense in a scenario.
+    fn contenders(&self, scenario: Scenario) -> Vec<Kind> {
+        let suits = |kind: &Kind| match (scenario.access(), kind) {
+            (Access::Cold, _) => true,
+            (Access::Scan, Kind::UffdMonitor) => false,
+            (Access::Scan, _) => true,
+            // A monitor that evicts nothing, and reads without a cache, have no part in these.
+            (_, kind) => matches!(kind, Kind::Mmap | Kind::Faultless),
+        };
+        self.contenders.iter().copied().filter(suits).collect()
+    }
+
+    /// The variants of a contender that are tried: the best is then measured in all rounds.
+    fn variants(&self, scenario: Scenario, kind: Kind) -> Vec<usize> {
+        match kind {
+            Kind::UffdMonitor => self.monitors(),
+            // MADV_RANDOM reads nothing ahead, but makes the kernel forget which pages are in use.
+            Kind::Mmap if scenario.pressure() => vec![0, 1],
+            _ => vec![0],
+        }
     }
 
     /// Numbers of monitor threads that are tried: as many as processors, 16, and 48.
@@ -161,13 +220,11 @@ impl Plan {
         counts
     }
 
-    fn cells_of_a_setting(&self) -> usize {
-        let probes = if self.contenders.contains(&Kind::UffdMonitor) {
-            self.monitors().len() - 1
-        } else {
-            0
-        };
-        self.contenders.len() * self.rounds + probes
+    fn cells_of(&self, scenario: Scenario) -> usize {
+        self.contenders(scenario)
+            .iter()
+            .map(|&kind| self.rounds + self.variants(scenario, kind).len() - 1)
+            .sum()
     }
 
     /// Runs everything.
@@ -203,7 +260,7 @@ impl Plan {
             })
             .flat_map(|&s| self.settings(s))
             .collect();
-        let total = settings.len() * self.cells_of_a_setting();
+        let total = settings.iter().map(|s| self.cells_of(s.scenario)).sum();
         let mut done = 0;
         for setting in settings {
             let rows = self
@@ -253,7 +310,11 @@ impl Plan {
         } else {
             0
         };
-        let need = scenario.ballast() + scratch + self.memory.get().min(self.size.get());
+        let own = match scenario.access() {
+            Access::Hot => self.memory.get() * 2,
+            _ => self.memory.get(),
+        };
+        let need = scenario.ballast() + scratch + own.min(self.size.get());
         if need > available {
             bail!(
                 "it needs {} of free memory, and there are {}",
@@ -264,47 +325,53 @@ impl Plan {
         Ok(())
     }
 
-    /// Runs one setting in a process of its own.
+    /// Runs one setting in a process of its own; or, where memory is short, each measurement in its own.
     fn run_setting(
         &self,
         setting: &Setting,
         starting: &mut dyn FnMut(&str),
     ) -> anyhow::Result<Vec<(Option<Row>, Option<String>)>> {
-        let order = Order {
-            setting: setting.clone(),
-            contenders: self.contenders.clone(),
-            monitors: self.monitors(),
-        };
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(WORKER_COMMAND)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the process that measures")?;
-        let mut input = child.stdin.take().context("the worker has no input")?;
-        serde_json::to_writer(&mut input, &order)?;
-        drop(input);
+        let contenders = self.contenders(setting.scenario);
+        let all: Vec<(Kind, Vec<usize>)> = contenders
+            .iter()
+            .map(|&kind| (kind, self.variants(setting.scenario, kind)))
+            .collect();
         let mut cells: Vec<(Cell, Measured)> = Vec::new();
-        let mut failures = Vec::new();
-        let output = child.stdout.take().context("the worker has no output")?;
-        for line in BufReader::new(output).lines() {
-            match serde_json::from_str(&line?).context("the worker wrote something odd")? {
-                Message::Starting(cell) => starting(&format!(
-                    "{}, {} threads: {}",
-                    setting.scenario.name(),
-                    setting.threads,
-                    cell.kind.name()
-                )),
-                Message::Measured(cell, m) => cells.push((cell, m)),
-                Message::Failed(kind, why) => failures.push((kind, why)),
+        let mut failures: Vec<(Kind, String)> = Vec::new();
+        if setting.group_memory.is_none() {
+            let order = Order {
+                setting: setting.clone(),
+                contenders: all,
+                first_round: 0,
+                rounds: self.rounds,
+            };
+            run_order(&order, starting, &mut cells, &mut failures)?;
+        } else {
+            let mut all = all;
+            for round in 0..self.rounds {
+                for (kind, variants) in &mut all {
+                    if failures.iter().any(|(k, _)| k == kind) {
+                        continue;
+                    }
+                    for &variant in &*variants {
+                        let order = Order {
+                            setting: setting.clone(),
+                            contenders: vec![(*kind, vec![variant])],
+                            first_round: round,
+                            rounds: 1,
+                        };
+                        run_order(&order, starting, &mut cells, &mut failures)?;
+                    }
+                    if variants.len() > 1
+                        && let Some(best) = best_variant(*kind, &cells)
+                    {
+                        *variants = vec![best];
+                    }
+                }
+                all.rotate_left(1);
             }
         }
-        let status = child.wait()?;
-        if !status.success() {
-            bail!("the measuring process ended with {status}");
-        }
-        let mut rows: Vec<_> = self
-            .contenders
+        let mut rows: Vec<_> = contenders
             .iter()
             .filter_map(|&kind| row(setting, kind, &cells))
             .map(|r| (Some(r), None))
@@ -316,6 +383,61 @@ impl Plan {
         );
         Ok(rows)
     }
+}
+
+/// Has a process of its own do what is ordered.
+fn run_order(
+    order: &Order,
+    starting: &mut dyn FnMut(&str),
+    cells: &mut Vec<(Cell, Measured)>,
+    failures: &mut Vec<(Kind, String)>,
+) -> anyhow::Result<()> {
+    let setting = &order.setting;
+    let group = match setting.group_memory {
+        Some(bytes) => Some(Group::new("faultless-bench", bytes)?),
+        None => None,
+    };
+    let mut child = Command::new(std::env::current_exe()?)
+        .arg(WORKER_COMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the process that measures")?;
+    let mut input = child.stdin.take().context("the worker has no input")?;
+    if let Some(group) = &group {
+        // It waits for its order: nothing of what it measures is allocated yet.
+        group.admit(child.id())?;
+    }
+    serde_json::to_writer(&mut input, &order)?;
+    drop(input);
+    let output = child.stdout.take().context("the worker has no output")?;
+    for line in BufReader::new(output).lines() {
+        match serde_json::from_str(&line?).context("the worker wrote something odd")? {
+            Message::Starting(cell) => starting(&format!(
+                "{}, {} threads: {}",
+                setting.scenario.name(),
+                setting.threads,
+                cell.kind.name()
+            )),
+            Message::Measured(cell, m) => cells.push((cell, m)),
+            Message::Failed(kind, why) => failures.push((kind, why)),
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("the measuring process ended with {status}");
+    }
+    Ok(())
+}
+
+/// The fastest of the variants that were measured.
+fn best_variant(kind: Kind, cells: &[(Cell, Measured)]) -> Option<usize> {
+    let speed = |m: &Measured| m.reads as f64 / m.seconds.max(1e-9);
+    cells
+        .iter()
+        .filter(|(c, _)| c.kind == kind)
+        .max_by(|(_, a), (_, b)| speed(a).total_cmp(&speed(b)))
+        .map(|(c, _)| c.variant)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -332,17 +454,17 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
     let of_kind: Vec<_> = cells.iter().filter(|(c, _)| c.kind == kind).collect();
     // The variant that was measured in all rounds is the one that won the first; with one round, the fastest.
     let rank = |m: usize| {
-        let cells = of_kind.iter().filter(|(c, _)| c.monitors == m);
+        let cells = of_kind.iter().filter(|(c, _)| c.variant == m);
         let reads = cells.clone().map(|(_, m)| m.reads).max();
         (cells.count(), reads)
     };
-    let monitors = of_kind
+    let variant = of_kind
         .iter()
-        .map(|(c, _)| c.monitors)
+        .map(|(c, _)| c.variant)
         .max_by_key(|&m| rank(m))?;
     let ms: Vec<&Measured> = of_kind
         .iter()
-        .filter(|(c, _)| c.monitors == monitors)
+        .filter(|(c, _)| c.variant == variant)
         .map(|(_, m)| m)
         .collect();
     let med = |f: &dyn Fn(&Measured) -> f64| median(ms.iter().map(|m| f(m)).collect());
@@ -354,10 +476,10 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
     Some(Row {
         scenario: setting.scenario,
         contender: kind,
-        variant: if kind == Kind::UffdMonitor {
-            format!("monitors={monitors}")
-        } else {
-            String::new()
+        variant: match (kind, variant) {
+            (Kind::UffdMonitor, n) => format!("monitors={n}"),
+            (Kind::Mmap, 1) => "no advice".to_owned(),
+            _ => String::new(),
         },
         threads: setting.threads,
         rounds: ms.len(),
@@ -375,6 +497,15 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         mmap_lock_per_miss_process: med_if(&|m| per_miss(m, m.locks_process)),
         device_bytes: med(&|m| m.device_bytes as f64) as u64,
         cpu_s: med(&|m| m.cpu_s),
+        latency_us: {
+            let points = ms.iter().map(|m| m.latency_us.len()).min().unwrap_or(0);
+            (0..points).map(|i| med(&|m| m.latency_us[i])).collect()
+        },
+        reads_over_time: ms.iter().map(|m| m.reads_over_time.clone()).collect(),
+        device_reads_per_read: med(&|m| {
+            m.device_bytes as f64 / PAGE as f64 / m.reads.max(1) as f64
+        }),
+        over_budget_bytes: ms.iter().filter_map(|m| m.over_budget_bytes).max(),
         resident_max_bytes: ms.iter().map(|m| m.resident_max_bytes).max().unwrap_or(0),
         // Of all variants: no wrong byte goes unreported.
         wrong_bytes: of_kind.iter().map(|(_, m)| m.wrong_bytes).sum(),
@@ -396,23 +527,17 @@ pub fn work() -> anyhow::Result<()> {
         out.flush()?;
         Ok(())
     };
-    let rounds = order.setting.rounds;
     let bench = Bench::new(order.setting)?;
     let mut contenders = order.contenders;
-    let mut best_monitors = None;
-    for round in 0..rounds {
+    for round in order.first_round..order.first_round + order.rounds {
         let mut broken = Vec::new();
-        for &kind in &contenders {
-            let tries = match (kind, best_monitors) {
-                (Kind::UffdMonitor, None) => order.monitors.clone(),
-                (Kind::UffdMonitor, Some(n)) => vec![n],
-                _ => vec![0],
-            };
-            let mut best = (-1.0, 0);
-            for monitors in tries {
+        for (kind, variants) in &mut contenders {
+            let kind = *kind;
+            let mut best = (-1.0, variants.first().copied().unwrap_or(0));
+            for &variant in &*variants {
                 let cell = Cell {
                     kind,
-                    monitors,
+                    variant,
                     round,
                 };
                 say(&Message::Starting(cell.clone()))?;
@@ -420,7 +545,7 @@ pub fn work() -> anyhow::Result<()> {
                     Ok(m) => {
                         let speed = m.reads as f64 / m.seconds;
                         if speed > best.0 {
-                            best = (speed, monitors);
+                            best = (speed, variant);
                         }
                         say(&Message::Measured(cell, m))?;
                     }
@@ -431,11 +556,9 @@ pub fn work() -> anyhow::Result<()> {
                     }
                 }
             }
-            if kind == Kind::UffdMonitor {
-                best_monitors = Some(best.1);
-            }
+            *variants = vec![best.1];
         }
-        contenders.retain(|k| !broken.contains(k));
+        contenders.retain(|(k, _)| !broken.contains(k));
         // Nobody always goes first.
         if !contenders.is_empty() {
             contenders.rotate_left(1);
@@ -454,12 +577,14 @@ mod tests {
             scenario: Scenario::Quiet,
             threads: 4,
             seconds: 1.0,
+            warm_seconds: 0.0,
+            group_memory: None,
             rounds: 3,
             file: PathBuf::new(),
             size: 0,
             memory: 0,
         };
-        let cell = |monitors, round, reads| {
+        let cell = |variant, round, reads| {
             let m = Measured {
                 seconds: 1.0,
                 reads,
@@ -470,7 +595,7 @@ mod tests {
             (
                 Cell {
                     kind: Kind::UffdMonitor,
-                    monitors,
+                    variant,
                     round,
                 },
                 m,

@@ -3,7 +3,7 @@
 //! The engine's policy is driven as the evictor drives it. Loads of mapped pages tell it nothing (*invisible*: it sees
 //! misses and rescues alone), or set the bit that a pin sets (*seen*). The classics see every access.
 
-use faultless::internals::policy::{Item, Logs, Occupant, Place, Policy, ghost_reach};
+use faultless::internals::policy::{Item, Logs, Occupant, Place, Policy, Worth, ghost_reach};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -378,6 +378,7 @@ struct Engine {
     seen_loads: bool,
     policy: Policy,
     logs: Logs,
+    worth: Worth,
     state: Vec<State>,
     seen: Vec<bool>,
     clock: u64,
@@ -396,6 +397,7 @@ impl Engine {
             } else {
                 Logs::default()
             },
+            worth: Worth::default(),
             state: vec![State::Absent(0); pages as usize],
             seen: vec![false; pages as usize],
             clock: 0,
@@ -431,13 +433,23 @@ impl Engine {
                 self.policy.arrive(victim.item, true);
                 continue;
             }
-            self.state[page] = match self.logs.turn(victim.place) {
+            let fresh = victim.place == Place::Fresh;
+            let slot = if fresh && !self.worth.keeps() {
+                None
+            } else {
+                self.logs.turn(victim.place)
+            };
+            self.state[page] = match slot {
                 None => self.shadow(victim.place),
                 Some((slot, old)) => {
-                    if let Some(old) = old.entry.checked_sub(1)
-                        && self.state[old as usize] == State::Cools(slot)
-                    {
-                        self.state[old as usize] = self.shadow(victim.place);
+                    if let Some(old) = old.entry.checked_sub(1) {
+                        let still = self.state[old as usize] == State::Cools(slot);
+                        if still {
+                            self.state[old as usize] = self.shadow(victim.place);
+                        }
+                        if fresh {
+                            self.worth.came_round(!still);
+                        }
                     }
                     let entry = victim.item.entry;
                     self.logs.put(slot, Occupant { entry, serial: 0 });

@@ -4,8 +4,8 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::Bytes;
 use faultless_bench::contender::Kind;
-use faultless_bench::neighbour::Scenario;
 use faultless_bench::plan::{Plan, Progress, Report, Row};
+use faultless_bench::scenario::{Access, Scenario};
 use faultless_bench::simulate::{self, Judgement};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -51,27 +51,48 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScenarioArg {
+    /// Cold random reads, and nobody else.
     Quiet,
+    /// … beside threads that map and unmap (an allocator under load).
     Churn,
+    /// … while another process reads smaps_rollup (a metrics agent).
     Smaps,
+    /// … beside a thread that forks.
     Fork,
+    /// … beside a thread that allocates and frees 1 GiB (a growing hash table).
     Bigfree,
+    /// In a control group of an eighth of the data: uniform, Zipf, Zipf with a scan.
+    Pressure,
+    /// All of the data in order, by words.
+    Scan,
+    /// Random loads from resident pages.
+    Hot,
+    /// Storage that answers after 5 ms and 50 ms, beside churn.
+    Latency,
     /// Eviction alone, judged by generated traces in a simulator.
     Policy,
 }
 
 impl ScenarioArg {
-    fn scenario(self) -> Option<Scenario> {
-        Some(match self {
-            ScenarioArg::Policy => return None,
-            ScenarioArg::Quiet => Scenario::Quiet,
-            ScenarioArg::Churn => Scenario::Churn,
-            ScenarioArg::Smaps => Scenario::Smaps,
-            ScenarioArg::Fork => Scenario::Fork,
-            ScenarioArg::Bigfree => Scenario::Bigfree,
-        })
+    fn scenarios(self) -> Vec<Scenario> {
+        match self {
+            ScenarioArg::Quiet => vec![Scenario::Quiet],
+            ScenarioArg::Churn => vec![Scenario::Churn],
+            ScenarioArg::Smaps => vec![Scenario::Smaps],
+            ScenarioArg::Fork => vec![Scenario::Fork],
+            ScenarioArg::Bigfree => vec![Scenario::Bigfree],
+            ScenarioArg::Pressure => vec![
+                Scenario::PressureUniform,
+                Scenario::PressureZipf,
+                Scenario::PressureScan,
+            ],
+            ScenarioArg::Scan => vec![Scenario::Scan],
+            ScenarioArg::Hot => vec![Scenario::HotInOrder, Scenario::HotAtRandom],
+            ScenarioArg::Latency => vec![Scenario::Latency5, Scenario::Latency50],
+            ScenarioArg::Policy => Vec::new(),
+        }
     }
 }
 
@@ -120,7 +141,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut scenarios: Vec<Scenario> = args
         .scenario
         .into_iter()
-        .filter_map(ScenarioArg::scenario)
+        .flat_map(ScenarioArg::scenarios)
         .collect();
     if scenarios.is_empty() {
         scenarios = Scenario::ALL.to_vec();
@@ -343,18 +364,27 @@ fn tables(report: &Report) -> String {
 fn table(rows: &[Row]) -> Table {
     let mut t = Table::new();
     t.load_preset(presets::NOTHING);
+    let access = rows.first().map_or(Access::Cold, |r| r.scenario.access());
     let neighbour = rows.iter().any(|r| r.neighbour_per_s.is_some());
-    let mut header = vec![
-        "",
-        "reads/s",
-        "× mmap",
-        "p50",
-        "p99",
-        "p99.9",
-        "max",
-        "CPU/miss",
-        "mmap_lock/miss",
-    ];
+    let pressure = rows.iter().any(|r| r.scenario.pressure());
+    let mut header = vec![""];
+    match access {
+        Access::Hot => header.extend(["loads/s", "× mmap", "ns/load", "p99"]),
+        Access::Scan => header.extend(["MiB/s", "× mmap", "CPU s", "mmap_lock/miss"]),
+        _ => header.extend([
+            "reads/s",
+            "× mmap",
+            "p50",
+            "p99",
+            "p99.9",
+            "max",
+            "CPU/miss",
+            "mmap_lock/miss",
+        ]),
+    }
+    if pressure {
+        header.extend(["device/read", "process's locks/miss"]);
+    }
     if neighbour {
         header.extend(["neighbour/s", "its p99"]);
     }
@@ -369,23 +399,43 @@ fn table(rows: &[Row]) -> Table {
         } else {
             format!("{} ({})", r.contender.name(), r.variant)
         };
-        let mut line = vec![
-            name,
-            count(r.reads_per_s),
-            mmap.map_or_else(|| "–".to_owned(), |m| format!("{:.2}", r.reads_per_s / m)),
-            micros(r.p50_us),
-            micros(r.p99_us),
-            micros(r.p999_us),
-            micros(r.max_us),
-            // With a neighbour in the same process, its time cannot be told from the readers'.
-            if neighbour {
-                "–".to_owned()
-            } else {
-                micros(r.cpu_s * 1e6 / r.misses.max(1) as f64)
-            },
-            r.mmap_lock_per_miss
-                .map_or_else(|| "?".to_owned(), |l| format!("{l:.4}")),
-        ];
+        let against_mmap =
+            mmap.map_or_else(|| "–".to_owned(), |m| format!("{:.2}", r.reads_per_s / m));
+        let locks = |l: Option<f64>| l.map_or_else(|| "?".to_owned(), |l| format!("{l:.4}"));
+        let mut line = vec![name];
+        match access {
+            Access::Hot => line.extend([
+                count(r.reads_per_s),
+                against_mmap,
+                format!("{:.1}", r.threads as f64 * 1e9 / r.reads_per_s),
+                format!("{:.1}", r.p99_us * 1e3),
+            ]),
+            Access::Scan => line.extend([
+                format!("{:.0}", r.reads_per_s * 4096.0 / f64::from(1 << 20)),
+                against_mmap,
+                format!("{:.2}", r.cpu_s),
+                locks(r.mmap_lock_per_miss),
+            ]),
+            _ => line.extend([
+                count(r.reads_per_s),
+                against_mmap,
+                micros(r.p50_us),
+                micros(r.p99_us),
+                micros(r.p999_us),
+                micros(r.max_us),
+                // With a neighbour in the same process, its time cannot be told from the readers'.
+                if neighbour {
+                    "–".to_owned()
+                } else {
+                    micros(r.cpu_s * 1e6 / r.misses.max(1) as f64)
+                },
+                locks(r.mmap_lock_per_miss),
+            ]),
+        }
+        if pressure {
+            line.push(format!("{:.3}", r.device_reads_per_read));
+            line.push(locks(r.mmap_lock_per_miss_process));
+        }
         if neighbour {
             line.push(r.neighbour_per_s.map_or_else(String::new, count));
             line.push(r.neighbour_p99_us.map_or_else(String::new, micros));
@@ -400,6 +450,7 @@ fn table(rows: &[Row]) -> Table {
 
 fn count(x: f64) -> String {
     match x {
+        x if x >= 9_999_500.0 => format!("{:.1} M", x / 1e6),
         x if x >= 9_999.5 => format!("{:.1} k", x / 1e3),
         x if x >= 99.95 => format!("{x:.0}"),
         x => format!("{x:.1}"),

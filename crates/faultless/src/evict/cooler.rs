@@ -9,7 +9,7 @@
     reason = "maps a file in memory, writes from memory by address"
 )]
 
-use super::policy::{Logs, Occupant, Place};
+use super::policy::{Logs, Occupant, Place, Worth};
 use super::{Batch, Taken, drop_from_slot};
 use crate::fault::cooling::Cooling;
 use crate::fault::core::PoolCore;
@@ -32,6 +32,7 @@ pub(super) struct Cooler {
     /// Start and length of its mapping.
     mapped: (usize, usize),
     logs: Logs,
+    worth: Worth,
     /// The budget that the logs are made for.
     limit: u64,
     /// When it was last found that they cannot be changed yet.
@@ -65,6 +66,7 @@ impl Cooler {
             file,
             mapped: (0, 0),
             logs: Logs::default(),
+            worth: Worth::default(),
             limit: 0,
             in_use: None,
             charged: 0,
@@ -150,12 +152,16 @@ impl Cooler {
     ) -> Option<u32> {
         let pool = self.pool.clone();
         let area = pool.cooling.get()?;
+        if place == Place::Fresh && !self.worth.keeps() {
+            return None;
+        }
         for _ in 0..TRIES {
             let (slot, occupant) = self.logs.turn(place)?;
-            if drop_from_slot(&pool, maps, slot, occupant, place)
-                || !area.busy(slot)
-                || !owner_lives(&pool, maps, occupant)
-            {
+            let dropped = drop_from_slot(&pool, maps, slot, occupant, place);
+            if place == Place::Fresh && occupant.entry != 0 {
+                self.worth.came_round(!dropped);
+            }
+            if dropped || !area.busy(slot) || !owner_lives(&pool, maps, occupant) {
                 self.logs.put(slot, Occupant::default());
                 let prepared = &mut self.prepared[slot as usize];
                 if *prepared == Prepared::Not {

@@ -244,6 +244,48 @@ impl Policy {
     }
 }
 
+/// Whether it pays to keep the fresh for a while: where nothing is ever rescued, since all units are touched alike or
+/// once only, most copies can be saved. A few are made all the same, so that a change is noticed.
+#[derive(Debug, Default)]
+pub struct Worth {
+    sparse: bool,
+    turn: u32,
+    /// Slots that came round since the last verdict, and of these, units that had been rescued.
+    rounds: u32,
+    rescued: u32,
+}
+
+/// Slots that come round between two verdicts.
+const WORTH_ROUNDS: u32 = 2048;
+/// With less than one rescue in so many, few are kept; with more than one in so many of those, all are again.
+const WORTH_LEAVE: u32 = 100;
+const WORTH_RETURN: u32 = 20;
+/// Of so many, one is kept then.
+const WORTH_SPARSE: u32 = 8;
+
+impl Worth {
+    /// Whether the next fresh unit that goes is to be kept in a slot.
+    pub fn keeps(&mut self) -> bool {
+        self.turn = (self.turn + 1) % WORTH_SPARSE;
+        !self.sparse || self.turn == 0
+    }
+
+    /// A slot of the log of the fresh came round; what lay there had been rescued, or not.
+    pub fn came_round(&mut self, rescued: bool) {
+        self.rounds += 1;
+        self.rescued += u32::from(rescued);
+        if self.rounds == WORTH_ROUNDS {
+            let share = if self.sparse {
+                WORTH_RETURN
+            } else {
+                WORTH_LEAVE
+            };
+            self.sparse = self.rescued < WORTH_ROUNDS / share;
+            (self.rounds, self.rescued) = (0, 0);
+        }
+    }
+}
+
 /// What lies in a slot: a unit's entry, and a number by which its owner tells whether it still is that unit. An entry of
 /// zero is nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -390,6 +432,23 @@ mod tests {
         assert_eq!((v.item, v.soft), (item(1), true));
         assert!(!p.next_victim().expect("one").soft);
         assert_eq!((p.firm_pages(), p.pages()), (1, 1));
+    }
+
+    #[test]
+    fn copies_are_saved_where_nothing_is_rescued_and_made_again_where_something_is() {
+        let kept = |w: &mut Worth| (0..800).filter(|_| w.keeps()).count();
+        let mut w = Worth::default();
+        assert_eq!(kept(&mut w), 800);
+        (0..WORTH_ROUNDS).for_each(|i| w.came_round(i % 200 == 0));
+        assert_eq!(kept(&mut w), 100, "half a percent is not worth it");
+        (0..WORTH_ROUNDS).for_each(|i| w.came_round(i % 50 == 0));
+        assert_eq!(
+            kept(&mut w),
+            100,
+            "with eight times the time to be rescued in"
+        );
+        (0..WORTH_ROUNDS).for_each(|i| w.came_round(i % 10 == 0));
+        assert_eq!(kept(&mut w), 800);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub trait Source: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Positions and lengths of reads are multiples of this many bytes (a power of two, 2 MiB at most; a block of a
-    /// compressed stream, say). Fill units are at least this large. The last read may reach past the end.
+    /// compressed stream, say). What is returned must be whole blocks too, but for the last. Fill units are at least this large. The last read may reach past the end.
     fn alignment(&self) -> usize {
         1
     }
@@ -131,7 +131,13 @@ pub(crate) fn read_full(
             // Continue at an aligned position: the odd rest is read again.
             let from = got - got % align;
             match source.read_at(&mut buf[from..], offset + from as u64) {
-                Ok(n) if from + n <= got => break,
+                Ok(0) => break,
+                Ok(n) if from + n <= got => {
+                    // Not the end, and not a whole block either: what is missing must not be taken for zeros.
+                    return Err(io::Error::other(
+                        "read_at returned less than a block before the end, again and again",
+                    ));
+                }
                 Ok(n) if from + n > buf.len() => {
                     return Err(io::Error::other(
                         "read_at returned more bytes than it was asked for",

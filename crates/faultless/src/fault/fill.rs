@@ -774,7 +774,7 @@ fn read_file(core: &MapCore, fd: &Fd, buf: usize, len: usize, offset: u64) -> Re
     for _ in 0..3 {
         let read = read_whole(number, buf, len, offset);
         match (read, verify(core, fd, number)) {
-            (Ok(got), Ok(())) => return Ok(got),
+            (Ok(got), Ok(())) => return whole_or_end(core, number, got, len, offset),
             (Err(e), Ok(())) if e != libc::EBADF => return Err(Fault::Read(e)),
             // The right file without the lease: ours, or one of the program's own under our number. The keeper knows.
             (_, Err(Fault::LeaseBroken)) if fd.is_kept_open_file(number) => {
@@ -792,7 +792,27 @@ fn read_file(core: &MapCore, fd: &Fd, buf: usize, len: usize, offset: u64) -> Re
     Err(last.unwrap_or(Fault::Read(libc::EBADF)))
 }
 
-/// `pread` until `len` bytes are there or the file ends.
+/// Takes a short read for the end of the file only if the file says so: zeros in the place of bytes that a storage did
+/// not deliver would be wrong bytes.
+fn whole_or_end(
+    core: &MapCore,
+    number: i32,
+    got: usize,
+    len: usize,
+    offset: u64,
+) -> Result<usize, Fault> {
+    let data = (core.base + core.data_len).saturating_sub(offset);
+    if got as u64 >= data.min(len as u64) {
+        return Ok(got);
+    }
+    match file::status(number) {
+        Ok(st) if st.len <= offset + got as u64 => Ok(got),
+        Ok(_) => Err(Fault::Read(libc::EIO)),
+        Err(Errno(e)) => Err(Fault::Read(e)),
+    }
+}
+
+/// `pread` until `len` bytes are there, the file ends, or nothing new comes.
 fn read_whole(number: i32, buf: usize, len: usize, offset: u64) -> Result<usize, i32> {
     let mut got = 0;
     let mut again = 0;

@@ -11,11 +11,13 @@ use crate::machine::Machine;
 use crate::scenario::{Access, Scenario};
 use anyhow::{Context, bail};
 use faultless::Bytes;
+use faultless_storage::{Delay, Faults, Storage};
 use faultless_sys::mem::PAGE;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// The control group of the pressure scenarios has this part of the data as memory.
 const PRESSURE_FRACTION: u64 = 8;
@@ -47,6 +49,8 @@ pub struct Plan {
     pub size: Bytes,
     /// Budget of the contenders that have one.
     pub memory: Bytes,
+    /// The data is served by a storage that answers after so long, in every scenario.
+    pub storage_delay: Option<Duration>,
 }
 
 /// One line of the result: a contender in a setting. Figures are medians over the rounds.
@@ -124,6 +128,30 @@ pub enum Progress<'a> {
     Cell(usize, usize, &'a str),
     /// Something that the reader should know.
     Note(String),
+}
+
+/// The hidden subcommand that runs [`serve_storage`].
+pub const STORAGE_COMMAND: &str = "bench-storage";
+
+/// Serves the data, of so many bytes, as a file system of its own, until standard input ends.
+///
+/// # Errors
+///
+/// It cannot be mounted.
+pub fn serve_storage(mountpoint: &Path, len: u64) -> anyhow::Result<()> {
+    faultless_storage::serve(mountpoint, len, |offset, bytes| {
+        let mut page = [0; PAGE];
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let (number, within) = (at / PAGE as u64, at as usize % PAGE);
+            let n = (PAGE - within).min(bytes.len() - done);
+            data::fill_page(&mut page, number);
+            bytes[done..done + n].copy_from_slice(&page[within..within + n]);
+            done += n;
+        }
+    })
+    .context("cannot serve the data as a file system (FUSE)")
 }
 
 /// The hidden subcommand that runs [`work`].
@@ -233,10 +261,13 @@ impl Plan {
     ///
     /// An unusable data file or a scenario that breaks off. What a machine does not permit is left out, and named.
     pub fn run(&self, progress: &mut dyn FnMut(Progress<'_>)) -> anyhow::Result<Report> {
-        data::prepare(&self.file, self.size, |n, of| {
-            progress(Progress::Data(n, of))
-        })?;
-        contender::check_direct(&self.file)?;
+        data::check_size(self.size)?;
+        if self.scenarios.iter().any(|&s| self.delay(s).is_none()) {
+            data::prepare(&self.file, self.size, |n, of| {
+                progress(Progress::Data(n, of))
+            })?;
+            contender::check_direct(&self.file)?;
+        }
         let machine = Machine::look(&self.file);
         if let Some(why) = &machine.mmap_lock_uncounted {
             progress(Progress::Note(format!(
@@ -262,7 +293,19 @@ impl Plan {
             .collect();
         let total = settings.iter().map(|s| self.cells_of(s.scenario)).sum();
         let mut done = 0;
-        for setting in settings {
+        for mut setting in settings {
+            let storage = match self.delay(setting.scenario).map(|d| self.storage(d)) {
+                None => None,
+                Some(Ok(storage)) => Some(storage),
+                Some(Err(e)) => {
+                    let name = setting.scenario.name();
+                    report.left_out.push(format!("{name}: {e}"));
+                    continue;
+                }
+            };
+            if let Some(storage) = &storage {
+                setting.file = storage.file();
+            }
             let rows = self
                 .run_setting(&setting, &mut |label| {
                     progress(Progress::Cell(done.min(total), total, label));
@@ -290,6 +333,33 @@ impl Plan {
         }
         progress(Progress::Cell(total, total, "done"));
         Ok(report)
+    }
+
+    /// How long the storage takes to answer, where it is not the disk's affair.
+    fn delay(&self, scenario: Scenario) -> Option<Duration> {
+        scenario
+            .storage_delay_us()
+            .map(Duration::from_micros)
+            .or(self.storage_delay)
+    }
+
+    /// Starts a storage that answers after `delay`.
+    fn storage(&self, delay: Duration) -> std::io::Result<Storage> {
+        let program = std::env::current_exe()?;
+        let mut storage = Storage::start(|at| {
+            let mut server = Command::new(program);
+            server
+                .arg(STORAGE_COMMAND)
+                .arg(at)
+                .arg(self.size.get().to_string());
+            server
+        })?;
+        let delay = Delay::fixed(delay);
+        storage.set(&Faults {
+            delay,
+            ..Faults::default()
+        })?;
+        Ok(storage)
     }
 
     /// Whether the machine has the memory that a scenario takes.

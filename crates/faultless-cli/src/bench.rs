@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Measure the kernel's mmap, pread, userfaultfd with monitor threads, and Faultless, beside busy neighbours.
 #[derive(Debug, clap::Args)]
@@ -43,6 +44,9 @@ pub(crate) struct Args {
     /// Measurements of each contender in each setting.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
+    /// Serve the data by a file system of this program's own (FUSE) that answers each read after so long, such as 5ms.
+    #[arg(long, value_parser = delay)]
+    storage_delay: Option<Duration>,
     /// Only these contenders.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
     contenders: Vec<KindArg>,
@@ -120,6 +124,18 @@ fn size(text: &str) -> Result<Bytes, String> {
         .map_err(|e: faultless::ParseBytesError| e.to_string())
 }
 
+fn delay(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+    let seconds = units.iter().find_map(|(unit, seconds)| {
+        let number = text.strip_suffix(unit)?.trim();
+        number.parse::<f64>().ok().map(|n| n * seconds)
+    });
+    match seconds {
+        Some(s) if (0.0..=60.0).contains(&s) => Ok(Duration::from_secs_f64(s)),
+        _ => Err("it must be a time up to 60s with its unit, such as 500us, 5ms or 1s".to_owned()),
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(s) if (0.05..=3600.0).contains(&s) => Ok(s),
@@ -161,6 +177,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         file: args.file,
         size: args.size,
         memory: args.memory,
+        storage_delay: args.storage_delay,
     };
     // Checked before minutes are spent: the engine itself refuses such a budget.
     let budget = faultless::Pool::builder().memory(plan.memory).build();

@@ -20,6 +20,14 @@ enum Command {
     /// (internal) One setting's measurements.
     #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]
     Worker,
+    /// (internal) Serves the data as a file system.
+    #[command(name = faultless_bench::plan::STORAGE_COMMAND, hide = true)]
+    Storage {
+        /// Where.
+        mountpoint: std::path::PathBuf,
+        /// Bytes of data.
+        len: u64,
+    },
     /// (internal) Reads a process's smaps_rollup in a loop.
     #[command(name = faultless_bench::neighbour::AGENT_COMMAND, hide = true)]
     Agent {
@@ -32,6 +40,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(args),
         Command::Worker => faultless_bench::plan::work(),
+        Command::Storage { mountpoint, len } => {
+            faultless_bench::plan::serve_storage(&mountpoint, len)
+        }
         Command::Agent { pid } => faultless_bench::neighbour::agent(pid),
     };
     match done {

@@ -27,6 +27,9 @@ const THETA: f64 = 0.99;
 const SCAN_SHARE: u64 = 4;
 /// Random loads between looks at the clock in [`Access::Hot`].
 const HOT_LOADS: u64 = 4096;
+/// Most memory that the hot scenarios load from, and threads that make it resident at random.
+const HOT_MAX: u64 = 1 << 30;
+const HOT_READERS: usize = 32;
 /// Time between two points of the throughput's curve.
 pub const SAMPLE: Duration = Duration::from_millis(20);
 /// Quantiles of the latency that are reported.
@@ -400,6 +403,7 @@ impl Bench {
             variant: cell.variant,
             hint: match s.scenario.access() {
                 Access::Scan => Hint::InOrder,
+                Access::Hot if s.scenario == Scenario::HotInOrder => Hint::InOrder,
                 Access::ZipfAndScan => Hint::Both,
                 _ => Hint::Random,
             },
@@ -414,7 +418,7 @@ impl Bench {
         let access = s.scenario.access();
         // The hot scenarios are about pages that fit the budget.
         let pages = match access {
-            Access::Hot => pages_all.min(s.memory / PAGE as u64 * 3 / 4),
+            Access::Hot => pages_all.min((s.memory / 4 * 3).min(HOT_MAX) / PAGE as u64),
             _ => pages_all,
         };
         let readers = Readers {
@@ -548,7 +552,7 @@ impl Bench {
         Ok(m)
     }
 
-    /// Makes pages resident, in order or at random, by one thread.
+    /// Makes pages resident, in order or at random.
     fn make_hot(
         &self,
         contender: &dyn Contender,
@@ -556,26 +560,39 @@ impl Bench {
         scenario: Scenario,
     ) -> anyhow::Result<()> {
         let order = Permutation::new(pages);
-        let mut buffer = PageBuffer::new();
-        for i in 0..pages {
-            let number = match scenario {
-                Scenario::HotAtRandom => order.at(i),
-                _ => i,
-            };
-            let mut wrong = 0;
-            contender.read(number, &mut buffer, &mut |bytes| {
-                wrong = wrong_bytes(bytes, number)
-            })?;
-            anyhow::ensure!(wrong == 0, "page {number} has {wrong} wrong bytes");
-        }
-        Ok(())
+        let at_random = scenario == Scenario::HotAtRandom;
+        let next = AtomicU64::new(0);
+        let read_all = || -> anyhow::Result<()> {
+            let mut buffer = PageBuffer::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= pages {
+                    return Ok(());
+                }
+                let number = if at_random { order.at(i) } else { i };
+                let mut wrong = 0;
+                contender.read(number, &mut buffer, &mut |bytes| {
+                    wrong = wrong_bytes(bytes, number)
+                })?;
+                anyhow::ensure!(wrong == 0, "page {number} has {wrong} wrong bytes");
+            }
+        };
+        // At random, many threads read, since each read takes its time; in order, one does.
+        let threads = if at_random { HOT_READERS } else { 1 };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..threads).map(|_| scope.spawn(read_all)).collect();
+            readers.into_iter().try_for_each(|r| {
+                r.join()
+                    .unwrap_or_else(|_| bail!("a reader thread panicked"))
+            })
+        })
     }
 
     /// Touches and frees memory, so that no contender pays for what the hypervisor has not backed.
     fn warm(&self) -> anyhow::Result<()> {
         let s = &self.setting;
         let bytes = match s.scenario.access() {
-            Access::Hot => s.memory,
+            Access::Hot => s.memory.min(HOT_MAX),
             Access::Scan => s.size.min(4 << 30),
             _ => ((s.seconds + s.warm_seconds) * WARM_PER_SECOND as f64) as u64,
         };

@@ -15,6 +15,7 @@ pub mod cell;
 pub mod contender;
 pub mod data;
 pub mod group;
+pub mod html;
 pub mod machine;
 pub mod neighbour;
 pub mod plan;

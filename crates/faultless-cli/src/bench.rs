@@ -1,5 +1,6 @@
 //! `faultless bench`.
 
+use anyhow::Context;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::Bytes;
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Write a self-contained page with plots, too.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -189,6 +193,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         usage_error(&format!("--size: {e}"));
     }
 
+    // Known before minutes are spent as well.
+    if let Some(path) = &args.html
+        && let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty())
+        && !dir.is_dir()
+    {
+        usage_error(&format!(
+            "--html: {} is not a directory; make it first, or name another",
+            dir.display()
+        ));
+    }
+
     let mut bar = Bar::default();
     let report = plan.run(&mut |p| bar.show(p))?;
     bar.clear();
@@ -199,6 +214,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     } else {
         // Whoever closes the pipe has seen enough.
         let _ = std::io::stdout().write_all(tables(&report).as_bytes());
+    }
+    if let Some(path) = &args.html {
+        // Nothing half-written: the page appears whole, or not at all.
+        let page = faultless_bench::html::page(&report)?;
+        let partial = path.with_added_extension("partial");
+        std::fs::write(&partial, page)
+            .and_then(|()| std::fs::rename(&partial, path))
+            .inspect_err(|_| _ = std::fs::remove_file(&partial))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("faultless: plots are in {}", path.display());
     }
     for left_out in &report.left_out {
         eprintln!("faultless: left out: {left_out}");

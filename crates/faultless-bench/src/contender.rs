@@ -302,12 +302,21 @@ impl Contender for Pread {
     ) -> anyhow::Result<()> {
         let pages = (SCAN_PIECE / PAGE) as u64;
         let pieces = (to - from).div_ceil(pages);
+        let buffers = || {
+            (0..2)
+                .map(|_| Piece::new())
+                .collect::<anyhow::Result<Vec<_>>>()
+        };
+        let buffers = (0..SCAN_READERS)
+            .map(|_| buffers())
+            .collect::<anyhow::Result<Vec<_>>>()?;
         std::thread::scope(|scope| {
             let channels: Vec<_> = (0..SCAN_READERS)
-                .map(|first| {
+                .zip(buffers)
+                .map(|(first, buffers)| {
                     let (give, take) = std::sync::mpsc::sync_channel(1);
                     let (again, spare) = std::sync::mpsc::channel::<Piece>();
-                    (0..2).for_each(|_| _ = again.send(Piece::new()));
+                    buffers.into_iter().for_each(|b| _ = again.send(b));
                     scope.spawn(move || {
                         for piece in (first..pieces).step_by(SCAN_READERS as usize) {
                             let Ok(mut buffer) = spare.recv() else { return };
@@ -344,23 +353,38 @@ impl Contender for Pread {
 
 /// Reads in flight, and their size, of a scan by `pread`.
 const SCAN_READERS: u64 = 4;
-const SCAN_PIECE: usize = 1 << 20;
+const SCAN_PIECE: usize = 2 << 20;
 
-/// A buffer that the device can read into: pages, aligned to pages.
-struct Piece(Vec<PageBuffer>);
+/// A buffer that the device can read into at its full speed: in huge pages, where there are any.
+struct Piece {
+    map: usize,
+    start: usize,
+}
+
+/// Size of a huge page.
+const HUGE: usize = 2 << 20;
 
 impl Piece {
-    fn new() -> Self {
-        Piece(
-            (0..SCAN_PIECE / PAGE)
-                .map(|_| PageBuffer([0; PAGE]))
-                .collect(),
-        )
+    fn new() -> anyhow::Result<Self> {
+        let map = mem::map_anonymous(SCAN_PIECE + HUGE)?;
+        let start = map.next_multiple_of(HUGE);
+        // SAFETY: ours, mapped just now; without huge pages it is as good as it can be.
+        let _ = unsafe { mem::madvise(start, SCAN_PIECE, libc::MADV_HUGEPAGE) };
+        let mut piece = Piece { map, start };
+        piece.bytes().fill(0);
+        Ok(piece)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: page buffers are bytes without padding, one behind the other.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), SCAN_PIECE) }
+        // SAFETY: inside the mapping, writable, and borrowed from its only owner.
+        unsafe { std::slice::from_raw_parts_mut(self.start as *mut u8, SCAN_PIECE) }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // SAFETY: ours, and no borrow of it is left.
+        let _ = unsafe { mem::unmap(self.map, SCAN_PIECE + HUGE) };
     }
 }
 

@@ -4,6 +4,9 @@
 
 use faultless_sys::mem;
 
+/// Size of a huge page.
+pub(crate) const HUGE: usize = 2 << 20;
+
 /// An owned range of private anonymous memory.
 ///
 /// A forked child does not get it. That is not thrift but correctness: a fork in the middle of a direct read would
@@ -32,6 +35,16 @@ impl Area {
         // SAFETY: the first byte is mapped and writable, and nobody else knows it yet.
         unsafe { core::ptr::write_volatile(start as *mut u8, 0) };
         Ok(area)
+    }
+
+    /// As [`new`](Self::new), for memory that is best backed by huge pages. Gives the first address that is a multiple of
+    /// [`HUGE`], from which `bytes` follow.
+    pub(crate) fn huge(bytes: usize) -> std::io::Result<(Self, usize)> {
+        let area = Area::new(bytes + HUGE)?;
+        let start = area.start.next_multiple_of(HUGE);
+        // SAFETY: inside the area; changes no contents. Kernels without huge pages refuse, and do without.
+        let _ = unsafe { mem::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+        Ok((area, start))
     }
 
     /// Address of element `index` of an array of `T` that fills the area.

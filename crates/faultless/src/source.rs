@@ -132,6 +132,8 @@ pub(crate) fn read_full(
             let from = got - got % align;
             match source.read_at(&mut buf[from..], offset + from as u64) {
                 Ok(0) => break,
+                // The rest behind the last whole block, once more.
+                Ok(n) if from + n <= got && source.len()? <= offset + got as u64 => break,
                 Ok(n) if from + n <= got => {
                     // Not the end, and not a whole block either: what is missing must not be taken for zeros.
                     return Err(io::Error::other(

@@ -67,6 +67,20 @@ struct Stream {
     window: AtomicU64,
 }
 
+impl Stream {
+    /// Whether the unit lies in the last two windows.
+    fn asked_for(&self, unit: Unit) -> bool {
+        if self.trip.load(Ordering::Relaxed) == NONE {
+            return false;
+        }
+        let next = self.next.load(Ordering::Relaxed) as i64;
+        let reach =
+            self.stride.load(Ordering::Relaxed) * self.window.load(Ordering::Relaxed) as i64;
+        let behind = next - unit as i64;
+        behind.signum() == reach.signum() && behind.abs() <= reach.abs() * 2
+    }
+}
+
 /// What is known of one map's readers.
 #[derive(Debug)]
 pub(crate) struct Streams {
@@ -143,6 +157,10 @@ impl Streams {
                 core.counters.add(Count::AheadUsed, entered);
                 held.advance(core);
             }
+            return;
+        }
+        // A reader that is faster than the device waits for units that are on their way: nothing new.
+        if self.active.iter().any(|s| s.asked_for(unit)) {
             return;
         }
         let eager = mode == Mode::Eager as u8;

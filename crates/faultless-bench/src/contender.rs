@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// The kernel's mmap, with `MADV_RANDOM`.
+    /// The kernel's mmap, with the advice that suits: `MADV_RANDOM` for random reads, or none if that is faster.
     Mmap,
     /// `pread` of one aligned page, `O_DIRECT`, no cache.
     Pread,
@@ -110,7 +110,7 @@ pub enum Hint {
     /// In order: `MADV_SEQUENTIAL`. The engine is told nothing: it has to find out.
     InOrder,
     /// At random, but for [`read_in_order`](Contender::read_in_order). The kernel's mmap has a second mapping for that,
-    /// without advice; the engine is told nothing of either.
+    /// with `MADV_SEQUENTIAL`; the engine is told nothing of either.
     Both,
 }
 
@@ -235,14 +235,21 @@ impl KernelMmap {
             _ => libc::MADV_NORMAL,
         };
         let (advice, second) = match terms.hint {
-            Hint::Random => (random, None),
-            Hint::InOrder => (libc::MADV_SEQUENTIAL, None),
-            Hint::Both => (random, Some(libc::MADV_NORMAL)),
+            Hint::Random => (random, false),
+            Hint::InOrder => (libc::MADV_SEQUENTIAL, false),
+            Hint::Both => (random, true),
         };
-        let map = |advice| Mapping::of_file(&file, terms.len as usize, advice);
+        let len = terms.len as usize;
+        let in_order = if second {
+            // An open file of its own: the kernel keeps what it learns for read-ahead with the open file.
+            let file = File::open(terms.path)?;
+            Some(Mapping::of_file(&file, len, libc::MADV_SEQUENTIAL)?)
+        } else {
+            None
+        };
         Ok(KernelMmap {
-            map: map(advice)?,
-            in_order: second.map(map).transpose()?,
+            map: Mapping::of_file(&file, len, advice)?,
+            in_order,
         })
     }
 }

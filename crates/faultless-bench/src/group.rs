@@ -22,6 +22,7 @@ impl Group {
         } else {
             (Path::new("/sys/fs/cgroup"), "memory.max")
         };
+        sweep(root, name);
         let dir = root.join(format!("{name}-{}", std::process::id()));
         fs::create_dir(&dir).with_context(|| {
             format!(
@@ -51,6 +52,23 @@ impl Group {
     pub fn admit(&self, pid: u32) -> anyhow::Result<()> {
         fs::write(self.0.join("cgroup.procs"), pid.to_string())
             .with_context(|| format!("cannot move a process into {}", self.0.display()))
+    }
+}
+
+/// Removes groups that processes left behind which were ended from outside.
+fn sweep(root: &Path, name: &str) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let file_name = entry.file_name();
+        let pid = file_name
+            .to_str()
+            .and_then(|n| n.strip_prefix(name)?.strip_prefix('-')?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // It has no process, or this fails.
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

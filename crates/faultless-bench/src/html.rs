@@ -100,7 +100,21 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
             kind.name()
         );
     }
-    out.push_str("</p>\n<p class=\"soft\">Every byte of every read was checked. Figures are medians over the rounds; the contenders took turns.</p>\n");
+    out.push_str("</p>\n");
+    match report.wrong_bytes() {
+        0 => out.push_str("<p class=\"soft\">Every byte that was read was checked. Figures are medians over the rounds; the contenders took turns.</p>\n"),
+        n => _ = writeln!(out, "<p><strong>{n} bytes were wrong: these figures are worth nothing.</strong></p>"),
+    }
+    if let Some(us) = report.storage_delay_us {
+        let _ = writeln!(
+            out,
+            "<p>The data is not on that disk: a file system of the benchmark's own answers after {}.</p>",
+            time(us as f64)
+        );
+    }
+    for failed in &report.failed {
+        let _ = writeln!(out, "<p><strong>Failed:</strong> {}</p>", escape(failed));
+    }
     for left_out in &report.left_out {
         let _ = writeln!(out, "<p>Left out: {}</p>", escape(left_out));
     }
@@ -139,7 +153,11 @@ fn section(out: &mut String, rows: &[Row]) -> anyhow::Result<()> {
     table(out, rows, hot, scan);
     out.push_str("<div class=\"row\">\n");
     let over_time = throughput(rows, hot, scan)?;
-    figure(out, &over_time, "Throughput over time, all rounds");
+    figure(
+        out,
+        &over_time,
+        "Throughput over time, the rounds one behind the other (bursts beyond the scale are cut)",
+    );
     if !scan {
         figure(
             out,
@@ -178,7 +196,7 @@ fn table(out: &mut String, rows: &[Row], hot: bool, scan: bool) {
     let _ = writeln!(
         out,
         "<table><tr><th></th><th>{speed}</th><th>× mmap</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th>\
-         <th>mmap_lock/miss</th><th>device reads/read</th></tr>"
+         <th>mmap_lock/miss</th><th>device reads/read</th><th>neighbour/s</th></tr>"
     );
     for r in rows {
         let name = match r.variant.as_str() {
@@ -197,14 +215,15 @@ fn table(out: &mut String, rows: &[Row], hot: bool, scan: bool) {
         let _ = writeln!(
             out,
             "<tr><td><span class=\"key key-{}\"></span>{}</td><td>{speed}</td><td>{ratio}</td><td>{}</td><td>{}</td>\
-             <td>{}</td><td>{}</td><td>{locks}</td><td>{:.3}</td></tr>",
+             <td>{}</td><td>{}</td><td>{locks}</td><td>{:.3}</td><td>{}</td></tr>",
             r.contender.name(),
             escape(&name),
             time(r.p50_us),
             time(r.p99_us),
             time(r.p999_us),
             time(r.max_us),
-            r.device_reads_per_read
+            r.device_reads_per_read,
+            r.neighbour_per_s.map_or_else(|| "–".to_owned(), short)
         );
     }
     out.push_str("</table>\n");
@@ -226,8 +245,10 @@ fn time(us: f64) -> String {
     match us {
         us if us >= 999_500.0 => format!("{:.1} s", us / 1e6),
         us if us >= 999.5 => format!("{:.1} ms", us / 1e3),
-        us if us >= 0.9995 => format!("{us:.0} µs"),
-        us => format!("{:.0} ns", us * 1e3),
+        us if us >= 9.995 => format!("{us:.0} µs"),
+        us if us >= 0.9995 => format!("{us:.1} µs"),
+        us if us >= 0.0995 => format!("{:.0} ns", us * 1e3),
+        us => format!("{:.1} ns", us * 1e3),
     }
 }
 
@@ -244,12 +265,7 @@ fn draw(
         area.present()
             .map_err(|e| anyhow::anyhow!("cannot draw: {e}"))?;
     }
-    // The page scales it.
-    Ok(svg.replacen(
-        "<svg ",
-        &format!("<svg role=\"img\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" "),
-        1,
-    ))
+    Ok(svg.replacen("<svg ", "<svg role=\"img\" ", 1))
 }
 
 macro_rules! drawn {
@@ -264,17 +280,25 @@ fn text() -> TextStyle<'static> {
 
 fn throughput(rows: &[Row], hot: bool, scan: bool) -> Drawn {
     let scale = |x: f64| if scan { mib(x) } else { x };
-    let series: Vec<(Kind, Vec<f64>)> = rows
+    // One line for each round, one behind the other.
+    let round = |r: &Row| r.reads_over_time.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = rows.iter().map(round).max().unwrap_or(0);
+    let series: Vec<(Kind, usize, Vec<f64>)> = rows
         .iter()
-        .map(|r| {
-            let all = r.reads_over_time.iter().flatten();
-            (r.contender, all.map(|&x| scale(x)).collect())
+        .flat_map(|r| {
+            r.reads_over_time.iter().enumerate().map(|(n, points)| {
+                let points = points.iter().map(|&x| scale(x)).collect();
+                (r.contender, n * (longest + 1), points)
+            })
         })
         .collect();
-    let points = series.iter().map(|(_, s)| s.len()).max().unwrap_or(0);
-    let seconds = points as f64 * SAMPLE.as_secs_f64();
+    let points = series.iter().map(|(_, at, s)| at + s.len()).max();
+    let seconds = points.unwrap_or(0) as f64 * SAMPLE.as_secs_f64();
     // A single burst must not flatten the rest.
-    let mut all: Vec<f64> = series.iter().flat_map(|(_, s)| s.iter().copied()).collect();
+    let mut all: Vec<f64> = series
+        .iter()
+        .flat_map(|(_, _, s)| s.iter().copied())
+        .collect();
     all.sort_by(f64::total_cmp);
     let most = all.get(all.len() * 995 / 1000).copied().unwrap_or(1.0) * 1.1;
     let unit = match (hot, scan) {
@@ -305,11 +329,11 @@ fn throughput(rows: &[Row], hot: bool, scan: bool) -> Drawn {
                 .y_label_formatter(&|y| short(*y))
                 .draw()
         );
-        for (kind, points) in &series {
+        for (kind, at, points) in &series {
             let line = points
                 .iter()
                 .enumerate()
-                .map(|(i, &y)| ((i as f64 + 0.5) * SAMPLE.as_secs_f64(), y.min(most)));
+                .map(|(i, &y)| (((at + i) as f64 + 0.5) * SAMPLE.as_secs_f64(), y.min(most)));
             drawn!(chart.draw_series(LineSeries::new(line, colour(*kind).0.stroke_width(2))));
         }
         Ok(())
@@ -439,6 +463,7 @@ mod tests {
             contender,
             variant: String::new(),
             threads: 16,
+            memory: 2 << 30,
             rounds: 3,
             seconds: 0.8,
             reads: 1000,
@@ -471,7 +496,10 @@ mod tests {
                 .into_iter()
                 .flat_map(|s| Kind::ALL.map(|k| row(s, k)))
                 .collect(),
+            size: 4 << 30,
+            storage_delay_us: None,
             left_out: vec!["nothing <but> this".to_owned()],
+            failed: Vec::new(),
         };
         let page = page(&report).expect("drawn");
         for s in Scenario::ALL {

@@ -23,6 +23,8 @@ use std::time::Duration;
 const PRESSURE_FRACTION: u64 = 8;
 /// Of that, what the engine's budget leaves to the rest of the process: its page tables, stacks, heap and program.
 const PRESSURE_REST: u64 = 32 << 20;
+/// Smallest control group in which anything can be measured.
+const PRESSURE_MIN: u64 = 128 << 20;
 /// How long the pressure scenarios read before they count, for each 512 MiB of the group's memory; and how long they
 /// count, as a multiple of other scenarios.
 const PRESSURE_WARM: f64 = 8.0;
@@ -64,6 +66,8 @@ pub struct Row {
     pub variant: String,
     /// Reader threads.
     pub threads: usize,
+    /// Budget of the contenders that have one, in bytes. The pressure scenarios set it themselves, by the control group.
+    pub memory: u64,
     /// Measurements behind the row.
     pub rounds: usize,
     /// Seconds of one measurement.
@@ -113,10 +117,23 @@ pub struct Row {
 pub struct Report {
     /// What it ran on.
     pub machine: Machine,
+    /// How much data was used, in bytes.
+    pub size: u64,
+    /// Microseconds that the storage took to answer in every scenario, if it was not the disk.
+    pub storage_delay_us: Option<u64>,
     /// The rows, by scenario and number of threads.
     pub rows: Vec<Row>,
     /// Scenarios that this machine does not permit, and why.
     pub left_out: Vec<String>,
+    /// Contenders that failed, and why.
+    pub failed: Vec<String>,
+}
+
+impl Report {
+    /// Bytes that were not what they must be, in all measurements that were completed.
+    pub fn wrong_bytes(&self) -> u64 {
+        self.rows.iter().map(|r| r.wrong_bytes).sum()
+    }
 }
 
 /// What happens during a run, for whoever shows progress.
@@ -229,7 +246,17 @@ impl Plan {
     /// The variants of a contender that are tried: the best is then measured in all rounds.
     fn variants(&self, scenario: Scenario, kind: Kind) -> Vec<usize> {
         match kind {
-            Kind::UffdMonitor => self.monitors(),
+            Kind::UffdMonitor => {
+                let mut counts = self.monitors();
+                if self.delay(scenario).is_some() {
+                    // As many reads in flight as there are readers.
+                    counts.extend(scenario.threads().iter().map(|&n| n.min(256)));
+                    counts.extend(self.threads.map(|n| n.min(256)));
+                    counts.sort_unstable();
+                    counts.dedup();
+                }
+                counts
+            }
             // MADV_RANDOM reads nothing ahead, but makes the kernel forget which pages are in use.
             Kind::Mmap if scenario.pressure() => vec![0, 1],
             _ => vec![0],
@@ -276,8 +303,11 @@ impl Plan {
         }
         let mut report = Report {
             machine,
+            size: self.size.get(),
+            storage_delay_us: self.storage_delay.map(|d| d.as_micros() as u64),
             rows: Vec::new(),
             left_out: Vec::new(),
+            failed: Vec::new(),
         };
         let settings: Vec<Setting> = self
             .scenarios
@@ -322,7 +352,7 @@ impl Plan {
                 match failure {
                     None => report.rows.extend(row),
                     Some(why) => {
-                        report.left_out.push(format!(
+                        report.failed.push(format!(
                             "{} at {} threads: {why}",
                             setting.scenario.name(),
                             setting.threads
@@ -348,6 +378,8 @@ impl Plan {
         let program = std::env::current_exe()?;
         let mut storage = Storage::start(|at| {
             let mut server = Command::new(program);
+            // Apart from the terminal's signals: it ends, and unmounts, when this process does.
+            std::os::unix::process::CommandExt::process_group(&mut server, 0);
             server
                 .arg(STORAGE_COMMAND)
                 .arg(at)
@@ -364,6 +396,22 @@ impl Plan {
 
     /// Whether the machine has the memory that a scenario takes.
     fn permitted(&self, scenario: Scenario) -> anyhow::Result<()> {
+        let group = self.size.get() / PRESSURE_FRACTION;
+        if scenario.pressure() && group < PRESSURE_MIN {
+            bail!(
+                "an eighth of the data is {}, too little memory for a process; make --size at least {}",
+                Bytes::new(group),
+                Bytes::new(PRESSURE_MIN * PRESSURE_FRACTION)
+            );
+        }
+        if scenario.pressure() {
+            Group::new("faultless-bench-probe", group)?;
+        }
+        if scenario == Scenario::PressureScan && self.threads == Some(1) {
+            bail!(
+                "it needs one thread that scans and at least one other; make --threads at least 2"
+            );
+        }
         let text = std::fs::read_to_string("/proc/meminfo")?;
         let available = text
             .lines()
@@ -430,7 +478,11 @@ impl Plan {
                             first_round: round,
                             rounds: 1,
                         };
-                        run_order(&order, starting, &mut cells, &mut failures)?;
+                        // A process that the kernel ends for want of memory is this contender's result.
+                        if let Err(e) = run_order(&order, starting, &mut cells, &mut failures) {
+                            failures.push((*kind, format!("{e:#}")));
+                            break;
+                        }
                     }
                     if variants.len() > 1
                         && let Some(best) = best_variant(*kind, &cells)
@@ -548,10 +600,11 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         contender: kind,
         variant: match (kind, variant) {
             (Kind::UffdMonitor, n) => format!("monitors={n}"),
-            (Kind::Mmap, 1) => "no advice".to_owned(),
+            (Kind::Mmap, 1) => "no MADV_RANDOM".to_owned(),
             _ => String::new(),
         },
         threads: setting.threads,
+        memory: setting.memory,
         rounds: ms.len(),
         seconds: med(&|m| m.seconds),
         reads: med(&|m| m.reads as f64) as u64,

@@ -86,6 +86,15 @@ impl Scenario {
         Scenario::Latency50,
     ];
 
+    /// Those that show what mmap_lock costs, and what it costs not to take it.
+    pub const ABOUT_THE_LOCK: [Scenario; 5] = [
+        Scenario::Quiet,
+        Scenario::Churn,
+        Scenario::Smaps,
+        Scenario::Fork,
+        Scenario::Bigfree,
+    ];
+
     /// As it is written in tables.
     pub fn name(self) -> &'static str {
         match self {

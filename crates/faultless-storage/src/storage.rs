@@ -65,7 +65,8 @@ impl Storage {
         self.dir.path().join(UNCACHED)
     }
 
-    /// From now on, reads meet these faults. When this returns, they do; reads that wait are answered by the new order.
+    /// From now on, reads meet these faults: those that come after this returned do for sure. Of those that wait for
+    /// their answer, the stuck ones are let go if they are stuck no more.
     ///
     /// # Errors
     ///

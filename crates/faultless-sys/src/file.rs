@@ -67,6 +67,26 @@ pub fn memory_file(name: &core::ffi::CStr, len: u64) -> Result<i32, Errno> {
     Ok(fd)
 }
 
+/// Takes the memory of a part of a file away (`fallocate(2)`, `FALLOC_FL_PUNCH_HOLE`): it reads as zeros.
+pub fn punch_hole(fd: i32, offset: u64, len: u64) -> Result<(), Errno> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no pointers.
+    check(unsafe {
+        syscall(
+            libc::SYS_fallocate,
+            [
+                fd as usize,
+                mode as usize,
+                offset as usize,
+                len as usize,
+                0,
+                0,
+            ],
+        )
+    })
+    .map(drop)
+}
+
 /// Sets the length of a file (`ftruncate(2)`).
 pub fn set_len(fd: i32, len: u64) -> Result<(), Errno> {
     // SAFETY: no pointers.

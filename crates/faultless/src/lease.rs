@@ -133,14 +133,16 @@ fn keep(core: &MapCore, unit: u64) {
     let word = core.page(unit).load();
     match word.state() {
         State::Resident if !word.soft() && !word.batch() => {}
-        State::Absent if !word.cool() => {
+        // What cools stays where it is, and is served from there.
+        State::Absent if word.cool() => {}
+        State::Absent => {
             let budget = &core.pool.budget;
             if budget.used() + core.unit_bytes() <= budget.limit() {
                 let fetch = &mut |at, end, keep| fill::file_piece(core, fd, at, end, keep);
                 let _ = fill::prefetch(core, unit, fill::RUN_MAX as u64, fetch);
             }
         }
-        // In a batch, cool, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
+        // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
         _ => {
             if fill::serve(core, unit, fill::Need::Pin).is_ok() {
                 core.page(unit).unpin();

@@ -317,8 +317,13 @@ impl Map {
                 plain.advise(0, plain.range.len, advice);
             }
             Inner::Engine(core) => {
+                if self.check_process().is_err() {
+                    return;
+                }
                 let mode = match advice {
                     Advice::Random => Mode::Off,
+                    // A user's code is not called for a guess.
+                    Advice::Normal if matches!(core.reading, Reading::Source { .. }) => Mode::Off,
                     Advice::Normal => Mode::Detect,
                     Advice::Sequential => Mode::Eager,
                 };

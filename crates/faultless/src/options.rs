@@ -35,7 +35,8 @@ const LEN_MAX: u64 = 1 << 46;
 #[non_exhaustive]
 pub enum Advice {
     /// Nothing is known: a miss fills one unit. Threads that turn out to read in order, one unit after the other or at
-    /// equal distances, forwards or backwards, are read ahead of.
+    /// equal distances, forwards or backwards, are read ahead of. (In files. A user's [`Source`] is not called for a guess:
+    /// say `Sequential`.)
     #[default]
     Normal,
     /// Here and there: a miss fills one unit, and nothing is read ahead.

@@ -337,6 +337,7 @@ impl Engine {
             fill_bell: Bell::default(),
             ahead: Handover::new(),
             work_bell: Bell::default(),
+            save_bell: Bell::default(),
             trips: Trips::new(limit).map_err(memory)?,
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),

@@ -6,6 +6,7 @@
     reason = "answers requests that lie on faulting threads' stacks"
 )]
 
+use crate::evict::collect_group;
 use crate::fault::ahead::{Owner, Request};
 use crate::fault::core::{MapCore, PoolCore, Reading};
 use crate::fault::counters::Count;
@@ -48,6 +49,8 @@ pub(crate) enum Job {
 #[derive(Default)]
 struct Jobs {
     queue: VecDeque<Job>,
+    /// Leases that are being broken.
+    breaks: VecDeque<Job>,
     stopping: bool,
 }
 
@@ -71,14 +74,23 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Workers {
-    /// Makes sure that `count` workers run (at most [`PREFETCHERS`]).
+    /// Makes sure that `count` workers run (at most one more than [`PREFETCHERS`]).
+    ///
+    /// The first of them does nothing but save maps whose leases are being broken: reads that wait for slow storage
+    /// must not keep it from that.
     pub(crate) fn ensure(self: &Arc<Self>, pool: &Arc<PoolCore>, count: usize) -> io::Result<()> {
         let mut threads = lock(&self.threads);
-        while threads.workers < count.min(PREFETCHERS) {
-            let (me, pool) = (self.clone(), pool.clone());
+        while threads.workers < count.min(1 + PREFETCHERS) {
+            let (me, pool, first) = (self.clone(), pool.clone(), threads.workers == 0);
             let handle = std::thread::Builder::new()
                 .name("faultless-work".into())
-                .spawn(move || me.work(&pool))?;
+                .spawn(move || {
+                    if first {
+                        me.save(&pool)
+                    } else {
+                        me.work(&pool)
+                    }
+                })?;
             threads.handles.push(handle);
             threads.workers += 1;
         }
@@ -107,20 +119,47 @@ impl Workers {
     }
 
     pub(crate) fn all(self: &Arc<Self>, pool: &Arc<PoolCore>) -> io::Result<()> {
-        self.ensure(pool, PREFETCHERS)
+        self.ensure(pool, 1 + PREFETCHERS)
     }
 
     /// Queues a job. `false` if the queue is full.
     pub(crate) fn push(&self, pool: &PoolCore, job: Job) -> bool {
         let mut jobs = lock(&self.jobs);
-        match job {
+        let bell = match job {
             Job::Prefetch { .. } if jobs.queue.len() >= JOBS_MAX => return false,
-            Job::Prefetch { .. } => jobs.queue.push_back(job),
-            Job::LeaseBreak { .. } => jobs.queue.push_front(job),
-        }
+            Job::Prefetch { .. } => {
+                jobs.queue.push_back(job);
+                &pool.work_bell
+            }
+            Job::LeaseBreak { .. } => {
+                jobs.breaks.push_back(job);
+                &pool.save_bell
+            }
+        };
         drop(jobs);
-        pool.work_bell.ring();
+        bell.ring();
         true
+    }
+
+    /// The life of the worker that saves maps.
+    fn save(&self, pool: &PoolCore) {
+        crate::keeper::block_signals();
+        loop {
+            let mut jobs = lock(&self.jobs);
+            if jobs.stopping {
+                return;
+            }
+            let job = jobs.breaks.pop_front();
+            drop(jobs);
+            match job {
+                Some(Job::LeaseBreak { id, serial, what }) => lease::broken(id, serial, what),
+                Some(Job::Prefetch { .. }) => {}
+                None => pool.save_bell.sleep(IDLE_NS, || {
+                    let jobs = lock(&self.jobs);
+                    jobs.breaks.is_empty() && !jobs.stopping
+                }),
+            }
+        }
     }
 
     fn work(&self, pool: &PoolCore) {
@@ -144,7 +183,7 @@ impl Workers {
                     unit,
                     count,
                 }) => prefetch(id, serial, unit, count),
-                Some(Job::LeaseBreak { id, serial, what }) => lease::broken(id, serial, what),
+                Some(Job::LeaseBreak { .. }) => {}
                 None if ahead.is_none() => pool.work_bell.sleep(IDLE_NS, || {
                     let jobs = lock(&self.jobs);
                     pool.ahead.is_empty() && jobs.queue.is_empty() && !jobs.stopping
@@ -158,6 +197,7 @@ impl Workers {
     pub(crate) fn stop(&self, pool: &PoolCore) {
         lock(&self.jobs).stopping = true;
         pool.work_bell.ring_all();
+        pool.save_bell.ring_all();
         pool.stopping.store(true, Ordering::Release);
         pool.fill_bell.ring_all();
         let handles = std::mem::take(&mut lock(&self.threads).handles);
@@ -211,16 +251,21 @@ fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
         unit,
     };
     core.pool.trips.take(owner, |slot, from| {
-        // A reader that went elsewhere left it behind. If its map is gone, so is whoever could read the slot.
-        let owner = registry::gate(from.map).and_then(registry::enter);
-        let Some(owner) = owner.filter(|c| c.serial == from.serial) else {
-            return true;
+        // A reader that went elsewhere left it behind; or its map is gone, and all who could read the slot.
+        let Some(owner) = registry::gate(from.map)
+            .and_then(registry::enter)
+            .filter(|c| c.serial == from.serial)
+        else {
+            return !registry::may_be_in_use(from.map, from.serial);
         };
-        let dropped = owner.page(from.unit).drop_cool(slot, 0);
-        if dropped {
-            owner.table.leave(from.unit);
+        if owner.keep_all.load(Ordering::SeqCst) || !owner.page(from.unit).drop_cool(slot, 0) {
+            return false;
         }
-        dropped
+        owner.counters.add(Count::Evictions, 1);
+        if owner.table.leave(from.unit) {
+            collect_group(&owner, from.unit);
+        }
+        true
     })
 }
 

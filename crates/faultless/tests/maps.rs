@@ -1013,3 +1013,55 @@ fn a_reader_that_goes_elsewhere_leaves_waste_that_is_counted_and_given_back() {
     drop(map);
     assert!(pool.stats().used < used, "all of it comes back");
 }
+
+/// The evictor's notes on a map that is gone must not be taken for notes on the one that has its place.
+#[test]
+fn a_map_of_another_unit_in_the_place_of_one_that_is_gone_keeps_its_bytes() {
+    let dir = dir();
+    const PAGES: usize = 2048;
+    let path = file(dir.path(), "a", 34, PAGES * PAGE);
+    let pool = pool(2);
+    for round in 0..6 {
+        let units = [4, 64, 4, 256, 16, 4];
+        let unit = Bytes::kib(units[round % units.len()]);
+        let map = pool
+            .options()
+            .unit(unit)
+            .advice(Advice::Random)
+            .map(open(&path))
+            .expect("mapped");
+        // As many as are noted, and not yet looked at.
+        touch(&map, 34, 0..200);
+        drop(map);
+        let next = pool
+            .options()
+            .unit(Bytes::kib(units[(round + 1) % units.len()]))
+            .map(open(&path))
+            .expect("mapped");
+        let pinned = next.pin(100 * PAGE..110 * PAGE).expect("room");
+        for _ in 0..3 {
+            check(&next, 34, 0);
+            touch(&next, 34, (0..PAGES).step_by(3));
+        }
+        check(&pinned, 34, 100 * PAGE);
+    }
+    assert!(pool.stats().used <= Bytes::mib(2), "{:?}", pool.stats());
+}
+
+/// What cools gives way to a pin, for want of anything else.
+#[test]
+fn a_pin_has_the_room_that_the_cooling_area_took() {
+    let dir = dir();
+    const PAGES: usize = 8192;
+    let path = file(dir.path(), "a", 35, PAGES * PAGE);
+    let pool = pool(8);
+    let options = pool.options().advice(Advice::Random);
+    let map = options.map(open(&path)).expect("mapped");
+    for round in 0..3 {
+        touch(&map, 35, (0..PAGES).map(|i| (i * 7919 + round) % PAGES));
+    }
+    assert!(map.stats().cooled > 0, "{:?}", map.stats());
+    let most = (7 << 20) + (1 << 19);
+    let pinned = map.pin(..most).expect("nothing else is pinned");
+    check(&pinned, 35, 0);
+}

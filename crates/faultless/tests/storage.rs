@@ -297,6 +297,19 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
     })
     .expect("told");
     map.prefetch(..1 << 20).expect("queued");
+    // A reader that waits for the prefetch's unit shows that the storage was asked.
+    let waits = map.stats().waits;
+    std::thread::scope(|scope| {
+        scope.spawn(|| check(&map[page(0)], SEED, 0));
+        eventually("a reader that waits", || map.stats().waits > waits);
+        s.set(&Faults::default()).expect("told");
+    });
+    s.set(&Faults {
+        stuck: vec![1 << 20..LEN],
+        ..Faults::default()
+    })
+    .expect("told");
+    map.prefetch(1 << 20..2 << 20).expect("queued");
     let dropped = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -306,6 +319,40 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
         s.set(&Faults::default()).expect("told");
         eventually("the drop", || dropped.load(Ordering::SeqCst));
     });
+}
+
+/// A map is dropped while its read-ahead is stuck, and others want the slots of its trips.
+#[test]
+fn trips_of_a_map_that_is_being_dropped_are_left_to_it() {
+    let Some(mut s) = storage("trips_of_a_map_that_is_being_dropped_are_left_to_it") else {
+        return;
+    };
+    let pool = pool(1);
+    let stuck = 1000 * PAGE as u64..1400 * PAGE as u64;
+    for round in 0..4 {
+        let first = map(&pool, &s, Advice::Sequential);
+        s.set(&Faults {
+            stuck: vec![stuck.clone()],
+            ..Faults::default()
+        })
+        .expect("told");
+        // The window behind this page reaches into what is stuck.
+        check(&first[page(990)], SEED, 990 * PAGE);
+        eventually("read-ahead", || first.stats().read_ahead > 0);
+        let second = map(&pool, &s, Advice::Normal);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(first));
+            // More streams than there are slots, each left behind with its trip.
+            for start in 0..24 {
+                for i in 0..5 {
+                    let number = 2000 + start * 70 + round * 7 + i;
+                    check(&second[page(number)], SEED, number * PAGE);
+                }
+            }
+            s.set(&Faults::default()).expect("told");
+        });
+        check(&second[2000 * PAGE..4000 * PAGE], SEED, 2000 * PAGE);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::{Batch, Taken, drop_from_slot};
 use crate::fault::cooling::Cooling;
 use crate::fault::core::PoolCore;
 use crate::fault::fill::entry_parts;
+use crate::fault::registry;
 use crate::memory;
 use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
 use faultless_sys::{Errno, file};
@@ -33,8 +34,9 @@ pub(super) struct Cooler {
     mapped: (usize, usize),
     logs: Logs,
     worth: Worth,
-    /// The budget that the logs are made for.
+    /// The memory that the logs are made for, and the most that there are flags for.
     limit: u64,
+    most: u64,
     /// When it was last found that they cannot be changed yet.
     in_use: Option<Instant>,
     /// Bytes charged to the budget.
@@ -57,7 +59,8 @@ impl Cooler {
     /// Makes the area. `None` where it cannot be had: units are then given up at once.
     pub(super) fn new(pool: &Arc<PoolCore>) -> Option<Self> {
         // As many as the largest budget could want.
-        let (fresh, main) = Logs::slots_for(memory::look().machine / PAGE as u64);
+        let most = memory::look().machine;
+        let (fresh, main) = Logs::slots_for(most / PAGE as u64);
         let area = Cooling::new((fresh + main) as u32).ok()?;
         let file = file::memory_file(c"faultless-cooling", 0).ok()?;
         let _ = pool.cooling.set(area);
@@ -68,6 +71,7 @@ impl Cooler {
             logs: Logs::default(),
             worth: Worth::default(),
             limit: 0,
+            most,
             in_use: None,
             charged: 0,
             prepared: Vec::new(),
@@ -109,26 +113,28 @@ impl Cooler {
         self.pool.cooling.get()
     }
 
-    /// Makes the logs fit the budget, if it has changed. Whatever cools is given up then.
-    pub(super) fn fit(&mut self) {
-        let limit = self.pool.budget.limit();
+    /// Makes the logs fit a budget of `limit` bytes, if it has changed. Whatever cools is given up then.
+    pub(super) fn fit(&mut self, limit: u64) {
+        let limit = limit.min(self.most);
         if limit == self.limit || self.in_use.is_some_and(|t| t.elapsed() < FIT_AGAIN) {
             return;
         }
+        let mut maps = Batch::default();
+        self.give_back(&mut maps, u64::MAX);
         let pool = self.pool.clone();
         let Some(area) = pool.cooling.get() else {
             return;
         };
-        let mut maps = Batch::default();
-        for (slot, occupant) in self.logs.slots() {
-            drop_from_slot(&pool, &mut maps, slot, occupant, Place::Main);
-            if area.busy(slot) && owner_lives(&pool, &mut maps, occupant) {
-                // A rescuer still reads it: another time.
-                self.in_use = Some(Instant::now());
-                return;
-            }
+        let used = |slot: u32, o: Occupant| area.busy(slot) && owner_lives(o);
+        if self.logs.slots().any(|(slot, o)| used(slot, o)) {
+            // A rescuer still reads it, or it belongs to a map of which nothing may be given up: another time.
+            self.in_use = Some(Instant::now());
+            return;
+        }
+        for (slot, _) in self.logs.slots() {
             area.give(slot);
         }
+        self.in_use = None;
         // Nobody reads any slot.
         pool.budget.release(std::mem::take(&mut self.charged));
         self.limit = limit;
@@ -142,6 +148,35 @@ impl Cooler {
         pool.budget.charge_anyway(self.charged);
     }
 
+    /// Gives up what cools, and the memory of its slots, up to `want` bytes. Returns how many were released.
+    pub(super) fn give_back(&mut self, maps: &mut Batch<'_>, want: u64) -> u64 {
+        let pool = self.pool.clone();
+        let Some(area) = pool.cooling.get() else {
+            return 0;
+        };
+        let mut given = 0;
+        for slot in 0..self.logs.len() as u32 {
+            if given >= want || self.prepared[slot as usize] == Prepared::Not {
+                continue;
+            }
+            let occupant = self.logs.at(slot);
+            let free = drop_from_slot(&pool, maps, slot, occupant, Place::Main)
+                || !area.busy(slot)
+                || !owner_lives(occupant);
+            if free
+                && file::punch_hole(self.file, u64::from(slot) * PAGE as u64, PAGE as u64).is_ok()
+            {
+                area.give(slot);
+                self.logs.put(slot, Occupant::default());
+                self.prepared[slot as usize] = Prepared::Not;
+                self.charged -= PAGE as u64;
+                pool.budget.release(PAGE as u64);
+                given += PAGE as u64;
+            }
+        }
+        given
+    }
+
     /// A slot for a unit that leaves `place`, which is noted there at once: the log may come round before the batch is
     /// through. What lay there is given up.
     pub(super) fn slot(
@@ -152,7 +187,8 @@ impl Cooler {
     ) -> Option<u32> {
         let pool = self.pool.clone();
         let area = pool.cooling.get()?;
-        if place == Place::Fresh && !self.worth.keeps() {
+        // While the logs wait to be made anew, nothing is put into the old ones.
+        if self.in_use.is_some() || (place == Place::Fresh && !self.worth.keeps()) {
             return None;
         }
         for _ in 0..TRIES {
@@ -161,7 +197,7 @@ impl Cooler {
             if place == Place::Fresh && occupant.entry != 0 {
                 self.worth.came_round(!dropped);
             }
-            if dropped || !area.busy(slot) || !owner_lives(&pool, maps, occupant) {
+            if dropped || !area.busy(slot) || !owner_lives(occupant) {
                 self.logs.put(slot, Occupant::default());
                 let prepared = &mut self.prepared[slot as usize];
                 if *prepared == Prepared::Not {
@@ -252,12 +288,7 @@ impl Cooler {
     }
 }
 
-/// Whether the map of what lies in a slot still is there, so that somebody may be reading it.
-fn owner_lives(pool: &Arc<PoolCore>, maps: &mut Batch<'_>, occupant: Occupant) -> bool {
-    let (id, _) = match occupant.entry {
-        0 => return false,
-        entry => entry_parts(entry),
-    };
-    maps.map(id)
-        .is_some_and(|core| Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial)
+/// Whether somebody may be reading what lies in a slot: its map is there, or those inside have not left yet.
+fn owner_lives(occupant: Occupant) -> bool {
+    occupant.entry != 0 && registry::may_be_in_use(entry_parts(occupant.entry).0, occupant.serial)
 }

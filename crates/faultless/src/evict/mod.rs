@@ -62,10 +62,10 @@ fn batch_bytes(limit: u64) -> u64 {
     (limit / 128).clamp(16 * PAGE as u64, 4 << 20)
 }
 
-/// Sets how much may be unmarked before fills wait, and says at how much to start marking.
+/// Sets how much may be unmarked before fills wait, and says at how much to start marking, and how much memory there is.
 ///
 /// The kernel must find enough to take back where the machine or the control group has less than the budget.
-pub(crate) fn look_at_limits(pool: &PoolCore) -> u64 {
+pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
     let memory = memory::look();
     let limit = pool.budget.limit();
     // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
@@ -75,7 +75,7 @@ pub(crate) fn look_at_limits(pool: &PoolCore) -> u64 {
         u64::MAX
     };
     pool.firm_max.store(max, Ordering::Relaxed);
-    (limit / 2).min(memory.limit / 4)
+    ((limit / 2).min(memory.limit / 4), memory.limit)
 }
 
 /// Advances the clock of the shadows by so many pages, and says what it shows. Never zero.
@@ -99,6 +99,8 @@ pub(crate) struct Evictor {
     emptied: Vec<(u32, u64)>,
     looked: Option<Instant>,
     firm_target: u64,
+    /// Memory of the machine or the control group, at the last look.
+    memory: u64,
     /// When the reserve was last brought down, and the limit that it belongs to.
     reserve_at: (Instant, u64),
 }
@@ -107,6 +109,8 @@ pub(crate) struct Evictor {
 #[derive(Debug, Clone, Copy)]
 struct Taken {
     addr: usize,
+    /// Bytes of the unit that pages of its source back.
+    len: usize,
     item: Item,
     place: Place,
     /// Where its bytes are to be kept.
@@ -116,17 +120,18 @@ struct Taken {
 /// A batch in the making: the maps that it entered.
 #[derive(Default)]
 struct Batch<'a> {
-    maps: HashMap<u32, Option<Inside<'a>>>,
+    maps: HashMap<u32, Inside<'a>>,
     /// Units whose groups of words became empty.
     emptied: Vec<(u32, u64)>,
 }
 
 impl<'a> Batch<'a> {
     fn map(&mut self, id: u32) -> Option<&Inside<'a>> {
-        self.maps
-            .entry(id)
-            .or_insert_with(|| registry::enter(registry::gate(id)?))
-            .as_ref()
+        // A map that is not there may be there at the next look: its gate may serve another.
+        if let std::collections::hash_map::Entry::Vacant(v) = self.maps.entry(id) {
+            v.insert(registry::enter(registry::gate(id)?)?);
+        }
+        self.maps.get(&id)
     }
 }
 
@@ -204,6 +209,7 @@ impl Evictor {
             emptied: Vec::new(),
             looked: None,
             firm_target: u64::MAX,
+            memory: u64::MAX,
             reserve_at: (Instant::now(), pool.budget.limit()),
             pool,
         };
@@ -231,7 +237,7 @@ impl Evictor {
             return;
         }
         self.looked = Some(Instant::now());
-        self.firm_target = look_at_limits(&self.pool);
+        (self.firm_target, self.memory) = look_at_limits(&self.pool);
     }
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
@@ -272,11 +278,16 @@ impl Evictor {
         self.pool.budget.note_peak();
         if self.pressed() {
             if let Some(cooler) = &mut self.cooler {
-                cooler.fit();
+                // The kernel cannot take slots back: where memory is short, they are few.
+                cooler.fit(self.pool.budget.limit().min(self.memory / 2));
             }
             let (before, began) = (self.pool.budget.used(), Instant::now());
             let (units, released) = self.evict();
             busy |= units > 0;
+            if units == 0 && self.pressed() {
+                // Nothing is left but what cools.
+                busy |= self.give_slots_back();
+            }
             let filled = (self.pool.budget.used() + released).saturating_sub(before);
             let took = began.elapsed();
             if took > HELD_UP * 2 {
@@ -317,6 +328,7 @@ impl Evictor {
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
                 && unit < core.data_units()
+                && entry_bytes(entry) == core.unit_bytes()
             {
                 let hot = core.page(unit).take_seen();
                 let pages = (core.charge_of(unit) / PAGE as u64) as u32;
@@ -340,8 +352,11 @@ impl Evictor {
     ) -> Option<R> {
         let (id, unit) = entry_parts(item.entry);
         let core = batch.map(id)?;
+        // An entry of a map that is gone may name a unit of the one that has its gate now. One of the same size is as good
+        // as its own.
         if !Arc::ptr_eq(&core.pool, &self.pool)
             || unit >= core.data_units()
+            || entry_bytes(item.entry) != core.unit_bytes()
             || !core.page(unit).load().tracked()
         {
             return None;
@@ -352,7 +367,7 @@ impl Evictor {
     /// Takes one batch of units out of their maps. Returns their number, and how many bytes were released.
     fn evict(&mut self) -> (usize, u64) {
         enum Try {
-            Taken(usize, u64),
+            Taken(usize, usize, u64),
             Kept,
             Seen,
             Gone,
@@ -391,7 +406,8 @@ impl Evictor {
                 if let Some(was_soft) = page.begin_evict() {
                     // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
                     if !core.keep_all.load(Ordering::SeqCst) {
-                        return Try::Taken(core.unit_addr(unit), core.serial);
+                        let (addr, len) = (core.unit_addr(unit), core.charge_of(unit) as usize);
+                        return Try::Taken(addr, len, core.serial);
                     }
                     cancel_eviction(core, unit, was_soft);
                     return Try::Gone;
@@ -402,14 +418,15 @@ impl Evictor {
                 }
             });
             match tried {
-                Some(Try::Taken(addr, serial)) => {
-                    want = want.saturating_sub(u64::from(item.pages) * PAGE as u64);
+                Some(Try::Taken(addr, len, serial)) => {
+                    want = want.saturating_sub(len as u64);
                     let place = victim.place;
                     // Slots have the size of a page; larger units are few, and go at once.
                     let slot = match &mut self.cooler {
                         // Nor is a unit kept that was read ahead: it has been read by now, or never will be.
                         Some(cooler)
-                            if entry_bytes(item.entry) == PAGE as u64
+                            if len == PAGE
+                                && entry_bytes(item.entry) == PAGE as u64
                                 && !entry_ahead(item.entry) =>
                         {
                             let entry = item.entry;
@@ -419,6 +436,7 @@ impl Evictor {
                     };
                     taken.push(Taken {
                         addr,
+                        len,
                         item,
                         place,
                         slot,
@@ -441,12 +459,12 @@ impl Evictor {
         let mut released = 0;
         for t in &taken {
             let (id, unit) = entry_parts(t.item.entry);
-            let Some(Some(core)) = batch.maps.get(&id) else {
+            let Some(core) = batch.maps.get(&id) else {
                 continue;
             };
             let left = match (t.slot, t.place) {
                 (Some(slot), _) => Left::Slot(slot),
-                (None, Place::Fresh) => Left::Shadow(tick(&self.pool, t.item.pages)),
+                (None, Place::Fresh) => Left::Shadow(tick(&self.pool, (t.len / PAGE) as u32)),
                 (None, Place::Main) => Left::Shadow(0),
             };
             let settled = settle_evicted(core, unit, left);
@@ -465,6 +483,22 @@ impl Evictor {
         drop(batch);
         self.collect_words();
         (n, released)
+    }
+
+    /// Gives up what cools, for want of anything else. Returns whether anything came of it.
+    fn give_slots_back(&mut self) -> bool {
+        let limit = self.pool.budget.limit();
+        let want = (self.pool.budget.used() + self.headroom()).saturating_sub(limit);
+        let mut batch = Batch::default();
+        let given = match &mut self.cooler {
+            Some(cooler) => cooler.give_back(&mut batch, want),
+            None => 0,
+        };
+        self.emptied.append(&mut batch.emptied);
+        if given > 0 {
+            self.pool.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        given > 0
     }
 
     /// Gives the words of emptied groups back once they are a noticeable share of the budget: those of sparse maps, and
@@ -504,16 +538,17 @@ impl Evictor {
                 if !core.keep_all.load(Ordering::Acquire) && page.begin_soften() {
                     // As in `evict`: who sets `keep_all` looks at the words afterwards.
                     if !core.keep_all.load(Ordering::SeqCst) {
-                        return (true, core.unit_addr(unit));
+                        let len = core.charge_of(unit) as usize;
+                        return (true, core.unit_addr(unit), len);
                     }
                     if page.cancel_soften() {
                         futex::wake_at(page.futex(), futex::ALL);
                     }
                 }
                 // Filled under a batch, it is soft already. Pinned, or being filled, it stays firm.
-                (page.load().soft(), 0)
+                (page.load().soft(), 0, 0)
             });
-            let Some((soft, addr)) = begun else {
+            let Some((soft, addr, len)) = begun else {
                 continue;
             };
             if soft {
@@ -523,6 +558,7 @@ impl Evictor {
             if addr != 0 {
                 taken.push(Taken {
                     addr,
+                    len,
                     item,
                     place: Place::Main,
                     slot: None,
@@ -536,7 +572,7 @@ impl Evictor {
         self.advise(&mut taken, libc::MADV_FREE);
         for t in &taken {
             let (id, unit) = entry_parts(t.item.entry);
-            if let Some(Some(core)) = batch.maps.get(&id) {
+            if let Some(core) = batch.maps.get(&id) {
                 let page = core.page(unit);
                 if page.settle(Left::Shadow(0)).1.wake {
                     futex::wake_at(page.futex(), futex::ALL);
@@ -550,8 +586,7 @@ impl Evictor {
     fn advise(&mut self, taken: &mut [Taken], advice: i32) {
         taken.sort_unstable_by_key(|t| t.addr);
         let mut ranges: Vec<Range> = Vec::with_capacity(taken.len());
-        for &Taken { addr, item, .. } in &*taken {
-            let len = item.pages as usize * PAGE;
+        for &Taken { addr, len, .. } in &*taken {
             match ranges.last_mut() {
                 Some(r) if r.addr + r.len == addr => r.len += len,
                 _ => ranges.push(Range { addr, len }),

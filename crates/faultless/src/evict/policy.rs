@@ -369,6 +369,11 @@ impl Logs {
         }
     }
 
+    /// What lies in a slot.
+    pub fn at(&self, slot: u32) -> Occupant {
+        self.slots[slot as usize]
+    }
+
     /// Notes what lies in a slot now.
     pub fn put(&mut self, slot: u32, occupant: Occupant) {
         self.slots[slot as usize] = occupant;

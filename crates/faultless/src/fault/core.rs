@@ -32,6 +32,8 @@ pub(crate) struct PoolCore {
     pub(crate) ahead: Requests,
     /// Wakes those who do.
     pub(crate) work_bell: Bell,
+    /// Wakes who saves maps whose leases are being broken.
+    pub(crate) save_bell: Bell,
     /// Where the units wait over which readers are to stumble.
     pub(crate) trips: Trips,
     pub(crate) evict_bell: Bell,

@@ -316,13 +316,21 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     } else {
         core.charge_of(unit)
     };
-    if due > 0
-        && let Err(why) = charge(core, due, need)
-    {
-        if from == Origin::Cool {
-            give_slot(core, run.slot);
+    let charged = if from == Origin::Cool && core.keep_all.load(Ordering::Acquire) {
+        // Nowhere else are these bytes: they are not to be lost for want of a page's memory.
+        core.counters.add(Count::Charged, due);
+        core.pool.budget.charge_anyway(due);
+        Ok(())
+    } else if due > 0 {
+        charge(core, due, need)
+    } else {
+        Ok(())
+    };
+    if let Err(why) = charged {
+        match from {
+            Origin::Cool => cool_again(core, unit, me, run.slot),
+            _ => abandon(core, unit, from, me, false),
         }
-        abandon(core, unit, from, me, false);
         return Err(why);
     }
     (run.first, run.count, run.me, run.from[0]) = (unit, 1, me, from);
@@ -493,6 +501,16 @@ pub(crate) fn give_slot(core: &MapCore, slot: u32) {
     }
 }
 
+/// Leaves a unit in its slot that could not be rescued now: its bytes are as good as they were.
+fn cool_again(core: &MapCore, unit: Unit, me: u32, slot: u32) {
+    match core.page(unit).finish_cool(me, slot) {
+        Some(due) if due.wake => futex::wake_at(core.page(unit).futex(), futex::ALL),
+        Some(_) => {}
+        // The claim was taken for a dead one's.
+        None => give_slot(core, slot),
+    }
+}
+
 /// Installs a cool unit, which this thread owns, from its slot. No device is asked, so its source is not either.
 fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
     let backed = core.backed(run.first, 1);
@@ -502,17 +520,15 @@ fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
         cooling => cooling.map(|c| c.addr(run.slot)),
     };
     let installed = match from {
-        Some(from) => install(
-            core,
-            core.start + backed.start as usize,
-            from,
-            (backed.end - backed.start) as usize,
-        ),
-        None => Err(Fault::Source), // cannot be: the slot came from there
+        // Slots are pages, and only units of a page are put there.
+        Some(from) if backed.end - backed.start == PAGE as u64 => {
+            install(core, core.start + backed.start as usize, from, PAGE)
+        }
+        _ => Err(Fault::Source),
     };
-    give_slot(core, run.slot);
     match installed {
         Ok(_) => {
+            give_slot(core, run.slot);
             let how = Published {
                 pin: need == Need::Pin,
                 // That a trip is touched says nothing: it was meant to be.
@@ -525,7 +541,8 @@ fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Fault> {
             core.counters.add(what, 1);
         }
         Err(_) => {
-            abandon(core, run.first, run.from[0], run.me, true);
+            release(core, core.charge_of(run.first));
+            cool_again(core, run.first, run.me, run.slot);
             core.counters.add(Count::Errors, 1);
         }
     }
@@ -805,7 +822,13 @@ fn whole_or_end(
     if got as u64 >= data.min(len as u64) {
         return Ok(got);
     }
+    let ours = |st: &file::Status| match &core.reading {
+        Reading::File { id, .. } => st.id == *id,
+        Reading::Source { .. } => true,
+    };
     match file::status(number) {
+        // The number was closed since, and names another file.
+        Ok(st) if !ours(&st) => Err(Fault::Read(libc::EBADF)),
         Ok(st) if st.len <= offset + got as u64 => Ok(got),
         Ok(_) => Err(Fault::Read(libc::EIO)),
         Err(Errno(e)) => Err(Fault::Read(e)),

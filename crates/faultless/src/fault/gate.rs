@@ -87,6 +87,16 @@ impl<T> Gate<T> {
         }
     }
 
+    /// Whether nothing is behind the gate, and nobody who saw something there is still inside.
+    pub(crate) fn vacant(&self) -> bool {
+        // Once nothing is there nobody new gets in: a counter that reads zero has nobody left.
+        self.thing.load(Ordering::SeqCst).is_null()
+            && self
+                .users
+                .iter()
+                .all(|u| u.0.fetch_add(0, Ordering::SeqCst) == 0)
+    }
+
     /// What is behind the gate, unprotected: for the child of a fork, whose only thread is the caller.
     #[cfg(not(loom))]
     pub(crate) fn peek(&self) -> *mut T {

@@ -67,6 +67,17 @@ pub(crate) fn gate(id: u32) -> Option<&'static Gate> {
     (!chunk.is_null()).then(|| unsafe { &(&*chunk)[id as usize % GATES_PER_CHUNK] })
 }
 
+/// Whether the map with gate `id` and this serial number may still be in use by somebody: it is open, or those inside
+/// have not left yet.
+pub(crate) fn may_be_in_use(id: u32, serial: u64) -> bool {
+    let Some(gate) = gate(id) else { return false };
+    match enter(gate) {
+        // A gate is opened again only after all have left.
+        Some(core) => core.serial == serial,
+        None => !gate.vacant(),
+    }
+}
+
 /// Finds the map that `addr` lies in.
 pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     let granule = addr >> GRANULE_SHIFT;

@@ -41,7 +41,7 @@ body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sa
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .2rem; }
 p { margin: .2rem 0 .6rem; } .soft { color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 12px; } figure { margin: 0; background: var(--card); border-radius: 8px;
-  padding: 8px; } figure svg { display: block; max-width: 100%; height: auto; }
+  padding: 8px; max-width: 430px; } figure svg { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .85rem; color: var(--soft); padding: 0 4px 4px; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .8rem .15rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }

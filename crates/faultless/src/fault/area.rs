@@ -41,7 +41,9 @@ impl Area {
     /// [`HUGE`], from which `bytes` follow.
     pub(crate) fn huge(bytes: usize) -> std::io::Result<(Self, usize)> {
         let area = Area::new(bytes + HUGE)?;
-        let start = area.start.next_multiple_of(HUGE);
+        // Not the first address, though it be a multiple: the page that `new` has touched there is a small one, and would
+        // keep a huge page from its place.
+        let start = (area.start + 1).next_multiple_of(HUGE);
         // SAFETY: inside the area; changes no contents. Kernels without huge pages refuse, and do without.
         let _ = unsafe { mem::madvise(start, bytes, libc::MADV_HUGEPAGE) };
         Ok((area, start))

@@ -1043,3 +1043,40 @@ fn a_program_that_locks_all_its_memory_never_reads_zeros() {
         }
     });
 }
+
+#[test]
+fn a_sparse_map_gives_its_page_tables_back() {
+    let name = "a_sparse_map_gives_its_page_tables_back";
+    let config = std::process::Command::new("zcat")
+        .arg("/proc/config.gz")
+        .output();
+    if !config.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("CONFIG_PT_RECLAIM=y")) {
+        return common::not_run(
+            name,
+            "the kernel has no CONFIG_PT_RECLAIM, or does not tell",
+        );
+    }
+    isolated_ok(name, || {
+        let dir = dir();
+        let len = 4 << 30;
+        let path = dir.path().join("sparse");
+        std::fs::File::create(&path)
+            .and_then(|f| f.set_len(len as u64))
+            .expect("a sparse file");
+        let pool = pool(64);
+        let options = pool.options().advice(faultless::Advice::Random);
+        let map = options.map(open(&path)).expect("mapped");
+        let before = pool.stats().page_tables;
+        // One page in each 2 MiB: a page table for each.
+        assert!((0..len).step_by(2 << 20).all(|at| map[at] == 0));
+        let touched = pool.stats().page_tables;
+        assert!(touched.get() - before.get() > 7 << 20, "{touched}");
+        map.release(..).expect("released");
+        let after = pool.stats().page_tables;
+        assert!(
+            after.get() - before.get() < 2 << 20,
+            "{before} {touched} {after}"
+        );
+        assert!((0..len).step_by(2 << 20).all(|at| map[at + 4096] == 0));
+    });
+}

@@ -17,7 +17,7 @@ use crate::fault::counters::Count;
 use crate::fault::fill::{cancel_eviction, entry_ahead, entry_bytes, entry_parts};
 use crate::fault::page::{Left, State};
 use crate::fault::registry::{self, Inside};
-use crate::fault::table::GROUP_BYTES;
+use crate::fault::table::{GROUP, GROUP_BYTES};
 use crate::memory;
 use cooler::Cooler;
 use crew::Crew;
@@ -619,9 +619,16 @@ impl Evictor {
     }
 }
 
-/// Gives the words of an empty group back.
+/// Gives the words of an empty group back, and its page tables: a group of the smallest units is 2 MiB of the map, which is
+/// what one page of them covers. Kernels with CONFIG_PT_RECLAIM (6.14) free it when the whole range is discarded at once.
 pub(crate) fn collect_group(core: &MapCore, unit: u64) {
-    let bytes = core.table.collect(unit);
+    let first = unit / GROUP * GROUP;
+    let bytes = core.table.collect(unit, || {
+        let start = core.unit_addr(first);
+        let end = (start + ((GROUP as usize) << core.unit_shift)).min(core.region().end);
+        // SAFETY: all units of the range are absent, and none can be claimed before this returns.
+        unsafe { mem::discard(start, end - start) };
+    });
     if bytes > 0 {
         core.counters.add(Count::Released, bytes);
         core.pool.budget.release(bytes);

@@ -96,7 +96,9 @@ impl Table {
 
     /// Gives the memory of an empty group's words back (their shadows are forgotten). Returns the bytes to release.
     /// Takes `mmap_lock` for reading: never called in the fault path.
-    pub(crate) fn collect(&self, unit: u64) -> u64 {
+    ///
+    /// `empty` is called while no unit of the group can be claimed, and all are absent.
+    pub(crate) fn collect(&self, unit: u64, empty: impl FnOnce()) -> u64 {
         let group = self.group(unit);
         if group
             .compare_exchange(CHARGED, LOCKED, Ordering::AcqRel, Ordering::Acquire)
@@ -110,6 +112,7 @@ impl Table {
             group.store(CHARGED, Ordering::Release);
             return 0;
         }
+        empty();
         let page = self.words.start() + (unit / GROUP) as usize * PAGE;
         // SAFETY: all words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow)
         // may replace them.
@@ -141,10 +144,10 @@ mod tests {
         assert!(table.enter(GROUP), "another group");
         assert_eq!(table.charged_bytes(), 2 * GROUP_BYTES);
         assert!(!table.leave(0));
-        assert_eq!(table.collect(0), 0, "in use");
+        assert_eq!(table.collect(0, || panic!("it is not")), 0, "in use");
         assert!(table.leave(1));
-        assert_eq!(table.collect(0), GROUP_BYTES);
-        assert_eq!(table.collect(0), 0, "once");
+        assert_eq!(table.collect(0, || ()), GROUP_BYTES);
+        assert_eq!(table.collect(0, || ()), 0, "once");
         assert!(table.enter(5), "charged again");
     }
 }

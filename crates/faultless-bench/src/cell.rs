@@ -142,7 +142,7 @@ fn major_faults() -> u64 {
 }
 
 /// A number from a file of `NAME: VALUE` lines.
-fn proc_number(path: &str, field: &str) -> u64 {
+pub(crate) fn proc_number(path: &str, field: &str) -> u64 {
     std::fs::read_to_string(path)
         .ok()
         .and_then(|t| {

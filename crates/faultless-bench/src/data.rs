@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// Words of a page.
 const WORDS: usize = PAGE / 8;
-const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+pub(crate) const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Written and checked at a time.
 const CHUNK_PAGES: u64 = 1024;
 /// Smallest data file.

@@ -3,7 +3,7 @@
 //! Each setting (a scenario with a number of threads) has a process of its own, so that one cannot colour the next.
 //! Within it the contenders take turns, round by round, each round in another order.
 
-use crate::cell::{Bench, Cell, Measured, Setting};
+use crate::cell::{Bench, Cell, Measured, Setting, proc_number};
 use crate::contender::{self, Kind};
 use crate::data;
 use crate::group::Group;
@@ -412,17 +412,7 @@ impl Plan {
                 "it needs one thread that scans and at least one other; make --threads at least 2"
             );
         }
-        let text = std::fs::read_to_string("/proc/meminfo")?;
-        let available = text
-            .lines()
-            .find_map(|l| {
-                l.strip_prefix("MemAvailable:")?
-                    .split_whitespace()
-                    .next()?
-                    .parse::<u64>()
-                    .ok()
-            })
-            .map_or(0, |kib| kib << 10);
+        let available = proc_number("/proc/meminfo", "MemAvailable:") << 10;
         let scratch = if scenario == Scenario::Bigfree {
             1 << 30
         } else {

@@ -3,6 +3,7 @@
 //! The engine's policy is driven as the evictor drives it. Loads of mapped pages tell it nothing (*invisible*: it sees
 //! misses and rescues alone), or set the bit that a pin sets (*seen*). The classics see every access.
 
+use crate::data::{STEP, mix};
 use faultless::internals::policy::{Item, Logs, Occupant, Place, Policy, Worth, ghost_reach};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -23,11 +24,9 @@ struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
+        let x = mix(self.0);
+        self.0 = self.0.wrapping_add(STEP);
+        x
     }
     fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64

@@ -18,7 +18,7 @@ use crate::lease::{self, OnBreak};
 use crate::options::{Advice, retire_reading};
 use crate::plain::Plain;
 use crate::pool::Pool;
-use crate::workers::{Job, PART, with_pieces};
+use crate::workers::{LeaseBreak, PART, Prefetch, with_pieces};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, signal};
 use std::fmt;
@@ -152,7 +152,7 @@ impl Map {
         let (id, serial) = (core.id, core.serial);
         let (pool, workers) = (core.pool.clone(), self.pool.0.workers.clone());
         let on_break = Box::new(move || {
-            workers.push(&pool, Job::LeaseBreak { id, serial, what });
+            workers.lease_broken(&pool, LeaseBreak { id, serial, what });
         });
         let id = keeper::lease(fd, on_break)
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
@@ -286,13 +286,13 @@ impl Map {
                 let mut unit = core.unit_of(core.start + bytes.start);
                 while unit < end {
                     let count = step.min(end - unit);
-                    let job = Job::Prefetch {
+                    let job = Prefetch {
                         id: core.id,
                         serial: core.serial,
                         unit,
                         count,
                     };
-                    if !workers.push(&core.pool, job) {
+                    if !workers.prefetch(&core.pool, job) {
                         core.counters
                             .add(Count::PrefetchDropped, (end - unit).div_ceil(step));
                         break;

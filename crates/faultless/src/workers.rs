@@ -33,24 +33,25 @@ pub(crate) const PART: u64 = 256 * 1024;
 /// How long a worker sleeps before it looks by itself.
 const IDLE_NS: u64 = 1_000_000_000;
 
-/// Something for a worker to do.
-pub(crate) enum Job {
-    /// Fill units of the map with gate `id`, if it still is the one with this serial number.
-    Prefetch {
-        id: u32,
-        serial: u64,
-        unit: u64,
-        count: u64,
-    },
-    /// The lease of that map is being broken.
-    LeaseBreak { id: u32, serial: u64, what: OnBreak },
+/// Units to fill of the map with gate `id`, if it still is the one with this serial number.
+pub(crate) struct Prefetch {
+    pub(crate) id: u32,
+    pub(crate) serial: u64,
+    pub(crate) unit: u64,
+    pub(crate) count: u64,
+}
+
+/// The lease of that map is being broken.
+pub(crate) struct LeaseBreak {
+    pub(crate) id: u32,
+    pub(crate) serial: u64,
+    pub(crate) what: OnBreak,
 }
 
 #[derive(Default)]
 struct Jobs {
-    queue: VecDeque<Job>,
-    /// Leases that are being broken.
-    breaks: VecDeque<Job>,
+    prefetches: VecDeque<Prefetch>,
+    breaks: VecDeque<LeaseBreak>,
     stopping: bool,
 }
 
@@ -122,23 +123,22 @@ impl Workers {
         self.ensure(pool, 1 + PREFETCHERS)
     }
 
-    /// Queues a job. `false` if the queue is full.
-    pub(crate) fn push(&self, pool: &PoolCore, job: Job) -> bool {
+    /// Queues a prefetch. `false` if the queue is full.
+    pub(crate) fn prefetch(&self, pool: &PoolCore, job: Prefetch) -> bool {
         let mut jobs = lock(&self.jobs);
-        let bell = match job {
-            Job::Prefetch { .. } if jobs.queue.len() >= JOBS_MAX => return false,
-            Job::Prefetch { .. } => {
-                jobs.queue.push_back(job);
-                &pool.work_bell
-            }
-            Job::LeaseBreak { .. } => {
-                jobs.breaks.push_back(job);
-                &pool.save_bell
-            }
-        };
+        if jobs.prefetches.len() >= JOBS_MAX {
+            return false;
+        }
+        jobs.prefetches.push_back(job);
         drop(jobs);
-        bell.ring();
+        pool.work_bell.ring();
         true
+    }
+
+    /// Queues the saving of a map.
+    pub(crate) fn lease_broken(&self, pool: &PoolCore, job: LeaseBreak) {
+        lock(&self.jobs).breaks.push_back(job);
+        pool.save_bell.ring();
     }
 
     /// The life of the worker that saves maps.
@@ -152,8 +152,7 @@ impl Workers {
             let job = jobs.breaks.pop_front();
             drop(jobs);
             match job {
-                Some(Job::LeaseBreak { id, serial, what }) => lease::broken(id, serial, what),
-                Some(Job::Prefetch { .. }) => {}
+                Some(LeaseBreak { id, serial, what }) => lease::broken(id, serial, what),
                 None => pool.save_bell.sleep(IDLE_NS, || {
                     let jobs = lock(&self.jobs);
                     jobs.breaks.is_empty() && !jobs.stopping
@@ -174,19 +173,13 @@ impl Workers {
             if jobs.stopping {
                 return;
             }
-            let job = jobs.queue.pop_front();
+            let job = jobs.prefetches.pop_front();
             drop(jobs);
             match job {
-                Some(Job::Prefetch {
-                    id,
-                    serial,
-                    unit,
-                    count,
-                }) => prefetch(id, serial, unit, count),
-                Some(Job::LeaseBreak { .. }) => {}
+                Some(job) => prefetch(&job),
                 None if ahead.is_none() => pool.work_bell.sleep(IDLE_NS, || {
                     let jobs = lock(&self.jobs);
-                    pool.ahead.is_empty() && jobs.queue.is_empty() && !jobs.stopping
+                    pool.ahead.is_empty() && jobs.prefetches.is_empty() && !jobs.stopping
                 }),
                 None => {}
             }
@@ -269,7 +262,13 @@ fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
     })
 }
 
-fn prefetch(id: u32, serial: u64, unit: u64, count: u64) {
+fn prefetch(job: &Prefetch) {
+    let &Prefetch {
+        id,
+        serial,
+        unit,
+        count,
+    } = job;
     let Some(core) = registry::gate(id)
         .and_then(registry::enter)
         .filter(|c| c.serial == serial)

@@ -368,8 +368,7 @@ impl Evictor {
     fn evict(&mut self) -> (usize, u64) {
         enum Try {
             Taken(usize, usize, u64),
-            Kept,
-            Seen,
+            InUse,
             Gone,
         }
         let b = &self.pool.budget;
@@ -401,7 +400,7 @@ impl Evictor {
                     return Try::Gone; // filled afresh since: it has another entry
                 }
                 if page.take_seen() {
-                    return Try::Seen;
+                    return Try::InUse;
                 }
                 if let Some(was_soft) = page.begin_evict() {
                     // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
@@ -414,7 +413,8 @@ impl Evictor {
                 }
                 match page.load().state() {
                     State::Absent if page.untrack_absent() => Try::Gone,
-                    _ => Try::Kept,
+                    // Pinned, or being filled, or in a batch.
+                    _ => Try::InUse,
                 }
             });
             match tried {
@@ -442,14 +442,12 @@ impl Evictor {
                         slot,
                     });
                 }
-                Some(Try::Seen) => back.push((item, true)),
-                // Pinned, or being filled, or in a batch: it is in use.
-                Some(Try::Kept) => back.push((item, true)),
+                Some(Try::InUse) => back.push(item),
                 Some(Try::Gone) | None => {}
             }
         }
-        for (item, proved) in back {
-            self.policy.arrive(item, proved);
+        for item in back {
+            self.policy.arrive(item, true);
         }
         if let Some(cooler) = &mut self.cooler {
             cooler.keep(&mut taken);

@@ -127,7 +127,7 @@ impl From<KindArg> for Kind {
     }
 }
 
-fn size(text: &str) -> Result<Bytes, String> {
+pub(crate) fn size(text: &str) -> Result<Bytes, String> {
     text.parse()
         .map_err(|e: faultless::ParseBytesError| e.to_string())
 }

@@ -1,6 +1,7 @@
 //! The `faultless` command: parses, calls, prints.
 
 mod bench;
+mod run;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ struct Cli {
 enum Command {
     /// Measure the kernel's mmap, pread, userfaultfd with monitor threads, and Faultless, beside busy neighbours.
     Bench(bench::Args),
+    /// Run a program whose large read-only file mappings are served without mmap_lock.
+    Run(run::Args),
     /// (internal) One setting's measurements.
     #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]
     Worker,
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(args),
+        Command::Run(args) => run::run(args),
         Command::Worker => faultless_bench::plan::work(),
         Command::Storage { mountpoint, len } => {
             faultless_bench::plan::serve_storage(&mountpoint, len)

@@ -71,6 +71,19 @@ pub fn fetch(tid: u32, fd: i32) -> Result<i32, Errno> {
     got.map(|fd| fd as i32)
 }
 
+/// Copies descriptor `fd` to the lowest free number from `floor` on (close-on-exec).
+pub fn duplicate_above(fd: i32, floor: i32) -> Result<i32, Errno> {
+    let (fd, floor) = (fd as usize, floor as usize);
+    // SAFETY: no pointers.
+    check(unsafe {
+        syscall(
+            libc::SYS_fcntl,
+            [fd, libc::F_DUPFD_CLOEXEC as usize, floor, 0, 0, 0],
+        )
+    })
+    .map(|fd| fd as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -173,6 +173,43 @@ pub fn holds_read_lease(fd: i32) -> bool {
     fcntl(fd, libc::F_GETLEASE, 0) == Ok(libc::F_RDLCK as usize)
 }
 
+/// `fcntl(2)` with one of the commands about record locks.
+///
+/// # Safety
+///
+/// `cmd` must be one of those: it reads and writes the structure and nothing else.
+pub unsafe fn lock_command(fd: i32, cmd: i32, lock: &mut libc::flock) -> Result<(), Errno> {
+    fcntl(fd, cmd, lock as *mut libc::flock as usize).map(drop)
+}
+
+/// The flags that a file was opened with (`F_GETFL`).
+pub fn open_flags(fd: i32) -> Result<i32, Errno> {
+    fcntl(fd, libc::F_GETFL, 0).map(|flags| flags as i32)
+}
+
+/// How many pages of a part of a file the page cache holds (`cachestat(2)`, 6.5).
+pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let range = [offset, len];
+    // struct cachestat: cached, dirty, under write-back, evicted, recently evicted.
+    let mut stat = [0u64; 5];
+    // SAFETY: both structures have the kernel's layout.
+    check(unsafe {
+        syscall(
+            SYS_CACHESTAT,
+            [
+                fd as usize,
+                range.as_ptr() as usize,
+                stat.as_mut_ptr() as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    })?;
+    Ok(stat[0])
+}
+
 /// Switches an open file from direct to buffered reads.
 pub fn clear_direct(fd: i32) -> Result<(), Errno> {
     let flags = fcntl(fd, libc::F_GETFL, 0)?;

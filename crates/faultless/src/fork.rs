@@ -1,6 +1,6 @@
 //! What a forked child finds where its parent had maps.
 //!
-//! The regions are not inherited (a child that installed a page through the inherited userfaultfd would write into its
+//! A map that stands in for the kernel's mapping becomes that mapping. All others: the regions are not inherited (a child that installed a page through the inherited userfaultfd would write into its
 //! parent). A hole, however, could be filled by the child's next `mmap`, and a stale slice would read foreign bytes. So
 //! each region becomes a mapping of an empty file: every access raises SIGBUS, which the handler explains.
 //!
@@ -8,11 +8,14 @@
 
 #![allow(unsafe_code, reason = "replaces mappings in a forked child")]
 
-use crate::fault::{handler, registry};
-use crate::{keeper, plain};
-use faultless_sys::mem;
+use crate::fault::core::{KernelMapping, MapCore, Reading};
+use crate::fault::{fds, handler, registry};
+use crate::{keeper, lease, plain};
+use faultless_sys::{file, mem};
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::sync::Once;
+use std::sync::atomic::Ordering;
 
 type Locks = (
     handler::Frozen,
@@ -36,6 +39,12 @@ pub(crate) fn watch() {
 }
 
 extern "C" fn before() {
+    // What a child's mappings are made from must be there when the table of descriptors is copied.
+    registry::for_each(|core| {
+        if let (Some(_), Reading::File { fd, id, .. }) = (&core.stands_for, &core.reading) {
+            let _ = fd.current(*id);
+        }
+    });
     let locks = (
         handler::freeze(),
         keeper::freeze(),
@@ -59,11 +68,46 @@ extern "C" fn in_child() {
     }
 }
 
-/// Puts an empty file where the maps were.
+/// Makes the kernel's mapping that a map stood in for in the parent. `false` if it cannot be made.
+fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
+    let Reading::File { fd, .. } = &core.reading else {
+        return false;
+    };
+    // An open file of the child's own: the parent's would keep the parent's lease alive for as long as the mapping.
+    let (number, own) = match lease::reopen(fd.get(), false) {
+        Ok(fresh) => (fresh, true),
+        Err(_) => (fd.get(), false),
+    };
+    let region = core.region();
+    // SAFETY: replaces nothing: the parent's region is a hole here.
+    let made = unsafe {
+        mem::map(
+            region.start,
+            region.end - region.start,
+            libc::PROT_READ,
+            kernel.flags | mem::MAP_FIXED_NOREPLACE,
+            number,
+            core.base,
+        )
+    };
+    if made.is_ok() {
+        let advice = kernel.advice.load(Ordering::Relaxed);
+        // SAFETY: made above; this advice changes no contents.
+        let _ = unsafe { mem::madvise(region.start, region.end - region.start, advice) };
+    }
+    if own {
+        // SAFETY: opened above; the mapping keeps the file.
+        unsafe { file::close(number) };
+    }
+    made.is_ok()
+}
+
+/// Puts what belongs there where the maps were: the kernel's mapping where one stood in for that, otherwise an empty
+/// file.
 fn bar_regions(leased: &plain::Frozen) {
     // SAFETY: a NUL-terminated name; the flag is defined.
     let fd = unsafe { libc::memfd_create(c"faultless-forked".as_ptr(), libc::MFD_CLOEXEC) };
-    let bar = |region: std::ops::Range<usize>| {
+    let bar = |region: Range<usize>| {
         let len = region.end - region.start;
         // Only where there is a hole: what a child has mapped there since (or inherited from its own parent) stays.
         let flags = mem::MAP_FIXED_NOREPLACE
@@ -80,10 +124,21 @@ fn bar_regions(leased: &plain::Frozen) {
         // SAFETY: replaces nothing.
         let _ = unsafe { mem::map(region.start, len, prot, flags, fd, 0) };
     };
-    registry::for_each_after_fork(bar);
+    registry::for_each_after_fork(|core| match &core.stands_for {
+        Some(kernel) if kernel.dont_fork.load(Ordering::Relaxed) => {}
+        Some(kernel) if restore(core, kernel) => {}
+        _ => bar(core.region()),
+    });
     plain::for_each_leased(leased, bar);
+    // An open file of the parent's that lived on in the child would keep the parent's lease, with nobody to give it up.
+    // A new process has no POSIX locks to lose.
+    fds::for_each_number(|number| {
+        fds::forget(number);
+        // SAFETY: a copy of the engine's descriptor in the child's own table; the child has no maps that use it.
+        unsafe { file::close(number) };
+    });
     if fd >= 0 {
         // SAFETY: made above; the mappings keep the file.
-        unsafe { faultless_sys::file::close(fd) };
+        unsafe { file::close(fd) };
     }
 }

@@ -65,11 +65,15 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The state lock, for `fork`: held across it so that a child never inherits it locked.
 pub(crate) struct Frozen {
+    _locking: MutexGuard<'static, ()>,
+    _taking: MutexGuard<'static, Vec<file::FileId>>,
     _state: MutexGuard<'static, Option<Running>>,
 }
 
 pub(crate) fn freeze() -> Frozen {
     Frozen {
+        _locking: lock(&LOCKING),
+        _taking: lock(&TAKING),
         _state: lock(&RUNNING),
     }
 }
@@ -141,8 +145,19 @@ fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) ->
     on_keeper(&target, f)
 }
 
-/// Takes a descriptor into the engine: the program's table keeps `fd`, the keeper gets a copy.
+/// Takes a descriptor into the engine: the program's table keeps `fd` (or a copy with a higher number), the keeper gets a
+/// copy.
 pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
+    let fd = {
+        let _no_lock_meanwhile = lock(&LOCKING);
+        let number = fd.as_raw_fd();
+        let coming = file::status(number).is_ok_and(|st| lock(&TAKING).contains(&st.id));
+        if coming || posix_locked(number) {
+            fd
+        } else {
+            crate::pool::own(fds::lift(fd.into_raw_fd()))
+        }
+    };
     let number = fd.as_raw_fd();
     let kept = if fds::protected() {
         let me = raw::gettid();
@@ -190,6 +205,7 @@ fn close_shared_uffd(fd: &Fd) {
     let number = fd.get();
     // Any other descriptor answers ENOTTY or EBADF; a userfaultfd wakes the (absent) waiters of a page.
     if fd.is_kept_open_file(number) && uffd::wake(number, 1 << 30, mem::PAGE).is_ok() {
+        fds::forget(number);
         // SAFETY: still ours, as far as can be told.
         unsafe { file::close(number) };
     }
@@ -235,14 +251,17 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
         go.append(&mut r.lingering);
     }
     for (fd, id) in go {
+        let _no_lock_meanwhile = lock(&LOCKING);
         let (shared, kept) = (fd.get(), fd.kept());
         let ours = file::status(shared).is_ok_and(|s| s.id == id) && fd.is_kept_open_file(shared);
-        if ours && posix_locked(shared) {
+        let taking = lock(&TAKING).contains(&id);
+        if ours && (taking || posix_locked(shared)) {
             if let Some(r) = lock(&RUNNING).as_mut() {
                 r.lingering.push((fd, id));
             }
             continue;
         }
+        fds::forget(shared);
         if ours {
             // SAFETY: the number still names the file that the engine opened.
             unsafe { file::close(shared) };
@@ -254,9 +273,29 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
     }
 }
 
+/// Held while a descriptor of a file is closed, or a POSIX lock on one is announced.
+static LOCKING: Mutex<()> = Mutex::new(());
+/// Files on which the program is taking POSIX locks, or may have taken some: descriptors of them linger.
+static TAKING: Mutex<Vec<file::FileId>> = Mutex::new(Vec::new());
+
+/// Says that the program is about to take a POSIX lock on a file (where `fcntl` is interposed): from when this returns, no
+/// descriptor of it is closed until [`locks_settled`].
+pub(crate) fn locks_coming(id: file::FileId) {
+    let _nothing_is_closed = lock(&LOCKING);
+    lock(&TAKING).push(id);
+}
+
+/// The call that [`locks_coming`] announced is over: what it took, the kernel can tell.
+pub(crate) fn locks_settled(id: file::FileId) {
+    let mut taking = lock(&TAKING);
+    if let Some(i) = taking.iter().position(|&t| t == id) {
+        taking.swap_remove(i);
+    }
+}
+
 /// Whether somebody holds a POSIX lock on the file. Asked on behalf of the open file, which is another owner than the
 /// process, so that the process's own locks are seen.
-fn posix_locked(fd: i32) -> bool {
+pub(crate) fn posix_locked(fd: i32) -> bool {
     let mut l = libc::flock {
         l_type: libc::F_WRLCK as i16,
         l_whence: libc::SEEK_SET as i16,
@@ -265,7 +304,7 @@ fn posix_locked(fd: i32) -> bool {
         l_pid: 0,
     };
     // SAFETY: F_OFD_GETLK reads and writes the structure.
-    let ok = unsafe { libc::fcntl(fd, libc::F_OFD_GETLK, &mut l) } == 0;
+    let ok = unsafe { file::lock_command(fd, libc::F_OFD_GETLK, &mut l) }.is_ok();
     ok && l.l_type != libc::F_UNLCK as i16
 }
 

@@ -11,6 +11,8 @@ use crate::fault::core::{MapCore, Reading};
 use crate::fault::fill;
 use crate::fault::page::State;
 use crate::fault::registry;
+use crate::standin;
+use crate::workers::Broken;
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, file, raw};
 use std::io;
@@ -152,11 +154,21 @@ fn keep(core: &MapCore, unit: u64) {
 }
 
 /// Runs [`on_break`] for the map with gate `id`, if it is still the one with this serial number.
-pub(crate) fn broken(id: u32, serial: u64, what: OnBreak) {
-    if let Some(core) = registry::gate(id).and_then(registry::enter)
-        && core.serial == serial
-    {
-        on_break(&core, what);
+pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
+    let Some(core) = registry::gate(id)
+        .and_then(registry::enter)
+        .filter(|core| core.serial == serial)
+    else {
+        return;
+    };
+    match what {
+        Broken::Save(what) => on_break(&core, what),
+        Broken::HandBack => {
+            let start = core.start;
+            // Who hands the map back waits until nobody is inside.
+            drop(core);
+            standin::lease_broken(start, serial);
+        }
     }
 }
 

@@ -71,6 +71,9 @@ mod primitive;
 #[cfg(not(loom))]
 mod source;
 #[cfg(not(loom))]
+#[doc(hidden)]
+pub mod standin;
+#[cfg(not(loom))]
 mod workers;
 
 #[cfg(not(loom))]
@@ -95,4 +98,5 @@ pub use source::Source;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::evict::policy;
+    pub use crate::pool::default_budget;
 }

@@ -14,11 +14,11 @@ use crate::fault::registry;
 use crate::fault::report::Fault;
 use crate::fault::table::GROUP;
 use crate::keeper;
-use crate::lease::{self, OnBreak};
+use crate::lease;
 use crate::options::{Advice, retire_reading};
 use crate::plain::Plain;
 use crate::pool::Pool;
-use crate::workers::{LeaseBreak, PART, Prefetch, with_pieces};
+use crate::workers::{Broken, LeaseBreak, PART, Prefetch, with_pieces};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, signal};
 use std::fmt;
@@ -137,7 +137,7 @@ impl Map {
     }
 
     /// Takes the lease that makes the map safe; the map is dropped if it cannot be had.
-    pub(crate) fn take_lease(self, what: OnBreak, len_before: u64) -> Result<Map, Error> {
+    pub(crate) fn take_lease(self, what: Broken, len_before: u64) -> Result<Map, Error> {
         let Inner::Engine(core) = &self.inner else {
             return Ok(self);
         };
@@ -477,6 +477,27 @@ fn drop_cool(core: &MapCore, unit: u64) {
     }
 }
 
+impl Map {
+    /// Takes the engine's part out of the map, which is empty from then on.
+    pub(crate) fn take_core(&mut self) -> Option<&'static MapCore> {
+        match std::mem::replace(&mut self.inner, Inner::Empty) {
+            Inner::Engine(core) => Some(core),
+            other => {
+                self.inner = other;
+                None
+            }
+        }
+    }
+
+    /// The engine's part of the map.
+    pub(crate) fn core(&self) -> Option<&'static MapCore> {
+        match &self.inner {
+            Inner::Engine(core) => Some(core),
+            _ => None,
+        }
+    }
+}
+
 impl Drop for Map {
     fn drop(&mut self) {
         let Inner::Engine(core) = &self.inner else {
@@ -487,39 +508,55 @@ impl Drop for Map {
             // A forked child: the bar at the addresses stays, and all else is its parent's.
             return;
         }
-        core.closing.store(true, Ordering::Release);
-        core.streams.give_up(core);
-        self.pool
-            .0
-            .past
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .add(&core.counters.snapshot());
-        // From here on nobody finds the map; who is inside (the evictor, a worker) has left when this returns.
-        // SAFETY: `self` is the only owner, and is being dropped.
-        let core = unsafe { registry::shut(core) };
-        // SAFETY: nobody is inside, nobody holds a slice, and no fill is in flight.
-        let _ = unsafe { mem::unmap(core.start, core.region_len) };
-        let resident = core
-            .counters
-            .get(Count::Charged)
-            .wrapping_sub(core.counters.get(Count::Released));
-        core.pool
-            .budget
-            .release(resident + core.table.fixed_bytes());
-        let MapCore {
-            id,
-            reading,
-            lease: core_lease,
-            ..
-        } = *core;
-        if let Some(&lease) = core_lease.get() {
-            keeper::end_lease(lease);
+        // SAFETY: `self` is the only owner, and is being dropped: nobody holds a slice.
+        unsafe {
+            let core = close(&self.pool, core);
+            let _ = mem::unmap(core.start, core.region_len);
+            settle(core);
         }
-        // The lease first: nobody is told of its break under a gate that serves another map.
-        retire_reading(reading);
-        registry::unreserve(id);
     }
+}
+
+/// Ends the service of a map: when this returns, nobody is inside any more, no fill is in flight, and faults in its
+/// region are nobody's.
+///
+/// # Safety
+///
+/// The caller is the only owner of `core`, and uses it from now on through the returned box alone.
+pub(crate) unsafe fn close(pool: &Pool, core: &'static MapCore) -> Box<MapCore> {
+    core.closing.store(true, Ordering::Release);
+    core.streams.give_up(core);
+    pool.0
+        .past
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .add(&core.counters.snapshot());
+    // From here on nobody finds the map; who is inside (the evictor, a worker) has left when this returns.
+    // SAFETY: the caller's promise.
+    unsafe { registry::shut(core) }
+}
+
+/// Gives back all that a closed map held, but for its address space.
+pub(crate) fn settle(core: Box<MapCore>) {
+    let resident = core
+        .counters
+        .get(Count::Charged)
+        .wrapping_sub(core.counters.get(Count::Released));
+    core.pool
+        .budget
+        .release(resident + core.table.fixed_bytes());
+    let MapCore {
+        id,
+        reading,
+        lease: core_lease,
+        ..
+    } = *core;
+    if let Some(&lease) = core_lease.get() {
+        keeper::end_lease(lease);
+    }
+    // The lease first: nobody is told of its break under a gate that serves another map.
+    retire_reading(reading);
+    registry::unreserve(id);
 }
 
 /// A part of a map that is resident and stays so until this is dropped. See [`Map::pin`].

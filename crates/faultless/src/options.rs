@@ -5,7 +5,7 @@
 use crate::bytes::Bytes;
 use crate::error::{Error, LeaseRefusal};
 use crate::fault::ahead::Streams;
-use crate::fault::core::{MapCore, Reading};
+use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::counters::Counters;
 use crate::fault::process;
 use crate::fault::registry::{self, GRANULE};
@@ -16,11 +16,12 @@ use crate::map::Map;
 use crate::plain::Plain;
 use crate::pool::{Engine, Pool, own};
 use crate::source::{self, Source};
+use crate::workers::Broken;
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, uffd};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;
@@ -85,6 +86,10 @@ pub struct MapOptions {
     advice: Advice,
     reads: Reads,
     on_break: OnBreak,
+    /// The map stands in for a mapping of the kernel's, made with these flags.
+    stands_for: Option<i32>,
+    /// Where it is to lie, if there is room; 0: anywhere.
+    place: usize,
 }
 
 impl MapOptions {
@@ -97,7 +102,16 @@ impl MapOptions {
             advice: Advice::Normal,
             reads: Reads::Auto,
             on_break: OnBreak::Snapshot,
+            stands_for: None,
+            place: 0,
         }
+    }
+
+    /// Has the map stand in for a mapping that the kernel would make with these flags, at `place` if there is room.
+    pub(crate) fn stand_for(mut self, flags: i32, place: usize) -> Self {
+        self.stands_for = Some(flags);
+        self.place = place;
+        self
     }
 
     /// Where in the source the map begins, in bytes; any value. 0 by default.
@@ -266,7 +280,12 @@ impl MapOptions {
         )
     }
 
-    fn map_file(&self, file: BorrowedFd<'_>, name: String, leased: bool) -> Result<Map, Error> {
+    pub(crate) fn map_file(
+        &self,
+        file: BorrowedFd<'_>,
+        name: String,
+        leased: bool,
+    ) -> Result<Map, Error> {
         self.check()?;
         let cannot = |what: &str, e| Error::kernel(format!("cannot {what} {name}"), e);
         let status = file::status(file.as_raw_fd()).map_err(|e| cannot("stat", e))?;
@@ -301,7 +320,11 @@ impl MapOptions {
         let data_len = head as u64 + status.len.saturating_sub(self.offset);
         let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
         if leased {
-            map.take_lease(self.on_break, status.len)
+            let what = match self.stands_for {
+                Some(_) => Broken::HandBack,
+                None => Broken::Save(self.on_break),
+            };
+            map.take_lease(what, status.len)
         } else {
             Ok(map)
         }
@@ -393,6 +416,12 @@ impl MapOptions {
             lease: std::sync::OnceLock::new(),
             keep_all: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            stands_for: self.stands_for.map(|flags| KernelMapping {
+                flags,
+                advice: AtomicI32::new(libc::MADV_NORMAL),
+                dont_fork: AtomicBool::new(false),
+                leaving: AtomicBool::new(false),
+            }),
             streams: Streams::new(),
             counters: Counters::new(),
         }));
@@ -413,7 +442,12 @@ impl MapOptions {
         let failed = |e: std::io::Error| {
             Error::kernel(format!("cannot reserve address space for {name}"), e)
         };
-        let region = Region::new(span).map_err(failed)?;
+        let region = match self.stands_for {
+            // Exactly as long as the kernel's: what lies behind it is the program's.
+            Some(_) => Region::exact(span.next_multiple_of(PAGE), self.place),
+            None => Region::anywhere(span.next_multiple_of(GRANULE)),
+        }
+        .map_err(failed)?;
         let units = (region.len as u64).div_ceil(unit);
         let table = Table::new(units).map_err(failed)?;
         if table.fixed_bytes() > self.pool.budget().get() / 4 {
@@ -461,15 +495,15 @@ pub(crate) fn retire_reading(reading: Reading) {
     }
 }
 
-/// A range of address space, aligned to granules, unmapped when dropped.
+/// A range of address space that begins at a granule, unmapped when dropped.
 struct Region {
     start: usize,
     len: usize,
 }
 
 impl Region {
-    fn new(bytes: usize) -> std::io::Result<Self> {
-        let len = bytes.next_multiple_of(GRANULE);
+    /// Where the kernel finds room.
+    fn anywhere(len: usize) -> std::io::Result<Self> {
         // Without access until it is armed: under mlockall the kernel would fill it with zeros at once.
         let raw = mem::map_reserved(len + GRANULE)?;
         let start = raw.next_multiple_of(GRANULE);
@@ -483,6 +517,29 @@ impl Region {
                 let _ = mem::unmap(start + len, end - start - len);
             }
         }
+        Self::prepare(start, len)
+    }
+
+    /// At `place`, if that is not 0, begins a granule, and is free; otherwise anywhere.
+    fn exact(len: usize, place: usize) -> std::io::Result<Self> {
+        if place != 0 && place.is_multiple_of(GRANULE) {
+            let flags = libc::MAP_PRIVATE
+                | libc::MAP_ANONYMOUS
+                | libc::MAP_NORESERVE
+                | mem::MAP_FIXED_NOREPLACE;
+            // SAFETY: replaces nothing.
+            if let Ok(at) = unsafe { mem::map(place, len, libc::PROT_NONE, flags, -1, 0) } {
+                if at == place && mem::unlock(at, len).is_ok() {
+                    return Self::prepare(at, len);
+                }
+                // SAFETY: mapped just now, shown to nobody.
+                let _ = unsafe { mem::unmap(at, len) };
+            }
+        }
+        Self::anywhere(len)
+    }
+
+    fn prepare(start: usize, len: usize) -> std::io::Result<Self> {
         let region = Region { start, len };
         // SAFETY: ours; no contents yet.
         unsafe {

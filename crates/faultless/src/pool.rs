@@ -144,13 +144,20 @@ impl PoolBuilder {
 
     fn budget(&self) -> Result<Bytes, Error> {
         let memory = memory::look();
-        let budget = self.memory.unwrap_or_else(|| {
-            let share = memory.available / 100 * DEFAULT_SHARE_PERCENT;
-            Bytes::new(share.max(MEMORY_MIN.get()))
-        });
+        let budget = self.memory.unwrap_or_else(|| share_of(&memory));
         check_budget(budget, memory.machine)?;
         Ok(budget)
     }
+}
+
+fn share_of(memory: &memory::Memory) -> Bytes {
+    let share = memory.available / 100 * DEFAULT_SHARE_PERCENT;
+    Bytes::new(share.max(MEMORY_MIN.get()))
+}
+
+/// The budget of a pool that is not told one: half of what is available now.
+pub fn default_budget() -> Bytes {
+    share_of(&memory::look())
 }
 
 /// Installs the SIGBUS handler, or makes sure that it still is in place.

@@ -45,7 +45,16 @@ pub(crate) struct Prefetch {
 pub(crate) struct LeaseBreak {
     pub(crate) id: u32,
     pub(crate) serial: u64,
-    pub(crate) what: OnBreak,
+    pub(crate) what: Broken,
+}
+
+/// What is to be done about a broken lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// As the owner of the map wished.
+    Save(OnBreak),
+    /// The kernel's own mapping takes the map's place.
+    HandBack,
 }
 
 #[derive(Default)]

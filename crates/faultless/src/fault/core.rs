@@ -13,7 +13,7 @@ use faultless_sys::file::FileId;
 use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// A number of a fill unit within a map.
 pub(crate) type Unit = u64;
@@ -108,6 +108,20 @@ pub(crate) enum Reading {
     },
 }
 
+/// What is needed to make the kernel's own mapping of a file, where a map stands in for one.
+#[derive(Debug)]
+pub(crate) struct KernelMapping {
+    /// `MAP_SHARED` or `MAP_PRIVATE`, and what else concerns the mapping rather than its making.
+    pub(crate) flags: i32,
+    /// The last `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
+    pub(crate) advice: AtomicI32,
+    /// `MADV_DONTFORK`: a forked child is to find nothing there.
+    pub(crate) dont_fork: AtomicBool,
+    /// The kernel's mapping is taking the map's place, piece by piece: a page that cannot be installed any more is one
+    /// that the kernel serves.
+    pub(crate) leaving: AtomicBool,
+}
+
 /// One map, as the fault path sees it. Made before its gate opens, freed after it is shut.
 pub(crate) struct MapCore {
     pub(crate) id: u32,
@@ -135,12 +149,21 @@ pub(crate) struct MapCore {
     pub(crate) keep_all: AtomicBool,
     /// The map is being dropped: whoever works on it in the background stops.
     pub(crate) closing: AtomicBool,
+    /// The kernel's mapping that this one stands in for, if it does.
+    pub(crate) stands_for: Option<KernelMapping>,
     /// Who reads in order, to be read ahead of.
     pub(crate) streams: Box<Streams>,
     pub(crate) counters: Counters,
 }
 
 impl MapCore {
+    /// Whether the kernel's own mapping is taking this map's place.
+    pub(crate) fn leaving(&self) -> bool {
+        self.stands_for
+            .as_ref()
+            .is_some_and(|k| k.leaving.load(Ordering::SeqCst))
+    }
+
     pub(crate) fn region(&self) -> std::ops::Range<usize> {
         self.start..self.start + self.region_len
     }
@@ -222,7 +245,7 @@ pub(crate) struct LastLooks([AtomicU64; LOOKS]);
 const LOOKS: usize = 512;
 
 impl LastLooks {
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         LastLooks([const { AtomicU64::new(0) }; LOOKS])
     }
 

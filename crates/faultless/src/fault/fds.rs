@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "closes descriptors by number")]
 
+use faultless_sys::file::FileId;
 use faultless_sys::{Errno, fdtable, file};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
@@ -32,6 +33,72 @@ const NUMBERS: usize = 1 << 16;
 /// For each number, the last [`Fd`] that had it, by identity.
 static OWNERS: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 static NEXT_IDENTITY: AtomicU32 = AtomicU32::new(1);
+/// For each number that is the engine's now, its twin's plus one; 0 for all others.
+static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
+/// Descriptors get numbers from here on, out of the way of programs that count on low ones; 0: as they come.
+static FLOOR: AtomicI32 = AtomicI32::new(0);
+
+/// Keeps the engine's descriptors out of the way of a program that does not know of them.
+pub(crate) fn keep_high() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: writes the structure.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    let limit = if known { limit.rlim_cur } else { 1024 };
+    FLOOR.store((limit * 3 / 4).min(FLOOR_MAX) as i32, Ordering::Relaxed);
+}
+
+/// A table of descriptors is as large as the highest number in it.
+const FLOOR_MAX: u64 = 4000;
+
+/// Moves a descriptor that nobody else knows yet to a high number, if that is wanted and possible.
+///
+/// The caller makes sure that closing the low one drops no POSIX lock.
+pub(crate) fn lift(number: i32) -> i32 {
+    let floor = FLOOR.load(Ordering::Relaxed);
+    if number >= floor {
+        return number;
+    }
+    match fdtable::duplicate_above(number, floor) {
+        Ok(high) => {
+            // SAFETY: the caller's own, and known to nobody else.
+            unsafe { file::close(number) };
+            high
+        }
+        Err(_) => number,
+    }
+}
+
+/// Whether `number` of the program's table is a descriptor of the engine's.
+pub(crate) fn is_engines(number: i32) -> bool {
+    let Some(twin) = TWINS.get(number as usize) else {
+        return false;
+    };
+    match twin.load(Ordering::SeqCst) {
+        0 => false,
+        twin => keeper()
+            .and_then(|tid| fdtable::same_open_file(tid, twin - 1, number))
+            .unwrap_or(true),
+    }
+}
+
+/// Forgets that `number` is the engine's: the program has put something else there, or it is closed.
+pub(crate) fn forget(number: i32) {
+    if let Some(twin) = TWINS.get(number as usize) {
+        twin.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Runs `f` on all numbers that are noted as the engine's.
+pub(crate) fn for_each_number(mut f: impl FnMut(i32)) {
+    for (number, twin) in TWINS.iter().enumerate() {
+        if twin.load(Ordering::SeqCst) != 0 {
+            f(number as i32);
+        }
+    }
+}
 
 /// A descriptor and its twin in the keeper's table.
 #[derive(Debug)]
@@ -58,6 +125,7 @@ impl Fd {
     fn mark(&self, number: i32) {
         if let Some(owner) = OWNERS.get(number as usize) {
             owner.store(self.identity, Ordering::SeqCst);
+            TWINS[number as usize].store(self.kept.max(-1) + 1, Ordering::SeqCst);
         }
     }
 
@@ -96,6 +164,15 @@ impl Fd {
             .unwrap_or(true)
     }
 
+    /// The number in the program's table, made sure to name file `id`.
+    pub(crate) fn current(&self, id: FileId) -> Result<i32, Errno> {
+        let number = self.get();
+        match file::status(number) {
+            Ok(st) if st.id == id => Ok(number),
+            _ => self.recover(number),
+        }
+    }
+
     /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.
     pub(crate) fn recover(&self, lost: i32) -> Result<i32, Errno> {
         let now = self.get();
@@ -106,8 +183,15 @@ impl Fd {
         if keeper == 0 || self.kept < 0 {
             return Err(Errno(libc::EBADF));
         }
+        // Moving it closes the low number again, which costs the program its POSIX locks on the file, if it has some.
         let fresh = fdtable::fetch(keeper, self.kept)?;
+        let fresh = if crate::keeper::posix_locked(fresh) {
+            fresh
+        } else {
+            lift(fresh)
+        };
         self.mark(fresh);
+        forget(lost);
         match self
             .shared
             .compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire)
@@ -115,6 +199,7 @@ impl Fd {
             Ok(_) => Ok(fresh),
             Err(other) => {
                 // Another thread was faster.
+                forget(fresh);
                 // SAFETY: fetched above, and given to nobody.
                 unsafe { file::close(fresh) };
                 Ok(other)

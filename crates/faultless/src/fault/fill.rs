@@ -195,8 +195,20 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
+    // Nobody may wait in a map that is about to go: who takes it away waits for them.
+    let leaving = || {
+        let leaving = core.leaving();
+        if leaving {
+            core.counters.add(Count::Charged, bytes);
+            pool.budget.charge_anyway(bytes);
+        }
+        leaving
+    };
     if need == Need::Prefetch {
         return Err(Fault::Budget);
+    }
+    if leaving() {
+        return Ok(());
     }
     core.counters.add(Count::Waits, 1);
     let mut since = (raw::monotonic_ns(), pool.evicted.load(Ordering::Relaxed));
@@ -210,6 +222,9 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
         }
         if firm() <= firm_max && pool.budget.try_charge(bytes) {
             core.counters.add(Count::Charged, bytes);
+            return Ok(());
+        }
+        if leaving() {
             return Ok(());
         }
         let evicted = pool.evicted.load(Ordering::Relaxed);
@@ -736,6 +751,8 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
                 tries -= 1;
             }
             _ if tries > INSTALL_TRIES => return Err(Fault::Install(error)),
+            // The kernel's own mapping is there by now: it serves the rest.
+            libc::ENOENT | libc::EINVAL if core.leaving() => return Ok(new),
             libc::EAGAIN => raw::sched_yield(),
             libc::ENOMEM => {
                 core.pool.evict_bell.ring();

@@ -5,28 +5,104 @@
     reason = "a signal handler: reads siginfo, calls handlers of others by address"
 )]
 
-use super::core::MapCore;
+use super::core::{LastLooks, MapCore};
 use super::fill::{self, Need};
 use super::registry;
 use super::report::{self, Fault};
 use faultless_sys::mem::PAGE;
 use faultless_sys::signal::{self, Action};
 use faultless_sys::{Errno, raw};
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// The action that was there before ours. Written once, before `INSTALLED` is set, and only read from then on.
-struct Former(UnsafeCell<Option<Action>>);
-// SAFETY: written under the `INSTALLING` lock before INSTALLED is released; read only after it was acquired.
-unsafe impl Sync for Former {}
+/// What a program wants done about a signal: the parts of a `struct sigaction` that say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disposition {
+    /// Address of the handler, or `SIG_DFL`, or `SIG_IGN`.
+    pub handler: usize,
+    /// `SA_…` flags.
+    pub flags: usize,
+    /// Signals blocked while the handler runs.
+    pub mask: signal::SigSet,
+}
 
-static FORMER: Former = Former(UnsafeCell::new(None));
+/// The program's own disposition: what was there before ours, or what it has asked for since (where `sigaction` is
+/// interposed). Written under the `INSTALLING` lock with all signals blocked; read by the handler, which tries again if
+/// the version changed meanwhile.
+struct Former {
+    /// Odd while the rest is being written.
+    version: AtomicU32,
+    handler: AtomicUsize,
+    flags: AtomicUsize,
+    mask: AtomicU64,
+}
+
+impl Former {
+    fn read(&self) -> Disposition {
+        loop {
+            let version = self.version.load(Ordering::SeqCst);
+            let seen = Disposition {
+                handler: self.handler.load(Ordering::SeqCst),
+                flags: self.flags.load(Ordering::SeqCst),
+                mask: self.mask.load(Ordering::SeqCst),
+            };
+            if version & 1 == 0 && self.version.load(Ordering::SeqCst) == version {
+                return seen;
+            }
+            raw::sched_yield();
+        }
+    }
+
+    /// The caller holds the lock, and has all signals blocked: a handler on this thread would wait for it for ever.
+    fn write(&self, new: Disposition) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.handler.store(new.handler, Ordering::SeqCst);
+        self.flags.store(new.flags, Ordering::SeqCst);
+        self.mask.store(new.mask, Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+static FORMER: Former = Former {
+    version: AtomicU32::new(0),
+    handler: AtomicUsize::new(libc::SIG_DFL),
+    flags: AtomicUsize::new(0),
+    mask: AtomicU64::new(0),
+};
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// The former handler was to be called once only (`SA_RESETHAND`), and has been.
 static SPENT: AtomicBool = AtomicBool::new(false);
+
+/// Some map was handed back to the kernel: a SIGBUS that was raised just before may find no map.
+static HANDED_BACK: AtomicBool = AtomicBool::new(false);
+/// Who has looked once at such an address.
+static LATE_LOOKS: LastLooks = LastLooks::new();
+
+/// Says that a map is about to go whose addresses stay in use.
+pub(crate) fn expect_latecomers() {
+    HANDED_BACK.store(true, Ordering::SeqCst);
+}
+
+/// Replaces the disposition that faults which are not ours go on to, and returns the one before. `None` while the
+/// engine's handler is not installed: then the kernel's is the one to replace.
+pub(crate) fn replace_former(new: Option<Disposition>) -> Option<Disposition> {
+    let _no_handler_here = signal::Blocked::all();
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
+    if !INSTALLED.load(Ordering::Acquire) {
+        return None;
+    }
+    let mut before = FORMER.read();
+    if SPENT.load(Ordering::Relaxed) {
+        before.handler = libc::SIG_DFL;
+    }
+    if let Some(new) = new {
+        FORMER.write(new);
+        SPENT.store(false, Ordering::Relaxed);
+    }
+    Some(before)
+}
 
 /// The lock on the installation, held across `fork`.
 pub(crate) struct Frozen {
@@ -54,6 +130,7 @@ fn ours() -> Action {
 
 /// Puts the handler in place, or makes sure that it still is.
 pub(crate) fn install() -> Result<(), NotInstalled> {
+    let _no_handler_here = signal::Blocked::all();
     let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
     let now = signal::action(libc::SIGBUS).map_err(NotInstalled::Refused)?;
     if INSTALLED.load(Ordering::Acquire) {
@@ -64,8 +141,11 @@ pub(crate) fn install() -> Result<(), NotInstalled> {
             Err(NotInstalled::Replaced(now.handler))
         };
     }
-    // SAFETY: INSTALLED is not set, so nobody reads it, and the lock keeps other writers out.
-    unsafe { *FORMER.0.get() = Some(now) };
+    FORMER.write(Disposition {
+        handler: now.handler,
+        flags: now.flags,
+        mask: now.mask,
+    });
     INSTALLED.store(true, Ordering::Release);
     // SAFETY: the handler is made to run at any instruction, and chains to the former action.
     unsafe { signal::set_action(libc::SIGBUS, &ours()) }.map_err(NotInstalled::Refused)?;
@@ -83,7 +163,14 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
             let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
                 return;
             };
-            report_at(&core, addr, why);
+            // Where a map stands in for the kernel's, a program that handles its own faults expects no word of ours.
+            if core.stands_for.is_none() || FORMER.read().handler == libc::SIG_DFL {
+                report_at(&core, addr, why);
+            }
+        } else if HANDED_BACK.load(Ordering::SeqCst) && !LATE_LOOKS.again(raw::gettid(), addr, 0) {
+            // The map was handed back to the kernel between the fault and this look: the kernel serves the load when it
+            // runs again. If not, this thread will be here at once with the same address.
+            return;
         } else if let Some(core) = registry::find_parents(addr) {
             report_at(&core, addr, Fault::Forked);
         }
@@ -103,8 +190,7 @@ fn report_at(core: &MapCore, addr: usize, why: Fault) {
 ///
 /// To be called from the handler, with its arguments.
 unsafe fn chain(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void, code: i32) {
-    // SAFETY: INSTALLED was set before our action could run, and FORMER is not written after that.
-    let former = unsafe { (*FORMER.0.get()).unwrap_or_else(Action::default_action) };
+    let former = FORMER.read();
     // By kill, tgkill, sigqueue, or as a mere notice of broken memory: no instruction would run into it again.
     let sent = code <= 0 || code == libc::BUS_MCEERR_AO;
     let handler = if SPENT.load(Ordering::Relaxed) {

@@ -1,7 +1,7 @@
 //! From an address to the map that it lies in, without a lock, and safe against maps that are dropped meanwhile.
 //!
-//! Regions are multiples of 2 MiB, aligned to 2 MiB, so a two-level table indexed by address finds the *gate* of the
-//! region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
+//! Regions begin at multiples of 2 MiB, and no two of them share a 2 MiB granule, so a two-level table indexed by address
+//! finds the *gate* of the region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
 //! reach a gate. What is behind the gate, the [`MapCore`], is freed when its map is dropped; `gate.rs` says how.
 
 #![allow(unsafe_code, reason = "dereferences what the gate protects")]
@@ -92,6 +92,31 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     inside.region().contains(&addr).then_some(inside)
 }
 
+/// Whether some map has a part of `range`, as far as granules tell: `false` is certain. Takes no lock.
+pub(crate) fn touches(range: &Range<usize>) -> bool {
+    if range.is_empty() {
+        return false;
+    }
+    let last = (range.end - 1) >> GRANULE_SHIFT;
+    let mut granule = range.start >> GRANULE_SHIFT;
+    while granule <= last {
+        let Some(slot) = TABLE.get(granule >> LEAF_BITS) else {
+            return false;
+        };
+        let leaf = slot.load(Ordering::Acquire);
+        if leaf.is_null() {
+            granule = ((granule >> LEAF_BITS) + 1) << LEAF_BITS;
+            continue;
+        }
+        // SAFETY: leaves are never freed.
+        if unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire) != 0 {
+            return true;
+        }
+        granule += 1;
+    }
+    false
+}
+
 /// Reserves the number of a gate for a map that will lie at `region`. `None` if there are too many maps.
 pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<u32>> {
     make_leaves(region)?;
@@ -156,7 +181,7 @@ fn make_leaves(region: &Range<usize>) -> std::io::Result<()> {
 
 fn set_entries(core: &MapCore, value: u32) {
     let region = core.region();
-    for granule in region.start >> GRANULE_SHIFT..region.end >> GRANULE_SHIFT {
+    for granule in region.start >> GRANULE_SHIFT..=(region.end - 1) >> GRANULE_SHIFT {
         let leaf = TABLE[granule >> LEAF_BITS].load(Ordering::Acquire);
         // SAFETY: leaves are never freed.
         if let Some(leaf) = unsafe { leaf.as_ref() } {
@@ -200,9 +225,9 @@ pub(crate) fn freeze() -> Frozen {
     }
 }
 
-/// Runs `f` on the region of every open map. For the child of a fork, whose only thread is the caller: gates are not
+/// Runs `f` on every open map. For the child of a fork, whose only thread is the caller: gates are not
 /// entered, since counters of threads that do not exist here would never fall again.
-pub(crate) fn for_each_after_fork(mut f: impl FnMut(std::ops::Range<usize>)) {
+pub(crate) fn for_each_after_fork(mut f: impl FnMut(&MapCore)) {
     for chunk in &GATES {
         let chunk = chunk.load(Ordering::Acquire);
         if chunk.is_null() {
@@ -213,7 +238,7 @@ pub(crate) fn for_each_after_fork(mut f: impl FnMut(std::ops::Range<usize>)) {
             let core = gate.peek();
             // SAFETY: a core is freed only after it was taken from its gate, and this child has no other thread.
             if let Some(core) = unsafe { core.as_ref() } {
-                f(core.region());
+                f(core);
             }
         }
     }
@@ -227,7 +252,9 @@ pub(crate) fn find_parents(addr: usize) -> Option<Inside<'static>> {
         .take_while(|c| !c.is_null());
     // SAFETY: chunks are never freed.
     let mut maps = chunks.flat_map(|c| unsafe { &*c }).filter_map(enter);
-    maps.find(|core| core.pid != raw::getpid() && core.region().contains(&addr))
+    maps.find(|core| {
+        core.pid != raw::getpid() && core.stands_for.is_none() && core.region().contains(&addr)
+    })
 }
 
 /// Runs `f` on every open map.

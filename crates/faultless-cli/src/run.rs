@@ -1,0 +1,192 @@
+//! `faultless run`.
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use faultless::Bytes;
+use faultless_run::{Settings, VARIABLE, check_program, find_program, tree};
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Run a program whose large read-only file mappings are served without mmap_lock.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Taken over are mappings of regular files that are readable, neither writable nor executable, and large enough, in the
+program and in all that it executes. A read lease guards the bytes: when somebody opens the file for writing, the mapping
+becomes the kernel's again, at the same address, before the writer goes on. Everything else goes to the kernel untouched.
+
+PATTERNS without a slash are about a file's name, others about its whole path; * stands for slashes, too.
+
+The program's exit status, signals, input and output are its own. In gdb: handle SIGBUS nostop noprint pass.
+
+  faultless run --stats -- rg --mmap needle big.log
+  faultless run --memory 8G -- python3 search.py")]
+pub(crate) struct Args {
+    /// Memory for all file mappings of the program and what it starts, together [default: half of what is available].
+    #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
+    memory: Option<Bytes>,
+    /// Smallest mapping that is taken over.
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = crate::bench::size)]
+    min_size: Bytes,
+    /// Take files over for which no lease can be had: you vouch that their bytes do not change while they are mapped.
+    #[arg(long, value_name = "PATTERN")]
+    trust: Vec<String>,
+    /// Take over these files alone.
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+    /// Leave these files to the kernel.
+    #[arg(long, value_name = "PATTERN")]
+    skip: Vec<String>,
+    /// How files are read.
+    #[arg(long, value_enum, default_value_t)]
+    reads: Reads,
+    /// Say on stderr, when a process ends and when it gets SIGUSR2, what was taken over, what was not, and why.
+    #[arg(long)]
+    stats: bool,
+    /// Write the same as JSON, one line for each process (made anew).
+    #[arg(long, value_name = "FILE")]
+    stats_json: Option<PathBuf>,
+    /// Take nothing over: only say what would be. Implies --stats.
+    #[arg(long)]
+    dry_run: bool,
+    /// Serve system calls that bypass the C library, too (programs in Go, some static parts). Costs a little in each.
+    #[arg(long)]
+    compat: bool,
+    /// The program, and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Reads {
+    /// Through the page cache if half of the mapping is in it already, directly otherwise.
+    #[default]
+    Auto,
+    /// Directly: the budget is the cache.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+/// Smallest budget for a tree of processes.
+const MEMORY_MIN: Bytes = Bytes::mib(4);
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let (name, arguments) = args.command.split_first().context("no program")?;
+    let memory = match args.memory {
+        Some(memory) if memory < MEMORY_MIN => {
+            bail!("--memory is {memory}: give it at least {MEMORY_MIN}")
+        }
+        Some(memory) => memory,
+        None => faultless::internals::default_budget(),
+    };
+    let program = find_program(name)?;
+    check_program(&program)?;
+    let stats_json = args.stats_json.as_deref().map(start_file).transpose()?;
+    let settings = Settings {
+        memory: memory.get(),
+        min_size: args.min_size.get(),
+        trust: args.trust,
+        only: args.only,
+        skip: args.skip,
+        reads: match args.reads {
+            Reads::Auto => faultless_run::Reads::Auto,
+            Reads::Direct => faultless_run::Reads::Direct,
+            Reads::Buffered => faultless_run::Reads::Buffered,
+        },
+        stats: args.stats || (args.dry_run && stats_json.is_none()),
+        stats_json,
+        dry_run: args.dry_run,
+        compat: args.compat,
+        tree: format!("{}{}-{}", tree::PREFIX, std::process::id(), nonce()),
+    };
+    if let Err((pattern, e)) = settings.check() {
+        bail!("{pattern:?} is not a pattern: {e}");
+    }
+    tree::sweep();
+    let error = Command::new(&program)
+        .arg0(name)
+        .args(arguments)
+        .env(VARIABLE, settings.encode())
+        .env("LD_PRELOAD", preload()?)
+        .exec();
+    Err(error).with_context(|| format!("cannot execute {}", program.display()))
+}
+
+/// Tells trees of processes apart whose first processes had the same number.
+fn nonce() -> u128 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos())
+}
+
+/// Empties the file of the reports, so that they can be appended from any directory.
+fn start_file(path: &Path) -> anyhow::Result<PathBuf> {
+    let cannot = || format!("cannot write the reports to {}", path.display());
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .with_context(cannot)?;
+    path.canonicalize().with_context(cannot)
+}
+
+/// What `LD_PRELOAD` must be: our library first, then what was there.
+fn preload() -> anyhow::Result<OsString> {
+    let mut all = library()?.into_os_string();
+    if let Some(before) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
+        all.push(":");
+        all.push(before);
+    }
+    Ok(all)
+}
+
+const LIBRARY: &str = "libfaultless_preload.so";
+
+/// Where the library is: beside the command, or in the `lib` beside its `bin`.
+fn library() -> anyhow::Result<PathBuf> {
+    let library = match std::env::var_os("FAULTLESS_LIBRARY") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let exe =
+                std::env::current_exe().context("cannot find the faultless command itself")?;
+            let dir = exe.parent().unwrap_or(Path::new("/"));
+            let places = [
+                dir.join(LIBRARY),
+                dir.join("../lib").join(LIBRARY),
+                dir.join("../lib/faultless").join(LIBRARY),
+            ];
+            let Some(found) = places.iter().find(|p| p.is_file()) else {
+                bail!(
+                    "{LIBRARY} is neither beside the command ({}) nor in ../lib; build it (cargo build --release -p faultless-preload), or name it in FAULTLESS_LIBRARY",
+                    dir.display()
+                );
+            };
+            found.clone()
+        }
+    };
+    let library = library
+        .canonicalize()
+        .with_context(|| format!("cannot find the library {}", library.display()))?;
+    // The dynamic loader takes both for separators.
+    if has(library.as_os_str(), b' ') || has(library.as_os_str(), b':') {
+        bail!(
+            "the library's path {} has a space or a colon, which the dynamic loader takes for the end of it; move it",
+            library.display()
+        );
+    }
+    Ok(library)
+}
+
+fn has(text: &OsStr, byte: u8) -> bool {
+    text.as_bytes().contains(&byte)
+}

@@ -1,0 +1,780 @@
+//! Calls that hand the kernel memory to read.
+//!
+//! The kernel cannot be interrupted by SIGBUS in the middle of a system call: an absent page of ours is EFAULT to it. So what
+//! is written or sent is read in and held for the time of the call; and a call that reads something short, a path or an
+//! address, is made again if it says EFAULT, with the pages in place.
+
+#![allow(
+    unsafe_code,
+    reason = "functions of the C library, with its pointers and its promises"
+)]
+
+use crate::mappings::reaches;
+use crate::real::{Errno, errno, real, set_errno};
+use crate::signals;
+use crate::state::{self, STANDING};
+use faultless::standin::{self, Held};
+use faultless_run::Efaults;
+use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
+use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use std::ops::Range;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+/// Most bytes that are held for one call.
+const CHUNK: usize = 4 << 20;
+/// A path, or an address, is not longer.
+const SHORT: usize = 4096;
+/// How often a call is made again.
+const TRIES: usize = 4;
+
+// ---- what is counted
+
+/// EFAULT from one function, counted without a lock.
+pub(crate) struct Counter {
+    name: &'static str,
+    count: AtomicU64,
+    mended: bool,
+    next: AtomicPtr<Counter>,
+}
+
+static COUNTERS: AtomicPtr<Counter> = AtomicPtr::new(std::ptr::null_mut());
+
+impl Counter {
+    pub(crate) const fn new(name: &'static str, mended: bool) -> Self {
+        Counter {
+            name,
+            count: AtomicU64::new(0),
+            mended,
+            next: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+
+    pub(crate) fn add(&'static self) {
+        if self.count.fetch_add(1, Ordering::Relaxed) > 0 {
+            return;
+        }
+        // The first time: into the list.
+        let me = std::ptr::from_ref(self).cast_mut();
+        let mut head = COUNTERS.load(Ordering::Acquire);
+        loop {
+            self.next.store(head, Ordering::Relaxed);
+            match COUNTERS.compare_exchange(head, me, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(other) => head = other,
+            }
+        }
+    }
+}
+
+/// What was counted.
+pub(crate) fn efaults() -> Vec<Efaults> {
+    let mut all = Vec::new();
+    let mut at = COUNTERS.load(Ordering::Acquire);
+    // SAFETY: counters are static.
+    while let Some(counter) = unsafe { at.as_ref() } {
+        all.push(Efaults {
+            call: counter.name.to_owned(),
+            count: counter.count.load(Ordering::Relaxed),
+            mended: counter.mended,
+        });
+        at = counter.next.load(Ordering::Acquire);
+    }
+    all.sort_by(|a, b| a.call.cmp(&b.call));
+    all
+}
+
+// ---- what is written and sent
+
+fn range(at: *const c_void, len: usize) -> Range<usize> {
+    at as usize..(at as usize).saturating_add(len)
+}
+
+/// Makes a call that reads `len` bytes at `at` and returns how many it took, in parts whose pages are held meanwhile.
+#[inline]
+fn held(
+    at: *const c_void,
+    len: usize,
+    mut call: impl FnMut(*const c_void, usize, usize) -> isize,
+) -> isize {
+    if !reaches(&range(at, len)) {
+        return call(at, len, 0);
+    }
+    let mut done = 0;
+    loop {
+        let part = (len - done).min(CHUNK);
+        // SAFETY: inside the program's own buffer.
+        let from = unsafe { at.byte_add(done) };
+        let mut pages = Held::new();
+        pages.hold(range(from, part));
+        let took = call(from, part, done);
+        drop(pages);
+        if took < 0 {
+            return if done > 0 { done as isize } else { took };
+        }
+        done += took as usize;
+        if (took as usize) < part || done == len {
+            return done as isize;
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn write(fd: c_int, buf: *const c_void, len: usize) -> isize {
+    let real = real!(write as unsafe extern "C-unwind" fn(c_int, *const c_void, usize) -> isize);
+    // SAFETY: the program's own arguments, in parts.
+    held(buf, len, |at, n, _| unsafe { real(fd, at, n) })
+}
+
+macro_rules! positioned_writes {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(fd: c_int, buf: *const c_void, len: usize, offset: i64) -> isize {
+            let real = real!($name as unsafe extern "C-unwind" fn(c_int, *const c_void, usize, i64) -> isize);
+            // SAFETY: the program's own arguments, in parts.
+            held(buf, len, |at, n, done| unsafe { real(fd, at, n, offset + done as i64) })
+        }
+    )* };
+}
+positioned_writes! { pwrite pwrite64 }
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> isize {
+    let real =
+        real!(send as unsafe extern "C-unwind" fn(c_int, *const c_void, usize, c_int) -> isize);
+    // SAFETY: the program's own arguments, in parts.
+    held(buf, len, |at, n, _| unsafe { real(fd, at, n, flags) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn sendto(
+    fd: c_int,
+    buf: *const c_void,
+    len: usize,
+    flags: c_int,
+    to: *const sockaddr,
+    to_len: socklen_t,
+) -> isize {
+    type Sendto = unsafe extern "C-unwind" fn(
+        c_int,
+        *const c_void,
+        usize,
+        c_int,
+        *const sockaddr,
+        socklen_t,
+    ) -> isize;
+    let real = real!(sendto as Sendto);
+    let mut address = Held::new();
+    if reaches(&range(to.cast(), to_len as usize)) {
+        address.hold(range(to.cast(), to_len as usize));
+    }
+    // SAFETY: the program's own arguments, in parts.
+    held(buf, len, |at, n, _| unsafe {
+        real(fd, at, n, flags, to, to_len)
+    })
+}
+
+/// The parts of a vector, where all of it can be looked at.
+fn parts<'a>(vector: *const iovec, count: usize) -> &'a [iovec] {
+    if vector.is_null() || count == 0 || count > libc::UIO_MAXIOV as usize {
+        return &[];
+    }
+    // SAFETY: the program's own vector; if it lies in a mapping of ours, this thread reads it in.
+    unsafe { std::slice::from_raw_parts(vector, count) }
+}
+
+/// Whether a vector, or a part of it, may lie in a mapping of ours.
+fn vector_reaches(vector: *const iovec, count: usize) -> bool {
+    STANDING.load(Ordering::Relaxed) != 0
+        && parts(vector, count)
+            .iter()
+            .any(|p| reaches(&range(p.iov_base, p.iov_len)))
+}
+
+/// Makes a call with a vector whose pages are held meanwhile: with as much of it as can be held at once.
+fn held_vector(
+    vector: *const iovec,
+    count: usize,
+    call: impl FnOnce(*const iovec, usize) -> isize,
+) -> isize {
+    let mut pages = Vec::new();
+    let mut short = Vec::with_capacity(count);
+    let mut room = CHUNK;
+    for part in parts(vector, count) {
+        let mut part = *part;
+        if reaches(&range(part.iov_base, part.iov_len)) {
+            part.iov_len = part.iov_len.min(room);
+            room -= part.iov_len;
+            let mut held = Held::new();
+            held.hold(range(part.iov_base, part.iov_len));
+            pages.push(held);
+        }
+        short.push(part);
+        if room == 0 {
+            break;
+        }
+    }
+    call(short.as_ptr(), short.len())
+}
+
+/// Writes a vector as `call` would, part after part until all is written or a call takes less than it was given.
+fn write_vector(
+    vector: *const iovec,
+    count: c_int,
+    call: impl Fn(*const iovec, c_int, i64) -> isize,
+) -> isize {
+    if !vector_reaches(vector, count as usize) {
+        return call(vector, count, 0);
+    }
+    let mut rest: Vec<iovec> = parts(vector, count as usize).to_vec();
+    let mut done = 0;
+    loop {
+        let mut given = 0;
+        let took = held_vector(rest.as_ptr(), rest.len(), |v, n| {
+            given = parts(v, n).iter().map(|p| p.iov_len).sum();
+            call(v, n as c_int, done as i64)
+        });
+        if took < 0 {
+            return if done > 0 { done as isize } else { took };
+        }
+        done += took as usize;
+        let mut gone = took as usize;
+        rest.retain_mut(|p| {
+            let n = p.iov_len.min(gone);
+            // SAFETY: inside the program's own buffer.
+            p.iov_base = unsafe { p.iov_base.byte_add(n) };
+            p.iov_len -= n;
+            gone -= n;
+            p.iov_len > 0
+        });
+        if (took as usize) < given || rest.is_empty() {
+            return done as isize;
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn writev(fd: c_int, vector: *const iovec, count: c_int) -> isize {
+    let real = real!(writev as unsafe extern "C-unwind" fn(c_int, *const iovec, c_int) -> isize);
+    // SAFETY: the program's own arguments, in parts.
+    write_vector(vector, count, |v, n, _| unsafe { real(fd, v, n) })
+}
+
+macro_rules! positioned_vectors {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(fd: c_int, vector: *const iovec, count: c_int, offset: i64) -> isize {
+            let real = real!($name as unsafe extern "C-unwind" fn(c_int, *const iovec, c_int, i64) -> isize);
+            // SAFETY: the program's own arguments, in parts.
+            write_vector(vector, count, |v, n, done| unsafe { real(fd, v, n, offset + done) })
+        }
+    )* };
+}
+positioned_vectors! { pwritev pwritev64 }
+
+macro_rules! flagged_vectors {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(fd: c_int, vector: *const iovec, count: c_int, offset: i64, flags: c_int) -> isize {
+            let real = real!($name as unsafe extern "C-unwind" fn(c_int, *const iovec, c_int, i64, c_int) -> isize);
+            // An offset of −1 is the file's own.
+            // SAFETY: the program's own arguments, in parts.
+            write_vector(vector, count, |v, n, done| unsafe { real(fd, v, n, if offset < 0 { offset } else { offset + done }, flags) })
+        }
+    )* };
+}
+flagged_vectors! { pwritev2 pwritev64v2 }
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn vmsplice(
+    fd: c_int,
+    vector: *const iovec,
+    count: usize,
+    flags: c_uint,
+) -> isize {
+    let real =
+        real!(vmsplice as unsafe extern "C-unwind" fn(c_int, *const iovec, usize, c_uint) -> isize);
+    if !vector_reaches(vector, count) {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(fd, vector, count, flags) };
+    }
+    // SAFETY: as above, less of it.
+    held_vector(vector, count, |v, n| unsafe { real(fd, v, n, flags) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn process_vm_writev(
+    pid: libc::pid_t,
+    local: *const iovec,
+    local_count: usize,
+    remote: *const iovec,
+    remote_count: usize,
+    flags: usize,
+) -> isize {
+    type Call = unsafe extern "C-unwind" fn(
+        libc::pid_t,
+        *const iovec,
+        usize,
+        *const iovec,
+        usize,
+        usize,
+    ) -> isize;
+    let real = real!(process_vm_writev as Call);
+    if !vector_reaches(local, local_count) {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(pid, local, local_count, remote, remote_count, flags) };
+    }
+    // SAFETY: as above, less of it.
+    held_vector(local, local_count, |v, n| unsafe {
+        real(pid, v, n, remote, remote_count, flags)
+    })
+}
+
+/// Holds what a message has beside its bytes.
+fn hold_rest(message: &msghdr) -> [Held; 2] {
+    let hold = |at: *const c_void, len: usize| {
+        let mut held = Held::new();
+        if reaches(&range(at, len)) {
+            held.hold(range(at, len));
+        }
+        held
+    };
+    [
+        hold(message.msg_name, message.msg_namelen as usize),
+        hold(message.msg_control, message.msg_controllen),
+    ]
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> isize {
+    let real = real!(sendmsg as unsafe extern "C-unwind" fn(c_int, *const msghdr, c_int) -> isize);
+    if STANDING.load(Ordering::Relaxed) == 0 || message.is_null() {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(fd, message, flags) };
+    }
+    // SAFETY: the program's own structure.
+    let mut copy = unsafe { *message };
+    let _rest = hold_rest(&copy);
+    held_vector(copy.msg_iov, copy.msg_iovlen, |v, n| {
+        if n > 0 {
+            (copy.msg_iov, copy.msg_iovlen) = (v.cast_mut(), n);
+        }
+        // SAFETY: a copy of the program's structure.
+        unsafe { real(fd, &copy, flags) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn sendmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+) -> c_int {
+    let real =
+        real!(sendmmsg as unsafe extern "C-unwind" fn(c_int, *mut mmsghdr, c_uint, c_int) -> c_int);
+    if STANDING.load(Ordering::Relaxed) == 0
+        || messages.is_null()
+        || count > libc::UIO_MAXIOV as c_uint
+    {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(fd, messages, count, flags) };
+    }
+    // SAFETY: the program's own array.
+    let all = unsafe { std::slice::from_raw_parts_mut(messages, count as usize) };
+    let mut sent = 0;
+    for one in all {
+        // SAFETY: the program's own structure.
+        let n = unsafe { sendmsg(fd, &one.msg_hdr, flags) };
+        if n < 0 {
+            return if sent > 0 { sent } else { -1 };
+        }
+        one.msg_len = n as c_uint;
+        sent += 1;
+    }
+    sent
+}
+
+// ---- standard output streams: they hand large buffers on as they are
+
+macro_rules! block_writes {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(buf: *const c_void, size: usize, count: usize, stream: *mut libc::FILE) -> usize {
+            let real = real!($name as unsafe extern "C-unwind" fn(*const c_void, usize, usize, *mut libc::FILE) -> usize);
+            let Some(len) = size.checked_mul(count).filter(|&n| n > 0 && reaches(&range(buf, n))) else {
+                // SAFETY: the program's own arguments.
+                return unsafe { real(buf, size, count, stream) };
+            };
+            // In bytes, so that it can be done in parts; whole elements are reported.
+            // SAFETY: the program's own buffer and stream.
+            let took = held(buf, len, |at, n, _| unsafe { real(at, 1, n, stream) } as isize);
+            took as usize / size
+        }
+    )* };
+}
+block_writes! { fwrite fwrite_unlocked }
+
+macro_rules! string_writes {
+    ($($name:ident: $writer:ident;)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(text: *const c_char, stream: *mut libc::FILE) -> c_int {
+            let real = real!($name as unsafe extern "C-unwind" fn(*const c_char, *mut libc::FILE) -> c_int);
+            if !reaches(&range(text.cast(), 1)) {
+                // SAFETY: the program's own arguments.
+                return unsafe { real(text, stream) };
+            }
+            // SAFETY: the program's own string, and its stream.
+            unsafe {
+                let len = libc::strlen(text);
+                if $writer(text.cast(), 1, len, stream) == len { 1 } else { libc::EOF }
+            }
+        }
+    )* };
+}
+string_writes! {
+    fputs: fwrite;
+    fputs_unlocked: fwrite_unlocked;
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn puts(text: *const c_char) -> c_int {
+    let real = real!(puts as unsafe extern "C-unwind" fn(*const c_char) -> c_int);
+    if !reaches(&range(text.cast(), 1)) {
+        // SAFETY: the program's own argument.
+        return unsafe { real(text) };
+    }
+    unsafe extern "C" {
+        static mut stdout: *mut libc::FILE;
+        fn flockfile(stream: *mut libc::FILE);
+        fn funlockfile(stream: *mut libc::FILE);
+    }
+    // SAFETY: the program's own string; the C library's stream, locked so that line and newline stay together.
+    unsafe {
+        let stream = stdout;
+        let len = libc::strlen(text);
+        flockfile(stream);
+        let whole = fwrite(text.cast(), 1, len, stream) == len
+            && libc::fputc(c_int::from(b'\n'), stream) != libc::EOF;
+        funlockfile(stream);
+        if whole { 1 } else { libc::EOF }
+    }
+}
+
+/// For the C part: whether anything is taken over, so that strings may have to be copied before they are printed.
+#[unsafe(no_mangle)]
+extern "C" fn faultless_preload_active() -> c_int {
+    c_int::from(STANDING.load(Ordering::Relaxed) != 0 && prints_from_strings())
+}
+
+/// Whether this C library may hand a string that it prints to the kernel: from 2.37 on it copies them.
+fn prints_from_strings() -> bool {
+    static ANSWER: AtomicU64 = AtomicU64::new(0);
+    match ANSWER.load(Ordering::Relaxed) {
+        0 => {
+            unsafe extern "C" {
+                fn gnu_get_libc_version() -> *const c_char;
+            }
+            // SAFETY: a static, NUL-terminated string such as 2.36.
+            let version = unsafe { std::ffi::CStr::from_ptr(gnu_get_libc_version()) };
+            let minor = version
+                .to_str()
+                .ok()
+                .and_then(|v| v.strip_prefix("2."))
+                .and_then(|v| v.parse::<u32>().ok());
+            let may = minor.is_some_and(|m| m < 37);
+            ANSWER.store(1 + u64::from(may), Ordering::Relaxed);
+            may
+        }
+        answer => answer == 2,
+    }
+}
+
+/// The functions of the C part, under the C library's names. (Rust cannot define functions with a variable number of
+/// arguments, and only what Rust defines is exported.)
+macro_rules! variadic {
+    ($($name:ident => $target:ident;)*) => { $(
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            unsafe extern "C" { fn $target(); }
+            #[cfg(target_arch = "x86_64")]
+            std::arch::naked_asm!("jmp {}", sym $target);
+            #[cfg(target_arch = "aarch64")]
+            std::arch::naked_asm!("b {}", sym $target);
+        }
+    )* };
+}
+variadic! {
+    printf => faultless_printf;
+    fprintf => faultless_fprintf;
+    dprintf => faultless_dprintf;
+    vprintf => faultless_vprintf;
+    vfprintf => faultless_vfprintf;
+    vdprintf => faultless_vdprintf;
+    __printf_chk => faultless_printf_chk;
+    __fprintf_chk => faultless_fprintf_chk;
+    __dprintf_chk => faultless_dprintf_chk;
+    __vprintf_chk => faultless_vprintf_chk;
+    __vfprintf_chk => faultless_vfprintf_chk;
+    __vdprintf_chk => faultless_vdprintf_chk;
+}
+
+// ---- calls that read something short
+
+/// Reads in what arguments of a call may point to. `true` if one of them points into a mapping of ours.
+pub(crate) fn supply(args: &[usize]) -> bool {
+    let _errno = Errno::keep();
+    let mut any = false;
+    for &at in args {
+        let range = at..at.saturating_add(SHORT);
+        if at >= SHORT && reaches(&(at..at + 1)) {
+            any |= standin::read_range(range);
+        }
+    }
+    any
+}
+
+/// Functions whose arguments are integers and pointers, made again where the kernel could not read what a pointer points
+/// to. All arguments are passed on as words, which is how both architectures pass them.
+macro_rules! tried_again {
+    ($kind:ty, $failed:expr; $($name:ident($($arg:ident)*);)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+            let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
+            for _ in 0..TRIES {
+                // SAFETY: the program's own arguments.
+                let result = unsafe { real($($arg),*) };
+                if STANDING.load(Ordering::Relaxed) == 0
+                    || result != $failed
+                    || errno() != libc::EFAULT
+                    || !supply(&[$($arg),*])
+                {
+                    return result;
+                }
+                static COUNTER: Counter = Counter::new(stringify!($name), true);
+                COUNTER.add();
+            }
+            // SAFETY: as above.
+            unsafe { real($($arg),*) }
+        }
+    )* };
+    (@word $arg:ident) => { usize };
+}
+
+tried_again! { c_int, -1;
+    open(path flags mode);
+    open64(path flags mode);
+    openat(dir path flags mode);
+    openat64(dir path flags mode);
+    creat(path mode);
+    creat64(path mode);
+    stat(path to);
+    stat64(path to);
+    lstat(path to);
+    lstat64(path to);
+    fstatat(dir path to flags);
+    fstatat64(dir path to flags);
+    statx(dir path flags mask to);
+    __xstat(version path to);
+    __xstat64(version path to);
+    __lxstat(version path to);
+    __lxstat64(version path to);
+    __fxstatat(version dir path to flags);
+    __fxstatat64(version dir path to flags);
+    statfs(path to);
+    statfs64(path to);
+    statvfs(path to);
+    statvfs64(path to);
+    access(path mode);
+    faccessat(dir path mode flags);
+    eaccess(path mode);
+    euidaccess(path mode);
+    chmod(path mode);
+    fchmodat(dir path mode flags);
+    chown(path user group);
+    lchown(path user group);
+    fchownat(dir path user group flags);
+    unlink(path);
+    unlinkat(dir path flags);
+    rename(from to);
+    renameat(from_dir from to_dir to);
+    renameat2(from_dir from to_dir to flags);
+    link(from to);
+    linkat(from_dir from to_dir to flags);
+    symlink(from to);
+    symlinkat(from dir to);
+    mkdir(path mode);
+    mkdirat(dir path mode);
+    rmdir(path);
+    mkfifo(path mode);
+    mknod(path mode device);
+    mknodat(dir path mode device);
+    chdir(path);
+    chroot(path);
+    truncate(path len);
+    truncate64(path len);
+    utimensat(dir path times flags);
+    utimes(path times);
+    utime(path times);
+    setxattr(path name value size flags);
+    lsetxattr(path name value size flags);
+    fsetxattr(fd name value size flags);
+    removexattr(path name);
+    inotify_add_watch(fd path mask);
+    bind(fd address len);
+    connect(fd address len);
+    setsockopt(fd level option value len);
+    sethostname(name len);
+    memfd_create(name flags);
+    mount(source target kind flags data);
+    umount(target);
+    umount2(target flags);
+}
+
+tried_again! { isize, -1;
+    readlink(path to size);
+    readlinkat(dir path to size);
+    getxattr(path name to size);
+    lgetxattr(path name to size);
+    fgetxattr(fd name to size);
+    listxattr(path to size);
+    llistxattr(path to size);
+    mq_send(queue message len priority);
+    msgsnd(queue message len flags);
+}
+
+tried_again! { *mut c_void, std::ptr::null_mut();
+    opendir(path);
+    fopen(path mode);
+    fopen64(path mode);
+    freopen(path mode stream);
+    freopen64(path mode stream);
+    realpath(path to);
+}
+
+// ---- what ends here, or goes on as another program
+
+macro_rules! last_words {
+    ($($name:ident($($arg:ident)*);)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
+            if state::on() {
+                supply(&[$($arg),*]);
+                state::end("exec");
+            }
+            // SAFETY: the program's own arguments.
+            unsafe { real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int)($($arg),*) }
+        }
+    )* };
+}
+last_words! {
+    execve(path arguments environment);
+    execv(path arguments);
+    execvp(name arguments);
+    execvpe(name arguments environment);
+    fexecve(fd arguments environment);
+    execveat(dir path arguments environment flags);
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _exit(status: c_int) -> ! {
+    if state::on() {
+        state::end("exit");
+    }
+    // SAFETY: ends the process.
+    unsafe { real!(_exit as unsafe extern "C" fn(c_int) -> !)(status) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _Exit(status: c_int) -> ! {
+    // SAFETY: the same.
+    unsafe { _exit(status) }
+}
+
+// ---- the C library's `syscall`
+
+/// System calls made through the C library's `syscall`: those that are functions here are made as such.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn syscall(
+    nr: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    type Call =
+        unsafe extern "C-unwind" fn(c_long, usize, usize, usize, usize, usize, usize) -> c_long;
+    let real = real!(syscall as Call);
+    if !state::on() {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(nr, a, b, c, d, e, f) };
+    }
+    if nr == libc::SYS_rt_sigaction
+        && a as c_int == libc::SIGBUS
+        && let Some(result) = signals::raw_sigaction(b as *const c_void, c as *mut c_void, d)
+    {
+        return result as c_long;
+    }
+    if nr == libc::SYS_io_uring_setup {
+        // What the ring's entries point to, the kernel reads when it likes.
+        state::lock().close("the program uses io_uring");
+    }
+    if STANDING.load(Ordering::Relaxed) == 0 {
+        // SAFETY: as above.
+        return unsafe { real(nr, a, b, c, d, e, f) };
+    }
+    // SAFETY: the same call by another name, with the same arguments.
+    unsafe {
+        match nr {
+            libc::SYS_munmap => crate::mappings::munmap(a as *mut c_void, b) as c_long,
+            libc::SYS_mremap => {
+                crate::mappings::mremap(a as *mut c_void, b, c, d as c_int, e as *mut c_void)
+                    as c_long
+            }
+            libc::SYS_mprotect => {
+                crate::mappings::mprotect(a as *mut c_void, b, c as c_int) as c_long
+            }
+            libc::SYS_madvise => {
+                crate::mappings::madvise(a as *mut c_void, b, c as c_int) as c_long
+            }
+            libc::SYS_mmap if d as c_int & libc::MAP_FIXED != 0 => crate::mappings::mmap(
+                a as *mut c_void,
+                b,
+                c as c_int,
+                d as c_int,
+                e as c_int,
+                f as i64,
+            ) as c_long,
+            libc::SYS_write => write(a as c_int, b as *const c_void, c) as c_long,
+            libc::SYS_pwrite64 => pwrite64(a as c_int, b as *const c_void, c, d as i64) as c_long,
+            libc::SYS_writev => writev(a as c_int, b as *const iovec, c as c_int) as c_long,
+            libc::SYS_pwritev => {
+                pwritev64(a as c_int, b as *const iovec, c as c_int, d as i64) as c_long
+            }
+            libc::SYS_sendto => sendto(
+                a as c_int,
+                b as *const c_void,
+                c,
+                d as c_int,
+                e as *const sockaddr,
+                f as socklen_t,
+            ) as c_long,
+            libc::SYS_sendmsg => sendmsg(a as c_int, b as *const msghdr, c as c_int) as c_long,
+            libc::SYS_vmsplice => vmsplice(a as c_int, b as *const iovec, c, d as c_uint) as c_long,
+            _ => {
+                for _ in 0..TRIES {
+                    let result = real(nr, a, b, c, d, e, f);
+                    if result != -1 || errno() != libc::EFAULT || !supply(&[a, b, c, d, e, f]) {
+                        return result;
+                    }
+                    static COUNTER: Counter = Counter::new("syscall", true);
+                    COUNTER.add();
+                }
+                set_errno(libc::EFAULT);
+                -1
+            }
+        }
+    }
+}

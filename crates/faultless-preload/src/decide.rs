@@ -1,0 +1,189 @@
+//! Which mappings are taken over, and why others are not.
+
+#![allow(unsafe_code, reason = "borrows the program's descriptor")]
+
+use crate::state::{self, Entry, State};
+use faultless::standin::{StandIn, Wanted};
+use faultless::{Error, LeaseRefusal, Reads};
+use faultless_run::{Reads as Wish, Settings, matches};
+use faultless_sys::file::{self, Status};
+use faultless_sys::mem::PAGE;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A call of mmap for reading a file, with a length of whole pages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) addr: usize,
+    pub(crate) len: usize,
+    pub(crate) flags: i32,
+    pub(crate) fd: i32,
+    pub(crate) offset: u64,
+}
+
+/// File systems whose files are memory already.
+const IN_MEMORY: [u64; 3] = [
+    0x0102_1994, // tmpfs, and memfd
+    0x8584_58F6, // ramfs
+    0x9584_58F6, // hugetlbfs
+];
+
+/// Flags of mmap that concern the making of a mapping, or nothing at all.
+const IDLE: i32 =
+    libc::MAP_POPULATE | libc::MAP_NONBLOCK | libc::MAP_DENYWRITE | libc::MAP_EXECUTABLE;
+/// Flags that a mapping may have and still be taken over.
+const ALLOWED: i32 = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_NORESERVE | IDLE;
+
+/// Takes a mapping over, if it should be and can be. Returns its address.
+pub(crate) fn take(call: Call) -> Option<usize> {
+    let settings = state::settings()?;
+    // What the kernel refuses, it refuses itself.
+    let status = file::status(call.fd).ok()?;
+    if !call.offset.is_multiple_of(PAGE as u64) || status.mode & libc::S_IFMT != libc::S_IFREG {
+        return None;
+    }
+    let access = file::open_flags(call.fd).ok()?;
+    if access & libc::O_ACCMODE == libc::O_WRONLY || access & libc::O_PATH != 0 {
+        return None;
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
+    let trusted = matches(&settings.trust, &path);
+
+    let mut state = state::lock();
+    state::LOOKED.store(true, Ordering::Relaxed);
+    if let Err(why) = permitted(&state, settings, &call, &status, access, &path, trusted) {
+        state.leave(why, call.len, &path);
+        return None;
+    }
+    match stand_in(&mut state, settings, &call, &path, trusted) {
+        Ok(at) => at,
+        Err(why) => {
+            state.leave(why, call.len, &path);
+            None
+        }
+    }
+}
+
+/// What can be known before anything is tried.
+fn permitted(
+    state: &State,
+    settings: &Settings,
+    call: &Call,
+    status: &Status,
+    access: i32,
+    path: &Path,
+    trusted: bool,
+) -> Result<(), String> {
+    let no = |why: &str| Err(why.to_owned());
+    if let Some(why) = state.closed {
+        return no(why);
+    }
+    if !settings.only.is_empty() && !matches(&settings.only, path) {
+        return no("--only does not name it");
+    }
+    if matches(&settings.skip, path) {
+        return no("--skip names it");
+    }
+    if call.flags & !ALLOWED != 0 {
+        return match call.flags & !ALLOWED {
+            f if f & libc::MAP_LOCKED != 0 => no("it is to be locked in memory (MAP_LOCKED)"),
+            f if f & libc::MAP_FIXED != 0 => no("the program chose its address (MAP_FIXED)"),
+            f => Err(format!(
+                "it has flags of mmap that the engine does not know ({f:#x})"
+            )),
+        };
+    }
+    if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
+        return no("its file is in memory (tmpfs, memfd)");
+    }
+    if call.flags & libc::MAP_SHARED != 0 && access & libc::O_ACCMODE == libc::O_RDWR {
+        return no(
+            "it is shared and its descriptor open for writing, so that mprotect could make it writable",
+        );
+    }
+    if call.offset >= status.len {
+        return no("it begins beyond the end of the file");
+    }
+    if trusted && call.offset + call.len as u64 > status.len.next_multiple_of(PAGE as u64) {
+        return no("it reaches beyond the end of a file that may grow (--trust takes no lease)");
+    }
+    if state.write_locked.contains(&status.id) {
+        return no("the program has taken POSIX locks for writing on it");
+    }
+    Ok(())
+}
+
+fn stand_in(
+    state: &mut State,
+    settings: &Settings,
+    call: &Call,
+    path: &Path,
+    trusted: bool,
+) -> Result<Option<usize>, String> {
+    let pool = state.pool()?;
+    // SAFETY: the program's own descriptor, which it keeps open for the time of its call.
+    let file = unsafe { BorrowedFd::borrow_raw(call.fd) };
+    let reads = match settings.reads {
+        Wish::Direct => Reads::Direct,
+        Wish::Buffered => Reads::Buffered,
+        Wish::Auto => {
+            let cached = file::cached_pages(call.fd, call.offset, call.len as u64).unwrap_or(0);
+            if cached >= (call.len / PAGE / 2) as u64 {
+                Reads::Buffered
+            } else {
+                Reads::Auto
+            }
+        }
+    };
+    let wanted = Wanted {
+        file,
+        place: call.addr,
+        len: call.len,
+        offset: call.offset,
+        flags: call.flags & !IDLE,
+        leased: !trusted,
+        reads,
+    };
+    let standin = StandIn::new(&pool, &wanted).map_err(|e| reason(&e))?;
+    if settings.dry_run {
+        // It could be had: that is all that was asked.
+        let past = state.files.entry(path.to_owned()).or_default();
+        past.mappings += 1;
+        past.bytes += call.len as u64;
+        past.trusted = trusted;
+        return Ok(None);
+    }
+    if call.flags & libc::MAP_POPULATE != 0 {
+        let _ = standin.map().prefetch(..);
+    }
+    let at = standin.range().start;
+    let path: Arc<Path> = Arc::from(PathBuf::from(path));
+    state.insert(Entry { standin, path });
+    Ok(Some(at))
+}
+
+/// An error of the engine's, without what differs from file to file.
+fn reason(e: &Error) -> String {
+    match e {
+        Error::Lease { reason, .. } => match reason {
+            LeaseRefusal::OpenForWriting => {
+                "its file is open for writing, so no lease can be had (--trust, if its bytes do not change)".to_owned()
+            }
+            LeaseRefusal::NotOwner => {
+                "its file belongs to another user, so no lease can be had (--trust, if its bytes do not change)".to_owned()
+            }
+            LeaseRefusal::FileSystem { file_system } => format!(
+                "it is on {file_system}, where leases do not guard the bytes (--trust, if they do not change)"
+            ),
+            other => format!("no lease can be had: {other}"),
+        },
+        Error::Kernel { what, error } => {
+            // "cannot open NAME for reading: …": the name is the example's.
+            let what = what.split(" /").next().unwrap_or(what);
+            format!("{what}: {error}")
+        }
+        other => other.to_string(),
+    }
+}

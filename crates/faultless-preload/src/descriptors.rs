@@ -1,0 +1,230 @@
+//! Descriptors: a program does not see those of the engine, and loses no POSIX lock by them.
+//!
+//! Closing *any* descriptor of a file drops all POSIX locks that the process holds on it. So the engine closes none of its
+//! own while there are locks on the file, and the program must not close one of the engine's by chance.
+
+#![allow(
+    unsafe_code,
+    reason = "functions of the C library, with its pointers and its promises"
+)]
+
+use crate::real::{Errno, real, set_errno};
+use crate::state::{self, LOOKED, STANDING};
+use faultless::standin;
+use faultless_sys::file::{self, FileId};
+use std::ffi::{c_int, c_uint, c_void};
+use std::sync::atomic::Ordering;
+
+/// Whether a number is a descriptor of the engine's.
+fn engines(fd: c_int) -> bool {
+    LOOKED.load(Ordering::Relaxed) && standin::is_engines_descriptor(fd)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
+    if engines(fd) {
+        // Not one that the program can know of.
+        set_errno(libc::EBADF);
+        return -1;
+    }
+    // SAFETY: the program's own argument.
+    unsafe { real!(close as unsafe extern "C-unwind" fn(c_int) -> c_int)(fd) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    let real = real!(close_range as unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int);
+    // Ours are all close-on-exec already.
+    const CLOEXEC: c_int = 4;
+    if !LOOKED.load(Ordering::Relaxed) || flags & CLOEXEC != 0 || first > last {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(first, last, flags) };
+    }
+    let mut next = first;
+    let mut result = 0;
+    let mut part = |from: u32, to: u32| {
+        if from <= to {
+            // SAFETY: a part of what the program wants closed.
+            result = unsafe { real(from, to, flags) };
+        }
+        result
+    };
+    let mut ours = Vec::new();
+    standin::for_each_descriptor(|fd| ours.push(fd as u32));
+    ours.sort_unstable();
+    for fd in ours {
+        if (next..=last).contains(&fd) && standin::is_engines_descriptor(fd as c_int) {
+            if fd > next && part(next, fd - 1) != 0 {
+                return -1;
+            }
+            next = fd + 1;
+        }
+    }
+    part(next, last)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn closefrom(first: c_int) {
+    // SAFETY: the program's own wish.
+    unsafe { close_range(first.max(0) as c_uint, c_uint::MAX, 0) };
+}
+
+/// A number is the program's from now on, whatever it was.
+fn taken(fd: c_int) -> c_int {
+    if fd >= 0 && LOOKED.load(Ordering::Relaxed) {
+        standin::descriptor_is_programs(fd);
+    }
+    fd
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
+    // SAFETY: the program's own arguments.
+    let result = unsafe { real!(dup2 as unsafe extern "C" fn(c_int, c_int) -> c_int)(old, new) };
+    if old == new { result } else { taken(result) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+    let real = real!(dup3 as unsafe extern "C" fn(c_int, c_int, c_int) -> c_int);
+    // SAFETY: the program's own arguments.
+    taken(unsafe { real(old, new, flags) })
+}
+
+/// Which file a descriptor is of.
+fn file_of(fd: c_int) -> Option<FileId> {
+    file::status(fd).ok().map(|st| st.id)
+}
+
+/// Around a call that takes a POSIX lock on `fd`, for writing or not.
+fn locking(fd: c_int, write: bool, call: impl FnOnce() -> c_int) -> c_int {
+    let Some(id) = state::on().then(|| file_of(fd)).flatten() else {
+        return call();
+    };
+    {
+        let _errno = Errno::keep();
+        let mut state = state::lock();
+        if write {
+            if !state.write_locked.contains(&id) {
+                state.write_locked.push(id);
+            }
+            state.hand_back_file(id, "the program takes POSIX locks for writing on it");
+        }
+    }
+    standin::locks_coming(id);
+    let settled = Settled(id);
+    let result = call();
+    drop(settled);
+    result
+}
+
+/// Also where the thread is cancelled while it waits for the lock.
+struct Settled(FileId);
+
+impl Drop for Settled {
+    fn drop(&mut self) {
+        let _errno = Errno::keep();
+        standin::locks_settled(self.0);
+    }
+}
+
+fn control(
+    real: unsafe extern "C-unwind" fn(c_int, c_int, ...) -> c_int,
+    fd: c_int,
+    cmd: c_int,
+    arg: *mut c_void,
+) -> c_int {
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real(fd, cmd, arg) };
+    match cmd {
+        libc::F_SETLK | libc::F_SETLKW if !arg.is_null() => {
+            // SAFETY: these commands take a flock structure.
+            let kind = unsafe { (*arg.cast::<libc::flock>()).l_type };
+            if kind == libc::F_UNLCK as i16 {
+                call()
+            } else {
+                locking(fd, kind == libc::F_WRLCK as i16, call)
+            }
+        }
+        // A lease for writing is had only by who has the file open alone.
+        libc::F_SETLEASE if STANDING.load(Ordering::Relaxed) != 0 => {
+            if let Some(id) = file_of(fd) {
+                state::lock().hand_back_file(id, "the program takes a lease on it");
+            }
+            call()
+        }
+        _ => call(),
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn fcntl(fd: c_int, cmd: c_int, arg: *mut c_void) -> c_int {
+    control(
+        real!(fcntl as unsafe extern "C-unwind" fn(c_int, c_int, ...) -> c_int),
+        fd,
+        cmd,
+        arg,
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn fcntl64(fd: c_int, cmd: c_int, arg: *mut c_void) -> c_int {
+    control(
+        real!(fcntl64 as unsafe extern "C-unwind" fn(c_int, c_int, ...) -> c_int),
+        fd,
+        cmd,
+        arg,
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn lockf(fd: c_int, cmd: c_int, len: i64) -> c_int {
+    let real = real!(lockf as unsafe extern "C-unwind" fn(c_int, c_int, i64) -> c_int);
+    let takes = matches!(cmd, libc::F_LOCK | libc::F_TLOCK);
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real(fd, cmd, len) };
+    if takes {
+        locking(fd, true, call)
+    } else {
+        call()
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn lockf64(fd: c_int, cmd: c_int, len: i64) -> c_int {
+    let real = real!(lockf64 as unsafe extern "C-unwind" fn(c_int, c_int, i64) -> c_int);
+    let takes = matches!(cmd, libc::F_LOCK | libc::F_TLOCK);
+    // SAFETY: the program's own arguments.
+    let call = || unsafe { real(fd, cmd, len) };
+    if takes {
+        locking(fd, true, call)
+    } else {
+        call()
+    }
+}
+
+/// A file that shrinks under a mapping that the user vouches for: where the program does it itself, its mappings become the
+/// kernel's first.
+fn shrinking(id: Option<FileId>) {
+    if let Some(id) = id {
+        state::lock().hand_back_file(id, "the program changes the length of its file");
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate(fd: c_int, len: i64) -> c_int {
+    if STANDING.load(Ordering::Relaxed) != 0 {
+        shrinking(file_of(fd));
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { real!(ftruncate as unsafe extern "C" fn(c_int, i64) -> c_int)(fd, len) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ftruncate64(fd: c_int, len: i64) -> c_int {
+    if STANDING.load(Ordering::Relaxed) != 0 {
+        shrinking(file_of(fd));
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { real!(ftruncate64 as unsafe extern "C" fn(c_int, i64) -> c_int)(fd, len) }
+}

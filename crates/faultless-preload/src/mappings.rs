@@ -1,0 +1,389 @@
+//! The functions about mappings. For a mapping of ours each does what it would do for the kernel's; what it does not know
+//! how to do exactly, it has the kernel do, after the mapping was handed back.
+
+#![allow(
+    unsafe_code,
+    reason = "functions of the C library, with its pointers and its promises"
+)]
+
+use crate::decide::{self, Call};
+use crate::real::{real, returned};
+use crate::state::{self, STANDING, State};
+use faultless::standin;
+use faultless_sys::mem::PAGE;
+use faultless_sys::raw::{check, syscall};
+use std::ffi::{c_int, c_uint, c_void};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Addresses from `addr` on, whole pages.
+fn pages(addr: usize, len: usize) -> Range<usize> {
+    let start = addr & !(PAGE - 1);
+    let end = addr.saturating_add(len).checked_next_multiple_of(PAGE);
+    start..end.unwrap_or(usize::MAX)
+}
+
+/// Whether a range may have a part of a mapping of ours.
+#[inline]
+pub(crate) fn reaches(range: &Range<usize>) -> bool {
+    STANDING.load(Ordering::Relaxed) != 0 && standin::touches(range)
+}
+
+/// The kernel's call, as the C library returns it.
+fn kernel(nr: libc::c_long, args: [usize; 6]) -> isize {
+    // SAFETY: the program's own call, with its own arguments.
+    returned(check(unsafe { syscall(nr, args) }))
+}
+
+/// Has the kernel do something to a range after what is ours there was handed back, so that nothing comes in between.
+fn with_kernels(
+    range: &Range<usize>,
+    reason: &'static str,
+    nr: libc::c_long,
+    args: [usize; 6],
+) -> isize {
+    if !reaches(range) {
+        return kernel(nr, args);
+    }
+    let result = {
+        let mut state = state::lock();
+        if state.hand_back_over(range, reason) {
+            // SAFETY: the program's own call, with its own arguments.
+            check(unsafe { syscall(nr, args) })
+        } else {
+            Err(faultless_sys::Errno(libc::ENOMEM))
+        }
+    };
+    returned(result)
+}
+
+#[inline]
+fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
+    let args = [
+        addr,
+        len,
+        prot as usize,
+        flags as usize,
+        fd as usize,
+        offset as usize,
+    ];
+    if flags & libc::MAP_ANONYMOUS == 0
+        && prot == libc::PROT_READ
+        && len >= state::min_size()
+        && fd >= 0
+        && offset >= 0
+        && let Some(len) = len.checked_next_multiple_of(PAGE)
+    {
+        let call = Call {
+            addr,
+            len,
+            flags,
+            fd,
+            offset: offset as u64,
+        };
+        if let Some(at) = decide::take(call) {
+            return at as *mut c_void;
+        }
+    }
+    let at = if flags & libc::MAP_FIXED != 0 {
+        let reason = "the program mapped something else there (MAP_FIXED)";
+        with_kernels(&pages(addr, len), reason, libc::SYS_mmap, args)
+    } else {
+        kernel(libc::SYS_mmap, args)
+    };
+    at as *mut c_void
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    map(addr as usize, len, prot, flags, fd, offset)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mmap64(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: i64,
+) -> *mut c_void {
+    map(addr as usize, len, prot, flags, fd, offset)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
+    let addr = addr as usize;
+    let args = [addr, len, 0, 0, 0, 0];
+    let range = pages(addr, len);
+    // What the kernel refuses.
+    if !reaches(&range) || !addr.is_multiple_of(PAGE) || len == 0 {
+        return kernel(libc::SYS_munmap, args) as c_int;
+    }
+    let result = {
+        let mut state = state::lock();
+        let whole = state
+            .standing
+            .get(&addr)
+            .is_some_and(|e| e.standin.range() == range);
+        // SAFETY: the program's own call, with its own arguments.
+        let unmap = || check(unsafe { syscall(libc::SYS_munmap, args) });
+        if whole && let Some(entry) = state.remove(addr) {
+            entry.standin.unmap_with(unmap)
+        } else if state.hand_back_over(&range, "a part of it was unmapped") {
+            unmap()
+        } else {
+            Err(faultless_sys::Errno(libc::ENOMEM))
+        }
+    };
+    returned(result) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mremap(
+    old: *mut c_void,
+    old_len: usize,
+    new_len: usize,
+    flags: c_int,
+    new: *mut c_void,
+) -> *mut c_void {
+    let args = [
+        old as usize,
+        old_len,
+        new_len,
+        flags as usize,
+        new as usize,
+        0,
+    ];
+    let from = pages(old as usize, old_len.max(1));
+    let to = pages(new as usize, new_len);
+    if flags & libc::MREMAP_FIXED != 0 && reaches(&to) {
+        state::lock().hand_back_over(&to, "the program moved something else there (mremap)");
+    }
+    with_kernels(
+        &from,
+        "the program moved or resized it (mremap)",
+        libc::SYS_mremap,
+        args,
+    ) as *mut c_void
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn remap_file_pages(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    pgoff: usize,
+    flags: c_int,
+) -> c_int {
+    let args = [addr as usize, len, prot as usize, pgoff, flags as usize, 0];
+    with_kernels(
+        &pages(addr as usize, len),
+        "the program rearranged it (remap_file_pages)",
+        libc::SYS_remap_file_pages,
+        args,
+    ) as c_int
+}
+
+fn protect(nr: libc::c_long, args: [usize; 6]) -> c_int {
+    let [addr, len, prot, ..] = args;
+    // Read-only is what ours are.
+    if prot == libc::PROT_READ as usize && nr == libc::SYS_mprotect {
+        return kernel(nr, args) as c_int;
+    }
+    with_kernels(
+        &pages(addr, len),
+        "the program changed its protection (mprotect)",
+        nr,
+        args,
+    ) as c_int
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_int {
+    protect(
+        libc::SYS_mprotect,
+        [addr as usize, len, prot as usize, 0, 0, 0],
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pkey_mprotect(
+    addr: *mut c_void,
+    len: usize,
+    prot: c_int,
+    key: c_int,
+) -> c_int {
+    if key == -1 {
+        return protect(
+            libc::SYS_mprotect,
+            [addr as usize, len, prot as usize, 0, 0, 0],
+        );
+    }
+    protect(
+        libc::SYS_pkey_mprotect,
+        [addr as usize, len, prot as usize, key as usize, 0, 0],
+    )
+}
+
+/// `MADV_…` that C libraries of today do not all declare.
+const MADV_COLD: c_int = 20;
+const MADV_PAGEOUT: c_int = 21;
+const MADV_POPULATE_READ: c_int = 22;
+
+/// Follows advice for the mappings of ours in a range. `None`: it is none that is known.
+fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<Result<(), i32>> {
+    let mut result = Ok(());
+    for start in state.over(range) {
+        let Some(entry) = state.standing.get(&start) else {
+            continue;
+        };
+        let whole = entry.standin.range();
+        let part = range.start.max(whole.start)..range.end.min(whole.end);
+        let within = part.start - whole.start..part.end - whole.start;
+        let map = entry.standin.map();
+        match advice {
+            libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL => {
+                entry.standin.advise(advice);
+            }
+            libc::MADV_WILLNEED => _ = map.prefetch(within),
+            libc::MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT => _ = map.release(within),
+            MADV_POPULATE_READ => {
+                standin::read_range(part);
+                if !map.is_resident(within) {
+                    result = Err(libc::EFAULT);
+                }
+            }
+            libc::MADV_DONTFORK | libc::MADV_DOFORK if part == whole => {
+                entry.standin.set_dont_fork(advice == libc::MADV_DONTFORK);
+            }
+            // They change nothing that a program can see of a file's mapping, or nothing at all.
+            libc::MADV_HUGEPAGE
+            | libc::MADV_NOHUGEPAGE
+            | libc::MADV_DONTDUMP
+            | libc::MADV_DODUMP
+            | libc::MADV_MERGEABLE
+            | libc::MADV_UNMERGEABLE => {}
+            _ => return None,
+        }
+    }
+    Some(result)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
+    let args = [addr as usize, len, advice as usize, 0, 0, 0];
+    let range = pages(addr as usize, len);
+    if !reaches(&range) || !(addr as usize).is_multiple_of(PAGE) {
+        return kernel(libc::SYS_madvise, args) as c_int;
+    }
+    let done = {
+        let state = state::lock();
+        let inside = state.over(&range).first().is_some_and(|start| {
+            state.standing.get(start).is_some_and(|e| {
+                let r = e.standin.range();
+                r.start <= range.start && range.end <= r.end
+            })
+        });
+        // What is not all in one mapping of ours concerns the kernel as well.
+        if inside {
+            advise(&state, &range, advice)
+        } else {
+            None
+        }
+    };
+    match done {
+        Some(result) => returned(result.map(|()| 0).map_err(faultless_sys::Errno)) as c_int,
+        None => with_kernels(
+            &range,
+            "advice that the engine does not know (madvise)",
+            libc::SYS_madvise,
+            args,
+        ) as c_int,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn posix_madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
+    // As the C library has it: it never discards, and returns the error.
+    if advice == libc::POSIX_MADV_DONTNEED {
+        return 0;
+    }
+    let errno = crate::real::Errno::keep();
+    // SAFETY: the program's own arguments; the numbers of the other advice are the same.
+    let failed = unsafe { madvise(addr, len, advice) } != 0;
+    let error = crate::real::errno();
+    drop(errno);
+    if failed { error } else { 0 }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int {
+    let args = [addr as usize, len, 0, 0, 0, 0];
+    with_kernels(
+        &pages(addr as usize, len),
+        "the program locked it in memory (mlock)",
+        libc::SYS_mlock,
+        args,
+    ) as c_int
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) -> c_int {
+    let args = [addr as usize, len, flags as usize, 0, 0, 0];
+    with_kernels(
+        &pages(addr as usize, len),
+        "the program locked it in memory (mlock2)",
+        libc::SYS_mlock2,
+        args,
+    ) as c_int
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
+    if state::on() {
+        let mut state = state::lock();
+        let reason = "the program locks all its memory (mlockall)";
+        if flags & libc::MCL_FUTURE != 0 {
+            state.close(reason);
+        } else {
+            state.hand_back_over(&(0..usize::MAX), reason);
+        }
+    }
+    // SAFETY: no pointers.
+    unsafe { real!(mlockall as unsafe extern "C" fn(c_int) -> c_int)(flags) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mut u8) -> c_int {
+    let args = [addr as usize, len, seen as usize, 0, 0, 0];
+    let range = pages(addr as usize, len);
+    if !reaches(&range) || !(addr as usize).is_multiple_of(PAGE) {
+        return kernel(libc::SYS_mincore, args) as c_int;
+    }
+    // The kernel first: it knows which addresses are mapped, and whether the vector can be written.
+    let result = kernel(libc::SYS_mincore, args) as c_int;
+    if result == 0 {
+        let state = state::lock();
+        for start in state.over(&range) {
+            let Some(entry) = state.standing.get(&start) else {
+                continue;
+            };
+            let whole = entry.standin.range();
+            for page in (range.start.max(whole.start)..range.end.min(whole.end)).step_by(PAGE) {
+                let at = page - whole.start;
+                let there = entry.standin.map().is_resident(at..at + 1);
+                // SAFETY: one byte for each page of the range, which the kernel has just written.
+                unsafe { *seen.add((page - range.start) / PAGE) = u8::from(there) };
+            }
+        }
+    }
+    result
+}

@@ -1,0 +1,104 @@
+//! The C library's own functions, behind ours; and errno.
+
+#![allow(unsafe_code, reason = "looks functions up by name")]
+
+use faultless_sys::raw;
+use std::ffi::{CStr, c_void};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// A function of the C library that has ours before it.
+pub(crate) struct Real {
+    name: &'static CStr,
+    at: AtomicPtr<c_void>,
+}
+
+impl Real {
+    pub(crate) const fn new(name: &'static CStr) -> Self {
+        Real {
+            name,
+            at: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+
+    /// Its address. A program that calls what its C library does not have would not have started without us.
+    #[inline]
+    pub(crate) fn get(&self) -> *mut c_void {
+        let at = self.at.load(Ordering::Relaxed);
+        if at.is_null() { self.find() } else { at }
+    }
+
+    #[cold]
+    fn find(&self) -> *mut c_void {
+        let errno = Errno::keep();
+        // SAFETY: a NUL-terminated name.
+        let at = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        if at.is_null() {
+            raw::write_stderr(b"faultless: the C library has no function ");
+            raw::write_stderr(self.name.to_bytes());
+            raw::write_stderr(b", which the program calls\n");
+            std::process::abort();
+        }
+        self.at.store(at, Ordering::Relaxed);
+        drop(errno);
+        at
+    }
+}
+
+/// `real!(name as fn(types) -> type)`: the C library's function of that name.
+macro_rules! real {
+    ($name:ident as $type:ty) => {{
+        static REAL: $crate::real::Real = $crate::real::Real::new(
+            match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!("no NUL inside an identifier"),
+            },
+        );
+        #[allow(
+            clippy::missing_transmute_annotations,
+            unused_unsafe,
+            reason = "the type is the macro's argument; some uses are in an unsafe block already"
+        )]
+        // SAFETY: the C library's function of that name has this type.
+        unsafe {
+            std::mem::transmute::<*mut std::ffi::c_void, $type>(REAL.get())
+        }
+    }};
+}
+pub(crate) use real;
+
+/// The calling thread's errno.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: points to the calling thread's variable.
+    unsafe { *libc::__errno_location() }
+}
+
+pub(crate) fn set_errno(e: i32) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = e };
+}
+
+/// Gives errno back its value when dropped.
+pub(crate) struct Errno(i32);
+
+impl Errno {
+    pub(crate) fn keep() -> Self {
+        Errno(errno())
+    }
+}
+
+impl Drop for Errno {
+    fn drop(&mut self) {
+        set_errno(self.0);
+    }
+}
+
+/// A system call's result as the C library returns it.
+pub(crate) fn returned(result: Result<usize, faultless_sys::Errno>) -> isize {
+    match result {
+        Ok(value) => value as isize,
+        Err(e) => {
+            set_errno(e.0);
+            -1
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the process says when it ends, executes another program, or is asked.
+
+#![allow(unsafe_code, reason = "writes to a descriptor")]
+
+use crate::state::{self, LOOKED, State, Tally};
+use crate::{access, service};
+use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
+use faultless_sys::raw;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::Ordering;
+
+/// Writes a report, where one is wanted.
+pub(crate) fn write(reason: &'static str) {
+    let Some(settings) = state::settings() else {
+        return;
+    };
+    if !settings.stats && settings.stats_json.is_none() {
+        return;
+    }
+    let report = report(reason);
+    // One write each, so that the reports of several processes do not mix.
+    if settings.stats && (LOOKED.load(Ordering::Relaxed) || reason == "asked") {
+        raw::write_stderr(report.to_string().as_bytes());
+    }
+    if let Some(path) = &settings.stats_json {
+        let line = report.to_json() + "\n";
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o666)
+            .open(path);
+        if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
+            eprintln!(
+                "faultless: cannot write the report to {}: {e}",
+                path.display()
+            );
+        }
+    }
+}
+
+fn report(reason: &'static str) -> Report {
+    let program = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    let state = state::lock();
+    let mut report = Report {
+        pid: raw::getpid(),
+        program,
+        reason: reason.to_owned(),
+        backend: state.pool.as_ref().map(|p| p.backend().to_string()),
+        dry_run: state::settings().is_some_and(|s| s.dry_run),
+        totals: totals(&state),
+        files: files(&state),
+        handed_back: tallies(state.handed_back.iter(), |&reason, t| HandedBack {
+            reason: reason.to_owned(),
+            mappings: t.mappings,
+            bytes: t.bytes,
+            longest_us: t.longest_ns as f64 / 1e3,
+            example: t.example.clone(),
+        }),
+        left_alone: tallies(state.left.iter(), |reason, t| LeftAlone {
+            reason: reason.clone(),
+            mappings: t.mappings,
+            bytes: t.bytes,
+            example: t.example.clone(),
+        }),
+        efaults: access::efaults(),
+    };
+    report
+        .left_alone
+        .sort_by_key(|l| std::cmp::Reverse(l.bytes));
+    report
+}
+
+fn tallies<'a, K: 'a, R>(
+    all: impl Iterator<Item = (&'a K, &'a Tally)>,
+    make: impl Fn(&'a K, &'a Tally) -> R,
+) -> Vec<R> {
+    all.map(|(k, t)| make(k, t)).collect()
+}
+
+fn totals(state: &State) -> Totals {
+    let mut totals = Totals {
+        mappings: state.files.values().map(|f| f.mappings).sum(),
+        mapped_bytes: state.files.values().map(|f| f.bytes).sum(),
+        memory_tree_bytes: state::settings().map_or(0, |s| s.memory),
+        ..Totals::default()
+    };
+    if let Some(pool) = &state.pool {
+        let stats = pool.stats();
+        let maps = &stats.maps;
+        let us = |q| {
+            maps.fill_latency
+                .quantile(q)
+                .unwrap_or_default()
+                .as_secs_f64()
+                * 1e6
+        };
+        totals.misses = maps.misses;
+        totals.fills = maps.fills;
+        totals.read_bytes = maps.bytes_read;
+        totals.evictions = maps.evictions;
+        totals.errors = maps.errors;
+        totals.fill_us = FillTimes {
+            p50: us(0.5),
+            p99: us(0.99),
+            max: us(1.0),
+        };
+        totals.used_bytes = stats.used.get();
+        totals.peak_bytes = stats.peak.get();
+        (totals.memory_bytes, totals.duplicated_bytes) = service::figures();
+    }
+    totals
+}
+
+fn files(state: &State) -> Vec<FileReport> {
+    let mut files: Vec<FileReport> = state
+        .files
+        .iter()
+        .map(|(path, past)| {
+            let mut file = FileReport {
+                path: path.clone(),
+                coherence: if past.trusted { "trust" } else { "lease" }.to_owned(),
+                mappings: past.mappings,
+                mapped_bytes: past.bytes,
+                misses: past.misses,
+                read_bytes: past.read,
+                resident_bytes: 0,
+            };
+            for e in state.standing.values().filter(|e| *e.path == **path) {
+                let stats = e.standin.stats();
+                file.misses += stats.misses;
+                file.read_bytes += stats.bytes_read;
+                file.resident_bytes += e.standin.resident();
+            }
+            file
+        })
+        .collect();
+    files.sort_by_key(|f| std::cmp::Reverse(f.mapped_bytes));
+    files
+}

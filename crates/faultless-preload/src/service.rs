@@ -1,0 +1,153 @@
+//! The thread that keeps this process's share of the budget, and answers SIGUSR2.
+
+#![allow(unsafe_code, reason = "installs a signal handler")]
+
+use crate::reports;
+use crate::state;
+use faultless::Bytes;
+use faultless_run::tree::{LEAST, Share};
+use faultless_sys::{futex, raw, signal};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How often shares are worked out anew.
+const TICK_NS: u64 = 250_000_000;
+
+static SHARE: Mutex<Option<Share>> = Mutex::new(None);
+static GRANTED: AtomicU64 = AtomicU64::new(0);
+static DUPLICATED: AtomicU64 = AtomicU64::new(0);
+/// Somebody sent SIGUSR2.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+fn share() -> MutexGuard<'static, Option<Share>> {
+    SHARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Joins the tree of processes; returns what this one may use to begin with.
+pub(crate) fn join() -> u64 {
+    let Some(settings) = state::settings() else {
+        return LEAST;
+    };
+    let granted = match Share::join(&settings.tree, settings.memory, raw::getpid()) {
+        Ok(mut joined) => {
+            let granted = joined.settle(0, true);
+            *share() = Some(joined);
+            granted
+        }
+        Err(e) => {
+            eprintln!(
+                "faultless: the memory budget is this process's alone, not the process tree's: no shared memory in /dev/shm: {e}"
+            );
+            settings.memory
+        }
+    };
+    GRANTED.store(granted, Ordering::Relaxed);
+    granted
+}
+
+/// What this process is granted, and what processes hold more than once.
+pub(crate) fn figures() -> (u64, u64) {
+    (
+        GRANTED.load(Ordering::Relaxed),
+        DUPLICATED.load(Ordering::Relaxed),
+    )
+}
+
+/// Leaves the tree of processes.
+pub(crate) fn leave() {
+    if let Ok(mut share) = SHARE.try_lock()
+        && let Some(share) = share.as_mut()
+    {
+        share.leave();
+    }
+}
+
+/// A forked child has no thread of ours, and a place of its own once it needs one.
+pub(crate) fn in_child() {
+    RUNNING.store(false, Ordering::Relaxed);
+    // The lock may be held by a thread that is not here.
+    if let Ok(mut share) = SHARE.try_lock() {
+        std::mem::forget(share.take());
+    }
+}
+
+/// Starts the thread.
+pub(crate) fn start() -> io::Result<()> {
+    if RUNNING.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
+    let thread = std::thread::Builder::new().name("faultless-serve".into());
+    let started = thread.spawn(|| {
+        // All signals were blocked by whoever started it, and stay so, but for the C library's own.
+        signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
+        loop {
+            futex::wait(&ASKED, 0, TICK_NS);
+            if ASKED.swap(0, Ordering::SeqCst) != 0 {
+                reports::write("asked");
+            }
+            tick();
+        }
+    });
+    started
+        .map(drop)
+        .inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))
+}
+
+fn tick() {
+    // What is used is asked for under the lock, the rest is done without: others may wait for it.
+    let (pool, held) = {
+        let state = state::lock();
+        let Some(pool) = state.pool.clone() else {
+            return;
+        };
+        let mut held = std::collections::BTreeMap::<(u64, u64), u64>::new();
+        for e in state.standing.values() {
+            let id = e.standin.file_id();
+            *held.entry((id.dev, id.ino)).or_default() += e.standin.resident();
+        }
+        (pool, held)
+    };
+    let stats = pool.stats();
+    let granted = pool.budget().get();
+    let used = stats.used.get();
+    // The evictor keeps a reserve of an eighth at most.
+    let pressed = used + granted / 6 > granted;
+    let mut guard = share();
+    let Some(share) = guard.as_mut() else { return };
+    let mut files: Vec<_> = held
+        .into_iter()
+        .map(|((d, i), bytes)| (d, i, bytes))
+        .collect();
+    files.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
+    share.holds(files);
+    DUPLICATED.store(share.duplicated(), Ordering::Relaxed);
+    let now = share.settle(used, pressed);
+    drop(guard);
+    // Small changes are not worth the evictor's trouble.
+    if now.abs_diff(granted) > granted / 64 && pool.resize(Bytes::new(now)).is_ok() {
+        GRANTED.store(now, Ordering::Relaxed);
+    }
+}
+
+/// With `--stats`: SIGUSR2 asks for a report, unless the program has a use for it.
+pub(crate) fn answer_sigusr2() {
+    if !state::settings().is_some_and(|s| s.stats || s.stats_json.is_some()) {
+        return;
+    }
+    let default = signal::action(libc::SIGUSR2).is_ok_and(|a| a.handler == libc::SIG_DFL);
+    if default {
+        // SAFETY: the handler sets a word and wakes a thread, and replaces the default action.
+        let _ = unsafe { signal::set_action(libc::SIGUSR2, &signal::Action::new(on_sigusr2, 0)) };
+    }
+}
+
+extern "C" fn on_sigusr2(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    if RUNNING.load(Ordering::Relaxed) {
+        ASKED.store(1, Ordering::SeqCst);
+        futex::wake(&ASKED, futex::ALL);
+    } else {
+        raw::write_stderr(b"faultless: nothing has been taken over in this process so far\n");
+    }
+}

@@ -1,0 +1,408 @@
+//! Signals: SIGBUS is the engine's, and never blocked; the program does not notice.
+//!
+//! A thread that blocks SIGBUS and misses is killed by the kernel. So SIGBUS is taken out of every mask that the program
+//! sets, for a thread or for the time of a handler; that it wanted it there is remembered for the thread, and shown when it
+//! asks. What the program wants done about SIGBUS is kept beside the engine's handler, and is done for every fault that is
+//! not a miss.
+
+#![allow(
+    unsafe_code,
+    reason = "functions of the C library, with its pointers and its promises"
+)]
+
+use crate::real::{real, set_errno};
+use crate::state;
+use faultless::standin::{self, Disposition};
+use faultless_sys::signal::{self, SigSet};
+use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+
+const SIGBUS: SigSet = signal::set_of(libc::SIGBUS);
+
+thread_local! {
+    /// The program believes that SIGBUS is blocked in this thread.
+    static BELIEVES_BLOCKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The kernel's part of the C library's set.
+fn bits(set: *const sigset_t) -> SigSet {
+    // SAFETY: callers pass a valid set; its first 64 bits are the kernel's set.
+    unsafe { *set.cast::<SigSet>() }
+}
+
+/// A copy of a set without SIGBUS.
+fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
+    if set.is_null() {
+        return None;
+    }
+    // SAFETY: checked, and the caller's promise.
+    let mut copy = unsafe { *set };
+    // SAFETY: as in `bits`.
+    unsafe { *(&raw mut copy).cast::<SigSet>() &= !SIGBUS };
+    Some(copy)
+}
+
+fn pointer(set: &Option<sigset_t>) -> *const sigset_t {
+    set.as_ref().map_or(std::ptr::null(), std::ptr::from_ref)
+}
+
+/// SIGBUS may have been blocked when the program was executed.
+pub(crate) fn at_start() {
+    let before = signal::set_mask(signal::ALL);
+    signal::set_mask(before & !SIGBUS);
+    BELIEVES_BLOCKED.set(before & SIGBUS != 0);
+    crate::service::answer_sigusr2();
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Action) -> c_int {
+    let real = real!(sigaction as unsafe extern "C" fn(c_int, *const Action, *mut Action) -> c_int);
+    if !state::on() {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(signo, new, old) };
+    }
+    // SAFETY: null or the program's own structure.
+    let wanted = unsafe { new.as_ref() }.map(|new| {
+        let mut wanted = *new;
+        wanted.sa_mask = without_sigbus(&new.sa_mask).unwrap_or(new.sa_mask);
+        wanted
+    });
+    if signo == libc::SIGBUS {
+        let disposition = wanted.as_ref().map(|w| Disposition {
+            handler: w.sa_sigaction,
+            flags: w.sa_flags as usize,
+            mask: bits(&w.sa_mask),
+        });
+        if let Some(before) = standin::sigbus(disposition) {
+            // SAFETY: null or the program's own structure, which may be uninitialised.
+            if let Some(old) = unsafe { old.as_mut() } {
+                old.sa_sigaction = before.handler;
+                old.sa_flags = before.flags as c_int;
+                old.sa_restorer = None;
+                // SAFETY: a set of zeros is valid; its first 64 bits are the kernel's set.
+                unsafe {
+                    old.sa_mask = std::mem::zeroed();
+                    *(&raw mut old.sa_mask).cast::<SigSet>() = before.mask;
+                }
+            }
+            return 0;
+        }
+    }
+    let wanted = wanted.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: a copy of the program's own argument.
+    unsafe { real(signo, wanted, old) }
+}
+
+/// `signal` and its kin for SIGBUS, by `sigaction`.
+fn handle_sigbus(handler: sighandler_t, flags: c_int) -> sighandler_t {
+    // SAFETY: zeros are valid for both structures; `sigaction` above does the rest.
+    unsafe {
+        let mut new: Action = std::mem::zeroed();
+        let mut old: Action = std::mem::zeroed();
+        new.sa_sigaction = handler;
+        new.sa_flags = flags;
+        if sigaction(libc::SIGBUS, &new, &mut old) == 0 {
+            old.sa_sigaction
+        } else {
+            libc::SIG_ERR
+        }
+    }
+}
+
+macro_rules! simple_handlers {
+    ($($name:ident: $flags:expr;)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(signo: c_int, handler: sighandler_t) -> sighandler_t {
+            if signo == libc::SIGBUS && state::on() {
+                return handle_sigbus(handler, $flags);
+            }
+            // SAFETY: the program's own arguments.
+            unsafe { real!($name as unsafe extern "C" fn(c_int, sighandler_t) -> sighandler_t)(signo, handler) }
+        }
+    )* };
+}
+
+simple_handlers! {
+    signal: libc::SA_RESTART;
+    bsd_signal: libc::SA_RESTART;
+    ssignal: libc::SA_RESTART;
+    sysv_signal: libc::SA_RESETHAND | libc::SA_NODEFER;
+    __sysv_signal: libc::SA_RESETHAND | libc::SA_NODEFER;
+}
+
+/// Sets the thread's mask by `real`, without SIGBUS.
+fn mask(
+    real: unsafe extern "C" fn(c_int, *const sigset_t, *mut sigset_t) -> c_int,
+    how: c_int,
+    new: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    if !state::on() {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(how, new, old) };
+    }
+    let names_sigbus = !new.is_null() && bits(new) & SIGBUS != 0;
+    let wanted = if how == libc::SIG_UNBLOCK {
+        // Unblocking it does no harm.
+        None
+    } else {
+        without_sigbus(new)
+    };
+    let set = if wanted.is_some() {
+        pointer(&wanted)
+    } else {
+        new
+    };
+    // SAFETY: the program's own arguments, or a copy.
+    let result = unsafe { real(how, set, old) };
+    if result == 0 {
+        let believed = BELIEVES_BLOCKED.get();
+        if !old.is_null() && believed {
+            // SAFETY: written just now; its first 64 bits are the kernel's set.
+            unsafe { *old.cast::<SigSet>() |= SIGBUS };
+        }
+        if !new.is_null() {
+            BELIEVES_BLOCKED.set(match how {
+                libc::SIG_BLOCK => believed || names_sigbus,
+                libc::SIG_UNBLOCK => believed && !names_sigbus,
+                _ => names_sigbus,
+            });
+        }
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigprocmask(how: c_int, new: *const sigset_t, old: *mut sigset_t) -> c_int {
+    mask(
+        real!(sigprocmask as unsafe extern "C" fn(c_int, *const sigset_t, *mut sigset_t) -> c_int),
+        how,
+        new,
+        old,
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_sigmask(
+    how: c_int,
+    new: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    mask(
+        real!(
+            pthread_sigmask as unsafe extern "C" fn(c_int, *const sigset_t, *mut sigset_t) -> c_int
+        ),
+        how,
+        new,
+        old,
+    )
+}
+
+/// A mask for the time of a call, in which handlers may run: without SIGBUS, where this process is served.
+struct Meanwhile {
+    copy: Option<sigset_t>,
+    own: *const sigset_t,
+}
+
+impl Meanwhile {
+    fn new(own: *const sigset_t) -> Self {
+        let copy = if state::on() {
+            without_sigbus(own)
+        } else {
+            None
+        };
+        Meanwhile { copy, own }
+    }
+
+    fn get(&self) -> *const sigset_t {
+        if self.copy.is_some() {
+            pointer(&self.copy)
+        } else {
+            self.own
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn sigsuspend(set: *const sigset_t) -> c_int {
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own argument, or a copy.
+    unsafe { real!(sigsuspend as unsafe extern "C-unwind" fn(*const sigset_t) -> c_int)(set.get()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn ppoll(
+    fds: *mut libc::pollfd,
+    count: libc::nfds_t,
+    timeout: *const timespec,
+    set: *const sigset_t,
+) -> c_int {
+    type Ppoll = unsafe extern "C-unwind" fn(
+        *mut libc::pollfd,
+        libc::nfds_t,
+        *const timespec,
+        *const sigset_t,
+    ) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(ppoll as Ppoll)(fds, count, timeout, set.get()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn pselect(
+    count: c_int,
+    read: *mut libc::fd_set,
+    write: *mut libc::fd_set,
+    except: *mut libc::fd_set,
+    timeout: *const timespec,
+    set: *const sigset_t,
+) -> c_int {
+    type Set = *mut libc::fd_set;
+    type Pselect = unsafe extern "C-unwind" fn(
+        c_int,
+        Set,
+        Set,
+        Set,
+        *const timespec,
+        *const sigset_t,
+    ) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(pselect as Pselect)(count, read, write, except, timeout, set.get()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn epoll_pwait(
+    fd: c_int,
+    events: *mut libc::epoll_event,
+    count: c_int,
+    timeout: c_int,
+    set: *const sigset_t,
+) -> c_int {
+    type EpollPwait = unsafe extern "C-unwind" fn(
+        c_int,
+        *mut libc::epoll_event,
+        c_int,
+        c_int,
+        *const sigset_t,
+    ) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(epoll_pwait as EpollPwait)(fd, events, count, timeout, set.get()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn epoll_pwait2(
+    fd: c_int,
+    events: *mut libc::epoll_event,
+    count: c_int,
+    timeout: *const timespec,
+    set: *const sigset_t,
+) -> c_int {
+    type EpollPwait2 = unsafe extern "C-unwind" fn(
+        c_int,
+        *mut libc::epoll_event,
+        c_int,
+        *const timespec,
+        *const sigset_t,
+    ) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(epoll_pwait2 as EpollPwait2)(fd, events, count, timeout, set.get()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_attr_setsigmask_np(
+    attr: *mut libc::pthread_attr_t,
+    set: *const sigset_t,
+) -> c_int {
+    type SetMask = unsafe extern "C" fn(*mut libc::pthread_attr_t, *const sigset_t) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(pthread_attr_setsigmask_np as SetMask)(attr, set.get()) }
+}
+
+/// The old functions of BSD, with their sets of 32.
+const SIGBUS_BIT: c_int = 1 << (libc::SIGBUS - 1);
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigblock(set: c_int) -> c_int {
+    let set = if state::on() { set & !SIGBUS_BIT } else { set };
+    // SAFETY: no pointers.
+    unsafe { real!(sigblock as unsafe extern "C" fn(c_int) -> c_int)(set) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigsetmask(set: c_int) -> c_int {
+    let set = if state::on() { set & !SIGBUS_BIT } else { set };
+    // SAFETY: no pointers.
+    unsafe { real!(sigsetmask as unsafe extern "C" fn(c_int) -> c_int)(set) }
+}
+
+/// System V's: blocks one signal.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sighold(signo: c_int) -> c_int {
+    if signo == libc::SIGBUS && state::on() {
+        BELIEVES_BLOCKED.set(true);
+        return 0;
+    }
+    // SAFETY: no pointers.
+    unsafe { real!(sighold as unsafe extern "C" fn(c_int) -> c_int)(signo) }
+}
+
+/// System V's: sets a handler, or blocks.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigset(signo: c_int, handler: sighandler_t) -> sighandler_t {
+    const SIG_HOLD: sighandler_t = 2;
+    if signo != libc::SIGBUS || !state::on() {
+        // SAFETY: the program's own arguments.
+        return unsafe {
+            real!(sigset as unsafe extern "C" fn(c_int, sighandler_t) -> sighandler_t)(
+                signo, handler,
+            )
+        };
+    }
+    let held = BELIEVES_BLOCKED.replace(handler == SIG_HOLD);
+    let before = if handler == SIG_HOLD {
+        // SAFETY: asks only.
+        unsafe {
+            let mut old: Action = std::mem::zeroed();
+            sigaction(signo, std::ptr::null(), &mut old);
+            old.sa_sigaction
+        }
+    } else {
+        handle_sigbus(handler, 0)
+    };
+    if held { SIG_HOLD } else { before }
+}
+
+/// Nobody but this library may do this to SIGBUS; a program that asks the kernel itself is told what it believes.
+pub(crate) fn raw_sigaction(new: *const c_void, old: *mut c_void, size: usize) -> Option<isize> {
+    let action = |at: *const c_void| {
+        // SAFETY: the kernel's structure: handler, flags, restorer (on x86-64), mask.
+        let words = unsafe { std::slice::from_raw_parts(at.cast::<usize>(), MASK_AT + 1) };
+        Disposition {
+            handler: words[0],
+            flags: words[1],
+            mask: words[MASK_AT] as SigSet & !SIGBUS,
+        }
+    };
+    if size != 8 {
+        set_errno(libc::EINVAL);
+        return Some(-1);
+    }
+    let before = standin::sigbus((!new.is_null()).then(|| action(new)))?;
+    if !old.is_null() {
+        // SAFETY: as above, to be written.
+        let words = unsafe { std::slice::from_raw_parts_mut(old.cast::<usize>(), MASK_AT + 1) };
+        words.fill(0);
+        (words[0], words[1], words[MASK_AT]) = (before.handler, before.flags, before.mask as usize);
+    }
+    Some(0)
+}
+
+#[cfg(target_arch = "x86_64")]
+const MASK_AT: usize = 3;
+#[cfg(target_arch = "aarch64")]
+const MASK_AT: usize = 2;

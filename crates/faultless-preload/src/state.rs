@@ -1,0 +1,402 @@
+//! What this process has taken over, and its life: start, fork, exec, end.
+
+#![allow(
+    unsafe_code,
+    reason = "start and end functions of a shared library, fork handlers"
+)]
+
+use crate::real::Errno;
+use crate::{reports, service, signals, trap};
+use faultless::standin::{self, StandIn};
+use faultless::{Bytes, Pool, Stats};
+use faultless_run::{Settings, VARIABLE};
+use faultless_sys::file::FileId;
+use faultless_sys::{mem, raw, signal};
+use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+
+/// How many mappings are taken over now. While it is 0, all calls but a few pass at once.
+pub(crate) static STANDING: AtomicUsize = AtomicUsize::new(0);
+/// The smallest mapping that is looked at; `usize::MAX` where this process is not to be served.
+static MIN_SIZE: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+const UNKNOWN: u8 = 0;
+const OFF: u8 = 1;
+const ON: u8 = 2;
+static MODE: AtomicU8 = AtomicU8::new(UNKNOWN);
+static SETTINGS: OnceLock<Settings> = OnceLock::new();
+
+/// Whether this process was started by `faultless run`.
+#[inline]
+pub(crate) fn on() -> bool {
+    match MODE.load(Ordering::Relaxed) {
+        UNKNOWN => start(),
+        mode => mode == ON,
+    }
+}
+
+/// The smallest mapping that is looked at.
+#[inline]
+pub(crate) fn min_size() -> usize {
+    if MODE.load(Ordering::Relaxed) == UNKNOWN {
+        start();
+    }
+    MIN_SIZE.load(Ordering::Relaxed)
+}
+
+/// The settings, where [`on`].
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get()
+}
+
+/// Reads the settings. Called before `main`, or by the first call that needs them.
+#[cold]
+fn start() -> bool {
+    let _errno = Errno::keep();
+    let Some(text) = std::env::var_os(VARIABLE) else {
+        MODE.store(OFF, Ordering::Relaxed);
+        return false;
+    };
+    let settings = text.to_str().and_then(|t| Settings::decode(t).ok());
+    let Some(settings) = settings else {
+        raw::write_stderr(b"faultless: the environment variable FAULTLESS_RUN is not what `faultless run` sets; this process is not served\n");
+        MODE.store(OFF, Ordering::Relaxed);
+        return false;
+    };
+    let min_size = settings.min_size.max(mem::PAGE as u64) as usize;
+    if SETTINGS.set(settings).is_ok() {
+        MIN_SIZE.store(min_size, Ordering::Relaxed);
+    }
+    MODE.store(ON, Ordering::Relaxed);
+    true
+}
+
+extern "C" fn at_start() {
+    if on() {
+        HOME.store(raw::getpid() as usize, Ordering::Relaxed);
+        watch_forks();
+        signals::at_start();
+        trap::at_start();
+    }
+}
+
+extern "C" fn at_end() {
+    if on() {
+        end("exit");
+    }
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = at_start;
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static AT_END: extern "C" fn() = at_end;
+
+/// Writes the last report, and leaves the others that share the budget.
+pub(crate) fn end(reason: &'static str) {
+    let _errno = Errno::keep();
+    // A child of vfork runs in its parent's memory: what it finds here is not its own.
+    if HOME.load(Ordering::Relaxed) != raw::getpid() as usize {
+        return;
+    }
+    reports::write(reason);
+    if reason == "exit" {
+        service::leave();
+    }
+}
+
+/// One mapping that is taken over.
+pub(crate) struct Entry {
+    pub(crate) standin: StandIn,
+    pub(crate) path: Arc<Path>,
+}
+
+/// What mappings of one file did that are gone.
+#[derive(Default)]
+pub(crate) struct Past {
+    pub(crate) mappings: u64,
+    pub(crate) bytes: u64,
+    pub(crate) misses: u64,
+    pub(crate) read: u64,
+    pub(crate) trusted: bool,
+}
+
+/// A count of mappings, for one reason.
+pub(crate) struct Tally {
+    pub(crate) mappings: u64,
+    pub(crate) bytes: u64,
+    pub(crate) longest_ns: u64,
+    pub(crate) example: PathBuf,
+}
+
+/// Everything behind the lock.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) pool: Option<Pool>,
+    /// Why there can be no pool.
+    pub(crate) no_pool: Option<String>,
+    /// By first address.
+    pub(crate) standing: BTreeMap<usize, Entry>,
+    /// All that ever were taken over, by path.
+    pub(crate) files: BTreeMap<PathBuf, Past>,
+    pub(crate) left: BTreeMap<String, Tally>,
+    pub(crate) handed_back: BTreeMap<&'static str, Tally>,
+    /// Files on which the program has taken POSIX locks for writing.
+    pub(crate) write_locked: Vec<FileId>,
+    /// Why nothing is taken over any more.
+    pub(crate) closed: Option<&'static str>,
+}
+
+impl State {
+    /// Entries that have a part of a range.
+    pub(crate) fn over(&self, range: &Range<usize>) -> Vec<usize> {
+        let before = self.standing.range(..range.start).next_back();
+        before
+            .into_iter()
+            .chain(self.standing.range(range.clone()))
+            .filter(|(_, e)| {
+                let r = e.standin.range();
+                r.start < range.end && range.start < r.end
+            })
+            .map(|(&start, _)| start)
+            .collect()
+    }
+
+    /// Counts a mapping that stays the kernel's.
+    pub(crate) fn leave(&mut self, reason: String, bytes: usize, path: &Path) {
+        tally(
+            self.left.entry(reason).or_insert_with(|| Tally::of(path)),
+            bytes,
+            0,
+        );
+    }
+
+    /// Takes a mapping over.
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        let past = self.files.entry(entry.path.to_path_buf()).or_default();
+        past.mappings += 1;
+        past.bytes += entry.standin.range().len() as u64;
+        past.trusted = !entry.standin.leased();
+        self.standing.insert(entry.standin.range().start, entry);
+        STANDING.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Forgets a mapping, and keeps its figures.
+    pub(crate) fn remove(&mut self, start: usize) -> Option<Entry> {
+        let entry = self.standing.remove(&start)?;
+        STANDING.fetch_sub(1, Ordering::SeqCst);
+        let stats: Stats = entry.standin.stats();
+        let past = self.files.entry(entry.path.to_path_buf()).or_default();
+        past.misses += stats.misses;
+        past.read += stats.bytes_read;
+        Some(entry)
+    }
+
+    /// Hands a mapping back to the kernel. `false` if the kernel did not take it.
+    pub(crate) fn hand_back(&mut self, start: usize, reason: &'static str) -> bool {
+        let Some(entry) = self.remove(start) else {
+            return true;
+        };
+        let (path, bytes) = (entry.path.clone(), entry.standin.range().len());
+        match entry.standin.hand_back() {
+            Ok(longest) => {
+                let tally_of = self
+                    .handed_back
+                    .entry(reason)
+                    .or_insert_with(|| Tally::of(&path));
+                tally(tally_of, bytes, longest);
+                true
+            }
+            Err((standin, error)) => {
+                eprintln!("faultless: {error}; it stays as it is");
+                self.standing.insert(start, Entry { standin, path });
+                STANDING.fetch_add(1, Ordering::SeqCst);
+                false
+            }
+        }
+    }
+
+    /// Hands back all that have a part of a range.
+    pub(crate) fn hand_back_over(&mut self, range: &Range<usize>, reason: &'static str) -> bool {
+        self.over(range)
+            .into_iter()
+            .all(|start| self.hand_back(start, reason))
+    }
+
+    /// Hands back all mappings of a file.
+    pub(crate) fn hand_back_file(&mut self, id: FileId, reason: &'static str) {
+        let of_file: Vec<usize> = self
+            .standing
+            .iter()
+            .filter(|(_, e)| e.standin.file_id() == id)
+            .map(|(&start, _)| start)
+            .collect();
+        for start in of_file {
+            self.hand_back(start, reason);
+        }
+    }
+
+    /// Hands everything back, and takes nothing over any more.
+    pub(crate) fn close(&mut self, reason: &'static str) {
+        self.closed = Some(reason);
+        self.hand_back_over(&(0..usize::MAX), reason);
+    }
+}
+
+impl Tally {
+    fn of(path: &Path) -> Self {
+        Tally {
+            mappings: 0,
+            bytes: 0,
+            longest_ns: 0,
+            example: path.to_owned(),
+        }
+    }
+}
+
+fn tally(t: &mut Tally, bytes: usize, ns: u64) {
+    t.mappings += 1;
+    t.bytes += bytes as u64;
+    t.longest_ns = t.longest_ns.max(ns);
+}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+/// The state, locked, with all signals of this thread blocked: a signal handler that maps memory would otherwise wait for
+/// its own thread.
+pub(crate) struct Locked {
+    // Dropped in this order: the lock goes before signals come.
+    guard: MutexGuard<'static, Option<State>>,
+    _no_handler_here: signal::Blocked,
+    _errno: Errno,
+}
+
+impl std::ops::Deref for Locked {
+    type Target = State;
+    fn deref(&self) -> &State {
+        self.guard
+            .as_ref()
+            .unwrap_or_else(|| unreachable!("made by `lock`"))
+    }
+}
+
+impl std::ops::DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut State {
+        self.guard.get_or_insert_default()
+    }
+}
+
+/// Locks the state.
+pub(crate) fn lock() -> Locked {
+    let errno = Errno::keep();
+    let blocked = signal::Blocked::all();
+    let mut guard = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    guard.get_or_insert_default();
+    Locked {
+        guard,
+        _no_handler_here: blocked,
+        _errno: errno,
+    }
+}
+
+/// The process whose state this is: not that of a child of vfork, which runs in its parent's memory.
+static HOME: AtomicUsize = AtomicUsize::new(0);
+
+impl State {
+    /// The pool, made when it is first needed.
+    pub(crate) fn pool(&mut self) -> Result<Pool, String> {
+        if let Some(pool) = &self.pool {
+            return Ok(pool.clone());
+        }
+        if let Some(why) = &self.no_pool {
+            return Err(why.clone());
+        }
+        let made = self.make_pool();
+        if let Err(why) = &made {
+            self.no_pool = Some(why.clone());
+        }
+        made
+    }
+
+    fn make_pool(&mut self) -> Result<Pool, String> {
+        standin::keep_descriptors_high();
+        let granted = service::join();
+        let pool = Pool::builder()
+            .memory(Bytes::new(granted))
+            .build()
+            .map_err(|e| e.to_string())?;
+        if let faultless::Backend::Mmap(why) = pool.backend() {
+            return Err(format!("userfaultfd is not to be had: {why}"));
+        }
+        standin::on_lease_broken(lease_broken);
+        service::start().map_err(|e| format!("cannot start a thread: {e}"))?;
+        self.pool = Some(pool.clone());
+        Ok(pool)
+    }
+}
+
+/// Somebody wants to write to the file of a mapping, and waits until this returns.
+fn lease_broken(start: usize, serial: u64) {
+    let mut state = lock();
+    let right = |e: &Entry| e.standin.serial() == serial;
+    if state.standing.get(&start).is_some_and(right)
+        && !state.hand_back(start, "its file was opened for writing")
+        && let Some(e) = state.standing.get(&start)
+    {
+        e.standin.save();
+    }
+}
+
+// ---- fork
+
+struct ForkSlot(UnsafeCell<Option<Locked>>);
+// SAFETY: written and emptied only by the thread that holds the lock which is put there.
+unsafe impl Sync for ForkSlot {}
+static FORKING: ForkSlot = ForkSlot(UnsafeCell::new(None));
+
+/// After the engine's own handlers were registered: so ours runs before them, takes its lock before theirs, and in the
+/// child runs when the kernel's mappings are in place.
+fn watch_forks() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        standin::watch_forks();
+        // SAFETY: static functions that do what pthread_atfork allows.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
+    });
+}
+
+extern "C" fn before_fork() {
+    let locked = lock();
+    // SAFETY: we hold the lock, so no other thread is here.
+    unsafe { *FORKING.0.get() = Some(locked) };
+}
+
+extern "C" fn after_fork() {
+    // SAFETY: `before_fork` took the lock on this thread.
+    drop(unsafe { (*FORKING.0.get()).take() });
+}
+
+extern "C" fn in_child() {
+    // SAFETY: as above; the child has no other thread.
+    let Some(mut locked) = (unsafe { (*FORKING.0.get()).take() }) else {
+        return;
+    };
+    // The mappings are the kernel's here, and what stood for them is the parent's.
+    let old = std::mem::take(&mut *locked);
+    std::mem::forget(old.standing);
+    std::mem::forget(old.pool);
+    STANDING.store(0, Ordering::SeqCst);
+    HOME.store(raw::getpid() as usize, Ordering::Relaxed);
+    LOOKED.store(false, Ordering::Relaxed);
+    locked.closed = old.closed;
+    locked.write_locked = Vec::new();
+    service::in_child();
+}
+
+/// Whether anything was ever looked at, so that a report is worth writing.
+pub(crate) static LOOKED: AtomicBool = AtomicBool::new(false);

@@ -1,0 +1,2 @@
+//! `--compat`.
+pub(crate) fn at_start() {}

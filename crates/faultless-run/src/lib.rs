@@ -1,0 +1,16 @@
+//! What `faultless run` and `libfaultless_preload.so` agree on.
+//!
+//! The command looks whether a program can be served at all ([`program`]), puts its [`Settings`] into the environment, and
+//! becomes the program. The library, in that process and in all that descend from it, reads them there, shares one memory
+//! budget with the others through a page of shared memory ([`tree`]), and writes a [`Report`] when the process ends.
+
+mod program;
+mod report;
+mod settings;
+pub mod tree;
+
+pub use program::{Unservable, check as check_program, find as find_program};
+pub use report::{
+    Efaults, FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals, read_reports,
+};
+pub use settings::{Reads, Settings, VARIABLE, matches};

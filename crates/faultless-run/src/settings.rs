@@ -1,0 +1,147 @@
+//! What the user wants, on its way through the environment.
+
+use glob::{MatchOptions, Pattern};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The environment variable that carries the [`Settings`], as JSON.
+pub const VARIABLE: &str = "FAULTLESS_RUN";
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reads {
+    /// Through the page cache if half of the mapping is there already, directly otherwise.
+    #[default]
+    Auto,
+    /// Directly, where the file system can.
+    Direct,
+    /// Through the page cache.
+    Buffered,
+}
+
+/// The settings of one `faultless run`, shared by the whole tree of processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Memory budget of the whole tree, in bytes.
+    pub memory: u64,
+    /// Smallest mapping that is taken over, in bytes.
+    pub min_size: u64,
+    /// Files for whose bytes the user vouches: no lease is taken.
+    #[serde(default)]
+    pub trust: Vec<String>,
+    /// If not empty: only these files.
+    #[serde(default)]
+    pub only: Vec<String>,
+    /// Not these files.
+    #[serde(default)]
+    pub skip: Vec<String>,
+    /// How files are read.
+    #[serde(default)]
+    pub reads: Reads,
+    /// Each process says on stderr what it did, when it ends and on SIGUSR2.
+    #[serde(default)]
+    pub stats: bool,
+    /// Each process appends its report, one line of JSON, to this file.
+    #[serde(default)]
+    pub stats_json: Option<PathBuf>,
+    /// Nothing is taken over; the reports say what would have been.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// System calls that bypass the C library are served too.
+    #[serde(default)]
+    pub compat: bool,
+    /// Name of the shared memory through which the processes share the budget.
+    pub tree: String,
+}
+
+impl Settings {
+    /// For the environment.
+    pub fn encode(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// From the environment.
+    ///
+    /// # Errors
+    ///
+    /// It is not what [`encode`](Self::encode) made.
+    pub fn decode(text: &str) -> serde_json::Result<Settings> {
+        serde_json::from_str(text)
+    }
+
+    /// Checks the patterns.
+    ///
+    /// # Errors
+    ///
+    /// The first one that is none, and why.
+    pub fn check(&self) -> Result<(), (String, glob::PatternError)> {
+        for text in self.trust.iter().chain(&self.only).chain(&self.skip) {
+            Pattern::new(text).map_err(|e| (text.clone(), e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file's path matches one of some patterns. A pattern without a slash is about the file's name alone; `*`
+/// stands for slashes, too.
+pub fn matches(patterns: &[String], path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    patterns.iter().any(|text| {
+        let Ok(pattern) = Pattern::new(text) else {
+            return false;
+        };
+        let subject = if text.contains('/') {
+            path
+        } else {
+            Path::new(name)
+        };
+        pattern.matches_path_with(subject, MatchOptions::new())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_about_names_or_whole_paths() {
+        let yes = |pattern: &str, path: &str| matches(&[pattern.to_owned()], Path::new(path));
+        assert!(yes("*", "/data/a/b.idx"));
+        assert!(yes("*.idx", "/data/a/b.idx"));
+        assert!(!yes("*.idx", "/data/a.idx/b.dat"));
+        assert!(yes("/data/*", "/data/a/b.idx"), "* goes over slashes");
+        assert!(yes("/data/**/*.idx", "/data/a/b.idx"));
+        assert!(!yes("/other/*", "/data/a/b.idx"));
+        assert!(!matches(&[], Path::new("/data/a")));
+    }
+
+    #[test]
+    fn settings_survive_the_environment() {
+        let settings = Settings {
+            memory: 1 << 30,
+            min_size: 1 << 20,
+            trust: vec!["*\"quoted\"".into()],
+            only: vec![],
+            skip: vec!["/a b/*".into()],
+            reads: Reads::Buffered,
+            stats: true,
+            stats_json: Some("/tmp/a.json".into()),
+            dry_run: false,
+            compat: true,
+            tree: "t".into(),
+        };
+        assert_eq!(
+            Settings::decode(&settings.encode()).expect("its own"),
+            settings
+        );
+        assert!(Settings::decode("{}").is_err());
+        let (bad, _) = Settings {
+            only: vec!["a[".into()],
+            ..settings
+        }
+        .check()
+        .expect_err("no pattern");
+        assert_eq!(bad, "a[");
+    }
+}

@@ -1,0 +1,418 @@
+//! Maps that stand in for mappings which a program asked the kernel for, and did not know that it would get ours.
+//!
+//! A stand-in lies at the kernel's kind of address, has the kernel's length, and can at any time be *handed back*: the
+//! kernel's own mapping of the file takes its place, piece by piece, while other threads read it. Each piece is one
+//! `mmap(MAP_FIXED)`, which replaces the pages of at most [`PIECE`] bytes at once, so no reader waits for long; a miss
+//! that is under way in a piece finds its page no longer installable, and the load runs again on the kernel's mapping.
+//!
+//! This is the ground for `libfaultless_preload.so`, and no part of the crate's interface.
+
+#![allow(
+    unsafe_code,
+    reason = "replaces mappings by address, reads pages in on behalf of others"
+)]
+#![allow(missing_docs, reason = "not a part of the interface")]
+
+use crate::error::Error;
+use crate::fault::core::{KernelMapping, MapCore, Reading};
+use crate::fault::counters::{Count, Stats};
+use crate::fault::fill::{self, Need, RUN_MAX};
+use crate::fault::page::State;
+use crate::fault::{fds, handler, process, registry};
+use crate::map::{self, Map};
+use crate::options::{Advice, Reads};
+use crate::pool::Pool;
+use crate::{keeper, lease, source};
+use faultless_sys::file::FileId;
+use faultless_sys::mem;
+use faultless_sys::{Errno, signal};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+pub use crate::fault::handler::Disposition;
+
+/// Most bytes that are replaced at once when a stand-in is handed back: some 0.1 ms for a thousand resident pages.
+const PIECE: usize = 2 << 20;
+
+/// What a stand-in is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The file, open for reading. The descriptor is not kept.
+    pub file: BorrowedFd<'a>,
+    /// Where it should lie, if there is room; 0: anywhere.
+    pub place: usize,
+    /// Bytes, a multiple of the page size.
+    pub len: usize,
+    /// Offset in the file, a multiple of the page size.
+    pub offset: u64,
+    /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
+    pub flags: i32,
+    /// Whether a lease guards the bytes. Without one the user vouches for them.
+    pub leased: bool,
+    /// How the file is read.
+    pub reads: Reads,
+}
+
+/// A map in the place of a mapping of the kernel's. Dropping it unmaps it.
+#[derive(Debug)]
+pub struct StandIn(Map);
+
+impl StandIn {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// As [`MapOptions::map`](crate::MapOptions::map). On the mmap backend there is nothing to be gained, and
+    /// [`Error::InvalidOption`] says so.
+    pub fn new(pool: &Pool, wanted: &Wanted<'_>) -> Result<StandIn, Error> {
+        let name = source::file_name(wanted.file);
+        if wanted.leased {
+            lease::check_file(wanted.file.as_raw_fd()).map_err(|r| lease::error(&name, r))?;
+        }
+        let map = pool
+            .options()
+            .offset(wanted.offset)
+            .len(wanted.len)
+            .reads(wanted.reads)
+            .stand_for(wanted.flags, wanted.place)
+            .map_file(wanted.file, name, wanted.leased)?;
+        match map.core() {
+            Some(_) => Ok(StandIn(map)),
+            None => Err(Error::InvalidOption {
+                what: "the backend",
+                value: pool.backend().to_string(),
+                remedy: "only the engine can stand in for the kernel's mmap",
+            }),
+        }
+    }
+
+    fn core(&self) -> &'static MapCore {
+        self.0
+            .core()
+            .expect("a stand-in has an engine from `new` until it is consumed")
+    }
+
+    fn kernel(&self) -> &'static KernelMapping {
+        self.core()
+            .stands_for
+            .as_ref()
+            .expect("`stand_for` was called in `new`")
+    }
+
+    /// The addresses.
+    pub fn range(&self) -> Range<usize> {
+        self.core().region()
+    }
+
+    /// Never used again by another map of the process.
+    pub fn serial(&self) -> u64 {
+        self.core().serial
+    }
+
+    /// Whether a lease guards it.
+    pub fn leased(&self) -> bool {
+        matches!(self.core().reading, Reading::File { leased: true, .. })
+    }
+
+    /// Which file it is of.
+    pub fn file_id(&self) -> FileId {
+        match &self.core().reading {
+            Reading::File { id, .. } => *id,
+            Reading::Source { .. } => unreachable!("stand-ins are made of files"),
+        }
+    }
+
+    /// The map.
+    pub fn map(&self) -> &Map {
+        &self.0
+    }
+
+    /// What happened in it.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
+    }
+
+    /// Bytes that it holds of the budget.
+    pub fn resident(&self) -> u64 {
+        let counters = &self.core().counters;
+        counters
+            .get(Count::Charged)
+            .wrapping_sub(counters.get(Count::Released))
+    }
+
+    /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
+    pub fn advise(&self, advice: i32) {
+        self.kernel().advice.store(advice, Ordering::Relaxed);
+        self.0.advise(match advice {
+            libc::MADV_RANDOM => Advice::Random,
+            libc::MADV_SEQUENTIAL => Advice::Sequential,
+            _ => Advice::Normal,
+        });
+    }
+
+    /// `MADV_DONTFORK` or `MADV_DOFORK`.
+    pub fn set_dont_fork(&self, dont: bool) {
+        self.kernel().dont_fork.store(dont, Ordering::Relaxed);
+    }
+
+    /// Ends it with a call that unmaps its addresses: `unmap` runs when no fill is in flight any more.
+    pub fn unmap_with<R>(mut self, unmap: impl FnOnce() -> R) -> R {
+        let core = self.core();
+        self.0.take_core();
+        // SAFETY: taken out of the map, whose only owner is consumed here.
+        let core = unsafe { map::close(self.0.pool(), core) };
+        let result = unmap();
+        map::settle(core);
+        result
+    }
+
+    /// Puts the kernel's own mapping in its place. Returns the longest time that one piece took, in nanoseconds.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused a piece: the stand-in goes on to serve those that were not replaced.
+    pub fn hand_back(mut self) -> Result<u64, (StandIn, Error)> {
+        let core = self.core();
+        let began = Instant::now();
+        // A lease that is being broken does not last.
+        let patience = lease::patience() / 4;
+        // (An eviction that is on its way concerns the kernel's mapping, if that is there by then, which loses nothing by it.)
+        self.kernel().leaving.store(true, Ordering::SeqCst);
+        handler::expect_latecomers();
+        let mut longest = 0;
+        let region = core.region();
+        let mut at = region.start;
+        while at < region.end {
+            let left = region.end - at;
+            let len = if began.elapsed() > patience {
+                left
+            } else {
+                left.min(PIECE)
+            };
+            let before = Instant::now();
+            if let Err(e) = put_kernels(core, self.kernel(), at, len) {
+                let what = format!("cannot hand the map of {} back to the kernel", core.name);
+                return Err((self, Error::kernel(what, e)));
+            }
+            longest = longest.max(before.elapsed().as_nanos() as u64);
+            at += len;
+        }
+        self.0.take_core();
+        // SAFETY: taken out of the map, whose only owner is consumed here.
+        let core = unsafe { map::close(self.0.pool(), core) };
+        map::settle(core);
+        Ok(longest)
+    }
+
+    /// Saves what can be saved where [`hand_back`](Self::hand_back) failed while a lease is being broken: the rest is read in and kept.
+    pub fn save(&self) {
+        lease::on_break(self.core(), crate::OnBreak::Snapshot);
+    }
+}
+
+/// Replaces a part of a map by the kernel's mapping of the same bytes.
+fn put_kernels(core: &MapCore, kernel: &KernelMapping, at: usize, len: usize) -> Result<(), Errno> {
+    let Reading::File { fd, id, .. } = &core.reading else {
+        return Err(Errno(libc::ENODEV));
+    };
+    let number = fd.current(*id)?;
+    let offset = core.base + (at - core.start) as u64;
+    let flags = kernel.flags | libc::MAP_FIXED;
+    // SAFETY: replaces a part of the map's region by the same bytes, which the caller owns.
+    unsafe { mem::map(at, len, libc::PROT_READ, flags, number, offset)? };
+    let advice = kernel.advice.load(Ordering::Relaxed);
+    // SAFETY: mapped just now; this advice changes no contents.
+    unsafe {
+        if advice != libc::MADV_NORMAL {
+            let _ = mem::madvise(at, len, advice);
+        }
+        if kernel.dont_fork.load(Ordering::Relaxed) {
+            let _ = mem::madvise(at, len, libc::MADV_DONTFORK);
+        }
+    }
+    Ok(())
+}
+
+/// Whether some stand-in (or another map of the engine's) may have a part of the range: `false` is certain. Lock-free.
+pub fn touches(range: &Range<usize>) -> bool {
+    registry::touches(range)
+}
+
+static ON_LEASE_BROKEN: OnceLock<fn(usize, u64)> = OnceLock::new();
+
+/// Sets what is called, on a thread of the engine's that may wait, when the lease of the stand-in at an address with a
+/// serial number is being broken. It is to hand that one back.
+pub fn on_lease_broken(f: fn(usize, u64)) {
+    let _ = ON_LEASE_BROKEN.set(f);
+}
+
+pub(crate) fn lease_broken(start: usize, serial: u64) {
+    if let Some(f) = ON_LEASE_BROKEN.get() {
+        f(start, serial);
+    }
+}
+
+/// Replaces (or, without a new one, reads) the disposition of SIGBUS that the program believes in. `None` while the
+/// engine's handler is not installed.
+pub fn sigbus(new: Option<Disposition>) -> Option<Disposition> {
+    handler::replace_former(new)
+}
+
+/// Has the engine's descriptors keep away from low numbers.
+pub fn keep_descriptors_high() {
+    fds::keep_high();
+}
+
+/// Whether a number of the program's table is a descriptor of the engine's.
+pub fn is_engines_descriptor(number: i32) -> bool {
+    fds::is_engines(number)
+}
+
+/// Says that the program has put something of its own under a number.
+pub fn descriptor_is_programs(number: i32) {
+    fds::forget(number);
+}
+
+/// Runs `f` on all numbers that may be the engine's.
+pub fn for_each_descriptor(f: impl FnMut(i32)) {
+    fds::for_each_number(f);
+}
+
+/// Says that the program is about to take a POSIX lock on a file. From then on the engine closes no descriptor of it while
+/// there are locks on it.
+pub fn locks_coming(id: FileId) {
+    keeper::locks_coming(id);
+}
+
+/// Says that the call is over that [`locks_coming`] announced.
+pub fn locks_settled(id: FileId) {
+    keeper::locks_settled(id);
+}
+
+/// Who holds a POSIX lock on the file that conflicts with a lock for writing on all of it.
+pub fn posix_locked(fd: i32) -> bool {
+    keeper::posix_locked(fd)
+}
+
+/// Starts the engine's bookkeeping of forks, so that a handler registered after it runs before it.
+pub fn watch_forks() {
+    crate::fork::watch();
+}
+
+/// Most parts that one [`Held`] can keep.
+const PARTS: usize = 8;
+
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    id: u32,
+    serial: u64,
+    first: u64,
+    end: u64,
+}
+
+/// Pages that stay where they are until this is dropped: for the time of a system call that reads them. A map that goes
+/// away meanwhile is not kept from it.
+#[derive(Debug)]
+pub struct Held {
+    parts: [Part; PARTS],
+    count: usize,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held::new()
+    }
+}
+
+impl Held {
+    /// Nothing yet.
+    pub const fn new() -> Self {
+        Held {
+            parts: [Part {
+                id: 0,
+                serial: 0,
+                first: 0,
+                end: 0,
+            }; PARTS],
+            count: 0,
+        }
+    }
+
+    /// Reads in, and holds, all pages of a range that stand-ins have, as far as they can be read; what lies elsewhere is
+    /// left alone. Blocks signals meanwhile. May be called in a signal handler.
+    pub fn hold(&mut self, range: Range<usize>) {
+        let _no_handler_in_between = signal::Blocked::all();
+        let mut at = range.start;
+        while at < range.end {
+            let Some(core) = registry::find(at) else {
+                // To the next granule: another map may begin there.
+                at = (at + 1).next_multiple_of(registry::GRANULE);
+                continue;
+            };
+            let end = range.end.min(core.region().end);
+            let units = core.unit_of(at)..core.unit_of(end - 1) + 1;
+            read_in(&core, units.clone());
+            let mut held = units.start;
+            if self.count < PARTS {
+                for unit in units.clone() {
+                    if fill::serve(&core, unit, Need::Pin).is_err() {
+                        break;
+                    }
+                    held = unit + 1;
+                }
+                self.parts[self.count] = Part {
+                    id: core.id,
+                    serial: core.serial,
+                    first: units.start,
+                    end: held,
+                };
+                self.count += 1;
+            }
+            at = end;
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for part in &self.parts[..self.count] {
+            if let Some(core) = registry::gate(part.id).and_then(registry::enter)
+                && core.serial == part.serial
+            {
+                for unit in part.first..part.end {
+                    core.page(unit).unpin();
+                }
+            }
+        }
+    }
+}
+
+/// Reads in what is absent of some units, many with one read.
+fn read_in(core: &MapCore, units: Range<u64>) {
+    let Reading::File { fd, .. } = &core.reading else {
+        return;
+    };
+    if units.end - units.start < 2 || process::forked() {
+        return;
+    }
+    let mut unit = units.start;
+    while unit < units.end {
+        if core.page(unit).load().state() != State::Absent {
+            unit += 1;
+            continue;
+        }
+        let most = (units.end - unit).min(RUN_MAX as u64);
+        let fetch = &mut |at, end, keep| fill::file_piece(core, fd, at, end, keep);
+        unit += fill::prefetch(core, unit, most, fetch).unwrap_or(1).max(1);
+    }
+}
+
+/// Reads in what stand-ins have of a range. `true` if there was something to try.
+pub fn read_range(range: Range<usize>) -> bool {
+    let mut held = Held::new();
+    held.hold(range);
+    held.count > 0
+}

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use faultless::Bytes;
-use faultless_run::{Settings, VARIABLE, check_program, find_program, tree};
+use faultless_run::{Settings, VARIABLE, check_program, compat, find_program, tree};
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
@@ -112,11 +112,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         bail!("{pattern:?} is not a pattern: {e}");
     }
     tree::sweep();
+    let preload = preload()?;
+    if args.compat {
+        compat::install().context(
+            "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
+        )?;
+    }
     let error = Command::new(&program)
         .arg0(name)
         .args(arguments)
         .env(VARIABLE, settings.encode())
-        .env("LD_PRELOAD", preload()?)
+        .env("LD_PRELOAD", preload)
         .exec();
     Err(error).with_context(|| format!("cannot execute {}", program.display()))
 }

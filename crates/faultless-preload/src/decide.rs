@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "borrows the program's descriptor")]
 
 use crate::state::{self, Entry, State};
+use crate::trap;
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
 use faultless_run::{Reads as Wish, Settings, matches};
@@ -139,7 +140,11 @@ fn stand_in(
     };
     let wanted = Wanted {
         file,
-        place: call.addr,
+        place: if trap::active() {
+            trap::place(call.len)
+        } else {
+            call.addr
+        },
         len: call.len,
         offset: call.offset,
         flags: call.flags & !IDLE,
@@ -147,6 +152,10 @@ fn stand_in(
         reads,
     };
     let standin = StandIn::new(&pool, &wanted).map_err(|e| reason(&e))?;
+    let at = standin.range().start;
+    if trap::active() && !trap::in_window(at) {
+        return Err("there is no room in the window of addresses that --compat watches".to_owned());
+    }
     if settings.dry_run {
         // It could be had: that is all that was asked.
         let past = state.files.entry(path.to_owned()).or_default();
@@ -158,7 +167,6 @@ fn stand_in(
     if call.flags & libc::MAP_POPULATE != 0 {
         let _ = standin.map().prefetch(..);
     }
-    let at = standin.range().start;
     let path: Arc<Path> = Arc::from(PathBuf::from(path));
     state.insert(Entry { standin, path });
     Ok(Some(at))

@@ -11,7 +11,7 @@ use crate::real::{real, returned};
 use crate::state::{self, STANDING, State};
 use faultless::standin;
 use faultless_sys::mem::PAGE;
-use faultless_sys::raw::{check, syscall};
+use faultless_sys::raw::{check, gated};
 use std::ffi::{c_int, c_uint, c_void};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,7 @@ pub(crate) fn reaches(range: &Range<usize>) -> bool {
 /// The kernel's call, as the C library returns it.
 fn kernel(nr: libc::c_long, args: [usize; 6]) -> isize {
     // SAFETY: the program's own call, with its own arguments.
-    returned(check(unsafe { syscall(nr, args) }))
+    returned(check(unsafe { gated(nr, args) }))
 }
 
 /// Has the kernel do something to a range after what is ours there was handed back, so that nothing comes in between.
@@ -49,7 +49,7 @@ fn with_kernels(
         let mut state = state::lock();
         if state.hand_back_over(range, reason) {
             // SAFETY: the program's own call, with its own arguments.
-            check(unsafe { syscall(nr, args) })
+            check(unsafe { gated(nr, args) })
         } else {
             Err(faultless_sys::Errno(libc::ENOMEM))
         }
@@ -69,10 +69,12 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
     ];
     if flags & libc::MAP_ANONYMOUS == 0
         && prot == libc::PROT_READ
-        && len >= state::min_size()
+        && len.saturating_add(PAGE - 1) >= state::min_size()
         && fd >= 0
         && offset >= 0
+        && len > 0
         && let Some(len) = len.checked_next_multiple_of(PAGE)
+        && len >= state::min_size()
     {
         let call = Call {
             addr,
@@ -134,7 +136,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
             .get(&addr)
             .is_some_and(|e| e.standin.range() == range);
         // SAFETY: the program's own call, with its own arguments.
-        let unmap = || check(unsafe { syscall(libc::SYS_munmap, args) });
+        let unmap = || check(unsafe { gated(libc::SYS_munmap, args) });
         if whole && let Some(entry) = state.remove(addr) {
             entry.standin.unmap_with(unmap)
         } else if state.hand_back_over(&range, "a part of it was unmapped") {
@@ -325,7 +327,7 @@ unsafe extern "C" fn posix_madvise(addr: *mut c_void, len: usize, advice: c_int)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int {
+pub(crate) unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int {
     let args = [addr as usize, len, 0, 0, 0, 0];
     with_kernels(
         &pages(addr as usize, len),
@@ -362,7 +364,7 @@ unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mut u8) -> c_int {
+pub(crate) unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mut u8) -> c_int {
     let args = [addr as usize, len, seen as usize, 0, 0, 0];
     let range = pages(addr as usize, len);
     if !reaches(&range) || !(addr as usize).is_multiple_of(PAGE) {

@@ -11,7 +11,7 @@
 )]
 
 use crate::real::{real, set_errno};
-use crate::state;
+use crate::{state, trap};
 use faultless::standin::{self, Disposition};
 use faultless_sys::signal::{self, SigSet};
 use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
@@ -25,13 +25,18 @@ thread_local! {
     static BELIEVES_BLOCKED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Signals that must stay open.
+fn kept() -> SigSet {
+    SIGBUS | if trap::active() { signal::set_of(libc::SIGSYS) } else { 0 }
+}
+
 /// The kernel's part of the C library's set.
 fn bits(set: *const sigset_t) -> SigSet {
     // SAFETY: callers pass a valid set; its first 64 bits are the kernel's set.
     unsafe { *set.cast::<SigSet>() }
 }
 
-/// A copy of a set without SIGBUS.
+/// A copy of a set without the signals that must stay open.
 fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
     if set.is_null() {
         return None;
@@ -39,7 +44,7 @@ fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
     // SAFETY: checked, and the caller's promise.
     let mut copy = unsafe { *set };
     // SAFETY: as in `bits`.
-    unsafe { *(&raw mut copy).cast::<SigSet>() &= !SIGBUS };
+    unsafe { *(&raw mut copy).cast::<SigSet>() &= !kept() };
     Some(copy)
 }
 
@@ -68,13 +73,18 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
         wanted.sa_mask = without_sigbus(&new.sa_mask).unwrap_or(new.sa_mask);
         wanted
     });
-    if signo == libc::SIGBUS {
+    if signo == libc::SIGBUS || signo == libc::SIGSYS {
         let disposition = wanted.as_ref().map(|w| Disposition {
             handler: w.sa_sigaction,
             flags: w.sa_flags as usize,
             mask: bits(&w.sa_mask),
         });
-        if let Some(before) = standin::sigbus(disposition) {
+        let replaced = if signo == libc::SIGBUS {
+            standin::sigbus(disposition)
+        } else {
+            trap::disposition(disposition)
+        };
+        if let Some(before) = replaced {
             // SAFETY: null or the program's own structure, which may be uninitialised.
             if let Some(old) = unsafe { old.as_mut() } {
                 old.sa_sigaction = before.handler;

@@ -4,6 +4,7 @@
 //! becomes the program. The library, in that process and in all that descend from it, reads them there, shares one memory
 //! budget with the others through a page of shared memory ([`tree`]), and writes a [`Report`] when the process ends.
 
+pub mod compat;
 mod program;
 mod report;
 mod settings;

@@ -30,7 +30,7 @@ pub unsafe fn pread(fd: i32, buf: usize, len: usize, offset: u64) -> Result<usiz
 pub unsafe fn pwritev(fd: i32, ranges: &[crate::mem::Range], offset: u64) -> Result<usize, Errno> {
     // SAFETY: `ranges` is readable for its length and has iovec's layout; the kernel checks what they point to.
     check(unsafe {
-        syscall(
+        crate::raw::gated(
             libc::SYS_pwritev,
             [
                 fd as usize,

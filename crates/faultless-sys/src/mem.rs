@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "maps, unmaps and discards memory by address")]
 
-use crate::raw::{Errno, check, syscall};
+use crate::raw::{Errno, check, gated, syscall};
 
 /// Bytes in a page. Both supported architectures can have others on some kernels (arm64: 16 or 64 KiB); the engine
 /// checks [`kernel_page_size`] before it starts.
@@ -35,8 +35,7 @@ pub unsafe fn map(
 ) -> Result<usize, Errno> {
     // SAFETY: passes integers only; the effect on the address space is the caller's promise.
     check(unsafe {
-        syscall(
-            libc::SYS_mmap,
+        gated(libc::SYS_mmap,
             [
                 addr,
                 len,
@@ -108,7 +107,7 @@ pub unsafe fn discard(addr: usize, len: usize) -> bool {
 /// The range must be the caller's, and nobody may use it afterwards.
 pub unsafe fn unmap(addr: usize, len: usize) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
-    check(unsafe { syscall(libc::SYS_munmap, [addr, len, 0, 0, 0, 0]) }).map(drop)
+    check(unsafe { gated(libc::SYS_munmap, [addr, len, 0, 0, 0, 0]) }).map(drop)
 }
 
 /// `mprotect(2)`.
@@ -118,7 +117,7 @@ pub unsafe fn unmap(addr: usize, len: usize) -> Result<(), Errno> {
 /// The range must be the caller's, and no live reference may need the access that is taken away.
 pub unsafe fn protect(addr: usize, len: usize, prot: i32) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
-    check(unsafe { syscall(libc::SYS_mprotect, [addr, len, prot as usize, 0, 0, 0]) }).map(drop)
+    check(unsafe { gated(libc::SYS_mprotect, [addr, len, prot as usize, 0, 0, 0]) }).map(drop)
 }
 
 /// `madvise(2)`.
@@ -128,7 +127,7 @@ pub unsafe fn protect(addr: usize, len: usize, prot: i32) -> Result<(), Errno> {
 /// Some advice discards contents (`MADV_DONTNEED`, `MADV_FREE`): the range must be one whose contents may go.
 pub unsafe fn madvise(addr: usize, len: usize, advice: i32) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
-    check(unsafe { syscall(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }).map(drop)
+    check(unsafe { gated(libc::SYS_madvise, [addr, len, advice as usize, 0, 0, 0]) }).map(drop)
 }
 
 /// A range of memory, laid out as the kernel's `struct iovec`.

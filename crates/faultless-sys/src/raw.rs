@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "inline assembly is the point of this module")]
 
 use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// An error number that a system call returned, as in `errno(3)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +109,47 @@ pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
         );
     }
     ret
+}
+
+/// Where calls are made that a seccomp filter would stop; 0: here.
+static GATE: AtomicUsize = AtomicUsize::new(0);
+
+/// Has the calls that concern address space, and vectors, made by a function at another address: one that a seccomp filter
+/// of the program's knows, and lets pass.
+///
+/// # Safety
+///
+/// `gate` must be a function of the C calling convention that makes the system call with its first argument as the number
+/// and six more as the arguments, and returns what the kernel returns. It stays there for ever.
+pub unsafe fn set_gate(gate: usize) {
+    GATE.store(gate, Ordering::SeqCst);
+}
+
+/// As [`syscall`], by the gate if there is one.
+///
+/// # Safety
+///
+/// As for [`syscall`].
+#[inline]
+pub unsafe fn gated(nr: libc::c_long, a: [usize; 6]) -> isize {
+    let gate = GATE.load(Ordering::Relaxed);
+    if gate == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { syscall(nr, a) };
+    }
+    type Gate = unsafe extern "C" fn(
+        libc::c_long,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+        usize,
+    ) -> isize;
+    // SAFETY: `set_gate` was promised such a function.
+    let gate = unsafe { core::mem::transmute::<usize, Gate>(gate) };
+    // SAFETY: the caller's promise.
+    unsafe { gate(nr, a[0], a[1], a[2], a[3], a[4], a[5]) }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -1,0 +1,250 @@
+//! `--compat`: system calls that bypass the C library.
+//!
+//! All mappings that are taken over lie in one window of addresses, which the kernel never hands out unasked. A seccomp
+//! filter looks at each system call: one that is handed a pointer into the window, or a vector, which could hold one, raises
+//! SIGSYS, and the library's handler makes the call itself with the pages in place. It does so from one instruction at a
+//! fixed address, which the filter lets pass. The filter is installed before the program is executed, and its children have
+//! it as well; the price is `no_new_privs`: setuid programs that they execute gain nothing.
+
+#![allow(unsafe_code, reason = "installs a seccomp filter")]
+
+use std::io;
+use std::ops::Range;
+
+/// Where mappings lie that are taken over.
+pub const WINDOW: Range<usize> = 0x2000_0000_0000..0x2800_0000_0000;
+
+/// The page with the one instruction that may make any call, just below the window.
+pub const GATE: usize = WINDOW.start - 0x1_0000;
+/// The address behind that instruction, which is what a filter sees.
+pub const GATE_RETURN: usize = GATE + 64;
+
+/// Calls that always come to the handler: what they point to may point into the window.
+pub const VECTORS: [libc::c_long; 8] = [
+    libc::SYS_writev,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_sendmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_vmsplice,
+    libc::SYS_process_vm_writev,
+    libc::SYS_io_uring_setup,
+];
+
+/// Calls that come to the handler if one of their first four arguments lies in the window. (All others pass: some cannot be
+/// made on another's behalf, and unused arguments are whatever the registers held.)
+pub const POINTERS: &[libc::c_long] = &[
+    libc::SYS_write,
+    libc::SYS_pwrite64,
+    libc::SYS_sendto,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_statfs,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat2,
+    libc::SYS_linkat,
+    libc::SYS_symlinkat,
+    libc::SYS_mkdirat,
+    libc::SYS_mknodat,
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_truncate,
+    libc::SYS_chdir,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_setxattr,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_memfd_create,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mincore,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_creat,
+];
+
+const _: () = assert!(WINDOW.start.trailing_zeros() >= 32 && WINDOW.end.trailing_zeros() >= 32);
+// One conditional jump reaches over all of the list.
+const _: () = assert!(POINTERS.len() < 200);
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+/// Offsets in `struct seccomp_data` (little-endian machines).
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const INSTRUCTION: u32 = 8;
+const ARGUMENTS: u32 = 16;
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: u32 = 0xC000_003E;
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: u32 = 0xC000_00B7;
+
+fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// The filter program.
+fn filter() -> Vec<libc::sock_filter> {
+    let allow = || step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
+    let trap = || step(RETURN, libc::SECCOMP_RET_TRAP, 0, 0);
+    let (low, high) = ((WINDOW.start >> 32) as u32, (WINDOW.end >> 32) as u32);
+    // Programs for another architecture have no such addresses.
+    let mut f = vec![
+        step(LOAD, ARCHITECTURE, 0, 0),
+        step(EQUAL, AUDIT_ARCH, 1, 0),
+        allow(),
+    ];
+    f.push(step(LOAD, NUMBER, 0, 0));
+    // Behind the vectors: the four arguments (three steps each), one step that lets all others pass, the list and one more
+    // of those.
+    let list = 12 + 1;
+    let verdict = list + 1 + POINTERS.len() + 1;
+    for (i, &nr) in VECTORS.iter().enumerate() {
+        let over = VECTORS.len() - 1 - i + verdict;
+        f.push(step(EQUAL, nr as u32, over as u8, 0));
+    }
+    for argument in 0..4u32 {
+        f.push(step(LOAD, ARGUMENTS + 8 * argument + 4, 0, 0));
+        f.push(step(AT_LEAST, high, 1, 0));
+        f.push(step(AT_LEAST, low, (12 - 3 * (argument + 1) + 1) as u8, 0));
+    }
+    f.push(allow());
+    f.push(step(LOAD, NUMBER, 0, 0));
+    for (i, &nr) in POINTERS.iter().enumerate() {
+        f.push(step(EQUAL, nr as u32, (POINTERS.len() - i) as u8, 0));
+    }
+    f.push(allow());
+    // Not from the gate: to the handler.
+    f.extend([
+        step(LOAD, INSTRUCTION, 0, 0),
+        step(EQUAL, GATE_RETURN as u32, 0, 3),
+        step(LOAD, INSTRUCTION + 4, 0, 0),
+        step(EQUAL, (GATE_RETURN >> 32) as u32, 0, 1),
+        allow(),
+        trap(),
+    ]);
+    f
+}
+
+/// Installs the filter in this process, for good, and for all that descend from it.
+///
+/// # Errors
+///
+/// The kernel has no seccomp filters, or this process may not have them.
+pub fn install() -> io::Result<()> {
+    let mut filter = filter();
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: plain numbers; the second call reads the program, which outlives it.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            ) == 0
+    };
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the filter, as the kernel would.
+    fn judge(nr: libc::c_long, args: [u64; 6], instruction: usize) -> u32 {
+        let mut data = [0u32; 16];
+        data[0] = nr as u32;
+        data[1] = AUDIT_ARCH;
+        data[2] = instruction as u32;
+        data[3] = (instruction >> 32) as u32;
+        for (i, a) in args.iter().enumerate() {
+            data[4 + 2 * i] = *a as u32;
+            data[5 + 2 * i] = (*a >> 32) as u32;
+        }
+        let (program, mut at, mut acc) = (filter(), 0, 0u32);
+        loop {
+            let s = program[at];
+            at += 1;
+            match s.code {
+                LOAD => acc = data[s.k as usize / 4],
+                EQUAL => at += usize::from(if acc == s.k { s.jt } else { s.jf }),
+                AT_LEAST => at += usize::from(if acc >= s.k { s.jt } else { s.jf }),
+                RETURN => return s.k,
+                other => panic!("no such instruction: {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_pointers_into_the_window_and_vectors_come_to_the_handler() {
+        let inside = WINDOW.start as u64 + 12345;
+        let (yes, no) = (libc::SECCOMP_RET_TRAP, libc::SECCOMP_RET_ALLOW);
+        for &nr in POINTERS {
+            for argument in 0..4 {
+                let mut args = [7; 6];
+                assert_eq!(judge(nr, args, 1), no);
+                args[argument] = inside;
+                assert_eq!(judge(nr, args, 1), yes, "call {nr}, argument {argument}");
+                assert_eq!(judge(nr, args, GATE_RETURN), no);
+                args[argument] = WINDOW.end as u64;
+                assert_eq!(judge(nr, args, 1), no);
+                args[argument] = WINDOW.end as u64 - 1;
+                assert_eq!(judge(nr, args, 1), yes);
+                args[argument] = WINDOW.start as u64 - 1;
+                assert_eq!(judge(nr, args, 1), no);
+            }
+        }
+        for nr in VECTORS {
+            assert_eq!(judge(nr, [0; 6], 1), yes);
+            assert_eq!(judge(nr, [0; 6], GATE_RETURN), no);
+        }
+        for nr in [libc::SYS_read, libc::SYS_futex, libc::SYS_clone, libc::SYS_rt_sigreturn] {
+            assert_eq!(judge(nr, [inside; 6], 1), no, "call {nr}");
+        }
+    }
+}

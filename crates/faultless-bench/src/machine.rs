@@ -7,6 +7,7 @@
 
 use anyhow::{Context, bail};
 use faultless::Bytes;
+use faultless_sys::perf;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -89,55 +90,18 @@ fn storage(file: &Path) -> Option<String> {
 pub struct LockTracepoint(pub u64);
 
 impl LockTracepoint {
-    const FILE: &'static str = "events/mmap_lock/mmap_lock_start_locking/id";
-
     /// Finds its number.
     pub fn find() -> anyhow::Result<Self> {
-        for root in ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"] {
-            if let Ok(id) = Self::read(Path::new(root)) {
-                return Ok(id);
-            }
-        }
-        Self::through_a_mount_of_our_own()
-    }
-
-    fn read(root: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(root.join(Self::FILE))?;
-        Ok(LockTracepoint(text.trim().parse()?))
-    }
-
-    /// tracefs is not mounted: root can mount it aside, read one number, and leave no trace.
-    fn through_a_mount_of_our_own() -> anyhow::Result<Self> {
-        let dir = std::env::temp_dir().join(format!("faultless-tracefs-{}", std::process::id()));
-        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let target = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())?;
-        // SAFETY: NUL-terminated strings; the directory is ours and empty.
-        let mounted = unsafe {
-            libc::mount(
-                c"tracefs".as_ptr(),
-                target.as_ptr(),
-                c"tracefs".as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        } == 0;
-        let found = if mounted {
-            Self::read(&dir)
-        } else {
-            Err(std::io::Error::last_os_error().into())
-        };
-        if mounted {
-            // SAFETY: mounted above.
-            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-        }
-        let _ = fs::remove_dir(&dir);
-        found.context("the tracepoint mmap_lock_start_locking cannot be read; run as root, on a kernel with CONFIG_TRACING")
+        let ids = perf::tracepoint_ids(&["mmap_lock/mmap_lock_start_locking"]).context(
+            "the tracepoint mmap_lock_start_locking cannot be read; run as root, on a kernel with CONFIG_TRACING",
+        )?;
+        Ok(LockTracepoint(ids[0]))
     }
 
     /// Whether it can be counted on.
     pub fn countable() -> anyhow::Result<()> {
         let id = Self::find()?;
-        match faultless_sys::perf::Counter::tracepoint(id.0, faultless_sys::perf::Scope::Thread) {
+        match perf::Counter::tracepoint(id.0, perf::Scope::Thread) {
             Ok(_) => Ok(()),
             Err(e) => bail!(
                 "perf_event_open is refused ({e}); run as root, or set kernel.perf_event_paranoid to -1"

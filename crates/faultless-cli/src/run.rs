@@ -91,7 +91,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let program = find_program(name)?;
     check_program(&program)?;
     let stats_json = args.stats_json.as_deref().map(start_file).transpose()?;
+    let watch = args.stats || stats_json.is_some();
     let settings = Settings {
+        efault_tracepoints: if watch {
+            efault_tracepoints()
+        } else {
+            Vec::new()
+        },
         memory: memory.get(),
         min_size: args.min_size.get(),
         trust: args.trust,
@@ -125,6 +131,24 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .env("LD_PRELOAD", preload)
         .exec();
     Err(error).with_context(|| format!("cannot execute {}", program.display()))
+}
+
+/// Calls that read a program's memory in bulk.
+const READERS: [&str; 9] = [
+    "write", "pwrite64", "writev", "pwritev", "pwritev2", "sendto", "sendmsg", "sendmmsg",
+    "vmsplice",
+];
+
+/// Where EFAULT of these can be counted, if this user may.
+fn efault_tracepoints() -> Vec<(String, u64)> {
+    let names = READERS.map(|call| format!("syscalls/sys_exit_{call}"));
+    let paths: Vec<&str> = names.iter().map(String::as_str).collect();
+    let ids = faultless_sys::perf::tracepoint_ids(&paths).unwrap_or_default();
+    READERS
+        .iter()
+        .map(|&call| call.to_owned())
+        .zip(ids)
+        .collect()
 }
 
 /// Tells trees of processes apart whose first processes had the same number.

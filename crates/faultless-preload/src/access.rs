@@ -15,9 +15,11 @@ use crate::signals;
 use crate::state::{self, STANDING};
 use faultless::standin::{self, Held};
 use faultless_run::Efaults;
+use faultless_sys::perf;
 use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// Most bytes that are held for one call.
@@ -79,8 +81,44 @@ pub(crate) fn efaults() -> Vec<Efaults> {
         });
         at = counter.next.load(Ordering::Acquire);
     }
+    for (call, counter) in WATCHED.get().into_iter().flatten() {
+        match counter.read() {
+            Ok(count) if count > 0 => all.push(Efaults {
+                call: call.clone(),
+                count,
+                mended: false,
+            }),
+            _ => {}
+        }
+    }
     all.sort_by(|a, b| a.call.cmp(&b.call));
     all
+}
+
+/// EFAULT of system calls, whoever made them: counted by the kernel.
+static WATCHED: OnceLock<Vec<(String, perf::Counter)>> = OnceLock::new();
+
+/// Has the kernel count them from now on, in this thread and those that it starts.
+pub(crate) fn watch() {
+    /// Numbers of these descriptors are at least this, out of the program's way.
+    const FLOOR: i32 = 500;
+    let Some(settings) = state::settings().filter(|s| !s.efault_tracepoints.is_empty()) else {
+        return;
+    };
+    let open = |(call, id): &(String, u64)| {
+        let mut counter = perf::Counter::tracepoint(*id, perf::Scope::ThreadAndDescendants).ok()?;
+        counter.filter(c"ret == -14").ok()?;
+        counter.lift(FLOOR);
+        Some((call.clone(), counter))
+    };
+    if let Some(all) = settings.efault_tracepoints.iter().map(open).collect() {
+        let _ = WATCHED.set(all);
+    }
+}
+
+/// Whether they are counted.
+pub(crate) fn watched() -> bool {
+    WATCHED.get().is_some()
 }
 
 // ---- what is written and sent

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "writes to a descriptor")]
 
-use crate::state::{self, LOOKED, State, Tally};
+use crate::state::{self, FORKED, LOOKED, State, Tally};
 use crate::{access, service};
 use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
 use faultless_sys::raw;
@@ -17,6 +17,10 @@ pub(crate) fn write(reason: &'static str) {
         return;
     };
     if !settings.stats && settings.stats_json.is_none() {
+        return;
+    }
+    // A child that has done nothing of interest says nothing.
+    if FORKED.load(Ordering::Relaxed) && !LOOKED.load(Ordering::Relaxed) && reason != "asked" {
         return;
     }
     let report = report(reason);
@@ -65,6 +69,7 @@ fn report(reason: &'static str) -> Report {
             example: t.example.clone(),
         }),
         efaults: access::efaults(),
+        efaults_watched: access::watched() || crate::trap::active(),
     };
     report
         .left_alone

@@ -27,7 +27,12 @@ thread_local! {
 
 /// Signals that must stay open.
 fn kept() -> SigSet {
-    SIGBUS | if trap::active() { signal::set_of(libc::SIGSYS) } else { 0 }
+    SIGBUS
+        | if trap::active() {
+            signal::set_of(libc::SIGSYS)
+        } else {
+            0
+        }
 }
 
 /// The kernel's part of the C library's set.

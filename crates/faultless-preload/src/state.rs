@@ -6,7 +6,7 @@
 )]
 
 use crate::real::Errno;
-use crate::{reports, service, signals, trap};
+use crate::{access, reports, service, signals, trap};
 use faultless::standin::{self, StandIn};
 use faultless::{Bytes, Pool, Stats};
 use faultless_run::{Settings, VARIABLE};
@@ -81,6 +81,7 @@ extern "C" fn at_start() {
         watch_forks();
         signals::at_start();
         trap::at_start();
+        access::watch();
     }
 }
 
@@ -393,10 +394,14 @@ extern "C" fn in_child() {
     STANDING.store(0, Ordering::SeqCst);
     HOME.store(raw::getpid() as usize, Ordering::Relaxed);
     LOOKED.store(false, Ordering::Relaxed);
+    FORKED.store(true, Ordering::Relaxed);
     locked.closed = old.closed;
     locked.write_locked = Vec::new();
     service::in_child();
 }
+
+/// This process was forked from one that was served, and has executed nothing since.
+pub(crate) static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// Whether anything was ever looked at, so that a report is worth writing.
 pub(crate) static LOOKED: AtomicBool = AtomicBool::new(false);

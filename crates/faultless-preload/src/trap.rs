@@ -90,7 +90,9 @@ pub(crate) fn at_start() {
         return;
     }
     if let Err(why) = prepare() {
-        raw::write_stderr(b"faultless: --compat is not to be had in this process, which is left alone: ");
+        raw::write_stderr(
+            b"faultless: --compat is not to be had in this process, which is left alone: ",
+        );
         raw::write_stderr(why.as_bytes());
         raw::write_stderr(b"\n");
         state::lock().close("--compat is not to be had in this process");
@@ -157,7 +159,9 @@ static FORMER: Mutex<Disposition> = Mutex::new(Disposition {
 });
 
 fn former() -> std::sync::MutexGuard<'static, Disposition> {
-    FORMER.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    FORMER
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Replaces, or reads, the disposition of SIGSYS that the program believes in.
@@ -270,7 +274,11 @@ fn pass(nr: c_long, args: [usize; 6], mask: SigSet) -> isize {
 
 /// What a function of ours returned, as the kernel returns it.
 fn as_kernel(result: isize) -> isize {
-    if result == -1 { -(errno() as isize) } else { result }
+    if result == -1 {
+        -(errno() as isize)
+    } else {
+        result
+    }
 }
 
 fn hold(held: &mut Held, at: usize, len: usize) {
@@ -285,7 +293,11 @@ const CHUNK: usize = 4 << 20;
 
 fn hold_vector(held: &mut Held, vector: usize, count: usize) {
     // The vector itself may be absent, or nonsense: the kernel says so, not we.
-    hold(held, vector, count.min(libc::UIO_MAXIOV as usize) * size_of::<iovec>());
+    hold(
+        held,
+        vector,
+        count.min(libc::UIO_MAXIOV as usize) * size_of::<iovec>(),
+    );
     let mut room = CHUNK;
     for i in 0..count.min(libc::UIO_MAXIOV as usize) {
         let Some(part) = read::<iovec>(vector + i * size_of::<iovec>()) else {
@@ -313,7 +325,14 @@ fn read<T: Copy>(at: usize) -> Option<T> {
     let n = unsafe {
         raw::syscall(
             libc::SYS_process_vm_readv,
-            [pid, &raw const local as usize, 1, &raw const remote as usize, 1, 0],
+            [
+                pid,
+                &raw const local as usize,
+                1,
+                &raw const remote as usize,
+                1,
+                0,
+            ],
         )
     };
     // SAFETY: the kernel wrote all of it; T is plain data.
@@ -323,7 +342,11 @@ fn read<T: Copy>(at: usize) -> Option<T> {
 fn hold_message(held: &mut Held, at: usize) {
     hold(held, at, size_of::<msghdr>());
     if let Some(message) = read::<msghdr>(at) {
-        hold(held, message.msg_name as usize, message.msg_namelen as usize);
+        hold(
+            held,
+            message.msg_name as usize,
+            message.msg_namelen as usize,
+        );
         hold(held, message.msg_control as usize, message.msg_controllen);
         hold_vector(held, message.msg_iov as usize, message.msg_iovlen);
     }
@@ -338,25 +361,44 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
     match nr {
         // About mappings: as if the C library's functions had been called.
         // SAFETY: the program's own arguments.
-        libc::SYS_munmap => return as_kernel(unsafe { mappings::munmap(a[0] as *mut c_void, a[1]) } as isize),
+        libc::SYS_munmap => {
+            return as_kernel(unsafe { mappings::munmap(a[0] as *mut c_void, a[1]) } as isize);
+        }
         libc::SYS_mprotect => {
             // SAFETY: as above.
-            return as_kernel(unsafe { mappings::mprotect(a[0] as *mut c_void, a[1], a[2] as c_int) } as isize);
+            return as_kernel(
+                unsafe { mappings::mprotect(a[0] as *mut c_void, a[1], a[2] as c_int) } as isize,
+            );
         }
         libc::SYS_madvise => {
             // SAFETY: as above.
-            return as_kernel(unsafe { mappings::madvise(a[0] as *mut c_void, a[1], a[2] as c_int) } as isize);
+            return as_kernel(
+                unsafe { mappings::madvise(a[0] as *mut c_void, a[1], a[2] as c_int) } as isize,
+            );
         }
         libc::SYS_mremap => {
             // SAFETY: as above.
             return as_kernel(unsafe {
-                mappings::mremap(a[0] as *mut c_void, a[1], a[2], a[3] as c_int, a[4] as *mut c_void)
+                mappings::mremap(
+                    a[0] as *mut c_void,
+                    a[1],
+                    a[2],
+                    a[3] as c_int,
+                    a[4] as *mut c_void,
+                )
             } as isize);
         }
         libc::SYS_mmap => {
             // SAFETY: as above.
             return as_kernel(unsafe {
-                mappings::mmap(a[0] as *mut c_void, a[1], a[2] as c_int, a[3] as c_int, a[4] as c_int, a[5] as i64)
+                mappings::mmap(
+                    a[0] as *mut c_void,
+                    a[1],
+                    a[2] as c_int,
+                    a[3] as c_int,
+                    a[4] as c_int,
+                    a[5] as i64,
+                )
             } as isize);
         }
         libc::SYS_mlock | libc::SYS_mlock2 => {
@@ -365,7 +407,9 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
         }
         libc::SYS_mincore => {
             // SAFETY: as above.
-            return as_kernel(unsafe { mappings::mincore(a[0] as *mut c_void, a[1], a[2] as *mut u8) } as isize);
+            return as_kernel(unsafe {
+                mappings::mincore(a[0] as *mut c_void, a[1], a[2] as *mut u8)
+            } as isize);
         }
         libc::SYS_io_uring_setup => {
             // What the ring's entries point to, the kernel reads when it likes.
@@ -373,10 +417,15 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
             return pass(nr, a, mask);
         }
         libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => {
-            static COUNTER: Counter = Counter::new("write, pwrite64 or sendto without the C library", true);
+            static COUNTER: Counter =
+                Counter::new("write, pwrite64 or sendto without the C library", true);
             return in_parts(nr, a, mask, &COUNTER);
         }
-        libc::SYS_writev | libc::SYS_pwritev | libc::SYS_pwritev2 | libc::SYS_vmsplice | libc::SYS_process_vm_writev => {
+        libc::SYS_writev
+        | libc::SYS_pwritev
+        | libc::SYS_pwritev2
+        | libc::SYS_vmsplice
+        | libc::SYS_process_vm_writev => {
             hold_vector(&mut held, a[1], a[2]);
         }
         libc::SYS_sendmsg => hold_message(&mut held, a[1]),

@@ -243,7 +243,12 @@ mod tests {
             assert_eq!(judge(nr, [0; 6], 1), yes);
             assert_eq!(judge(nr, [0; 6], GATE_RETURN), no);
         }
-        for nr in [libc::SYS_read, libc::SYS_futex, libc::SYS_clone, libc::SYS_rt_sigreturn] {
+        for nr in [
+            libc::SYS_read,
+            libc::SYS_futex,
+            libc::SYS_clone,
+            libc::SYS_rt_sigreturn,
+        ] {
             assert_eq!(judge(nr, [inside; 6], 1), no, "call {nr}");
         }
     }

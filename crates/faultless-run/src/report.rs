@@ -29,6 +29,8 @@ pub struct Report {
     pub left_alone: Vec<LeftAlone>,
     /// System calls that met an absent page in the kernel (EFAULT), by function.
     pub efaults: Vec<Efaults>,
+    /// Whether calls that bypass the C library could be watched for EFAULT, which takes privilege.
+    pub efaults_watched: bool,
 }
 
 /// Sums over all that a process took over.
@@ -252,6 +254,12 @@ impl fmt::Display for Report {
                     e.call, e.count
                 )?;
             }
+        }
+        if !self.efaults_watched && !self.dry_run && t.mappings > 0 {
+            writeln!(
+                f,
+                "  calls that bypass the C library were not watched for EFAULT: run as root, or with CAP_PERFMON"
+            )?;
         }
         if !mended.is_empty() {
             writeln!(

@@ -51,6 +51,9 @@ pub struct Settings {
     /// System calls that bypass the C library are served too.
     #[serde(default)]
     pub compat: bool,
+    /// System calls whose EFAULT can be counted, with the numbers of their tracepoints. Empty where this user may not.
+    #[serde(default)]
+    pub efault_tracepoints: Vec<(String, u64)>,
     /// Name of the shared memory through which the processes share the budget.
     pub tree: String,
 }
@@ -129,6 +132,7 @@ mod tests {
             stats_json: Some("/tmp/a.json".into()),
             dry_run: false,
             compat: true,
+            efault_tracepoints: vec![("write".into(), 7)],
             tree: "t".into(),
         };
         assert_eq!(

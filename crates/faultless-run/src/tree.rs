@@ -2,8 +2,9 @@
 //!
 //! Each process has a slot in a page of shared memory (a file in `/dev/shm`): what it was granted, what it uses, and
 //! whether it wants more. Four times a second each of them works out the same fair shares from the same slots, and takes
-//! its own: first what it must give up, and of what it may have more, only as much as others have given up by then. So
-//! grants never add up to more than the budget, but for the least that a new process needs to begin.
+//! its own: first what it must give up, and of what it may have more, only as much as others have given up by then, or do not
+//! use. So grants never add up to more than the budget, but for the least that a new process needs to begin; what is used can
+//! exceed it by what is filled in the quarter of a second until all have noticed.
 
 #![allow(unsafe_code, reason = "shares memory between processes")]
 
@@ -78,7 +79,7 @@ fn shares(total: u64, demands: &[u64]) -> Vec<u64> {
         shares[i] = demands[i].min(equal);
         left -= shares[i];
     }
-    // What nobody demands is everybody's.
+    // What nobody demands is everybody's, in equal parts.
     if let Some(n) = std::num::NonZeroU64::new(demands.len() as u64) {
         shares.iter_mut().for_each(|s| *s += left / n);
     }
@@ -179,29 +180,46 @@ impl Share {
             let me = &slots[slot];
             me.used.store(used, Ordering::Relaxed);
             me.pressed.store(u32::from(pressed), Ordering::Relaxed);
-            let (mut demands, mut mine, mut others) = (Vec::new(), 0, 0);
+            let mut live = Vec::new();
             for (i, s) in slots.iter().enumerate() {
                 let pid = s.pid.load(Ordering::Relaxed);
-                if pid == 0 {
-                    continue;
-                }
-                if i != slot && !alive(pid) {
+                if pid != 0 && i != slot && !alive(pid) {
                     s.pid.store(0, Ordering::Relaxed);
-                    continue;
+                } else if pid != 0 {
+                    live.push((i, s));
                 }
+            }
+            let needs = |s: &Slot| {
+                let used = s.used.load(Ordering::Relaxed);
+                (used + used / 4).max(LEAST)
+            };
+            let demands: Vec<u64> = live
+                .iter()
+                .map(|(_, s)| match s.pressed.load(Ordering::Relaxed) {
+                    0 => needs(s),
+                    _ => share.total,
+                })
+                .collect();
+            let fair = shares(share.total, &demands);
+            let (mut mine, mut others) = (0, 0);
+            for (&(i, s), &fair) in live.iter().zip(&fair) {
                 if i == slot {
-                    mine = demands.len();
+                    mine = fair;
                 } else {
                     others += s.granted.load(Ordering::Relaxed);
                 }
-                let used = s.used.load(Ordering::Relaxed);
-                demands.push(match s.pressed.load(Ordering::Relaxed) {
-                    0 => (used + used / 4).max(LEAST),
-                    _ => share.total,
-                });
             }
-            let fair = shares(share.total, &demands)[mine];
-            let granted = fair.min(share.total.saturating_sub(others)).max(LEAST);
+            // What others were granted beyond their shares and do not use is taken from them: they notice soon.
+            for (&(i, s), &fair) in live.iter().zip(&fair) {
+                let granted = s.granted.load(Ordering::Relaxed);
+                let missing = (mine + others).saturating_sub(share.total);
+                let spare = granted.saturating_sub(fair.max(needs(s))).min(missing);
+                if i != slot && spare > 0 {
+                    s.granted.store(granted - spare, Ordering::Relaxed);
+                    others -= spare;
+                }
+            }
+            let granted = mine.min(share.total.saturating_sub(others)).max(LEAST);
             me.granted.store(granted, Ordering::Relaxed);
             granted
         })
@@ -330,6 +348,13 @@ mod tests {
         assert_eq!(a.duplicated(), 60);
         b.leave();
         assert_eq!(a.settle(TOTAL / 2, true), TOTAL);
+        // One who uses little makes room at once.
+        assert_eq!(a.settle(TOTAL / 64, false), TOTAL);
+        let mut c = Share::join(&name, TOTAL, 1).expect("/dev/shm");
+        let granted = c.settle(0, true);
+        assert!(granted > TOTAL / 2, "{granted}");
+        assert!(granted + a.settle(TOTAL / 64, false) <= TOTAL);
+        c.leave();
         a.leave();
         let again = std::path::Path::new("/dev/shm").join(&name);
         assert!(!again.exists(), "the last one removes it");

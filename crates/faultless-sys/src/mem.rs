@@ -35,7 +35,8 @@ pub unsafe fn map(
 ) -> Result<usize, Errno> {
     // SAFETY: passes integers only; the effect on the address space is the caller's promise.
     check(unsafe {
-        gated(libc::SYS_mmap,
+        gated(
+            libc::SYS_mmap,
             [
                 addr,
                 len,

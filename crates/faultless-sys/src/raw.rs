@@ -137,15 +137,8 @@ pub unsafe fn gated(nr: libc::c_long, a: [usize; 6]) -> isize {
         // SAFETY: the caller's promise.
         return unsafe { syscall(nr, a) };
     }
-    type Gate = unsafe extern "C" fn(
-        libc::c_long,
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-        usize,
-    ) -> isize;
+    type Gate =
+        unsafe extern "C" fn(libc::c_long, usize, usize, usize, usize, usize, usize) -> isize;
     // SAFETY: `set_gate` was promised such a function.
     let gate = unsafe { core::mem::transmute::<usize, Gate>(gate) };
     // SAFETY: the caller's promise.

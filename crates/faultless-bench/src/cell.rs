@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Memory that a contender may touch in a second: what is warmed before each measurement.
-const WARM_PER_SECOND: u64 = 500 << 20;
+pub(crate) const WARM_PER_SECOND: u64 = 500 << 20;
 /// Theta of the Zipf distributions.
 const THETA: f64 = 0.99;
 /// Of so many reads in [`Access::ZipfAndScan`], one is the scanning thread's.

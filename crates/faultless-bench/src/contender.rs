@@ -32,11 +32,31 @@ pub enum Kind {
     UffdMonitor,
     /// This project.
     Faultless,
+    /// A plain C program that maps the file.
+    Program,
+    /// The same program under `faultless run`.
+    ProgramServed,
 }
 
 impl Kind {
-    /// All, in the order in which they are shown.
+    /// Those that read within the benchmark's own process, in the order in which they are shown.
     pub const ALL: [Kind; 4] = [Kind::Mmap, Kind::Pread, Kind::UffdMonitor, Kind::Faultless];
+    /// A program of its own, without and with.
+    pub const UNMODIFIED: [Kind; 2] = [Kind::Program, Kind::ProgramServed];
+    /// All of both.
+    pub const EVERY: [Kind; 6] = [
+        Kind::Mmap,
+        Kind::Pread,
+        Kind::UffdMonitor,
+        Kind::Faultless,
+        Kind::Program,
+        Kind::ProgramServed,
+    ];
+
+    /// Whether this is the one that others are compared with.
+    pub fn is_baseline(self) -> bool {
+        matches!(self, Kind::Mmap | Kind::Program)
+    }
 
     /// As it is written on the command line and in tables.
     pub fn name(self) -> &'static str {
@@ -45,6 +65,8 @@ impl Kind {
             Kind::Pread => "pread",
             Kind::UffdMonitor => "uffd-monitor",
             Kind::Faultless => "faultless",
+            Kind::Program => "C program",
+            Kind::ProgramServed => "faultless run",
         }
     }
 }
@@ -149,6 +171,9 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless => Engine::open(terms).map(|c| Box::new(c) as _),
+        Kind::Program | Kind::ProgramServed => {
+            anyhow::bail!("{} is a process of its own", kind.name())
+        }
     };
     opened.with_context(|| format!("cannot set up contender {}", kind.name()))
 }

@@ -24,6 +24,8 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::Pread => (RGBColor(4, 4, 4), "#6b7280", "#9ca3af"),
         Kind::UffdMonitor => (RGBColor(5, 5, 5), "#7c3aed", "#c4b5fd"),
         Kind::Faultless => (RGBColor(6, 6, 6), "#0f766e", "#2dd4bf"),
+        Kind::Program => (RGBColor(7, 7, 7), "#b45309", "#fbbf24"),
+        Kind::ProgramServed => (RGBColor(8, 8, 8), "#0369a1", "#38bdf8"),
     }
 }
 
@@ -66,7 +68,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
         ink = hex(INK),
         grid = hex(GRID)
     );
-    for kind in Kind::ALL {
+    for kind in Kind::EVERY {
         let (placeholder, light, night) = colour(kind);
         let name = kind.name();
         let rules = |to: &mut String, colour: &str| {
@@ -88,7 +90,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
          <h1>faultless bench</h1>\n<p class=\"soft\">{}</p>\n",
         escape(&report.machine.line())
     );
-    let kinds: Vec<Kind> = Kind::ALL
+    let kinds: Vec<Kind> = Kind::EVERY
         .into_iter()
         .filter(|k| report.rows.iter().any(|r| r.contender == *k))
         .collect();
@@ -186,7 +188,7 @@ fn figure(out: &mut String, svg: &str, caption: &str) {
 fn table(out: &mut String, rows: &[Row], hot: bool, scan: bool) {
     let mmap = rows
         .iter()
-        .find(|r| r.contender == Kind::Mmap)
+        .find(|r| r.contender.is_baseline())
         .map(|r| r.reads_per_s);
     let speed = match (hot, scan) {
         (true, _) => "loads/s",
@@ -494,7 +496,7 @@ mod tests {
             machine: Machine::look(std::path::Path::new("/")),
             rows: Scenario::ALL
                 .into_iter()
-                .flat_map(|s| Kind::ALL.map(|k| row(s, k)))
+                .flat_map(|s| Kind::EVERY.map(|k| row(s, k)))
                 .collect(),
             size: 4 << 30,
             storage_delay_us: None,
@@ -513,7 +515,7 @@ mod tests {
         // Every colour is one that the style sheet knows.
         let known: Vec<String> = [INK, GRID]
             .into_iter()
-            .chain(Kind::ALL.map(|k| colour(k).0))
+            .chain(Kind::EVERY.map(|k| colour(k).0))
             .map(hex)
             .collect();
         for used in page.split("stroke=\"#").skip(1) {

@@ -6,6 +6,7 @@
 //! * [`neighbour`]: what disturbs the readers.
 //! * [`cell`]: one measurement: one contender beside one neighbour.
 //! * [`plan`]: all measurements of a run: which, in what order, in which process; and the rows that come out.
+//! * [`unmodified`]: a plain C program, by itself and under `faultless run`.
 //! * [`machine`]: what it ran on.
 //!
 //! Every byte of every page that is read is checked, in every contender. A measurement with wrong bytes is worth
@@ -21,3 +22,4 @@ pub mod neighbour;
 pub mod plan;
 pub mod scenario;
 pub mod simulate;
+pub mod unmodified;

@@ -9,6 +9,7 @@ use crate::data;
 use crate::group::Group;
 use crate::machine::Machine;
 use crate::scenario::{Access, Scenario};
+use crate::unmodified::{self, Program};
 use anyhow::{Context, bail};
 use faultless::Bytes;
 use faultless_storage::{Delay, Faults, Storage};
@@ -234,6 +235,7 @@ impl Plan {
     /// The contenders that make sense in a scenario.
     fn contenders(&self, scenario: Scenario) -> Vec<Kind> {
         let suits = |kind: &Kind| match (scenario.access(), kind) {
+            (_, Kind::Program | Kind::ProgramServed) => unmodified::suits(scenario),
             (Access::Cold, _) => true,
             (Access::Scan, Kind::UffdMonitor) => false,
             (Access::Scan, _) => true,
@@ -397,6 +399,9 @@ impl Plan {
     /// Whether the machine has the memory that a scenario takes.
     fn permitted(&self, scenario: Scenario) -> anyhow::Result<()> {
         let group = self.size.get() / PRESSURE_FRACTION;
+        if self.contenders(scenario).is_empty() {
+            bail!("no contender that was asked for suits it");
+        }
         if scenario.pressure() && group < PRESSURE_MIN {
             bail!(
                 "an eighth of the data is {}, too little memory for a process; make --size at least {}",
@@ -446,7 +451,9 @@ impl Plan {
             .collect();
         let mut cells: Vec<(Cell, Measured)> = Vec::new();
         let mut failures: Vec<(Kind, String)> = Vec::new();
-        if setting.group_memory.is_none() {
+        if contenders.iter().all(|k| Kind::UNMODIFIED.contains(k)) {
+            self.run_programs(setting, &contenders, starting, &mut cells, &mut failures)?;
+        } else if setting.group_memory.is_none() {
             let order = Order {
                 setting: setting.clone(),
                 contenders: all,
@@ -494,6 +501,48 @@ impl Plan {
                 .map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name())))),
         );
         Ok(rows)
+    }
+}
+
+impl Plan {
+    /// Runs a program of its own, by turns.
+    fn run_programs(
+        &self,
+        setting: &Setting,
+        contenders: &[Kind],
+        starting: &mut dyn FnMut(&str),
+        cells: &mut Vec<(Cell, Measured)>,
+        failures: &mut Vec<(Kind, String)>,
+    ) -> anyhow::Result<()> {
+        let program = Program::new()?;
+        let mut order = contenders.to_vec();
+        for round in 0..self.rounds {
+            for kind in order.clone() {
+                starting(&format!(
+                    "{}, {} threads: {}",
+                    setting.scenario.name(),
+                    setting.threads,
+                    kind.name()
+                ));
+                let cell = Cell {
+                    kind,
+                    variant: 0,
+                    round,
+                };
+                match program.run(setting, kind, round) {
+                    Ok(m) => cells.push((cell, m)),
+                    Err(e) => {
+                        failures.push((kind, format!("{e:#}")));
+                        order.retain(|&k| k != kind);
+                    }
+                }
+            }
+            // Nobody always goes first.
+            if !order.is_empty() {
+                order.rotate_left(1);
+            }
+        }
+        Ok(())
     }
 }
 

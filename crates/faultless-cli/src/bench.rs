@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// Only these contenders.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
     contenders: Vec<KindArg>,
+    /// Measure a plain C program that maps the file, by itself and under `faultless run`, in place of the contenders.
+    #[arg(long, conflicts_with_all = ["contenders", "storage_delay"])]
+    unmodified: bool,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
@@ -174,7 +177,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         scenarios = Scenario::ABOUT_THE_LOCK.to_vec();
     }
     let mut contenders: Vec<Kind> = args.contenders.into_iter().map(Kind::from).collect();
-    if contenders.is_empty() {
+    if args.unmodified {
+        contenders = Kind::UNMODIFIED.to_vec();
+        // Found out before minutes are spent.
+        crate::run::library()?;
+    } else if contenders.is_empty() {
         contenders = Kind::ALL.to_vec();
     }
     unique(&mut scenarios);
@@ -461,7 +468,7 @@ fn table(rows: &[Row]) -> Table {
     t.set_header(header);
     let mmap = rows
         .iter()
-        .find(|r| r.contender == Kind::Mmap)
+        .find(|r| r.contender.is_baseline())
         .map(|r| r.reads_per_s);
     for r in rows {
         let name = if r.variant.is_empty() {

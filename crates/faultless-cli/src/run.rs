@@ -183,7 +183,7 @@ fn preload() -> anyhow::Result<OsString> {
 const LIBRARY: &str = "libfaultless_preload.so";
 
 /// Where the library is: beside the command, or in the `lib` beside its `bin`.
-fn library() -> anyhow::Result<PathBuf> {
+pub(crate) fn library() -> anyhow::Result<PathBuf> {
     let library = match std::env::var_os("FAULTLESS_LIBRARY") {
         Some(path) => PathBuf::from(path),
         None => {

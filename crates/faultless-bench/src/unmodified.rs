@@ -1,0 +1,240 @@
+//! A plain program in C, by itself and under `faultless run`: what a program gains that was not changed.
+
+use crate::cell::{Measured, QUANTILES, Setting, WARM_PER_SECOND};
+use crate::contender::{self, Kind};
+use crate::machine::LockTracepoint;
+use crate::neighbour::{AGENT_COMMAND, histogram};
+use crate::scenario::{Access, Disturbance, Scenario};
+use anyhow::{Context, bail};
+use faultless_run::read_reports;
+use faultless_sys::mem::PAGE;
+use serde::Deserialize;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+/// The program, as it was compiled with this crate.
+const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unmodified"));
+
+/// What it prints.
+#[derive(Debug, Deserialize)]
+struct Printed {
+    seconds: f64,
+    reads: u64,
+    wrong: u64,
+    major_faults: u64,
+    cpu_s: f64,
+    rounds_per_s: f64,
+    longest_ns: u64,
+    locks_readers: Option<u64>,
+    locks_process: Option<u64>,
+    /// Upper ends of buckets, in nanoseconds, and how many reads each has.
+    times: Vec<(u64, u64)>,
+}
+
+/// Whether a scenario can be played to a program that is not changed: its memory, its storage and the way it reads are its
+/// own.
+pub fn suits(scenario: Scenario) -> bool {
+    scenario.access() == Access::Cold && scenario.storage_delay_us().is_none()
+}
+
+/// The program as a file, for as long as this lives.
+#[derive(Debug)]
+pub struct Program(PathBuf);
+
+impl Program {
+    /// Writes it.
+    ///
+    /// # Errors
+    ///
+    /// The temporary directory cannot be written to.
+    pub fn new() -> anyhow::Result<Program> {
+        let path =
+            std::env::temp_dir().join(format!("faultless-unmodified-{}", std::process::id()));
+        std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o700)
+            .open(&path)
+            .and_then(|mut f| f.write_all(PROGRAM))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Program(path))
+    }
+
+    /// Runs it once.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or what it needs cannot be started.
+    pub fn run(&self, setting: &Setting, kind: Kind, round: usize) -> anyhow::Result<Measured> {
+        contender::drop_cache(&setting.file)?;
+        let reports = self.0.with_extension("json");
+        let mut command = match kind {
+            Kind::ProgramServed => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .args([
+                        "run",
+                        "--memory",
+                        &setting.memory.to_string(),
+                        "--stats-json",
+                    ])
+                    .arg(&reports)
+                    .args(["--reads", "direct", "--"])
+                    .arg(&self.0);
+                command
+            }
+            _ => Command::new(&self.0),
+        };
+        let pages = setting.size / PAGE as u64;
+        let rounds = setting.rounds.max(1);
+        let first = pages / rounds as u64 * (round % rounds) as u64;
+        let disturbance = setting.scenario.disturbance();
+        let neighbour = match disturbance {
+            Disturbance::None => "none",
+            Disturbance::Churn => "churn",
+            Disturbance::Smaps => "smaps",
+            Disturbance::Fork => "fork",
+            Disturbance::Bigfree => "bigfree",
+        };
+        let warm = ((setting.seconds * WARM_PER_SECOND as f64) as u64).min(setting.size);
+        // Counting costs whoever takes the lock most: the first round alone is counted.
+        let tracepoint = match LockTracepoint::find() {
+            Ok(id) if round == 0 => id.0,
+            _ => 0,
+        };
+        let mut program = command
+            .arg(&setting.file)
+            .args([setting.size, first, setting.threads as u64].map(|n| n.to_string()))
+            .args([&setting.seconds.to_string(), neighbour])
+            .args([setting.scenario.ballast(), warm, tracepoint].map(|n| n.to_string()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the program")?;
+        let out = program.stdout.take().context("the program has no output")?;
+        let printed = converse(&mut program, out, disturbance == Disturbance::Smaps);
+        let status = program.wait()?;
+        let (printed, agents) =
+            printed.with_context(|| format!("the program ended with {status}"))?;
+        anyhow::ensure!(status.success(), "the program ended with {status}");
+        let misses = match kind {
+            Kind::ProgramServed => {
+                let all = read_reports(&reports).context("cannot read the report")?;
+                let _ = std::fs::remove_file(&reports);
+                let misses: u64 = all.iter().map(|r| r.totals.misses).sum();
+                anyhow::ensure!(
+                    misses > 0,
+                    "nothing was taken over: {}",
+                    all.iter().map(|r| r.to_string()).collect::<String>()
+                );
+                misses
+            }
+            _ => printed.major_faults,
+        };
+        measured(&printed, misses, agents, disturbance)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Waits until the program is ready, starts the process that reads its smaps if there is one, and has it measure. Returns
+/// what it printed, and what the other process did: rounds per second, and the 99th percentile of one in microseconds.
+fn converse(
+    program: &mut Child,
+    out: ChildStdout,
+    smaps: bool,
+) -> anyhow::Result<(Printed, Option<(f64, f64)>)> {
+    let mut lines = BufReader::new(out).lines();
+    let mut next = || {
+        lines
+            .next()
+            .context("it said nothing")?
+            .map_err(anyhow::Error::from)
+    };
+    anyhow::ensure!(next()? == "ready", "it is not ready");
+    let mut agent = match smaps {
+        false => None,
+        true => Some(
+            Command::new(std::env::current_exe()?)
+                .args([AGENT_COMMAND, &program.id().to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cannot start the process that reads smaps_rollup")?,
+        ),
+    };
+    // Let the neighbour get going.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let mut input = program.stdin.take().context("the program has no input")?;
+    input.write_all(b"go\n")?;
+    let line = next();
+    let mut did = None;
+    if let Some(mut agent) = agent.take() {
+        // It ends when its input does.
+        drop(agent.stdin.take());
+        let mut text = String::new();
+        if let Some(out) = agent.stdout.take() {
+            BufReader::new(out).read_line(&mut text)?;
+        }
+        let status = agent.wait()?;
+        // The program may have ended just before: then it has nothing to read.
+        let numbers: Vec<f64> = text
+            .split_whitespace()
+            .filter_map(|w| w.parse().ok())
+            .collect();
+        match numbers[..] {
+            [per_s, p99] => did = Some((per_s, p99)),
+            _ if line.is_ok() && status.code() == Some(1) => {}
+            _ => bail!("the process that reads smaps_rollup ended with {status}"),
+        }
+    }
+    Ok((
+        serde_json::from_str(&line?).context("it printed something odd")?,
+        did,
+    ))
+}
+
+fn measured(
+    printed: &Printed,
+    misses: u64,
+    agent: Option<(f64, f64)>,
+    disturbance: Disturbance,
+) -> anyhow::Result<Measured> {
+    let mut times = histogram();
+    for &(ns, count) in &printed.times {
+        times.saturating_record_n(ns, count);
+    }
+    anyhow::ensure!(
+        printed.reads > 0,
+        "nothing was read in {:.2} s",
+        printed.seconds
+    );
+    let us = |q: f64| times.value_at_quantile(q) as f64 / 1e3;
+    Ok(Measured {
+        seconds: printed.seconds,
+        reads: printed.reads,
+        p50_us: us(0.5),
+        p99_us: us(0.99),
+        p999_us: us(0.999),
+        max_us: printed.longest_ns as f64 / 1e3,
+        latency_us: QUANTILES.iter().map(|&q| us(q)).collect(),
+        neighbour_per_s: match (agent, disturbance) {
+            (_, Disturbance::None) => None,
+            (Some((per_s, _)), _) => Some(per_s),
+            _ => Some(printed.rounds_per_s),
+        },
+        neighbour_p99_us: agent.map(|(_, p99)| p99),
+        misses,
+        locks_readers: printed.locks_readers,
+        locks_process: printed.locks_process,
+        cpu_s: printed.cpu_s,
+        wrong_bytes: printed.wrong,
+        ..Measured::default()
+    })
+}

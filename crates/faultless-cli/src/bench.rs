@@ -347,7 +347,7 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
 }
 
 /// Ends the program as a wrong command line does.
-fn usage_error(text: &str) -> ! {
+pub(crate) fn usage_error(text: &str) -> ! {
     eprintln!("faultless: {text}");
     std::process::exit(2)
 }

@@ -4,12 +4,11 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use faultless::Bytes;
 use faultless_run::{Settings, VARIABLE, check_program, compat, find_program, tree};
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Run a program whose large read-only file mappings are served without mmap_lock.
 #[derive(Debug, clap::Args)]
@@ -56,12 +55,7 @@ pub(crate) struct Args {
     #[arg(long)]
     compat: bool,
     /// The program, and its arguments.
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROGRAM"
-    )]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     command: Vec<OsString>,
 }
 
@@ -80,16 +74,21 @@ enum Reads {
 const MEMORY_MIN: Bytes = Bytes::mib(4);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let (name, arguments) = args.command.split_first().context("no program")?;
+    let name = args.command.first().context("no program")?;
     let memory = match args.memory {
-        Some(memory) if memory < MEMORY_MIN => {
-            bail!("--memory is {memory}: give it at least {MEMORY_MIN}")
-        }
+        Some(memory) if memory < MEMORY_MIN => crate::bench::usage_error(&format!(
+            "--memory is {memory}: give it at least {MEMORY_MIN}"
+        )),
         Some(memory) => memory,
         None => faultless::internals::default_budget(),
     };
+    let patterns = args.trust.iter().chain(&args.only).chain(&args.skip);
+    if let Some((pattern, e)) = faultless_run::first_bad(patterns) {
+        crate::bench::usage_error(&format!("{pattern:?} is not a pattern: {e}"));
+    }
     let program = find_program(name)?;
     check_program(&program)?;
+    let preload = preload()?;
     let stats_json = args.stats_json.as_deref().map(start_file).transpose()?;
     let watch = args.stats || stats_json.is_some();
     let settings = Settings {
@@ -114,24 +113,86 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         compat: args.compat,
         tree: format!("{}{}-{}", tree::PREFIX, std::process::id(), nonce()),
     };
-    if let Err((pattern, e)) = settings.check() {
-        bail!("{pattern:?} is not a pattern: {e}");
-    }
     tree::sweep();
-    let preload = preload()?;
     if args.compat {
         compat::install().context(
             "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
         )?;
     }
-    let error = Command::new(&program)
-        .arg0(name)
-        .args(arguments)
-        .env(VARIABLE, settings.encode())
-        .env("LD_PRELOAD", preload)
-        .exec();
+    let settings = settings.encode().context(
+        "the path of --stats-json is not Unicode, so it cannot be passed on; name another",
+    )?;
+    let error = execute(&program, &args.command, &settings, &preload);
     Err(error).with_context(|| format!("cannot execute {}", program.display()))
 }
+
+/// Becomes the program, which finds signals as this command found them.
+#[allow(unsafe_code, reason = "execve(2)")]
+fn execute(
+    program: &Path,
+    arguments: &[OsString],
+    settings: &str,
+    preload: &OsStr,
+) -> std::io::Error {
+    let text = |s: &OsStr| CString::new(s.as_bytes());
+    let own = |name: &OsStr| name == VARIABLE || name == "LD_PRELOAD";
+    let made = || -> Result<_, std::ffi::NulError> {
+        let program = text(program.as_os_str())?;
+        let arguments: Vec<CString> = arguments
+            .iter()
+            .map(|a| text(a))
+            .collect::<Result<_, _>>()?;
+        let mut environment: Vec<CString> = std::env::vars_os()
+            .filter(|(name, _)| !own(name))
+            .map(|(mut name, value)| {
+                name.push("=");
+                name.push(value);
+                text(&name)
+            })
+            .collect::<Result<_, _>>()?;
+        environment.push(CString::new(format!("{VARIABLE}={settings}"))?);
+        let mut preloaded = OsString::from("LD_PRELOAD=");
+        preloaded.push(preload);
+        environment.push(text(&preloaded)?);
+        Ok((program, arguments, environment))
+    };
+    let (program, arguments, environment) = match made() {
+        Ok(made) => made,
+        Err(e) => return std::io::Error::new(std::io::ErrorKind::InvalidInput, e),
+    };
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        let all = strings.iter().map(|s| s.as_ptr());
+        all.chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(&arguments), pointers(&environment));
+    // The Rust runtime ignores SIGPIPE; whoever started this command may have wanted either.
+    // SAFETY: the disposition that was there; lists of NUL-terminated strings that end with null.
+    unsafe {
+        if !SIGPIPE_WAS_IGNORED.load(Ordering::Relaxed) {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+        libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+    }
+    std::io::Error::last_os_error()
+}
+
+/// How SIGPIPE was before the Rust runtime started.
+static SIGPIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
+
+#[allow(unsafe_code, reason = "asks for a signal's disposition")]
+extern "C" fn note_sigpipe() {
+    // SAFETY: fills the structure, for which zeros are valid.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &mut now);
+        SIGPIPE_WAS_IGNORED.store(now.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+    }
+}
+
+#[used]
+#[allow(unsafe_code, reason = "runs before the Rust runtime does")]
+#[unsafe(link_section = ".init_array")]
+static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
 /// Calls that read a program's memory in bulk.
 const READERS: [&str; 9] = [

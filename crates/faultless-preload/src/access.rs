@@ -11,23 +11,34 @@
 
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, set_errno};
-use crate::signals;
 use crate::state::{self, STANDING};
+use crate::{service, signals};
 use faultless::standin::{self, Held};
 use faultless_run::Efaults;
-use faultless_sys::perf;
+use faultless_sys::mem::PAGE;
+use faultless_sys::{perf, raw};
 use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Most bytes that are held for one call.
-const CHUNK: usize = 4 << 20;
-/// A path, or an address, is not longer.
-const SHORT: usize = 4096;
+static CHUNK: AtomicUsize = AtomicUsize::new(64 << 10);
+/// What is not held, a path, an address, an attribute, is not longer.
+const SHORT: usize = 128 << 10;
 /// How often a call is made again.
 const TRIES: usize = 4;
+
+/// Says how much one call may hold: little enough that many calls can, in the budget as it is now.
+pub(crate) fn set_chunk(bytes: usize) {
+    CHUNK.store(bytes, Ordering::Relaxed);
+}
+
+/// How much one call may hold.
+pub(crate) fn chunk() -> usize {
+    CHUNK.load(Ordering::Relaxed)
+}
 
 // ---- what is counted
 
@@ -81,7 +92,11 @@ pub(crate) fn efaults() -> Vec<Efaults> {
         });
         at = counter.next.load(Ordering::Acquire);
     }
-    for (call, counter) in WATCHED.get().into_iter().flatten() {
+    for (call, counter, pid) in WATCHED.get().into_iter().flatten() {
+        // A child's copy counts its parent's; and the program may have put something else there.
+        if *pid != raw::getpid() || !counter.is_there() {
+            continue;
+        }
         match counter.read() {
             Ok(count) if count > 0 => all.push(Efaults {
                 call: call.clone(),
@@ -96,7 +111,13 @@ pub(crate) fn efaults() -> Vec<Efaults> {
 }
 
 /// EFAULT of system calls, whoever made them: counted by the kernel.
-static WATCHED: OnceLock<Vec<(String, perf::Counter)>> = OnceLock::new();
+static WATCHED: OnceLock<Vec<(String, perf::Counter, u32)>> = OnceLock::new();
+
+/// Whether a number is the descriptor of one of these counters.
+pub(crate) fn watches(fd: c_int) -> bool {
+    let mut all = WATCHED.get().into_iter().flatten();
+    all.any(|(_, counter, _)| counter.number() == fd && counter.is_there())
+}
 
 /// Has the kernel count them from now on, in this thread and those that it starts.
 pub(crate) fn watch() {
@@ -109,7 +130,7 @@ pub(crate) fn watch() {
         let mut counter = perf::Counter::tracepoint(*id, perf::Scope::ThreadAndDescendants).ok()?;
         counter.filter(c"ret == -14").ok()?;
         counter.lift(FLOOR);
-        Some((call.clone(), counter))
+        Some((call.clone(), counter, raw::getpid()))
     };
     if let Some(all) = settings.efault_tracepoints.iter().map(open).collect() {
         let _ = WATCHED.set(all);
@@ -139,7 +160,7 @@ fn held(
     }
     let mut done = 0;
     loop {
-        let part = (len - done).min(CHUNK);
+        let part = (len - done).min(chunk());
         // SAFETY: inside the program's own buffer.
         let from = unsafe { at.byte_add(done) };
         let mut pages = Held::new();
@@ -236,7 +257,7 @@ fn held_vector(
 ) -> isize {
     let mut pages = Vec::new();
     let mut short = Vec::with_capacity(count);
-    let mut room = CHUNK;
+    let mut room = chunk();
     for part in parts(vector, count) {
         let mut part = *part;
         if reaches(&range(part.iov_base, part.iov_len)) {
@@ -258,7 +279,7 @@ fn held_vector(
 fn write_vector(
     vector: *const iovec,
     count: c_int,
-    call: impl Fn(*const iovec, c_int, i64) -> isize,
+    mut call: impl FnMut(*const iovec, c_int, i64) -> isize,
 ) -> isize {
     if !vector_reaches(vector, count as usize) {
         return call(vector, count, 0);
@@ -391,10 +412,19 @@ unsafe extern "C-unwind" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_
     }
     // SAFETY: the program's own structure.
     let mut copy = unsafe { *message };
+    let elsewhere = !vector_reaches(copy.msg_iov, copy.msg_iovlen)
+        && !reaches(&range(copy.msg_name, copy.msg_namelen as usize))
+        && !reaches(&range(copy.msg_control, copy.msg_controllen));
+    if elsewhere || copy.msg_iovlen > libc::UIO_MAXIOV as usize {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(fd, message, flags) };
+    }
     let _rest = hold_rest(&copy);
-    held_vector(copy.msg_iov, copy.msg_iovlen, |v, n| {
-        if n > 0 {
-            (copy.msg_iov, copy.msg_iovlen) = (v.cast_mut(), n);
+    write_vector(copy.msg_iov, copy.msg_iovlen as c_int, |v, n, done| {
+        (copy.msg_iov, copy.msg_iovlen) = (v.cast_mut(), n as usize);
+        if done > 0 {
+            // What comes with a message comes with its first byte.
+            (copy.msg_control, copy.msg_controllen) = (std::ptr::null_mut(), 0);
         }
         // SAFETY: a copy of the program's structure.
         unsafe { real(fd, &copy, flags) }
@@ -490,11 +520,23 @@ unsafe extern "C-unwind" fn puts(text: *const c_char) -> c_int {
     unsafe {
         let stream = stdout;
         let len = libc::strlen(text);
+        /// Also where the thread is cancelled.
+        struct Unlock(*mut libc::FILE);
+        impl Drop for Unlock {
+            fn drop(&mut self) {
+                // SAFETY: locked below by this thread.
+                unsafe { funlockfile(self.0) };
+            }
+        }
         flockfile(stream);
+        let _unlock = Unlock(stream);
         let whole = fwrite(text.cast(), 1, len, stream) == len
             && libc::fputc(c_int::from(b'\n'), stream) != libc::EOF;
-        funlockfile(stream);
-        if whole { 1 } else { libc::EOF }
+        if whole {
+            c_int::try_from(len + 1).unwrap_or(c_int::MAX)
+        } else {
+            libc::EOF
+        }
     }
 }
 
@@ -564,9 +606,8 @@ pub(crate) fn supply(args: &[usize]) -> bool {
     let _errno = Errno::keep();
     let mut any = false;
     for &at in args {
-        let range = at..at.saturating_add(SHORT);
-        if at >= SHORT && reaches(&(at..at + 1)) {
-            any |= standin::read_range(range);
+        if at >= PAGE && reaches(&(at..at.saturating_add(1))) {
+            any |= standin::read_range(at..at.saturating_add(SHORT)).is_some();
         }
     }
     any
@@ -604,6 +645,10 @@ tried_again! { c_int, -1;
     open64(path flags mode);
     openat(dir path flags mode);
     openat64(dir path flags mode);
+    __open_2(path flags);
+    __open64_2(path flags);
+    __openat_2(dir path flags);
+    __openat64_2(dir path flags);
     creat(path mode);
     creat64(path mode);
     stat(path to);
@@ -672,6 +717,8 @@ tried_again! { c_int, -1;
 tried_again! { isize, -1;
     readlink(path to size);
     readlinkat(dir path to size);
+    __readlink_chk(path to size room);
+    __readlinkat_chk(dir path to size room);
     getxattr(path name to size);
     lgetxattr(path name to size);
     fgetxattr(fd name to size);
@@ -687,21 +734,51 @@ tried_again! { *mut c_void, std::ptr::null_mut();
     fopen64(path mode);
     freopen(path mode stream);
     freopen64(path mode stream);
-    realpath(path to);
 }
 
 // ---- what ends here, or goes on as another program
+
+/// Reads in the strings of a list that ends with a null pointer.
+fn supply_strings(list: usize) {
+    let mut at = list as *const usize;
+    // SAFETY: the program's own list; if it lies in a mapping of ours, this thread reads it in.
+    while let Some(&text) = unsafe { at.as_ref() }.filter(|&&text| text != 0) {
+        supply(&[text]);
+        // SAFETY: not the last.
+        at = unsafe { at.add(1) };
+    }
+}
+
+/// The lists among the arguments of functions that execute a program, by their names.
+macro_rules! strings {
+    (arguments, $list:expr) => {
+        supply_strings($list)
+    };
+    (environment, $list:expr) => {
+        supply_strings($list)
+    };
+    ($other:ident, $value:expr) => {};
+}
 
 macro_rules! last_words {
     ($($name:ident($($arg:ident)*);)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
-            if state::on() {
+            let served = state::on() && !state::foreign();
+            if STANDING.load(Ordering::Relaxed) != 0 {
                 supply(&[$($arg),*]);
+                $(strings!($arg, $arg);)*
+            }
+            if served {
                 state::end("exec");
             }
             // SAFETY: the program's own arguments.
-            unsafe { real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int)($($arg),*) }
+            let failed = unsafe { real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int)($($arg),*) };
+            if served {
+                let _errno = Errno::keep();
+                service::rejoin();
+            }
+            failed
         }
     )* };
 }
@@ -729,6 +806,108 @@ unsafe extern "C" fn _Exit(status: c_int) -> ! {
     unsafe { _exit(status) }
 }
 
+// ---- what copies the process, or confines it
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _Fork() -> c_int {
+    // SAFETY: no arguments.
+    let real = || unsafe { real!(_Fork as unsafe extern "C" fn() -> c_int)() };
+    if STANDING.load(Ordering::Relaxed) == 0 || state::foreign() {
+        return real();
+    }
+    state::around_fork(real)
+}
+
+/// `clone` for a process that shares no memory runs no handlers of ours in the child: it gets the kernel's mappings.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clone(
+    function: usize,
+    stack: usize,
+    flags: c_int,
+    arg: usize,
+    parent: usize,
+    tls: usize,
+    child: usize,
+) -> c_int {
+    type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
+    copies(flags as usize);
+    // SAFETY: the program's own arguments.
+    unsafe { real!(clone as Clone)(function, stack, flags, arg, parent, tls, child) }
+}
+
+/// Hands everything back before a process is made that copies this one's memory by a call without handlers.
+fn copies(flags: usize) {
+    if flags & libc::CLONE_VM as usize == 0
+        && STANDING.load(Ordering::Relaxed) != 0
+        && !state::foreign()
+    {
+        let reason = "the program copied itself (clone)";
+        state::lock().hand_back_over(&(0..usize::MAX), reason);
+    }
+}
+
+/// A program that lets only some system calls through from now on: misses need others.
+fn confines() {
+    if state::on() && !state::foreign() {
+        state::lock().close("the program confines itself (seccomp)");
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
+    if option == libc::PR_SET_SECCOMP {
+        confines();
+    }
+    type Prctl = unsafe extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
+    // SAFETY: the program's own arguments.
+    unsafe { real!(prctl as Prctl)(option, a, b, c, d) }
+}
+
+// ---- what reads later
+
+/// Writes that are made behind the program's back: their memory becomes the kernel's.
+unsafe fn reads_later(request: *const libc::aiocb) {
+    // SAFETY: null or the program's own request.
+    if let Some(r) = unsafe { request.as_ref() }
+        && reaches(&range(r.aio_buf.cast_const(), r.aio_nbytes))
+        && !state::foreign()
+    {
+        let range = range(r.aio_buf.cast_const(), r.aio_nbytes);
+        state::lock().hand_back_over(&range, "the program writes it in the background (aio)");
+    }
+}
+
+macro_rules! background_writes {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(request: *mut libc::aiocb) -> c_int {
+            // SAFETY: the program's own request.
+            unsafe {
+                reads_later(request);
+                real!($name as unsafe extern "C" fn(*mut libc::aiocb) -> c_int)(request)
+            }
+        }
+    )* };
+}
+background_writes! { aio_write aio_write64 }
+
+macro_rules! background_lists {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(mode: c_int, list: *const *mut libc::aiocb, count: c_int, event: usize) -> c_int {
+            type List = unsafe extern "C" fn(c_int, *const *mut libc::aiocb, c_int, usize) -> c_int;
+            // SAFETY: the program's own list.
+            unsafe {
+                for i in 0..count.max(0) as usize {
+                    reads_later(*list.add(i));
+                }
+                real!($name as List)(mode, list, count, event)
+            }
+        }
+    )* };
+}
+background_lists! { lio_listio lio_listio64 }
+
 // ---- the C library's `syscall`
 
 /// System calls made through the C library's `syscall`: those that are functions here are made as such.
@@ -755,9 +934,26 @@ unsafe extern "C-unwind" fn syscall(
     {
         return result as c_long;
     }
-    if nr == libc::SYS_io_uring_setup {
-        // What the ring's entries point to, the kernel reads when it likes.
-        state::lock().close("the program uses io_uring");
+    match nr {
+        // What the entries point to, the kernel reads when it likes.
+        libc::SYS_io_uring_setup if !state::foreign() => {
+            state::lock().close("the program uses io_uring");
+        }
+        libc::SYS_io_setup if !state::foreign() => {
+            state::lock().close("the program uses asynchronous I/O (io_setup)");
+        }
+        libc::SYS_seccomp => confines(),
+        libc::SYS_prctl if a as c_int == libc::PR_SET_SECCOMP => confines(),
+        libc::SYS_clone => copies(a),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork => copies(0),
+        libc::SYS_rt_sigprocmask if d == 8 => {
+            if let Some(set) = signals::raw_mask(a as c_int, b as *const u64) {
+                // SAFETY: the program's own arguments, with a copy of the set.
+                return unsafe { real(nr, a, &raw const set as usize, c, d, e, f) };
+            }
+        }
+        _ => {}
     }
     if STANDING.load(Ordering::Relaxed) == 0 {
         // SAFETY: as above.
@@ -800,6 +996,41 @@ unsafe extern "C-unwind" fn syscall(
                 f as socklen_t,
             ) as c_long,
             libc::SYS_sendmsg => sendmsg(a as c_int, b as *const msghdr, c as c_int) as c_long,
+            libc::SYS_pwritev2 => pwritev64v2(
+                a as c_int,
+                b as *const iovec,
+                c as c_int,
+                d as i64,
+                f as c_int,
+            ) as c_long,
+            libc::SYS_sendmmsg => c_long::from(sendmmsg(
+                a as c_int,
+                b as *mut mmsghdr,
+                c as c_uint,
+                d as c_int,
+            )),
+            libc::SYS_process_vm_writev => process_vm_writev(
+                a as libc::pid_t,
+                b as *const iovec,
+                c,
+                d as *const iovec,
+                e,
+                f,
+            ) as c_long,
+            libc::SYS_mlock => c_long::from(crate::mappings::mlock(a as *const c_void, b)),
+            libc::SYS_mlock2 => {
+                c_long::from(crate::mappings::mlock2(a as *const c_void, b, c as c_uint))
+            }
+            libc::SYS_mincore => {
+                c_long::from(crate::mappings::mincore(a as *mut c_void, b, c as *mut u8))
+            }
+            libc::SYS_remap_file_pages => c_long::from(crate::mappings::remap_file_pages(
+                a as *mut c_void,
+                b,
+                c as c_int,
+                d,
+                e as c_int,
+            )),
             libc::SYS_vmsplice => vmsplice(a as c_int, b as *const iovec, c, d as c_uint) as c_long,
             _ => {
                 for _ in 0..TRIES {

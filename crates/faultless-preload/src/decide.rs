@@ -40,6 +40,9 @@ const ALLOWED: i32 = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_NORESERVE 
 /// Takes a mapping over, if it should be and can be. Returns its address.
 pub(crate) fn take(call: Call) -> Option<usize> {
     let settings = state::settings()?;
+    if !state::STARTED.load(Ordering::Acquire) || state::foreign() {
+        return None;
+    }
     // What the kernel refuses, it refuses itself.
     let status = file::status(call.fd).ok()?;
     if !call.offset.is_multiple_of(PAGE as u64) || status.mode & libc::S_IFMT != libc::S_IFREG {
@@ -81,6 +84,9 @@ fn permitted(
     if let Some(why) = state.closed {
         return no(why);
     }
+    if uses_io_uring() {
+        return no("the program uses io_uring, whose requests the kernel serves on its own");
+    }
     if !settings.only.is_empty() && !matches(&settings.only, path) {
         return no("--only does not name it");
     }
@@ -95,6 +101,9 @@ fn permitted(
                 "it has flags of mmap that the engine does not know ({f:#x})"
             )),
         };
+    }
+    if file::holds_lease(call.fd) {
+        return no("the program has a lease on its file");
     }
     if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
         return no("its file is in memory (tmpfs, memfd)");
@@ -114,6 +123,24 @@ fn permitted(
         return no("the program has taken POSIX locks for writing on it");
     }
     Ok(())
+}
+
+/// Whether the program has a ring, or the library with which rings are made: what the requests in a ring point to, the kernel
+/// reads when it likes.
+pub(crate) fn uses_io_uring() -> bool {
+    // SAFETY: a NUL-terminated name.
+    let library = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"io_uring_queue_init".as_ptr()) };
+    !library.is_null() || has_ring()
+}
+
+/// Whether a descriptor is a ring.
+pub(crate) fn has_ring() -> bool {
+    let Ok(all) = std::fs::read_dir("/proc/self/fd") else {
+        return false;
+    };
+    all.flatten().any(|fd| {
+        std::fs::read_link(fd.path()).is_ok_and(|l| l.as_os_str() == "anon_inode:[io_uring]")
+    })
 }
 
 fn stand_in(

@@ -8,6 +8,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
+use crate::access;
 use crate::real::{Errno, real, set_errno};
 use crate::state::{self, LOOKED, STANDING};
 use faultless::standin;
@@ -17,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 /// Whether a number is a descriptor of the engine's.
 fn engines(fd: c_int) -> bool {
-    LOOKED.load(Ordering::Relaxed) && standin::is_engines_descriptor(fd)
+    (LOOKED.load(Ordering::Relaxed) && standin::is_engines_descriptor(fd)) || access::watches(fd)
 }
 
 #[unsafe(no_mangle)]
@@ -40,26 +41,26 @@ unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c
         // SAFETY: the program's own arguments.
         return unsafe { real(first, last, flags) };
     }
+    // (Without memory of the heap: this is called between fork and exec.)
     let mut next = first;
     let mut result = 0;
     let mut part = |from: u32, to: u32| {
-        if from <= to {
+        if from <= to && result == 0 {
             // SAFETY: a part of what the program wants closed.
             result = unsafe { real(from, to, flags) };
         }
         result
     };
-    let mut ours = Vec::new();
-    standin::for_each_descriptor(|fd| ours.push(fd as u32));
-    ours.sort_unstable();
-    for fd in ours {
-        if (next..=last).contains(&fd) && standin::is_engines_descriptor(fd as c_int) {
-            if fd > next && part(next, fd - 1) != 0 {
-                return -1;
+    // In the order of their numbers.
+    standin::for_each_descriptor(|fd| {
+        let number = fd as u32;
+        if (next..=last).contains(&number) && engines(fd) {
+            if number > next {
+                part(next, number - 1);
             }
-            next = fd + 1;
+            next = number + 1;
         }
-    }
+    });
     part(next, last)
 }
 
@@ -71,7 +72,7 @@ unsafe extern "C" fn closefrom(first: c_int) {
 
 /// A number is the program's from now on, whatever it was.
 fn taken(fd: c_int) -> c_int {
-    if fd >= 0 && LOOKED.load(Ordering::Relaxed) {
+    if fd >= 0 && LOOKED.load(Ordering::Relaxed) && !state::foreign() {
         standin::descriptor_is_programs(fd);
     }
     fd
@@ -98,18 +99,16 @@ fn file_of(fd: c_int) -> Option<FileId> {
 
 /// Around a call that takes a POSIX lock on `fd`, for writing or not.
 fn locking(fd: c_int, write: bool, call: impl FnOnce() -> c_int) -> c_int {
-    let Some(id) = state::on().then(|| file_of(fd)).flatten() else {
+    let served = state::on() && !state::foreign();
+    let Some(id) = served.then(|| file_of(fd)).flatten() else {
         return call();
     };
-    {
-        let _errno = Errno::keep();
+    if write {
         let mut state = state::lock();
-        if write {
-            if !state.write_locked.contains(&id) {
-                state.write_locked.push(id);
-            }
-            state.hand_back_file(id, "the program takes POSIX locks for writing on it");
+        if !state.write_locked.contains(&id) {
+            state.write_locked.push(id);
         }
+        state.hand_back_file(id, "the program takes POSIX locks for writing on it");
     }
     standin::locks_coming(id);
     let settled = Settled(id);
@@ -147,7 +146,7 @@ fn control(
             }
         }
         // A lease for writing is had only by who has the file open alone.
-        libc::F_SETLEASE if STANDING.load(Ordering::Relaxed) != 0 => {
+        libc::F_SETLEASE if STANDING.load(Ordering::Relaxed) != 0 && !state::foreign() => {
             if let Some(id) = file_of(fd) {
                 state::lock().hand_back_file(id, "the program takes a lease on it");
             }
@@ -206,7 +205,7 @@ unsafe extern "C-unwind" fn lockf64(fd: c_int, cmd: c_int, len: i64) -> c_int {
 /// A file that shrinks under a mapping that the user vouches for: where the program does it itself, its mappings become the
 /// kernel's first.
 fn shrinking(id: Option<FileId>) {
-    if let Some(id) = id {
+    if let Some(id) = id.filter(|_| !state::foreign()) {
         state::lock().hand_back_file(id, "the program changes the length of its file");
     }
 }

@@ -29,6 +29,11 @@ pub(crate) fn reaches(range: &Range<usize>) -> bool {
     STANDING.load(Ordering::Relaxed) != 0 && standin::touches(range)
 }
 
+/// Whether a range has a part of a mapping of ours that this process may change.
+fn concerns(range: &Range<usize>) -> bool {
+    reaches(range) && !state::foreign()
+}
+
 /// The kernel's call, as the C library returns it.
 fn kernel(nr: libc::c_long, args: [usize; 6]) -> isize {
     // SAFETY: the program's own call, with its own arguments.
@@ -42,7 +47,7 @@ fn with_kernels(
     nr: libc::c_long,
     args: [usize; 6],
 ) -> isize {
-    if !reaches(range) {
+    if !concerns(range) {
         return kernel(nr, args);
     }
     let result = {
@@ -126,7 +131,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     let args = [addr, len, 0, 0, 0, 0];
     let range = pages(addr, len);
     // What the kernel refuses.
-    if !reaches(&range) || !addr.is_multiple_of(PAGE) || len == 0 {
+    if !concerns(&range) || !addr.is_multiple_of(PAGE) || len == 0 {
         return kernel(libc::SYS_munmap, args) as c_int;
     }
     let result = {
@@ -166,19 +171,27 @@ pub(crate) unsafe extern "C" fn mremap(
     ];
     let from = pages(old as usize, old_len.max(1));
     let to = pages(new as usize, new_len);
-    if flags & libc::MREMAP_FIXED != 0 && reaches(&to) {
-        state::lock().hand_back_over(&to, "the program moved something else there (mremap)");
+    let fixed = flags & libc::MREMAP_FIXED != 0;
+    if !concerns(&from) && !(fixed && concerns(&to)) {
+        return kernel(libc::SYS_mremap, args) as *mut c_void;
     }
-    with_kernels(
-        &from,
-        "the program moved or resized it (mremap)",
-        libc::SYS_mremap,
-        args,
-    ) as *mut c_void
+    let result = {
+        let mut state = state::lock();
+        let good = state.hand_back_over(&from, "the program moved or resized it (mremap)")
+            && (!fixed
+                || state.hand_back_over(&to, "the program moved something else there (mremap)"));
+        if good {
+            // SAFETY: the program's own call, with its own arguments.
+            check(unsafe { gated(libc::SYS_mremap, args) })
+        } else {
+            Err(faultless_sys::Errno(libc::ENOMEM))
+        }
+    };
+    returned(result) as *mut c_void
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn remap_file_pages(
+pub(crate) unsafe extern "C" fn remap_file_pages(
     addr: *mut c_void,
     len: usize,
     prot: c_int,
@@ -217,7 +230,7 @@ pub(crate) unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pkey_mprotect(
+pub(crate) unsafe extern "C" fn pkey_mprotect(
     addr: *mut c_void,
     len: usize,
     prot: c_int,
@@ -241,8 +254,7 @@ const MADV_PAGEOUT: c_int = 21;
 const MADV_POPULATE_READ: c_int = 22;
 
 /// Follows advice for the mappings of ours in a range. `None`: it is none that is known.
-fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<Result<(), i32>> {
-    let mut result = Ok(());
+fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
     for start in state.over(range) {
         let Some(entry) = state.standing.get(&start) else {
             continue;
@@ -257,12 +269,6 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<Result<(
             }
             libc::MADV_WILLNEED => _ = map.prefetch(within),
             libc::MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT => _ = map.release(within),
-            MADV_POPULATE_READ => {
-                standin::read_range(part);
-                if !map.is_resident(within) {
-                    result = Err(libc::EFAULT);
-                }
-            }
             libc::MADV_DONTFORK | libc::MADV_DOFORK if part == whole => {
                 entry.standin.set_dont_fork(advice == libc::MADV_DONTFORK);
             }
@@ -276,17 +282,17 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<Result<(
             _ => return None,
         }
     }
-    Some(result)
+    Some(())
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     let args = [addr as usize, len, advice as usize, 0, 0, 0];
     let range = pages(addr as usize, len);
-    if !reaches(&range) || !(addr as usize).is_multiple_of(PAGE) {
+    if !concerns(&range) || !(addr as usize).is_multiple_of(PAGE) {
         return kernel(libc::SYS_madvise, args) as c_int;
     }
-    let done = {
+    let (inside, followed) = {
         let state = state::lock();
         let inside = state.over(&range).first().is_some_and(|start| {
             state.standing.get(start).is_some_and(|e| {
@@ -295,21 +301,20 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
             })
         });
         // What is not all in one mapping of ours concerns the kernel as well.
-        if inside {
-            advise(&state, &range, advice)
-        } else {
-            None
-        }
+        (inside, inside && advise(&state, &range, advice).is_some())
     };
-    match done {
-        Some(result) => returned(result.map(|()| 0).map_err(faultless_sys::Errno)) as c_int,
-        None => with_kernels(
-            &range,
-            "advice that the engine does not know (madvise)",
-            libc::SYS_madvise,
-            args,
-        ) as c_int,
+    if followed {
+        return 0;
     }
+    if inside && advice == MADV_POPULATE_READ {
+        // Long: others need the lock meanwhile. What is unmapped meanwhile is the program's affair.
+        return match standin::read_range(range) {
+            Some(false) => returned(Err(faultless_sys::Errno(libc::EFAULT))) as c_int,
+            _ => 0,
+        };
+    }
+    let reason = "advice that the engine does not know (madvise)";
+    with_kernels(&range, reason, libc::SYS_madvise, args) as c_int
 }
 
 #[unsafe(no_mangle)]
@@ -338,7 +343,7 @@ pub(crate) unsafe extern "C" fn mlock(addr: *const c_void, len: usize) -> c_int 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) -> c_int {
+pub(crate) unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) -> c_int {
     let args = [addr as usize, len, flags as usize, 0, 0, 0];
     with_kernels(
         &pages(addr as usize, len),
@@ -350,7 +355,7 @@ unsafe extern "C" fn mlock2(addr: *const c_void, len: usize, flags: c_uint) -> c
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
-    if state::on() {
+    if state::on() && !state::foreign() {
         let mut state = state::lock();
         let reason = "the program locks all its memory (mlockall)";
         if flags & libc::MCL_FUTURE != 0 {
@@ -367,7 +372,7 @@ unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
 pub(crate) unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mut u8) -> c_int {
     let args = [addr as usize, len, seen as usize, 0, 0, 0];
     let range = pages(addr as usize, len);
-    if !reaches(&range) || !(addr as usize).is_multiple_of(PAGE) {
+    if !concerns(&range) || !(addr as usize).is_multiple_of(PAGE) {
         return kernel(libc::SYS_mincore, args) as c_int;
     }
     // The kernel first: it knows which addresses are mapped, and whether the vector can be written.

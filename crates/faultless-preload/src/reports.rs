@@ -36,10 +36,10 @@ pub(crate) fn write(reason: &'static str) {
             .mode(0o666)
             .open(path);
         if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
-            eprintln!(
-                "faultless: cannot write the report to {}: {e}",
+            state::say(&format!(
+                "faultless: cannot write the report to {}: {e}\n",
                 path.display()
-            );
+            ));
         }
     }
 }

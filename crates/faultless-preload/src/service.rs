@@ -2,9 +2,9 @@
 
 #![allow(unsafe_code, reason = "installs a signal handler")]
 
-use crate::reports;
-use crate::state;
-use faultless::Bytes;
+use crate::state::{self, STANDING};
+use crate::{access, decide, reports};
+use faultless::{Bytes, standin};
 use faultless_run::tree::{LEAST, Share};
 use faultless_sys::{futex, raw, signal};
 use std::io;
@@ -37,10 +37,10 @@ pub(crate) fn join() -> u64 {
             granted
         }
         Err(e) => {
-            eprintln!(
-                "faultless: the memory budget is this process's alone, not the process tree's: no shared memory in /dev/shm: {e}"
-            );
-            settings.memory
+            state::say(&format!(
+                "faultless: this process cannot share the memory budget of the others, and uses an eighth of it: no shared memory in /dev/shm: {e}\n"
+            ));
+            (settings.memory / 8).max(LEAST)
         }
     };
     GRANTED.store(granted, Ordering::Relaxed);
@@ -64,12 +64,25 @@ pub(crate) fn leave() {
     }
 }
 
+/// The lock on the share, held across `fork`.
+pub(crate) struct Frozen(MutexGuard<'static, Option<Share>>);
+
+pub(crate) fn freeze() -> Frozen {
+    Frozen(share())
+}
+
 /// A forked child has no thread of ours, and a place of its own once it needs one.
-pub(crate) fn in_child() {
+pub(crate) fn in_child(mut frozen: Frozen) {
     RUNNING.store(false, Ordering::Relaxed);
-    // The lock may be held by a thread that is not here.
-    if let Ok(mut share) = SHARE.try_lock() {
-        std::mem::forget(share.take());
+    std::mem::forget(frozen.0.take());
+}
+
+/// Joins again: the program meant to execute another, and could not.
+pub(crate) fn rejoin() {
+    if share().is_some() && !state::foreign() {
+        let granted = GRANTED.load(Ordering::Relaxed);
+        join();
+        GRANTED.store(granted, Ordering::Relaxed);
     }
 }
 
@@ -82,12 +95,16 @@ pub(crate) fn start() -> io::Result<()> {
     let started = thread.spawn(|| {
         // All signals were blocked by whoever started it, and stay so, but for the C library's own.
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
-        loop {
+        for turn in 0u32.. {
             futex::wait(&ASKED, 0, TICK_NS);
             if ASKED.swap(0, Ordering::SeqCst) != 0 {
                 reports::write("asked");
             }
             tick();
+            // A ring that was made by a system call of the program's own.
+            if turn % 4 == 0 && STANDING.load(Ordering::Relaxed) != 0 && decide::has_ring() {
+                state::lock().close("the program uses io_uring");
+            }
         }
     });
     started
@@ -114,6 +131,7 @@ fn tick() {
     let used = stats.used.get();
     // The evictor keeps a reserve of an eighth at most.
     let pressed = used + granted / 6 > granted;
+    access::set_chunk(standin::hold_at_most(&pool));
     let mut guard = share();
     let Some(share) = guard.as_mut() else { return };
     let mut files: Vec<_> = held

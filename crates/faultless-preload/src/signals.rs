@@ -84,40 +84,58 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
             flags: w.sa_flags as usize,
             mask: bits(&w.sa_mask),
         });
-        let replaced = if signo == libc::SIGBUS {
-            standin::sigbus(disposition)
-        } else {
-            trap::disposition(disposition)
+        // SAFETY: a copy of the program's own argument.
+        let kernels = || unsafe {
+            real(
+                signo,
+                wanted.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+                old,
+            )
         };
-        if let Some(before) = replaced {
-            // SAFETY: null or the program's own structure, which may be uninitialised.
-            if let Some(old) = unsafe { old.as_mut() } {
-                old.sa_sigaction = before.handler;
-                old.sa_flags = before.flags as c_int;
-                old.sa_restorer = None;
-                // SAFETY: a set of zeros is valid; its first 64 bits are the kernel's set.
-                unsafe {
-                    old.sa_mask = std::mem::zeroed();
-                    *(&raw mut old.sa_mask).cast::<SigSet>() = before.mask;
-                }
+        let replaced = if state::foreign() {
+            // A child of vfork: its actions are its own, what is remembered here its parent's.
+            Err(kernels())
+        } else if signo == libc::SIGBUS {
+            standin::sigbus(disposition, kernels)
+        } else {
+            trap::disposition(disposition).ok_or_else(kernels)
+        };
+        let before = match replaced {
+            Ok(before) => before,
+            Err(result) => return result,
+        };
+        // SAFETY: null or the program's own structure, which may be uninitialised.
+        if let Some(old) = unsafe { old.as_mut() } {
+            old.sa_sigaction = before.handler;
+            old.sa_flags = before.flags as c_int;
+            old.sa_restorer = None;
+            // SAFETY: a set of zeros is valid; its first 64 bits are the kernel's set.
+            unsafe {
+                old.sa_mask = std::mem::zeroed();
+                *(&raw mut old.sa_mask).cast::<SigSet>() = before.mask;
             }
-            return 0;
         }
+        return 0;
     }
     let wanted = wanted.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: a copy of the program's own argument.
     unsafe { real(signo, wanted, old) }
 }
 
-/// `signal` and its kin for SIGBUS, by `sigaction`.
-fn handle_sigbus(handler: sighandler_t, flags: c_int) -> sighandler_t {
+/// Whether the handler of a signal is this library's.
+fn ours(signo: c_int) -> bool {
+    state::on() && (signo == libc::SIGBUS || (signo == libc::SIGSYS && trap::active()))
+}
+
+/// `signal` and its kin for such signals, by `sigaction`.
+fn handle(signo: c_int, handler: sighandler_t, flags: c_int) -> sighandler_t {
     // SAFETY: zeros are valid for both structures; `sigaction` above does the rest.
     unsafe {
         let mut new: Action = std::mem::zeroed();
         let mut old: Action = std::mem::zeroed();
         new.sa_sigaction = handler;
         new.sa_flags = flags;
-        if sigaction(libc::SIGBUS, &new, &mut old) == 0 {
+        if sigaction(signo, &new, &mut old) == 0 {
             old.sa_sigaction
         } else {
             libc::SIG_ERR
@@ -129,8 +147,8 @@ macro_rules! simple_handlers {
     ($($name:ident: $flags:expr;)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(signo: c_int, handler: sighandler_t) -> sighandler_t {
-            if signo == libc::SIGBUS && state::on() {
-                return handle_sigbus(handler, $flags);
+            if ours(signo) {
+                return handle(signo, handler, $flags);
             }
             // SAFETY: the program's own arguments.
             unsafe { real!($name as unsafe extern "C" fn(c_int, sighandler_t) -> sighandler_t)(signo, handler) }
@@ -177,7 +195,8 @@ fn mask(
             // SAFETY: written just now; its first 64 bits are the kernel's set.
             unsafe { *old.cast::<SigSet>() |= SIGBUS };
         }
-        if !new.is_null() {
+        // (A child of vfork has its mask for itself, and shares what is remembered with its parent.)
+        if !new.is_null() && (names_sigbus || believed) && !state::foreign() {
             BELIEVES_BLOCKED.set(match how {
                 libc::SIG_BLOCK => believed || names_sigbus,
                 libc::SIG_UNBLOCK => believed && !names_sigbus,
@@ -264,6 +283,27 @@ unsafe extern "C-unwind" fn ppoll(
     unsafe { real!(ppoll as Ppoll)(fds, count, timeout, set.get()) }
 }
 
+/// As programs call it that are compiled with `_FORTIFY_SOURCE`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn __ppoll_chk(
+    fds: *mut libc::pollfd,
+    count: libc::nfds_t,
+    timeout: *const timespec,
+    set: *const sigset_t,
+    size: usize,
+) -> c_int {
+    type PpollChk = unsafe extern "C-unwind" fn(
+        *mut libc::pollfd,
+        libc::nfds_t,
+        *const timespec,
+        *const sigset_t,
+        usize,
+    ) -> c_int;
+    let set = Meanwhile::new(set);
+    // SAFETY: the program's own arguments, or a copy.
+    unsafe { real!(__ppoll_chk as PpollChk)(fds, count, timeout, set.get(), size) }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn pselect(
     count: c_int,
@@ -338,19 +378,26 @@ unsafe extern "C" fn pthread_attr_setsigmask_np(
     unsafe { real!(pthread_attr_setsigmask_np as SetMask)(attr, set.get()) }
 }
 
-/// The old functions of BSD, with their sets of 32.
-const SIGBUS_BIT: c_int = 1 << (libc::SIGBUS - 1);
+// The old functions of BSD, with their sets of 32.
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigblock(set: c_int) -> c_int {
-    let set = if state::on() { set & !SIGBUS_BIT } else { set };
+    let set = if state::on() {
+        set & !(kept() as c_int)
+    } else {
+        set
+    };
     // SAFETY: no pointers.
     unsafe { real!(sigblock as unsafe extern "C" fn(c_int) -> c_int)(set) }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigsetmask(set: c_int) -> c_int {
-    let set = if state::on() { set & !SIGBUS_BIT } else { set };
+    let set = if state::on() {
+        set & !(kept() as c_int)
+    } else {
+        set
+    };
     // SAFETY: no pointers.
     unsafe { real!(sigsetmask as unsafe extern "C" fn(c_int) -> c_int)(set) }
 }
@@ -358,19 +405,35 @@ unsafe extern "C" fn sigsetmask(set: c_int) -> c_int {
 /// System V's: blocks one signal.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sighold(signo: c_int) -> c_int {
-    if signo == libc::SIGBUS && state::on() {
-        BELIEVES_BLOCKED.set(true);
+    if ours(signo) {
+        if signo == libc::SIGBUS {
+            BELIEVES_BLOCKED.set(true);
+        }
         return 0;
     }
     // SAFETY: no pointers.
     unsafe { real!(sighold as unsafe extern "C" fn(c_int) -> c_int)(signo) }
 }
 
+/// System V's: ignores one signal.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sigignore(signo: c_int) -> c_int {
+    if ours(signo) {
+        return if handle(signo, libc::SIG_IGN, 0) == libc::SIG_ERR {
+            -1
+        } else {
+            0
+        };
+    }
+    // SAFETY: no pointers.
+    unsafe { real!(sigignore as unsafe extern "C" fn(c_int) -> c_int)(signo) }
+}
+
 /// System V's: sets a handler, or blocks.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sigset(signo: c_int, handler: sighandler_t) -> sighandler_t {
     const SIG_HOLD: sighandler_t = 2;
-    if signo != libc::SIGBUS || !state::on() {
+    if !ours(signo) {
         // SAFETY: the program's own arguments.
         return unsafe {
             real!(sigset as unsafe extern "C" fn(c_int, sighandler_t) -> sighandler_t)(
@@ -387,9 +450,24 @@ unsafe extern "C" fn sigset(signo: c_int, handler: sighandler_t) -> sighandler_t
             old.sa_sigaction
         }
     } else {
-        handle_sigbus(handler, 0)
+        handle(signo, handler, 0)
     };
     if held { SIG_HOLD } else { before }
+}
+
+/// Opens the signals that must stay open, where all were blocked.
+pub(crate) fn open_faults() {
+    let mask = signal::set_mask(signal::ALL);
+    signal::set_mask(mask & !kept());
+}
+
+/// The same call by the kernel's own name, with a set of 8 bytes: without the signals that must stay open.
+pub(crate) fn raw_mask(how: c_int, new: *const SigSet) -> Option<SigSet> {
+    if new.is_null() || how == libc::SIG_UNBLOCK {
+        return None;
+    }
+    // SAFETY: checked; the program's own argument.
+    Some(unsafe { *new } & !kept())
 }
 
 /// Nobody but this library may do this to SIGBUS; a program that asks the kernel itself is told what it believes.
@@ -407,7 +485,10 @@ pub(crate) fn raw_sigaction(new: *const c_void, old: *mut c_void, size: usize) -
         set_errno(libc::EINVAL);
         return Some(-1);
     }
-    let before = standin::sigbus((!new.is_null()).then(|| action(new)))?;
+    if state::foreign() {
+        return None;
+    }
+    let before = standin::sigbus((!new.is_null()).then(|| action(new)), || ()).ok()?;
     if !old.is_null() {
         // SAFETY: as above, to be written.
         let words = unsafe { std::slice::from_raw_parts_mut(old.cast::<usize>(), MASK_AT + 1) };

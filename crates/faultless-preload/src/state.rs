@@ -82,8 +82,12 @@ extern "C" fn at_start() {
         signals::at_start();
         trap::at_start();
         access::watch();
+        STARTED.store(true, Ordering::Release);
     }
 }
+
+/// Everything is prepared: mappings that constructors of other libraries make before are left to the kernel.
+pub(crate) static STARTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn at_end() {
     if on() {
@@ -102,13 +106,11 @@ static AT_END: extern "C" fn() = at_end;
 pub(crate) fn end(reason: &'static str) {
     let _errno = Errno::keep();
     // A child of vfork runs in its parent's memory: what it finds here is not its own.
-    if HOME.load(Ordering::Relaxed) != raw::getpid() as usize {
+    if foreign() {
         return;
     }
     reports::write(reason);
-    if reason == "exit" {
-        service::leave();
-    }
+    service::leave();
 }
 
 /// One mapping that is taken over.
@@ -204,6 +206,7 @@ impl State {
             return true;
         };
         let (path, bytes) = (entry.path.clone(), entry.standin.range().len());
+        let stats = entry.standin.stats();
         match entry.standin.hand_back() {
             Ok(longest) => {
                 let tally_of = self
@@ -214,7 +217,11 @@ impl State {
                 true
             }
             Err((standin, error)) => {
-                eprintln!("faultless: {error}; it stays as it is");
+                say(&format!("faultless: {error}; it stays as it is\n"));
+                // It goes on: `remove` has counted it as gone.
+                let past = self.files.entry(path.to_path_buf()).or_default();
+                past.misses -= stats.misses.min(past.misses);
+                past.read -= stats.bytes_read.min(past.read);
                 self.standing.insert(start, Entry { standin, path });
                 STANDING.fetch_add(1, Ordering::SeqCst);
                 false
@@ -336,26 +343,34 @@ impl State {
         }
         standin::on_lease_broken(lease_broken);
         service::start().map_err(|e| format!("cannot start a thread: {e}"))?;
+        access::set_chunk(standin::hold_at_most(&pool));
         self.pool = Some(pool.clone());
         Ok(pool)
     }
 }
 
 /// Somebody wants to write to the file of a mapping, and waits until this returns.
-fn lease_broken(start: usize, serial: u64) {
+fn lease_broken(start: usize, serial: u64) -> bool {
     let mut state = lock();
     let right = |e: &Entry| e.standin.serial() == serial;
-    if state.standing.get(&start).is_some_and(right)
-        && !state.hand_back(start, "its file was opened for writing")
-        && let Some(e) = state.standing.get(&start)
-    {
-        e.standin.save();
-    }
+    // One that is gone by now needs nothing.
+    !state.standing.get(&start).is_some_and(right)
+        || state.hand_back(start, "its file was opened for writing")
+}
+
+/// Writes a message to stderr, which may be closed or full: that is no affair of the program's.
+pub(crate) fn say(text: &str) {
+    raw::write_stderr(text.as_bytes());
+}
+
+/// Whether this is not the process whose state this is, but a child of vfork in its memory: it must change nothing here.
+pub(crate) fn foreign() -> bool {
+    HOME.load(Ordering::Relaxed) != raw::getpid() as usize
 }
 
 // ---- fork
 
-struct ForkSlot(UnsafeCell<Option<Locked>>);
+struct ForkSlot(UnsafeCell<Option<(Locked, service::Frozen)>>);
 // SAFETY: written and emptied only by the thread that holds the lock which is put there.
 unsafe impl Sync for ForkSlot {}
 static FORKING: ForkSlot = ForkSlot(UnsafeCell::new(None));
@@ -372,7 +387,10 @@ fn watch_forks() {
 }
 
 extern "C" fn before_fork() {
-    let locked = lock();
+    // The order in which they are taken everywhere.
+    let locked = (lock(), service::freeze());
+    // Handlers of others run with what is held here: a miss of theirs is served.
+    signals::open_faults();
     // SAFETY: we hold the lock, so no other thread is here.
     unsafe { *FORKING.0.get() = Some(locked) };
 }
@@ -384,7 +402,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn in_child() {
     // SAFETY: as above; the child has no other thread.
-    let Some(mut locked) = (unsafe { (*FORKING.0.get()).take() }) else {
+    let Some((mut locked, shared)) = (unsafe { (*FORKING.0.get()).take() }) else {
         return;
     };
     // The mappings are the kernel's here, and what stood for them is the parent's.
@@ -397,7 +415,19 @@ extern "C" fn in_child() {
     FORKED.store(true, Ordering::Relaxed);
     locked.closed = old.closed;
     locked.write_locked = Vec::new();
-    service::in_child();
+    service::in_child(shared);
+}
+
+/// Runs the three handlers around a call that forks without them.
+pub(crate) fn around_fork(call: impl FnOnce() -> i32) -> i32 {
+    before_fork();
+    let result = standin::around_fork(call);
+    if result == 0 {
+        in_child();
+    } else {
+        after_fork();
+    }
+    result
 }
 
 /// This process was forked from one that was served, and has executed nothing since.

@@ -10,16 +10,16 @@
     reason = "a signal handler that makes another's system calls"
 )]
 
-use crate::access::{Counter, supply};
+use crate::access::{Counter, chunk, supply};
 use crate::mappings;
 use crate::real::{Errno, errno};
 use crate::state::{self, STANDING};
 use faultless::standin::{Disposition, Held};
-use faultless_run::compat::{GATE, GATE_RETURN, WINDOW};
+use faultless_run::compat::{GATE, GATE_RETURN, MARK, WINDOW};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
 use faultless_sys::signal::{self, Action, SigSet};
-use libc::{c_long, iovec, mmsghdr, msghdr};
+use libc::c_long;
 use std::ffi::{c_int, c_void};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -225,7 +225,9 @@ extern "C" fn on_sigsys(signo: i32, info: *mut libc::siginfo_t, context: *mut c_
         )
     };
     let nr = c_long::from(nr);
-    if code != SYS_SECCOMP || !ours(nr) {
+    // SAFETY: as above: `si_errno` lies at byte 4.
+    let data = unsafe { info.cast::<i32>().add(1).read() };
+    if code != SYS_SECCOMP || data != i32::from(MARK) || !ours(nr) {
         return not_ours(signo, info, context);
     }
     let args = registers::arguments(c);
@@ -236,13 +238,18 @@ extern "C" fn on_sigsys(signo: i32, info: *mut libc::siginfo_t, context: *mut c_
 }
 
 fn ours(nr: c_long) -> bool {
-    faultless_run::compat::VECTORS.contains(&nr) || faultless_run::compat::POINTERS.contains(&nr)
+    faultless_run::compat::POINTERS.contains(&nr)
 }
 
 /// A filter of the program's own raised it, or somebody sent it.
 fn not_ours(signo: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     // All signals are blocked, and whoever holds the lock has them blocked too.
     let former = *former();
+    // SAFETY: `uc_sigmask` begins with the kernel's 8-byte set.
+    let interrupted =
+        unsafe { *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<SigSet>() };
+    let kept = signal::set_of(libc::SIGBUS);
+    signal::set_mask((interrupted | former.mask | SIGSYS) & !kept);
     match former.handler {
         libc::SIG_IGN => {}
         libc::SIG_DFL => {
@@ -288,76 +295,11 @@ fn hold(held: &mut Held, at: usize, len: usize) {
     }
 }
 
-/// Most bytes that are held for one call.
-const CHUNK: usize = 4 << 20;
-
-fn hold_vector(held: &mut Held, vector: usize, count: usize) {
-    // The vector itself may be absent, or nonsense: the kernel says so, not we.
-    hold(
-        held,
-        vector,
-        count.min(libc::UIO_MAXIOV as usize) * size_of::<iovec>(),
-    );
-    let mut room = CHUNK;
-    for i in 0..count.min(libc::UIO_MAXIOV as usize) {
-        let Some(part) = read::<iovec>(vector + i * size_of::<iovec>()) else {
-            return;
-        };
-        let len = part.iov_len.min(room);
-        hold(held, part.iov_base as usize, len);
-        room -= len;
-    }
-}
-
-/// Copies a structure of the program's, which may have told us nonsense: by the kernel.
-fn read<T: Copy>(at: usize) -> Option<T> {
-    let mut value = std::mem::MaybeUninit::<T>::uninit();
-    let local = mem::Range {
-        addr: value.as_mut_ptr() as usize,
-        len: size_of::<T>(),
-    };
-    let remote = mem::Range {
-        addr: at,
-        len: size_of::<T>(),
-    };
-    let pid = raw::getpid() as usize;
-    // SAFETY: writes the local structure only.
-    let n = unsafe {
-        raw::syscall(
-            libc::SYS_process_vm_readv,
-            [
-                pid,
-                &raw const local as usize,
-                1,
-                &raw const remote as usize,
-                1,
-                0,
-            ],
-        )
-    };
-    // SAFETY: the kernel wrote all of it; T is plain data.
-    (n == size_of::<T>() as isize).then(|| unsafe { value.assume_init() })
-}
-
-fn hold_message(held: &mut Held, at: usize) {
-    hold(held, at, size_of::<msghdr>());
-    if let Some(message) = read::<msghdr>(at) {
-        hold(
-            held,
-            message.msg_name as usize,
-            message.msg_namelen as usize,
-        );
-        hold(held, message.msg_control as usize, message.msg_controllen);
-        hold_vector(held, message.msg_iov as usize, message.msg_iovlen);
-    }
-}
-
 /// Does what the call asks for, and returns what the kernel would.
 fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
     if STANDING.load(Ordering::Relaxed) == 0 {
         return pass(nr, a, mask);
     }
-    let mut held = Held::new();
     match nr {
         // About mappings: as if the C library's functions had been called.
         // SAFETY: the program's own arguments.
@@ -401,9 +343,33 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
                 )
             } as isize);
         }
-        libc::SYS_mlock | libc::SYS_mlock2 => {
+        libc::SYS_mlock2 => {
+            // SAFETY: as above.
+            return as_kernel(
+                unsafe { mappings::mlock2(a[0] as *const c_void, a[1], a[2] as u32) } as isize,
+            );
+        }
+        libc::SYS_mlock => {
             // SAFETY: as above.
             return as_kernel(unsafe { mappings::mlock(a[0] as *const c_void, a[1]) } as isize);
+        }
+        libc::SYS_pkey_mprotect => {
+            // SAFETY: as above.
+            return as_kernel(unsafe {
+                mappings::pkey_mprotect(a[0] as *mut c_void, a[1], a[2] as c_int, a[3] as c_int)
+            } as isize);
+        }
+        libc::SYS_remap_file_pages => {
+            // SAFETY: as above.
+            return as_kernel(unsafe {
+                mappings::remap_file_pages(
+                    a[0] as *mut c_void,
+                    a[1],
+                    a[2] as c_int,
+                    a[3],
+                    a[4] as c_int,
+                )
+            } as isize);
         }
         libc::SYS_mincore => {
             // SAFETY: as above.
@@ -411,28 +377,10 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
                 mappings::mincore(a[0] as *mut c_void, a[1], a[2] as *mut u8)
             } as isize);
         }
-        libc::SYS_io_uring_setup => {
-            // What the ring's entries point to, the kernel reads when it likes.
-            state::lock().close("the program uses io_uring");
-            return pass(nr, a, mask);
-        }
         libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => {
             static COUNTER: Counter =
                 Counter::new("write, pwrite64 or sendto without the C library", true);
             return in_parts(nr, a, mask, &COUNTER);
-        }
-        libc::SYS_writev
-        | libc::SYS_pwritev
-        | libc::SYS_pwritev2
-        | libc::SYS_vmsplice
-        | libc::SYS_process_vm_writev => {
-            hold_vector(&mut held, a[1], a[2]);
-        }
-        libc::SYS_sendmsg => hold_message(&mut held, a[1]),
-        libc::SYS_sendmmsg => {
-            for i in 0..a[2].min(libc::UIO_MAXIOV as usize) {
-                hold_message(&mut held, a[1] + i * size_of::<mmsghdr>());
-            }
         }
         _ => {}
     }
@@ -450,7 +398,7 @@ fn in_parts(nr: c_long, a: [usize; 6], mask: SigSet, counter: &'static Counter) 
     let [_, at, len, ..] = a;
     let mut done = 0;
     loop {
-        let part = (len - done).min(CHUNK);
+        let part = (len - done).min(chunk());
         let mut args = a;
         (args[1], args[2]) = (at + done, part);
         if nr == libc::SYS_pwrite64 {

@@ -14,4 +14,4 @@ pub use program::{Unservable, check as check_program, find as find_program};
 pub use report::{
     Efaults, FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals, read_reports,
 };
-pub use settings::{Reads, Settings, VARIABLE, matches};
+pub use settings::{Reads, Settings, VARIABLE, first_bad, matches};

@@ -135,9 +135,13 @@ pub fn check(path: &Path) -> Result<(), Unservable> {
                 let Some(interpreter) = words.next() else {
                     return Err(Unservable::NotAProgram(path));
                 };
-                // What runs in the end is what `env` finds.
+                // What runs in the end is what `env` finds; unless it is told more than that, by options with values or by
+                // assignments: then the program is known when it runs.
                 let is_env = Path::new(interpreter).file_name() == Some(OsStr::new("env"));
-                path = match words.find(|w| !w.as_bytes().starts_with(b"-")) {
+                let mut words =
+                    words.filter(|w| !matches!(w.as_bytes(), b"-S" | b"--split-string"));
+                let simple = |w: &&OsStr| !w.as_bytes().contains(&b'=') && w.as_bytes()[0] != b'-';
+                path = match words.next().filter(simple) {
                     Some(name) if is_env => find(name)?,
                     _ => PathBuf::from(interpreter),
                 };
@@ -180,6 +184,11 @@ fn check_elf(path: &Path) -> Result<(), Unservable> {
         return Err(Unservable::OtherMachine(path_buf()));
     }
     let segments = header.program_headers(endian, &data).map_err(other)?;
+    // The dynamic loader itself, which is told the program: it preloads for that one.
+    let file_name = path.file_name().unwrap_or_default();
+    if file_name.as_bytes().starts_with(b"ld-linux") {
+        return Ok(());
+    }
     let loader = segments
         .iter()
         .find_map(|s| s.interpreter(endian, &data).ok().flatten());

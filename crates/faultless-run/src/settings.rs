@@ -60,8 +60,12 @@ pub struct Settings {
 
 impl Settings {
     /// For the environment.
-    pub fn encode(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+    ///
+    /// # Errors
+    ///
+    /// A path is not Unicode.
+    pub fn encode(&self) -> serde_json::Result<String> {
+        serde_json::to_string(self)
     }
 
     /// From the environment.
@@ -72,18 +76,13 @@ impl Settings {
     pub fn decode(text: &str) -> serde_json::Result<Settings> {
         serde_json::from_str(text)
     }
+}
 
-    /// Checks the patterns.
-    ///
-    /// # Errors
-    ///
-    /// The first one that is none, and why.
-    pub fn check(&self) -> Result<(), (String, glob::PatternError)> {
-        for text in self.trust.iter().chain(&self.only).chain(&self.skip) {
-            Pattern::new(text).map_err(|e| (text.clone(), e))?;
-        }
-        Ok(())
-    }
+/// The first of some patterns that is none, and why.
+pub fn first_bad<'a>(
+    mut patterns: impl Iterator<Item = &'a String>,
+) -> Option<(&'a String, glob::PatternError)> {
+    patterns.find_map(|text| Some((text, Pattern::new(text).err()?)))
 }
 
 /// Whether a file's path matches one of some patterns. A pattern without a slash is about the file's name alone; `*`
@@ -136,16 +135,12 @@ mod tests {
             tree: "t".into(),
         };
         assert_eq!(
-            Settings::decode(&settings.encode()).expect("its own"),
+            Settings::decode(&settings.encode().expect("plain paths")).expect("its own"),
             settings
         );
         assert!(Settings::decode("{}").is_err());
-        let (bad, _) = Settings {
-            only: vec!["a[".into()],
-            ..settings
-        }
-        .check()
-        .expect_err("no pattern");
+        let patterns = ["*".to_owned(), "a[".to_owned()];
+        let (bad, _) = first_bad(patterns.iter()).expect("no pattern");
         assert_eq!(bad, "a[");
     }
 }

@@ -86,6 +86,44 @@ fn shares(total: u64, demands: &[u64]) -> Vec<u64> {
     shares
 }
 
+/// How often to join where the memory is removed meanwhile.
+const JOIN_TRIES: usize = 100;
+
+/// Opens, or makes, the shared memory.
+fn open_page(name: &CString) -> io::Result<(i32, *const Page)> {
+    // SAFETY: a NUL-terminated name; no other pointers.
+    let fd = unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let len = size_of::<Page>();
+    // SAFETY: a descriptor of our own; growing a file of zeros, which all processes grow to the same length.
+    unsafe {
+        let page = if libc::ftruncate(fd, len as i64) == 0 {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0)
+        } else {
+            libc::MAP_FAILED
+        };
+        if page == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            libc::close(fd);
+            return Err(error);
+        }
+        Ok((fd, page as *const Page))
+    }
+}
+
+/// How many names a file has.
+fn links(fd: i32) -> u64 {
+    let mut st = std::mem::MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: fills the structure; zeros are valid for all of it.
+    unsafe {
+        libc::fstat(fd, st.as_mut_ptr());
+        st.assume_init().st_nlink as u64
+    }
+}
+
 impl Share {
     /// Joins the processes that share the budget of `name`, `total` bytes; the first one makes it.
     ///
@@ -94,35 +132,35 @@ impl Share {
     /// There is no `/dev/shm`, or it is full.
     pub fn join(name: &str, total: u64, pid: u32) -> io::Result<Share> {
         let name = CString::new(format!("/{name}"))?;
-        // SAFETY: a NUL-terminated name; no other pointers.
-        let fd = unsafe { libc::shm_open(name.as_ptr(), libc::O_RDWR | libc::O_CREAT, 0o600) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let len = size_of::<Page>();
-        // SAFETY: a descriptor of our own; growing a file of zeros, which all processes grow to the same length.
-        let mapped = unsafe {
-            let grown = libc::ftruncate(fd, len as i64) == 0;
-            let page = if grown {
-                let prot = libc::PROT_READ | libc::PROT_WRITE;
-                libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0)
-            } else {
-                libc::MAP_FAILED
+        // The last one to leave removes it, perhaps just now.
+        for _ in 0..JOIN_TRIES {
+            let (fd, page) = open_page(&name)?;
+            let mut share = Share {
+                page,
+                slot: None,
+                pid,
+                total,
+                name: name.clone(),
             };
-            let error = io::Error::last_os_error();
-            libc::close(fd);
-            if page == libc::MAP_FAILED {
-                return Err(error);
+            share.take_slot();
+            if links(fd) > 0 {
+                // SAFETY: opened above, and given to nobody.
+                unsafe { libc::close(fd) };
+                return Ok(share);
             }
-            page
-        };
-        let mut share = Share {
-            page: mapped.cast(),
-            slot: None,
-            pid,
-            total,
-            name,
-        };
+            // SAFETY: as above; the mapping is nobody's any more.
+            unsafe {
+                libc::close(fd);
+                libc::munmap(page.cast_mut().cast(), size_of::<Page>());
+            }
+        }
+        Err(io::Error::other("it is removed again and again"))
+    }
+
+    /// Takes a free slot, or this process's own from before it executed another program.
+    fn take_slot(&mut self) {
+        let (pid, total) = (self.pid, self.total);
+        let share = self;
         share.page().total.store(total, Ordering::Relaxed);
         share.alone(|share| {
             let slots = &share.page().slots;
@@ -145,7 +183,6 @@ impl Share {
                 share.slot = Some(slot);
             }
         });
-        Ok(share)
     }
 
     fn page(&self) -> &'static Page {

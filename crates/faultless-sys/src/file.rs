@@ -210,6 +210,11 @@ pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
     Ok(stat[0])
 }
 
+/// Whether this descriptor holds a lease of any kind.
+pub fn holds_lease(fd: i32) -> bool {
+    fcntl(fd, libc::F_GETLEASE, 0).is_ok_and(|kind| kind != libc::F_UNLCK as usize)
+}
+
 /// Switches an open file from direct to buffered reads.
 pub fn clear_direct(fd: i32) -> Result<(), Errno> {
     let flags = fcntl(fd, libc::F_GETFL, 0)?;

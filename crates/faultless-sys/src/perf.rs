@@ -99,6 +99,21 @@ impl Counter {
         .map(drop)
     }
 
+    /// Its descriptor.
+    pub fn number(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    /// Whether its descriptor still is a counter, and not something that was put in its place.
+    pub fn is_there(&self) -> bool {
+        /// `PERF_EVENT_IOC_ID`: `_IOR('$', 7, __u64 *)`.
+        const ID: usize = 0x8008_2407;
+        let mut id = 0u64;
+        let fd = self.0.as_raw_fd() as usize;
+        // SAFETY: writes the word, if it is a counter.
+        check(unsafe { syscall(libc::SYS_ioctl, [fd, ID, &raw mut id as usize, 0, 0, 0]) }).is_ok()
+    }
+
     /// Moves its descriptor to the lowest free number from `floor` on, where that is possible.
     pub fn lift(&mut self, floor: i32) {
         if let Ok(high) = crate::fdtable::duplicate_above(self.0.as_raw_fd(), floor) {

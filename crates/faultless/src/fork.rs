@@ -38,7 +38,25 @@ pub(crate) fn watch() {
     });
 }
 
+/// Runs the three handlers around a call that returns as `fork` does, and runs none itself.
+pub(crate) fn around(call: impl FnOnce() -> i32) -> i32 {
+    before();
+    let result = call();
+    if result == 0 {
+        in_child();
+    } else {
+        after();
+    }
+    result
+}
+
 extern "C" fn before() {
+    // What the program has closed and used again is not to be closed in the child.
+    fds::for_each_number(|number| {
+        if !fds::is_engines(number) {
+            fds::forget(number);
+        }
+    });
     // What a child's mappings are made from must be there when the table of descriptors is copied.
     registry::for_each(|core| {
         if let (Some(_), Reading::File { fd, id, .. }) = (&core.stands_for, &core.reading) {

@@ -161,7 +161,17 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
     let number = fd.as_raw_fd();
     let kept = if fds::protected() {
         let me = raw::gettid();
-        with(move |_| fdtable::fetch(me, number))??
+        let fetched = with(move |_| fdtable::fetch(me, number)).map(|r| r.map_err(io::Error::from));
+        match fetched {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(e)) | Err(e) => {
+                if posix_locked(number) {
+                    // Closing it would cost the program its locks.
+                    std::mem::forget(fd);
+                }
+                return Err(e);
+            }
+        }
     } else {
         -1
     };
@@ -281,12 +291,14 @@ static TAKING: Mutex<Vec<file::FileId>> = Mutex::new(Vec::new());
 /// Says that the program is about to take a POSIX lock on a file (where `fcntl` is interposed): from when this returns, no
 /// descriptor of it is closed until [`locks_settled`].
 pub(crate) fn locks_coming(id: file::FileId) {
+    let _no_handler_here = signal::Blocked::all();
     let _nothing_is_closed = lock(&LOCKING);
     lock(&TAKING).push(id);
 }
 
 /// The call that [`locks_coming`] announced is over: what it took, the kernel can tell.
 pub(crate) fn locks_settled(id: file::FileId) {
+    let _no_handler_here = signal::Blocked::all();
     let mut taking = lock(&TAKING);
     if let Some(i) = taking.iter().position(|&t| t == id) {
         taking.swap_remove(i);

@@ -167,7 +167,9 @@ pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
             let start = core.start;
             // Who hands the map back waits until nobody is inside.
             drop(core);
-            standin::lease_broken(start, serial);
+            if !standin::lease_broken(start, serial) {
+                broken(id, serial, Broken::Save(OnBreak::Snapshot));
+            }
         }
     }
 }

@@ -356,11 +356,14 @@ impl MapOptions {
                     });
                 }
                 match refused {
-                    Ok(fd) => file::clear_direct(fd.as_raw_fd())
-                        .map(|()| fd)
-                        .map_err(|e| {
-                            Error::kernel(format!("cannot read {name} through the page cache"), e)
-                        }),
+                    Ok(fd) => match file::clear_direct(fd.as_raw_fd()) {
+                        Ok(()) => Ok(fd),
+                        Err(e) => {
+                            retire(fd);
+                            let what = format!("cannot read {name} through the page cache");
+                            Err(Error::kernel(what, e))
+                        }
+                    },
                     Err(_) => buffered(),
                 }
             }

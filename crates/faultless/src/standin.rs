@@ -173,7 +173,7 @@ impl StandIn {
     ///
     /// # Errors
     ///
-    /// The kernel refused a piece: the stand-in goes on to serve those that were not replaced.
+    /// The kernel refused a piece, and left it as it was: the stand-in goes on to serve those that were not replaced.
     pub fn hand_back(mut self) -> Result<u64, (StandIn, Error)> {
         let core = self.core();
         let began = Instant::now();
@@ -194,6 +194,7 @@ impl StandIn {
             };
             let before = Instant::now();
             if let Err(e) = put_kernels(core, self.kernel(), at, len) {
+                self.kernel().leaving.store(false, Ordering::SeqCst);
                 let what = format!("cannot hand the map of {} back to the kernel", core.name);
                 return Err((self, Error::kernel(what, e)));
             }
@@ -205,11 +206,6 @@ impl StandIn {
         let core = unsafe { map::close(self.0.pool(), core) };
         map::settle(core);
         Ok(longest)
-    }
-
-    /// Saves what can be saved where [`hand_back`](Self::hand_back) failed while a lease is being broken: the rest is read in and kept.
-    pub fn save(&self) {
-        lease::on_break(self.core(), crate::OnBreak::Snapshot);
     }
 }
 
@@ -241,24 +237,28 @@ pub fn touches(range: &Range<usize>) -> bool {
     registry::touches(range)
 }
 
-static ON_LEASE_BROKEN: OnceLock<fn(usize, u64)> = OnceLock::new();
+static ON_LEASE_BROKEN: OnceLock<fn(usize, u64) -> bool> = OnceLock::new();
 
 /// Sets what is called, on a thread of the engine's that may wait, when the lease of the stand-in at an address with a
-/// serial number is being broken. It is to hand that one back.
-pub fn on_lease_broken(f: fn(usize, u64)) {
+/// serial number is being broken. It is to hand that one back, and says whether it could: if not, what can be saved of the
+/// map is read in and kept.
+pub fn on_lease_broken(f: fn(usize, u64) -> bool) {
     let _ = ON_LEASE_BROKEN.set(f);
 }
 
-pub(crate) fn lease_broken(start: usize, serial: u64) {
-    if let Some(f) = ON_LEASE_BROKEN.get() {
-        f(start, serial);
-    }
+/// `false` if it could not be handed back.
+pub(crate) fn lease_broken(start: usize, serial: u64) -> bool {
+    ON_LEASE_BROKEN.get().is_some_and(|f| f(start, serial))
 }
 
-/// Replaces (or, without a new one, reads) the disposition of SIGBUS that the program believes in. `None` while the
-/// engine's handler is not installed.
-pub fn sigbus(new: Option<Disposition>) -> Option<Disposition> {
-    handler::replace_former(new)
+/// Replaces (or, without a new one, reads) the disposition of SIGBUS that the program believes in. While the engine's handler
+/// is not installed, `kernels` is called instead.
+///
+/// # Errors
+///
+/// What `kernels` returned.
+pub fn sigbus<R>(new: Option<Disposition>, kernels: impl FnOnce() -> R) -> Result<Disposition, R> {
+    handler::replace_former(new, kernels)
 }
 
 /// Has the engine's descriptors keep away from low numbers.
@@ -319,6 +319,10 @@ struct Part {
 pub struct Held {
     parts: [Part; PARTS],
     count: usize,
+    /// Something was there to be held.
+    any: bool,
+    /// Something could not be read.
+    failed: bool,
 }
 
 impl Default for Held {
@@ -338,7 +342,14 @@ impl Held {
                 end: 0,
             }; PARTS],
             count: 0,
+            any: false,
+            failed: false,
         }
+    }
+
+    /// Whether all pages could be read.
+    pub fn complete(&self) -> bool {
+        !self.failed
     }
 
     /// Reads in, and holds, all pages of a range that stand-ins have, as far as they can be read; what lies elsewhere is
@@ -354,15 +365,22 @@ impl Held {
             };
             let end = range.end.min(core.region().end);
             let units = core.unit_of(at)..core.unit_of(end - 1) + 1;
+            self.any = true;
             read_in(&core, units.clone());
             let mut held = units.start;
-            if self.count < PARTS {
-                for unit in units.clone() {
-                    if fill::serve(&core, unit, Need::Pin).is_err() {
-                        break;
-                    }
-                    held = unit + 1;
+            for unit in units.clone() {
+                if fill::serve(&core, unit, Need::Pin).is_err() {
+                    self.failed = true;
+                    break;
                 }
+                if self.count < PARTS {
+                    held = unit + 1;
+                } else {
+                    // There for now, which is long enough as a rule.
+                    core.page(unit).unpin();
+                }
+            }
+            if self.count < PARTS {
                 self.parts[self.count] = Part {
                     id: core.id,
                     serial: core.serial,
@@ -410,9 +428,31 @@ fn read_in(core: &MapCore, units: Range<u64>) {
     }
 }
 
-/// Reads in what stand-ins have of a range. `true` if there was something to try.
-pub fn read_range(range: Range<usize>) -> bool {
-    let mut held = Held::new();
-    held.hold(range);
-    held.count > 0
+/// Reads in what stand-ins have of a range, without keeping it there. `None` if they have nothing of it; otherwise whether
+/// all of it could be read.
+pub fn read_range(range: Range<usize>) -> Option<bool> {
+    let (mut any, mut complete) = (false, true);
+    let mut at = range.start;
+    while at < range.end && complete {
+        let end = range.end.min((at + 1).next_multiple_of(READ_STEP));
+        let mut held = Held::new();
+        held.hold(at..end);
+        any |= held.any;
+        complete &= held.complete();
+        at = end;
+    }
+    any.then_some(complete)
+}
+
+/// Bytes that are read in at a time.
+const READ_STEP: usize = 256 << 10;
+
+/// Most bytes that one call should hold, so that many can do so at once in what the pools have.
+pub fn hold_at_most(pool: &Pool) -> usize {
+    (pool.budget().get() / 32).clamp(64 << 10, 4 << 20) as usize
+}
+
+/// Makes a call that forks without running the handlers of `pthread_atfork`, with those of the engine around it.
+pub fn around_fork(call: impl FnOnce() -> i32) -> i32 {
+    crate::fork::around(call)
 }

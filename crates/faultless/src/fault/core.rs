@@ -157,6 +157,11 @@ pub(crate) struct MapCore {
 }
 
 impl MapCore {
+    /// Whether the kernel's own mapping will take this map's place, now that its lease is broken.
+    pub(crate) fn being_handed_back(&self) -> bool {
+        self.stands_for.is_some() && self.refusal.load(Ordering::Acquire) == 0
+    }
+
     /// Whether the kernel's own mapping is taking this map's place.
     pub(crate) fn leaving(&self) -> bool {
         self.stands_for

@@ -47,7 +47,7 @@ pub(crate) fn keep_high() {
     // SAFETY: writes the structure.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
     let limit = if known { limit.rlim_cur } else { 1024 };
-    FLOOR.store((limit * 3 / 4).min(FLOOR_MAX) as i32, Ordering::Relaxed);
+    FLOOR.store((limit / 4 * 3).min(FLOOR_MAX) as i32, Ordering::Relaxed);
 }
 
 /// A table of descriptors is as large as the highest number in it.
@@ -183,13 +183,8 @@ impl Fd {
         if keeper == 0 || self.kept < 0 {
             return Err(Errno(libc::EBADF));
         }
-        // Moving it closes the low number again, which costs the program its POSIX locks on the file, if it has some.
+        // (It keeps its low number: moving it would close that one again, which may cost the program POSIX locks.)
         let fresh = fdtable::fetch(keeper, self.kept)?;
-        let fresh = if crate::keeper::posix_locked(fresh) {
-            fresh
-        } else {
-            lift(fresh)
-        };
         self.mark(fresh);
         forget(lost);
         match self
@@ -200,8 +195,11 @@ impl Fd {
             Err(other) => {
                 // Another thread was faster.
                 forget(fresh);
-                // SAFETY: fetched above, and given to nobody.
-                unsafe { file::close(fresh) };
+                // One that is locked stays open: a number is lost, and no lock.
+                if !crate::keeper::posix_locked(fresh) {
+                    // SAFETY: fetched above, and given to nobody.
+                    unsafe { file::close(fresh) };
+                }
                 Ok(other)
             }
         }

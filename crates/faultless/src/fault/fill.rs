@@ -26,6 +26,8 @@ pub(crate) const RUN_MAX: usize = 64;
 const WAIT_NS: u64 = 100_000_000;
 /// How long a miss waits for a budget that nothing gives back, before it fails.
 const BUDGET_WAIT_NS: u64 = 10_000_000_000;
+/// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
+const STAND_IN_WAIT_NS: u64 = 100_000_000;
 /// How long to sleep before looking again whether the budget has room.
 const BUDGET_LOOK_NS: u64 = 2_000_000;
 /// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
@@ -195,20 +197,22 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
-    // Nobody may wait in a map that is about to go: who takes it away waits for them.
-    let leaving = || {
-        let leaving = core.leaving();
-        if leaving {
-            core.counters.add(Count::Charged, bytes);
-            pool.budget.charge_anyway(bytes);
-        }
-        leaving
+    // Nobody may wait in a map that is about to go: who takes it away waits for them. And a program whose mapping this
+    // stands for knows of no budget: with the kernel's it would not have failed.
+    let patience = match core.stands_for {
+        Some(_) => STAND_IN_WAIT_NS,
+        None => BUDGET_WAIT_NS,
+    };
+    let anyway = || {
+        core.counters.add(Count::Charged, bytes);
+        pool.budget.charge_anyway(bytes);
+        Ok(())
     };
     if need == Need::Prefetch {
         return Err(Fault::Budget);
     }
-    if leaving() {
-        return Ok(());
+    if core.leaving() {
+        return anyway();
     }
     core.counters.add(Count::Waits, 1);
     let mut since = (raw::monotonic_ns(), pool.evicted.load(Ordering::Relaxed));
@@ -224,14 +228,17 @@ fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Fault> {
             core.counters.add(Count::Charged, bytes);
             return Ok(());
         }
-        if leaving() {
-            return Ok(());
+        if core.leaving() {
+            return anyway();
         }
         let evicted = pool.evicted.load(Ordering::Relaxed);
         if evicted != since.1 {
             since = (raw::monotonic_ns(), evicted);
-        } else if raw::monotonic_ns() - since.0 > BUDGET_WAIT_NS {
-            return Err(Fault::Budget);
+        } else if raw::monotonic_ns() - since.0 > patience {
+            return match core.stands_for {
+                Some(_) => anyway(),
+                None => Err(Fault::Budget),
+            };
         }
     }
 }
@@ -735,13 +742,15 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
     let mut done = 0;
     let mut new = 0;
     let mut tries = 0;
+    let mut step = len;
     while done < len {
+        let part = step.min(len - done);
         // SAFETY: the region is ours and registered; the staging buffer holds the right bytes for it.
-        let copied = unsafe { uffd::copy(number, dst + done, src + done, len - done, false) };
+        let copied = unsafe { uffd::copy(number, dst + done, src + done, part, false) };
         done += copied.bytes;
         new += copied.bytes as u64;
         let Some(Errno(error)) = copied.error else {
-            break;
+            continue;
         };
         tries += 1;
         match error {
@@ -751,8 +760,15 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
                 tries -= 1;
             }
             _ if tries > INSTALL_TRIES => return Err(Fault::Install(error)),
-            // The kernel's own mapping is there by now: it serves the rest.
-            libc::ENOENT | libc::EINVAL if core.leaving() => return Ok(new),
+            // The kernel's own mapping is there by now, at least for a part of the range: it serves that.
+            libc::ENOENT | libc::EINVAL if core.leaving() => {
+                tries -= 1;
+                if step > PAGE {
+                    step = PAGE;
+                } else {
+                    done += PAGE;
+                }
+            }
             libc::EAGAIN => raw::sched_yield(),
             libc::ENOMEM => {
                 core.pool.evict_bell.ring();

@@ -76,22 +76,26 @@ static INSTALLING: Mutex<()> = Mutex::new(());
 static SPENT: AtomicBool = AtomicBool::new(false);
 
 /// Some map was handed back to the kernel: a SIGBUS that was raised just before may find no map.
-static HANDED_BACK: AtomicBool = AtomicBool::new(false);
+/// How often that happened: a second time at the same address is another matter.
+static HANDED_BACK: AtomicU64 = AtomicU64::new(0);
 /// Who has looked once at such an address.
 static LATE_LOOKS: LastLooks = LastLooks::new();
 
 /// Says that a map is about to go whose addresses stay in use.
 pub(crate) fn expect_latecomers() {
-    HANDED_BACK.store(true, Ordering::SeqCst);
+    HANDED_BACK.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Replaces the disposition that faults which are not ours go on to, and returns the one before. `None` while the
-/// engine's handler is not installed: then the kernel's is the one to replace.
-pub(crate) fn replace_former(new: Option<Disposition>) -> Option<Disposition> {
+/// Replaces the disposition that faults which are not ours go on to, and returns the one before. While the engine's handler
+/// is not installed, the kernel's is the one to replace: `kernels` does that, and the handler is not installed meanwhile.
+pub(crate) fn replace_former<R>(
+    new: Option<Disposition>,
+    kernels: impl FnOnce() -> R,
+) -> Result<Disposition, R> {
     let _no_handler_here = signal::Blocked::all();
     let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
     if !INSTALLED.load(Ordering::Acquire) {
-        return None;
+        return Err(kernels());
     }
     let mut before = FORMER.read();
     if SPENT.load(Ordering::Relaxed) {
@@ -101,7 +105,7 @@ pub(crate) fn replace_former(new: Option<Disposition>) -> Option<Disposition> {
         FORMER.write(new);
         SPENT.store(false, Ordering::Relaxed);
     }
-    Some(before)
+    Ok(before)
 }
 
 /// The lock on the installation, held across `fork`.
@@ -163,11 +167,17 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
             let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
                 return;
             };
+            // The lease is gone before the kernel's mapping is in place: it will be soon.
+            if why == Fault::LeaseBroken && core.being_handed_back() {
+                drop(core);
+                raw::nap(HAND_BACK_NAP_NS);
+                return;
+            }
             // Where a map stands in for the kernel's, a program that handles its own faults expects no word of ours.
             if core.stands_for.is_none() || FORMER.read().handler == libc::SIG_DFL {
                 report_at(&core, addr, why);
             }
-        } else if HANDED_BACK.load(Ordering::SeqCst) && !LATE_LOOKS.again(raw::gettid(), addr, 0) {
+        } else if came_late(addr) {
             // The map was handed back to the kernel between the fault and this look: the kernel serves the load when it
             // runs again. If not, this thread will be here at once with the same address.
             return;
@@ -177,6 +187,15 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     }
     // SAFETY: the three arguments are the kernel's own.
     unsafe { chain(signo, info, context, code) };
+}
+
+/// How long a miss waits for the kernel's mapping before it looks again.
+const HAND_BACK_NAP_NS: u64 = 1_000_000;
+
+/// Whether a fault at an address that is no map's may be one that was raised before the map there was handed back.
+fn came_late(addr: usize) -> bool {
+    let count = HANDED_BACK.load(Ordering::SeqCst);
+    count > 0 && !LATE_LOOKS.again(raw::gettid(), addr, count)
 }
 
 fn report_at(core: &MapCore, addr: usize, why: Fault) {

@@ -92,7 +92,7 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     inside.region().contains(&addr).then_some(inside)
 }
 
-/// Whether some map has a part of `range`, as far as granules tell: `false` is certain. Takes no lock.
+/// Whether some map has a part of `range`. Takes no lock.
 pub(crate) fn touches(range: &Range<usize>) -> bool {
     if range.is_empty() {
         return false;
@@ -109,7 +109,12 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
             continue;
         }
         // SAFETY: leaves are never freed.
-        if unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire) != 0 {
+        let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
+        let has_part = |core: Inside<'_>| {
+            let region = core.region();
+            region.start < range.end && range.start < region.end
+        };
+        if entry != 0 && gate(entry - 1).and_then(enter).is_some_and(has_part) {
             return true;
         }
         granule += 1;

@@ -315,8 +315,13 @@ fn python() -> &'static Path {
     Path::new("/usr/bin/python3")
 }
 
+/// A file of 8 MiB: each test that opens it for writing has one of its own.
 fn some_file() -> std::path::PathBuf {
-    once("some.file", |path| {
+    eight_mib("some.file")
+}
+
+fn eight_mib(name: &str) -> std::path::PathBuf {
+    once(name, |path| {
         let bytes: Vec<u8> = (0..8u32 << 20)
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
             .collect();
@@ -329,31 +334,31 @@ fn options_choose_what_is_taken_over() {
     if !possible("options_choose", commands(&["/usr/bin/python3"])) {
         return;
     }
-    let file = some_file();
+    let file = eight_mib("options.file");
     let file = file.to_str().expect("a plain path");
     let args = ["-c", READ_ONCE, file, "--memory"];
     let by_itself = plain(python(), &args);
     served(&[], python(), &args)
         .same_as(&by_itself)
-        .taken_over_of("some.file");
-    served(&["--skip", "some.*"], python(), &args)
+        .taken_over_of("options.file");
+    served(&["--skip", "options.*"], python(), &args)
         .same_as(&by_itself)
-        .left_alone("some.file")
+        .left_alone("options.file")
         .left_because("--skip");
     served(&["--only", "/no/*"], python(), &args)
         .same_as(&by_itself)
-        .left_alone("some.file")
+        .left_alone("options.file")
         .left_because("--only");
-    served(&["--only", "*/some.file"], python(), &args)
+    served(&["--only", "*/options.file"], python(), &args)
         .same_as(&by_itself)
-        .taken_over_of("some.file");
+        .taken_over_of("options.file");
     served(&["--min-size", "9M"], python(), &args)
         .same_as(&by_itself)
-        .left_alone("some.file");
+        .left_alone("options.file");
     for reads in ["direct", "buffered"] {
         served(&["--reads", reads], python(), &args)
             .same_as(&by_itself)
-            .taken_over_of("some.file");
+            .taken_over_of("options.file");
     }
     // A dry run says what would be, and does nothing.
     let dry = served(&["--dry-run"], python(), &args);
@@ -362,7 +367,7 @@ fn options_choose_what_is_taken_over() {
         .reports
         .iter()
         .flat_map(|r| &r.files)
-        .any(|f| f.path.ends_with("some.file"));
+        .any(|f| f.path.ends_with("options.file"));
     assert!(
         would
             && dry
@@ -379,11 +384,11 @@ fn options_choose_what_is_taken_over() {
         .expect("ours");
     served(&[], python(), &args)
         .same_as(&by_itself)
-        .left_alone("some.file")
+        .left_alone("options.file")
         .left_because("open for writing");
-    served(&["--trust", "some.file"], python(), &args)
+    served(&["--trust", "options.file"], python(), &args)
         .same_as(&by_itself)
-        .taken_over_of("some.file");
+        .taken_over_of("options.file");
     drop(writer);
 }
 

@@ -336,8 +336,8 @@ fn numpys_own_tests_of_memmap() {
         served.stdout(),
         served.stderr()
     );
-    let mappings: u64 = served.reports.iter().map(|r| r.totals.mappings).sum();
-    assert!(mappings > 0, "{}", served.told());
+    // Its one read-only mapping is of a file that it has open for writing: rightly left alone.
+    served.left_because("descriptor open for writing");
 }
 
 #[test]

@@ -227,7 +227,7 @@ extern "C" fn on_sigsys(signo: i32, info: *mut libc::siginfo_t, context: *mut c_
     let nr = c_long::from(nr);
     // SAFETY: as above: `si_errno` lies at byte 4.
     let data = unsafe { info.cast::<i32>().add(1).read() };
-    if code != SYS_SECCOMP || data != i32::from(MARK) || !ours(nr) {
+    if code != SYS_SECCOMP || data != i32::from(MARK) || !faultless_run::compat::comes(nr) {
         return not_ours(signo, info, context);
     }
     let args = registers::arguments(c);
@@ -235,10 +235,6 @@ extern "C" fn on_sigsys(signo: i32, info: *mut libc::siginfo_t, context: *mut c_
     let mask = unsafe { *(&raw const c.uc_sigmask).cast::<SigSet>() };
     let result = serve(nr, args, mask);
     registers::set_result(c, result);
-}
-
-fn ours(nr: c_long) -> bool {
-    faultless_run::compat::POINTERS.contains(&nr)
 }
 
 /// A filter of the program's own raised it, or somebody sent it.

@@ -24,103 +24,117 @@ pub const GATE_RETURN: usize = GATE + 64;
 /// The data of the filter's verdict, which the handler finds in `si_errno`: a program may have filters of its own.
 pub const MARK: u16 = 0x0FA1;
 
-/// Arguments that are looked at, from the first.
-const LOOKED_AT: u32 = 5;
-
-/// Calls that come to the handler if one of their first five arguments lies in the window. (All others pass: some cannot be
-/// made on another's behalf, and unused arguments are whatever the registers held.)
-pub const POINTERS: &[libc::c_long] = &[
-    libc::SYS_write,
-    libc::SYS_pwrite64,
-    libc::SYS_sendto,
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_statfs,
-    libc::SYS_faccessat,
-    libc::SYS_faccessat2,
-    libc::SYS_readlinkat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat2,
-    libc::SYS_linkat,
-    libc::SYS_symlinkat,
-    libc::SYS_mkdirat,
-    libc::SYS_mknodat,
-    libc::SYS_fchmodat,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
-    libc::SYS_truncate,
-    libc::SYS_chdir,
-    libc::SYS_getxattr,
-    libc::SYS_lgetxattr,
-    libc::SYS_setxattr,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_setsockopt,
-    libc::SYS_inotify_add_watch,
-    libc::SYS_memfd_create,
-    libc::SYS_mmap,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_mprotect,
-    libc::SYS_madvise,
-    libc::SYS_mlock,
-    libc::SYS_mlock2,
-    libc::SYS_mincore,
-    libc::SYS_pkey_mprotect,
-    libc::SYS_remap_file_pages,
-    libc::SYS_fsetxattr,
-    libc::SYS_lsetxattr,
-    libc::SYS_removexattr,
-    libc::SYS_listxattr,
-    libc::SYS_mq_timedsend,
-    libc::SYS_msgsnd,
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lstat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_access,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_readlink,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_unlink,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_rename,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_mkdir,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_rmdir,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_chmod,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_creat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_chown,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_lchown,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_link,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_symlink,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_mknod,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_utimes,
+/// Calls that come to the handler if one of these arguments, counted from 0, lies in the window. (Only these: the registers of
+/// arguments that a call does not have hold whatever they held. All other calls pass: some cannot be made on another's behalf.)
+pub const POINTERS: &[(&[u32], &[libc::c_long])] = &[
+    (
+        &[1],
+        &[
+            libc::SYS_write,
+            libc::SYS_pwrite64,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_newfstatat,
+            libc::SYS_statx,
+            libc::SYS_faccessat,
+            libc::SYS_faccessat2,
+            libc::SYS_readlinkat,
+            libc::SYS_unlinkat,
+            libc::SYS_mkdirat,
+            libc::SYS_mknodat,
+            libc::SYS_fchmodat,
+            libc::SYS_fchownat,
+            libc::SYS_utimensat,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_inotify_add_watch,
+            libc::SYS_mq_timedsend,
+            libc::SYS_msgsnd,
+            libc::SYS_execveat,
+        ],
+    ),
+    (&[1, 4], &[libc::SYS_sendto]),
+    (&[1, 3], &[libc::SYS_renameat2, libc::SYS_linkat]),
+    (&[1, 2], &[libc::SYS_fsetxattr]),
+    (&[0, 2], &[libc::SYS_symlinkat]),
+    (&[3], &[libc::SYS_setsockopt]),
+    (&[0, 4], &[libc::SYS_mremap]),
+    (&[0, 1, 2], &[libc::SYS_setxattr, libc::SYS_lsetxattr]),
+    (
+        &[0, 1],
+        &[
+            libc::SYS_getxattr,
+            libc::SYS_lgetxattr,
+            libc::SYS_removexattr,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rename,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_link,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_symlink,
+        ],
+    ),
+    (
+        &[0],
+        &[
+            libc::SYS_statfs,
+            libc::SYS_truncate,
+            libc::SYS_chdir,
+            libc::SYS_listxattr,
+            libc::SYS_memfd_create,
+            libc::SYS_execve,
+            libc::SYS_mmap,
+            libc::SYS_munmap,
+            libc::SYS_mprotect,
+            libc::SYS_pkey_mprotect,
+            libc::SYS_remap_file_pages,
+            libc::SYS_madvise,
+            libc::SYS_mlock,
+            libc::SYS_mlock2,
+            libc::SYS_mincore,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_open,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_creat,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_stat,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_lstat,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_access,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_readlink,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_unlink,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mkdir,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rmdir,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_chmod,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_chown,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_lchown,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_mknod,
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_utimes,
+        ],
+    ),
 ];
 
+/// Whether a call is one that may come to the handler.
+pub fn comes(nr: libc::c_long) -> bool {
+    POINTERS.iter().any(|(_, calls)| calls.contains(&nr))
+}
+
 const _: () = assert!(WINDOW.start.trailing_zeros() >= 32 && WINDOW.end.trailing_zeros() >= 32);
-// One conditional jump reaches over all of the list.
-const _: () = assert!(POINTERS.len() < 200);
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
 /// Offsets in `struct seccomp_data` (little-endian machines).
@@ -149,33 +163,32 @@ fn filter() -> Vec<libc::sock_filter> {
         step(EQUAL, AUDIT_ARCH, 1, 0),
         allow(),
     ];
-    // Three steps for each argument; then one that lets all others pass.
-    let steps = 3 * LOOKED_AT;
-    for argument in 0..LOOKED_AT {
-        f.push(step(LOAD, ARGUMENTS + 8 * argument + 4, 0, 0));
-        f.push(step(AT_LEAST, high, 1, 0));
-        f.push(step(
-            AT_LEAST,
-            low,
-            (steps - 3 * (argument + 1) + 1) as u8,
-            0,
-        ));
+    for (arguments, calls) in POINTERS {
+        // Not a call of this group: over the checks to the next group.
+        let checks = 3 * arguments.len() + 1 + 6;
+        f.push(step(LOAD, NUMBER, 0, 0));
+        for (i, &nr) in calls.iter().enumerate() {
+            f.push(step(EQUAL, nr as u32, (calls.len() - i) as u8, 0));
+        }
+        f.push(step(JUMP, checks as u32, 0, 0));
+        for (i, &argument) in arguments.iter().enumerate() {
+            let left = 3 * (arguments.len() - i - 1) + 1;
+            f.push(step(LOAD, ARGUMENTS + 8 * argument + 4, 0, 0));
+            f.push(step(AT_LEAST, high, 1, 0));
+            f.push(step(AT_LEAST, low, left as u8, 0));
+        }
+        f.push(allow());
+        // Not from the gate: to the handler.
+        f.extend([
+            step(LOAD, INSTRUCTION, 0, 0),
+            step(EQUAL, GATE_RETURN as u32, 0, 3),
+            step(LOAD, INSTRUCTION + 4, 0, 0),
+            step(EQUAL, (GATE_RETURN >> 32) as u32, 0, 1),
+            allow(),
+            trap(),
+        ]);
     }
     f.push(allow());
-    f.push(step(LOAD, NUMBER, 0, 0));
-    for (i, &nr) in POINTERS.iter().enumerate() {
-        f.push(step(EQUAL, nr as u32, (POINTERS.len() - i) as u8, 0));
-    }
-    f.push(allow());
-    // Not from the gate: to the handler.
-    f.extend([
-        step(LOAD, INSTRUCTION, 0, 0),
-        step(EQUAL, GATE_RETURN as u32, 0, 3),
-        step(LOAD, INSTRUCTION + 4, 0, 0),
-        step(EQUAL, (GATE_RETURN >> 32) as u32, 0, 1),
-        allow(),
-        trap(),
-    ]);
     f
 }
 
@@ -230,6 +243,7 @@ mod tests {
                 LOAD => acc = data[s.k as usize / 4],
                 EQUAL => at += usize::from(if acc == s.k { s.jt } else { s.jf }),
                 AT_LEAST => at += usize::from(if acc >= s.k { s.jt } else { s.jf }),
+                JUMP => at += s.k as usize,
                 RETURN => return s.k,
                 other => panic!("no such instruction: {other}"),
             }
@@ -243,19 +257,25 @@ mod tests {
             libc::SECCOMP_RET_TRAP | u32::from(MARK),
             libc::SECCOMP_RET_ALLOW,
         );
-        for &nr in POINTERS {
-            for argument in 0..LOOKED_AT as usize {
-                let mut args = [7; 6];
-                assert_eq!(judge(nr, args, 1), no);
-                args[argument] = inside;
-                assert_eq!(judge(nr, args, 1), yes, "call {nr}, argument {argument}");
-                assert_eq!(judge(nr, args, GATE_RETURN), no);
-                args[argument] = WINDOW.end as u64;
-                assert_eq!(judge(nr, args, 1), no);
-                args[argument] = WINDOW.end as u64 - 1;
-                assert_eq!(judge(nr, args, 1), yes);
-                args[argument] = WINDOW.start as u64 - 1;
-                assert_eq!(judge(nr, args, 1), no);
+        for &(arguments, calls) in POINTERS {
+            for &nr in calls {
+                assert_eq!(judge(nr, [7; 6], 1), no);
+                for argument in 0..6 {
+                    let mut args = [7; 6];
+                    args[argument] = inside;
+                    if !arguments.contains(&(argument as u32)) {
+                        assert_eq!(judge(nr, args, 1), no, "call {nr}, argument {argument}");
+                        continue;
+                    }
+                    assert_eq!(judge(nr, args, 1), yes, "call {nr}, argument {argument}");
+                    assert_eq!(judge(nr, args, GATE_RETURN), no);
+                    args[argument] = WINDOW.end as u64;
+                    assert_eq!(judge(nr, args, 1), no);
+                    args[argument] = WINDOW.end as u64 - 1;
+                    assert_eq!(judge(nr, args, 1), yes);
+                    args[argument] = WINDOW.start as u64 - 1;
+                    assert_eq!(judge(nr, args, 1), no);
+                }
             }
         }
         for nr in [

@@ -1,4 +1,5 @@
+// As a dynamically linked program: that is what a package with C in it is.
+
 package main
 
-// As a dynamically linked program, which C code makes of it.
 import "C"

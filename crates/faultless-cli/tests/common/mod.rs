@@ -218,6 +218,18 @@ impl Served {
         self.taken_over()
     }
 
+    /// Nothing was taken over at all, as far as the processes could report: one that ends by a system call of its own, as Go
+    /// does, writes no report.
+    #[track_caller]
+    pub fn took_nothing(&self) -> &Self {
+        assert!(
+            self.reports.iter().all(|r| r.totals.mappings == 0),
+            "{}",
+            self.told()
+        );
+        self
+    }
+
     /// Nothing was taken over of files with such a name.
     #[track_caller]
     pub fn left_alone(&self, name: &str) -> &Self {

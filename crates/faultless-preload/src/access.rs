@@ -728,7 +728,7 @@ tried_again! { isize, -1;
     msgsnd(queue message len flags);
 }
 
-tried_again! { *mut c_void, std::ptr::null_mut();
+tried_again! { usize, 0;
     opendir(path);
     fopen(path mode);
     fopen64(path mode);

@@ -172,7 +172,7 @@ pub(crate) unsafe extern "C" fn mremap(
     let from = pages(old as usize, old_len.max(1));
     let to = pages(new as usize, new_len);
     let fixed = flags & libc::MREMAP_FIXED != 0;
-    if !concerns(&from) && !(fixed && concerns(&to)) {
+    if !(concerns(&from) || fixed && concerns(&to)) {
         return kernel(libc::SYS_mremap, args) as *mut c_void;
     }
     let result = {

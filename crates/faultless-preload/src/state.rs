@@ -216,7 +216,8 @@ impl State {
                 tally(tally_of, bytes, longest);
                 true
             }
-            Err((standin, error)) => {
+            Err(failed) => {
+                let (standin, error) = *failed;
                 say(&format!("faultless: {error}; it stays as it is\n"));
                 // It goes on: `remove` has counted it as gone.
                 let past = self.files.entry(path.to_path_buf()).or_default();

@@ -298,8 +298,8 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
     }
     match nr {
         // About mappings: as if the C library's functions had been called.
-        // SAFETY: the program's own arguments.
         libc::SYS_munmap => {
+            // SAFETY: the program's own arguments.
             return as_kernel(unsafe { mappings::munmap(a[0] as *mut c_void, a[1]) } as isize);
         }
         libc::SYS_mprotect => {

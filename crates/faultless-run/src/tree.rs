@@ -114,13 +114,13 @@ fn open_page(name: &CString) -> io::Result<(i32, *const Page)> {
     }
 }
 
-/// How many names a file has.
-fn links(fd: i32) -> u64 {
+/// Whether a file has a name yet.
+fn has_name(fd: i32) -> bool {
     let mut st = std::mem::MaybeUninit::<libc::stat>::zeroed();
     // SAFETY: fills the structure; zeros are valid for all of it.
     unsafe {
         libc::fstat(fd, st.as_mut_ptr());
-        st.assume_init().st_nlink as u64
+        st.assume_init().st_nlink > 0
     }
 }
 
@@ -143,7 +143,7 @@ impl Share {
                 name: name.clone(),
             };
             share.take_slot();
-            if links(fd) > 0 {
+            if has_name(fd) {
                 // SAFETY: opened above, and given to nobody.
                 unsafe { libc::close(fd) };
                 return Ok(share);

@@ -174,7 +174,7 @@ impl StandIn {
     /// # Errors
     ///
     /// The kernel refused a piece, and left it as it was: the stand-in goes on to serve those that were not replaced.
-    pub fn hand_back(mut self) -> Result<u64, (StandIn, Error)> {
+    pub fn hand_back(mut self) -> Result<u64, Box<(StandIn, Error)>> {
         let core = self.core();
         let began = Instant::now();
         // A lease that is being broken does not last.
@@ -196,7 +196,7 @@ impl StandIn {
             if let Err(e) = put_kernels(core, self.kernel(), at, len) {
                 self.kernel().leaving.store(false, Ordering::SeqCst);
                 let what = format!("cannot hand the map of {} back to the kernel", core.name);
-                return Err((self, Error::kernel(what, e)));
+                return Err(Box::new((self, Error::kernel(what, e))));
             }
             longest = longest.max(before.elapsed().as_nanos() as u64);
             at += len;

@@ -249,7 +249,9 @@ impl Readers<'_> {
                 }
             }
             Access::Zipf => self.zipf_page(r),
-            Access::Uniform | Access::Hot | Access::Scan => Some(r.random() % self.pages),
+            Access::Uniform | Access::Hot | Access::Scan | Access::Resident => {
+                Some(r.random() % self.pages)
+            }
         }
     }
 

@@ -94,7 +94,8 @@ impl Neighbour {
             agent: None,
         };
         match kind {
-            Disturbance::None => return Ok(None),
+            // A writer is a part of the program that reads.
+            Disturbance::None | Disturbance::Writer => return Ok(None),
             Disturbance::Churn => {
                 (0..CHURN_THREADS).for_each(|_| n.repeat(|| map_touch_unmap(SMALL, true)))
             }

@@ -213,9 +213,14 @@ impl Plan {
             None if scenario.storage_delay_us().is_some() => (0.0, LATENCY_LONGER),
             None => (0.0, 1.0),
         };
-        let memory = group_memory.map_or(self.memory.get(), |bytes| {
-            bytes.saturating_sub(PRESSURE_REST).max(bytes / 2)
-        });
+        let memory = match group_memory {
+            Some(bytes) => bytes.saturating_sub(PRESSURE_REST).max(bytes / 2),
+            // All of the data, and what is needed beside it.
+            None if scenario.access() == Access::Resident => {
+                self.size.get() + self.size.get() / 4 + PRESSURE_REST
+            }
+            None => self.memory.get(),
+        };
         threads
             .into_iter()
             .map(|threads| Setting {
@@ -236,6 +241,7 @@ impl Plan {
     fn contenders(&self, scenario: Scenario) -> Vec<Kind> {
         let suits = |kind: &Kind| match (scenario.access(), kind) {
             (_, Kind::Program | Kind::ProgramServed) => unmodified::suits(scenario),
+            (Access::Resident, _) => false,
             (Access::Cold, _) => true,
             (Access::Scan, Kind::UffdMonitor) => false,
             (Access::Scan, _) => true,
@@ -425,6 +431,7 @@ impl Plan {
         };
         let own = match scenario.access() {
             Access::Hot => self.memory.get() * 2,
+            Access::Resident => self.size.get() * 2,
             _ => self.memory.get(),
         };
         let need = scenario.ballast() + scratch + own.min(self.size.get());

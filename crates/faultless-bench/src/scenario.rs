@@ -34,6 +34,8 @@ pub enum Scenario {
     Latency5,
     /// The same with 50 ms.
     Latency50,
+    /// Random reads of resident pages, and halfway somebody opens the file for writing.
+    Writer,
 }
 
 /// What the readers do.
@@ -51,6 +53,8 @@ pub enum Access {
     Scan,
     /// Single loads from resident pages.
     Hot,
+    /// Whole pages, all of which are resident.
+    Resident,
 }
 
 /// Who disturbs.
@@ -66,11 +70,13 @@ pub enum Disturbance {
     Fork,
     /// A thread that frees a gibibyte at a time.
     Bigfree,
+    /// Somebody who opens the file for writing, once.
+    Writer,
 }
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 13] = [
+    pub const ALL: [Scenario; 14] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
@@ -84,6 +90,7 @@ impl Scenario {
         Scenario::HotAtRandom,
         Scenario::Latency5,
         Scenario::Latency50,
+        Scenario::Writer,
     ];
 
     /// Those that show what mmap_lock costs, and what it costs not to take it.
@@ -111,6 +118,7 @@ impl Scenario {
             Scenario::HotAtRandom => "hot, read at random",
             Scenario::Latency5 => "latency 5 ms",
             Scenario::Latency50 => "latency 50 ms",
+            Scenario::Writer => "writer",
         }
     }
 
@@ -144,6 +152,9 @@ impl Scenario {
             }
             Scenario::Latency5 => "storage that answers after 5 ms, beside churn",
             Scenario::Latency50 => "storage that answers after 50 ms, beside churn",
+            Scenario::Writer => {
+                "all pages are in memory; halfway somebody opens the file for writing (its p99: how long that took)"
+            }
         }
     }
 
@@ -164,6 +175,7 @@ impl Scenario {
             Scenario::PressureScan => Access::ZipfAndScan,
             Scenario::Scan => Access::Scan,
             Scenario::HotInOrder | Scenario::HotAtRandom => Access::Hot,
+            Scenario::Writer => Access::Resident,
             _ => Access::Cold,
         }
     }
@@ -175,6 +187,7 @@ impl Scenario {
             Scenario::Smaps => Disturbance::Smaps,
             Scenario::Fork => Disturbance::Fork,
             Scenario::Bigfree => Disturbance::Bigfree,
+            Scenario::Writer => Disturbance::Writer,
             _ => Disturbance::None,
         }
     }

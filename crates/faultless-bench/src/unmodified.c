@@ -34,7 +34,8 @@
 static const unsigned char *map;
 static uint64_t pages, half_bits, tracepoint;
 static _Atomic uint64_t next;
-static _Atomic int stop, begun;
+static _Atomic int stop;
+static int resident;
 static pthread_barrier_t ready, start;
 
 struct reader {
@@ -125,9 +126,9 @@ static uint64_t counted(int fd)
 static int read_one(struct reader *r)
 {
     uint64_t i = next++;
-    if (i >= pages)
+    if (i >= pages && !resident)
         return 0;
-    uint64_t number = page_at(i), began = now();
+    uint64_t number = resident ? mix(i) % pages : page_at(i), began = now();
     r->wrong += wrong_bytes(map + number * PAGE, number);
     uint64_t ns = now() - began;
     r->times[bucket(ns)]++;
@@ -135,6 +136,17 @@ static int read_one(struct reader *r)
         r->longest = ns;
     r->reads++;
     return 1;
+}
+
+/* A part of all pages, in order. */
+static _Atomic uint64_t part;
+static void *make_resident(void *unused)
+{
+    (void)unused;
+    for (uint64_t p; (p = part++) * 4096 < pages;)
+        for (uint64_t i = p * 4096; i < pages && i < (p + 1) * 4096; i++)
+            (void)*(volatile const unsigned char *)(map + i * PAGE);
+    return NULL;
 }
 
 static void *reader(void *arg)
@@ -235,6 +247,15 @@ int main(int argc, char **argv)
     if (map == MAP_FAILED)
         die("mmap");
     close(fd);
+    resident = !strcmp(neighbour, "writer");
+    if (resident) {
+        pthread_t helpers[4];
+        for (int i = 0; i < 4; i++)
+            if (pthread_create(&helpers[i], NULL, make_resident, NULL))
+                die("pthread_create");
+        for (int i = 0; i < 4; i++)
+            pthread_join(helpers[i], NULL);
+    }
     madvise((void *)map, len, MADV_RANDOM);
 
     void *(*disturb)(void *) = !strcmp(neighbour, "churn") ? churn : !strcmp(neighbour, "smaps") ? smaps : !strcmp(neighbour, "fork") ? forks
@@ -260,8 +281,18 @@ int main(int argc, char **argv)
     getrusage(RUSAGE_SELF, &u0);
     uint64_t locks = counted(process), rounds0 = rounds, began = now();
     pthread_barrier_wait(&start);
-    while (now() - began < (uint64_t)(seconds * 1e9) && next < pages)
+    uint64_t open_ns = 0;
+    while (now() - began < (uint64_t)(seconds * 1e9) && (next < pages || resident)) {
         usleep(1000);
+        if (resident && !open_ns && now() - began > (uint64_t)(seconds * 5e8)) {
+            uint64_t before = now();
+            int writer = open(path, O_RDWR);
+            open_ns = now() - before;
+            if (writer < 0)
+                die(path);
+            close(writer);
+        }
+    }
     stop = 1;
     uint64_t reads = 0, wrong = 0, reader_locks = 0, longest = 0;
     int all_counted = 1;
@@ -286,8 +317,8 @@ int main(int argc, char **argv)
     }
 #define SECONDS(t) ((double)(t).tv_sec + (double)(t).tv_usec / 1e6)
     double cpu = SECONDS(u1.ru_utime) + SECONDS(u1.ru_stime) - SECONDS(u0.ru_utime) - SECONDS(u0.ru_stime);
-    printf("{\"seconds\": %f, \"reads\": %lu, \"wrong\": %lu, \"major_faults\": %lu, \"cpu_s\": %f, \"rounds_per_s\": %f, \"longest_ns\": %lu, ",
-           took, reads, wrong, (uint64_t)(u1.ru_majflt - u0.ru_majflt), cpu, per_s, longest);
+    printf("{\"seconds\": %f, \"reads\": %lu, \"wrong\": %lu, \"major_faults\": %lu, \"cpu_s\": %f, \"rounds_per_s\": %f, \"longest_ns\": %lu, \"open_ns\": %lu, ",
+           took, reads, wrong, (uint64_t)(u1.ru_majflt - u0.ru_majflt), cpu, per_s, longest, open_ns);
     if (process >= 0 && all_counted)
         printf("\"locks_readers\": %lu, \"locks_process\": %lu, ", reader_locks, locks);
     printf("\"times\": [");

@@ -26,6 +26,8 @@ struct Printed {
     major_faults: u64,
     cpu_s: f64,
     rounds_per_s: f64,
+    /// How long it took to open the file for writing.
+    open_ns: u64,
     longest_ns: u64,
     locks_readers: Option<u64>,
     locks_process: Option<u64>,
@@ -36,7 +38,8 @@ struct Printed {
 /// Whether a scenario can be played to a program that is not changed: its memory, its storage and the way it reads are its
 /// own.
 pub fn suits(scenario: Scenario) -> bool {
-    scenario.access() == Access::Cold && scenario.storage_delay_us().is_none()
+    matches!(scenario.access(), Access::Cold | Access::Resident)
+        && scenario.storage_delay_us().is_none()
 }
 
 /// The program as a file, for as long as this lives.
@@ -97,6 +100,7 @@ impl Program {
             Disturbance::Smaps => "smaps",
             Disturbance::Fork => "fork",
             Disturbance::Bigfree => "bigfree",
+            Disturbance::Writer => "writer",
         };
         let warm = ((setting.seconds * WARM_PER_SECOND as f64) as u64).min(setting.size);
         // Counting costs whoever takes the lock most: the first round alone is counted.
@@ -226,10 +230,14 @@ fn measured(
         latency_us: QUANTILES.iter().map(|&q| us(q)).collect(),
         neighbour_per_s: match (agent, disturbance) {
             (_, Disturbance::None) => None,
+            (_, Disturbance::Writer) => Some(1.0 / printed.seconds),
             (Some((per_s, _)), _) => Some(per_s),
             _ => Some(printed.rounds_per_s),
         },
-        neighbour_p99_us: agent.map(|(_, p99)| p99),
+        neighbour_p99_us: match disturbance {
+            Disturbance::Writer => Some(printed.open_ns as f64 / 1e3),
+            _ => agent.map(|(_, p99)| p99),
+        },
         misses,
         locks_readers: printed.locks_readers,
         locks_process: printed.locks_process,

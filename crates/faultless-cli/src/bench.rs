@@ -83,6 +83,8 @@ enum ScenarioArg {
     Hot,
     /// Storage that answers after 5 ms and 50 ms, beside churn.
     Latency,
+    /// With --unmodified: all pages are in memory, and halfway somebody opens the file for writing.
+    Writer,
     /// All of these.
     All,
     /// Eviction alone, judged by generated traces in a simulator.
@@ -105,6 +107,7 @@ impl ScenarioArg {
             ScenarioArg::Scan => vec![Scenario::Scan],
             ScenarioArg::Hot => vec![Scenario::HotInOrder, Scenario::HotAtRandom],
             ScenarioArg::Latency => vec![Scenario::Latency5, Scenario::Latency50],
+            ScenarioArg::Writer => vec![Scenario::Writer],
             ScenarioArg::All => Scenario::ALL.to_vec(),
             ScenarioArg::Policy => Vec::new(),
         }

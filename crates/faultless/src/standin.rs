@@ -2,7 +2,7 @@
 //!
 //! A stand-in lies at the kernel's kind of address, has the kernel's length, and can at any time be *handed back*: the
 //! kernel's own mapping of the file takes its place, piece by piece, while other threads read it. Each piece is one
-//! `mmap(MAP_FIXED)`, which replaces the pages of at most [`PIECE`] bytes at once, so no reader waits for long; a miss
+//! `mmap(MAP_FIXED)`, which replaces the pages of at most 2 MiB at once, so no reader waits for long; a miss
 //! that is under way in a piece finds its page no longer installable, and the load runs again on the kernel's mapping.
 //!
 //! This is the ground for `libfaultless_preload.so`, and no part of the crate's interface.

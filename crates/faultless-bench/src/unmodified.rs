@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use faultless_run::read_reports;
 use faultless_sys::mem::PAGE;
 use serde::Deserialize;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -71,7 +71,12 @@ impl Program {
     ///
     /// It fails, or what it needs cannot be started.
     pub fn run(&self, setting: &Setting, kind: Kind, round: usize) -> anyhow::Result<Measured> {
-        contender::drop_cache(&setting.file)?;
+        if setting.scenario.access() == Access::Resident {
+            // What readers notice of the change is the question, not the disk: afterwards the kernel finds its pages.
+            fill_cache(setting)?;
+        } else {
+            contender::drop_cache(&setting.file)?;
+        }
         let reports = self.0.with_extension("json");
         let mut command = match kind {
             Kind::ProgramServed => {
@@ -139,6 +144,13 @@ impl Program {
         };
         measured(&printed, misses, agents, disturbance)
     }
+}
+
+/// Reads the data into the page cache.
+fn fill_cache(setting: &Setting) -> anyhow::Result<()> {
+    let file = std::fs::File::open(&setting.file)?;
+    std::io::copy(&mut file.take(setting.size), &mut std::io::sink())?;
+    Ok(())
 }
 
 impl Drop for Program {

@@ -25,7 +25,7 @@ use crate::pool::Pool;
 use crate::{keeper, lease, source};
 use faultless_sys::file::FileId;
 use faultless_sys::mem;
-use faultless_sys::{Errno, signal};
+use faultless_sys::{Errno, raw, signal};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -36,6 +36,9 @@ pub use crate::fault::handler::Disposition;
 
 /// Most bytes that are replaced at once when a stand-in is handed back: some 0.1 ms for a thousand resident pages.
 const PIECE: usize = 2 << 20;
+/// How long to leave `mmap_lock` alone between two pieces: readers of pieces that were replaced take it when they miss, and
+/// who takes it again at once keeps them from it for milliseconds.
+const PAUSE_NS: u64 = 50_000;
 
 /// What a stand-in is to be.
 #[derive(Debug, Clone, Copy)]
@@ -200,6 +203,9 @@ impl StandIn {
             }
             longest = longest.max(before.elapsed().as_nanos() as u64);
             at += len;
+            if at < region.end {
+                raw::nap(PAUSE_NS);
+            }
         }
         self.0.take_core();
         // SAFETY: taken out of the map, whose only owner is consumed here.

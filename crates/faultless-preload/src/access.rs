@@ -21,7 +21,7 @@ use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Most bytes that are held for one call.
 static CHUNK: AtomicUsize = AtomicUsize::new(64 << 10);
@@ -113,8 +113,16 @@ pub(crate) fn efaults() -> Vec<Efaults> {
 /// EFAULT of system calls, whoever made them: counted by the kernel.
 static WATCHED: OnceLock<Vec<(String, perf::Counter, u32)>> = OnceLock::new();
 
+static WATCHING: AtomicBool = AtomicBool::new(false);
+
 /// Whether a number is the descriptor of one of these counters.
+#[inline]
 pub(crate) fn watches(fd: c_int) -> bool {
+    WATCHING.load(Ordering::Relaxed) && is_watched(fd)
+}
+
+#[cold]
+fn is_watched(fd: c_int) -> bool {
     let mut all = WATCHED.get().into_iter().flatten();
     all.any(|(_, counter, _)| counter.number() == fd && counter.is_there())
 }
@@ -134,6 +142,7 @@ pub(crate) fn watch() {
     };
     if let Some(all) = settings.efault_tracepoints.iter().map(open).collect() {
         let _ = WATCHED.set(all);
+        WATCHING.store(true, Ordering::Relaxed);
     }
 }
 
@@ -146,6 +155,12 @@ pub(crate) fn watched() -> bool {
 
 fn range(at: *const c_void, len: usize) -> Range<usize> {
     at as usize..(at as usize).saturating_add(len)
+}
+
+/// Whether nothing is taken over: then every function here passes its call on.
+#[inline(always)]
+fn idle() -> bool {
+    STANDING.load(Ordering::Relaxed) == 0
 }
 
 /// Makes a call that reads `len` bytes at `at` and returns how many it took, in parts whose pages are held meanwhile.
@@ -180,6 +195,10 @@ fn held(
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn write(fd: c_int, buf: *const c_void, len: usize) -> isize {
     let real = real!(write as unsafe extern "C-unwind" fn(c_int, *const c_void, usize) -> isize);
+    if idle() {
+        // SAFETY: the program's own arguments.
+        return unsafe { real(fd, buf, len) };
+    }
     // SAFETY: the program's own arguments, in parts.
     held(buf, len, |at, n, _| unsafe { real(fd, at, n) })
 }
@@ -469,6 +488,10 @@ macro_rules! block_writes {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name(buf: *const c_void, size: usize, count: usize, stream: *mut libc::FILE) -> usize {
             let real = real!($name as unsafe extern "C-unwind" fn(*const c_void, usize, usize, *mut libc::FILE) -> usize);
+            if idle() {
+                // SAFETY: the program's own arguments.
+                return unsafe { real(buf, size, count, stream) };
+            }
             let Some(len) = size.checked_mul(count).filter(|&n| n > 0 && reaches(&range(buf, n))) else {
                 // SAFETY: the program's own arguments.
                 return unsafe { real(buf, size, count, stream) };
@@ -487,7 +510,7 @@ macro_rules! string_writes {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name(text: *const c_char, stream: *mut libc::FILE) -> c_int {
             let real = real!($name as unsafe extern "C-unwind" fn(*const c_char, *mut libc::FILE) -> c_int);
-            if !reaches(&range(text.cast(), 1)) {
+            if idle() || !reaches(&range(text.cast(), 1)) {
                 // SAFETY: the program's own arguments.
                 return unsafe { real(text, stream) };
             }
@@ -620,6 +643,10 @@ macro_rules! tried_again {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
+            if idle() {
+                // SAFETY: the program's own arguments.
+                return unsafe { real($($arg),*) };
+            }
             for _ in 0..TRIES {
                 // SAFETY: the program's own arguments.
                 let result = unsafe { real($($arg),*) };

@@ -11,8 +11,8 @@
 
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, set_errno};
+use crate::signals;
 use crate::state::{self, STANDING};
-use crate::{service, signals};
 use faultless::standin::{self, Held};
 use faultless_run::Efaults;
 use faultless_sys::mem::PAGE;
@@ -24,7 +24,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Most bytes that are held for one call.
-static CHUNK: AtomicUsize = AtomicUsize::new(64 << 10);
+static CHUNK: AtomicUsize = AtomicUsize::new(1 << 20);
 /// What is not held, a path, an address, an attribute, is not longer.
 const SHORT: usize = 128 << 10;
 /// How often a call is made again.
@@ -477,6 +477,10 @@ unsafe extern "C-unwind" fn sendmmsg(
         }
         one.msg_len = n as c_uint;
         sent += 1;
+        let whole = parts(one.msg_hdr.msg_iov, one.msg_hdr.msg_iovlen);
+        if (n as usize) < whole.iter().map(|p| p.iov_len).sum() {
+            break;
+        }
     }
     sent
 }
@@ -759,9 +763,22 @@ tried_again! { usize, 0;
     opendir(path);
     fopen(path mode);
     fopen64(path mode);
-    freopen(path mode stream);
-    freopen64(path mode stream);
 }
+
+/// Closes before it opens, so that it cannot be made again.
+macro_rules! reopens {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(path: usize, mode: usize, stream: usize) -> usize {
+            if !idle() {
+                supply(&[path, mode]);
+            }
+            // SAFETY: the program's own arguments.
+            unsafe { real!($name as unsafe extern "C-unwind" fn(usize, usize, usize) -> usize)(path, mode, stream) }
+        }
+    )* };
+}
+reopens! { freopen freopen64 }
 
 // ---- what ends here, or goes on as another program
 
@@ -799,13 +816,18 @@ macro_rules! last_words {
             if served {
                 state::end("exec");
             }
-            // SAFETY: the program's own arguments.
-            let failed = unsafe { real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int)($($arg),*) };
-            if served {
-                let _errno = Errno::keep();
-                service::rejoin();
+            let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int);
+            for _ in 0..TRIES {
+                // SAFETY: the program's own arguments. It returns only if it failed.
+                let failed = unsafe { real($($arg),*) };
+                if errno() != libc::EFAULT || idle() {
+                    return failed;
+                }
+                supply(&[$($arg),*]);
+                $(strings!($arg, $arg);)*
             }
-            failed
+            // SAFETY: as above.
+            unsafe { real($($arg),*) }
         }
     )* };
 }
@@ -837,15 +859,12 @@ unsafe extern "C" fn _Exit(status: c_int) -> ! {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn _Fork() -> c_int {
-    // SAFETY: no arguments.
-    let real = || unsafe { real!(_Fork as unsafe extern "C" fn() -> c_int)() };
-    if STANDING.load(Ordering::Relaxed) == 0 || state::foreign() {
-        return real();
-    }
-    state::around_fork(real)
+    copies(0, || {
+        // SAFETY: no arguments.
+        unsafe { real!(_Fork as unsafe extern "C" fn() -> c_int)() }
+    })
 }
 
-/// `clone` for a process that shares no memory runs no handlers of ours in the child: it gets the kernel's mappings.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clone(
     function: usize,
@@ -857,19 +876,18 @@ unsafe extern "C" fn clone(
     child: usize,
 ) -> c_int {
     type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
-    copies(flags as usize);
-    // SAFETY: the program's own arguments.
-    unsafe { real!(clone as Clone)(function, stack, flags, arg, parent, tls, child) }
+    copies(flags as usize, || {
+        // SAFETY: the program's own arguments.
+        unsafe { real!(clone as Clone)(function, stack, flags, arg, parent, tls, child) }
+    })
 }
 
-/// Hands everything back before a process is made that copies this one's memory by a call without handlers.
-fn copies(flags: usize) {
-    if flags & libc::CLONE_VM as usize == 0
-        && STANDING.load(Ordering::Relaxed) != 0
-        && !state::foreign()
-    {
-        let reason = "the program copied itself (clone)";
-        state::lock().hand_back_over(&(0..usize::MAX), reason);
+/// Makes a call that copies this process, or starts a thread, without handlers.
+fn copies<R>(flags: usize, call: impl FnOnce() -> R) -> R {
+    if flags & libc::CLONE_VM as usize == 0 && state::on() && !state::foreign() {
+        state::copying(call)
+    } else {
+        call()
     }
 }
 
@@ -955,11 +973,10 @@ unsafe extern "C-unwind" fn syscall(
         // SAFETY: the program's own arguments.
         return unsafe { real(nr, a, b, c, d, e, f) };
     }
-    if nr == libc::SYS_rt_sigaction
-        && a as c_int == libc::SIGBUS
-        && let Some(result) = signals::raw_sigaction(b as *const c_void, c as *mut c_void, d)
-    {
-        return result as c_long;
+    if nr == libc::SYS_rt_sigaction && a as c_int == libc::SIGBUS && !state::foreign() {
+        // SAFETY: the program's own arguments.
+        let kernels = || unsafe { real(nr, a, b, c, d, e, f) };
+        return signals::raw_sigaction(b as *const c_void, c as *mut c_void, d, kernels);
     }
     match nr {
         // What the entries point to, the kernel reads when it likes.
@@ -969,11 +986,20 @@ unsafe extern "C-unwind" fn syscall(
         libc::SYS_io_setup if !state::foreign() => {
             state::lock().close("the program uses asynchronous I/O (io_setup)");
         }
-        libc::SYS_seccomp => confines(),
-        libc::SYS_prctl if a as c_int == libc::PR_SET_SECCOMP => confines(),
-        libc::SYS_clone => copies(a),
+        // SAFETY: the program's own arguments.
+        libc::SYS_clone => return copies(a, || unsafe { real(nr, a, b, c, d, e, f) }),
+        libc::SYS_clone3 if a != 0 && !state::foreign() => {
+            // SAFETY: the first word of the structure that it is given: its flags.
+            let flags = unsafe { *(a as *const u64) } as usize;
+            // SAFETY: as above.
+            return copies(flags, || unsafe { real(nr, a, b, c, d, e, f) });
+        }
         #[cfg(target_arch = "x86_64")]
-        libc::SYS_fork => copies(0),
+        // SAFETY: as above.
+        libc::SYS_fork => return copies(0, || unsafe { real(nr, a, b, c, d, e, f) }),
+        // What sets a filter, not what asks for what there is.
+        libc::SYS_seccomp if a == 0 || (a == 1 && c != 0) => confines(),
+        libc::SYS_prctl if a as c_int == libc::PR_SET_SECCOMP => confines(),
         libc::SYS_rt_sigprocmask if d == 8 => {
             if let Some(set) = signals::raw_mask(a as c_int, b as *const u64) {
                 // SAFETY: the program's own arguments, with a copy of the set.

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "borrows the program's descriptor")]
 
-use crate::state::{self, Entry, State};
+use crate::state::{self, Entry, STANDING, State};
 use crate::trap;
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
@@ -54,10 +54,14 @@ pub(crate) fn take(call: Call) -> Option<usize> {
     }
     let path = std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
     let trusted = matches(&settings.trust, &path);
+    // Before the lock: this asks the dynamic linker, which may be at work on behalf of a thread that waits for us.
+    let ring = uses_io_uring();
 
     let mut state = state::lock();
     state::LOOKED.store(true, Ordering::Relaxed);
-    if let Err(why) = permitted(&state, settings, &call, &status, access, &path, trusted) {
+    if let Err(why) = permitted(
+        &state, settings, &call, &status, access, &path, trusted, ring,
+    ) {
         state.leave(why, call.len, &path);
         return None;
     }
@@ -71,6 +75,7 @@ pub(crate) fn take(call: Call) -> Option<usize> {
 }
 
 /// What can be known before anything is tried.
+#[allow(clippy::too_many_arguments, reason = "what is known, in one place")]
 fn permitted(
     state: &State,
     settings: &Settings,
@@ -79,12 +84,13 @@ fn permitted(
     access: i32,
     path: &Path,
     trusted: bool,
+    ring: bool,
 ) -> Result<(), String> {
     let no = |why: &str| Err(why.to_owned());
     if let Some(why) = state.closed {
         return no(why);
     }
-    if uses_io_uring() {
+    if ring {
         return no("the program uses io_uring, whose requests the kernel serves on its own");
     }
     if !settings.only.is_empty() && !matches(&settings.only, path) {
@@ -126,11 +132,24 @@ fn permitted(
 }
 
 /// Whether the program has a ring, or the library with which rings are made: what the requests in a ring point to, the kernel
-/// reads when it likes.
-pub(crate) fn uses_io_uring() -> bool {
-    // SAFETY: a NUL-terminated name.
-    let library = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"io_uring_queue_init".as_ptr()) };
-    !library.is_null() || has_ring()
+/// reads when it likes. (Rings that are made later, the service thread notices.)
+fn uses_io_uring() -> bool {
+    unsafe extern "C" fn look(
+        info: *mut libc::dl_phdr_info,
+        _: usize,
+        found: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: the linker passes a valid structure, whose name is a string.
+        let name = unsafe { std::ffi::CStr::from_ptr((*info).dlpi_name) };
+        let ring = name.to_bytes().windows(8).any(|w| w == b"liburing");
+        // SAFETY: the caller's variable.
+        unsafe { *found.cast::<bool>() |= ring };
+        libc::c_int::from(ring)
+    }
+    let mut found = false;
+    // SAFETY: the function and what it is given live for the time of the call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut found).cast()) };
+    found || (STANDING.load(Ordering::Relaxed) == 0 && has_ring())
 }
 
 /// Whether a descriptor is a ring.

@@ -77,12 +77,12 @@ pub(crate) fn in_child(mut frozen: Frozen) {
     std::mem::forget(frozen.0.take());
 }
 
-/// Joins again: the program meant to execute another, and could not.
-pub(crate) fn rejoin() {
-    if share().is_some() && !state::foreign() {
-        let granted = GRANTED.load(Ordering::Relaxed);
-        join();
-        GRANTED.store(granted, Ordering::Relaxed);
+/// The program is about to execute another, which needs nothing as yet. If it cannot, the next tick tells the truth again.
+pub(crate) fn park() {
+    if let Ok(share) = SHARE.try_lock()
+        && let Some(share) = share.as_ref()
+    {
+        share.park();
     }
 }
 

@@ -471,7 +471,12 @@ pub(crate) fn raw_mask(how: c_int, new: *const SigSet) -> Option<SigSet> {
 }
 
 /// Nobody but this library may do this to SIGBUS; a program that asks the kernel itself is told what it believes.
-pub(crate) fn raw_sigaction(new: *const c_void, old: *mut c_void, size: usize) -> Option<isize> {
+pub(crate) fn raw_sigaction(
+    new: *const c_void,
+    old: *mut c_void,
+    size: usize,
+    kernels: impl FnOnce() -> libc::c_long,
+) -> libc::c_long {
     let action = |at: *const c_void| {
         // SAFETY: the kernel's structure: handler, flags, restorer (on x86-64), mask.
         let words = unsafe { std::slice::from_raw_parts(at.cast::<usize>(), MASK_AT + 1) };
@@ -483,19 +488,19 @@ pub(crate) fn raw_sigaction(new: *const c_void, old: *mut c_void, size: usize) -
     };
     if size != 8 {
         set_errno(libc::EINVAL);
-        return Some(-1);
+        return -1;
     }
-    if state::foreign() {
-        return None;
-    }
-    let before = standin::sigbus((!new.is_null()).then(|| action(new)), || ()).ok()?;
+    let before = match standin::sigbus((!new.is_null()).then(|| action(new)), kernels) {
+        Ok(before) => before,
+        Err(result) => return result,
+    };
     if !old.is_null() {
         // SAFETY: as above, to be written.
         let words = unsafe { std::slice::from_raw_parts_mut(old.cast::<usize>(), MASK_AT + 1) };
         words.fill(0);
         (words[0], words[1], words[MASK_AT]) = (before.handler, before.flags, before.mask as usize);
     }
-    Some(0)
+    0
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -110,7 +110,11 @@ pub(crate) fn end(reason: &'static str) {
         return;
     }
     reports::write(reason);
-    service::leave();
+    if reason == "exit" {
+        service::leave();
+    } else {
+        service::park();
+    }
 }
 
 /// One mapping that is taken over.
@@ -232,9 +236,10 @@ impl State {
 
     /// Hands back all that have a part of a range.
     pub(crate) fn hand_back_over(&mut self, range: &Range<usize>, reason: &'static str) -> bool {
+        // All of them, whatever becomes of one.
         self.over(range)
             .into_iter()
-            .all(|start| self.hand_back(start, reason))
+            .fold(true, |all, start| self.hand_back(start, reason) && all)
     }
 
     /// Hands back all mappings of a file.
@@ -388,6 +393,10 @@ fn watch_forks() {
 }
 
 extern "C" fn before_fork() {
+    // A copy of the process that was made without handlers: its locks may be held by threads that it has not.
+    if foreign() {
+        return;
+    }
     // The order in which they are taken everywhere.
     let locked = (lock(), service::freeze());
     // Handlers of others run with what is held here: a miss of theirs is served.
@@ -419,16 +428,15 @@ extern "C" fn in_child() {
     service::in_child(shared);
 }
 
-/// Runs the three handlers around a call that forks without them.
-pub(crate) fn around_fork(call: impl FnOnce() -> i32) -> i32 {
-    before_fork();
-    let result = standin::around_fork(call);
-    if result == 0 {
-        in_child();
-    } else {
-        after_fork();
-    }
-    result
+/// Makes a call that copies the process without running handlers. What the child finds are the kernel's mappings, locks that
+/// are free, and a state that is not its own.
+pub(crate) fn copying<R>(call: impl FnOnce() -> R) -> R {
+    let mut locked = lock();
+    let _share = service::freeze();
+    let reason = "the program copied itself without fork";
+    locked.hand_back_over(&(0..usize::MAX), reason);
+    signals::open_faults();
+    call()
 }
 
 /// This process was forked from one that was served, and has executed nothing since.

@@ -51,10 +51,15 @@ pub const POINTERS: &[(&[u32], &[libc::c_long])] = &[
             libc::SYS_mq_timedsend,
             libc::SYS_msgsnd,
             libc::SYS_execveat,
+            libc::SYS_fgetxattr,
+            libc::SYS_fremovexattr,
         ],
     ),
     (&[1, 4], &[libc::SYS_sendto]),
-    (&[1, 3], &[libc::SYS_renameat2, libc::SYS_linkat]),
+    (
+        &[1, 3],
+        &[libc::SYS_renameat2, libc::SYS_linkat, libc::SYS_renameat],
+    ),
     (&[1, 2], &[libc::SYS_fsetxattr]),
     (&[0, 2], &[libc::SYS_symlinkat]),
     (&[3], &[libc::SYS_setsockopt]),
@@ -66,6 +71,7 @@ pub const POINTERS: &[(&[u32], &[libc::c_long])] = &[
             libc::SYS_getxattr,
             libc::SYS_lgetxattr,
             libc::SYS_removexattr,
+            libc::SYS_lremovexattr,
             #[cfg(target_arch = "x86_64")]
             libc::SYS_rename,
             #[cfg(target_arch = "x86_64")]
@@ -81,6 +87,8 @@ pub const POINTERS: &[(&[u32], &[libc::c_long])] = &[
             libc::SYS_truncate,
             libc::SYS_chdir,
             libc::SYS_listxattr,
+            libc::SYS_llistxattr,
+            libc::SYS_chroot,
             libc::SYS_memfd_create,
             libc::SYS_execve,
             libc::SYS_mmap,

@@ -297,6 +297,15 @@ impl Share {
         files.values().map(|(sum, most)| sum - most).sum()
     }
 
+    /// Wants nothing for now.
+    pub fn park(&self) {
+        let Some(slot) = self.slot else { return };
+        let slot = &self.page().slots[slot];
+        slot.pressed.store(0, Ordering::Relaxed);
+        slot.used.store(0, Ordering::Relaxed);
+        slot.granted.store(0, Ordering::Relaxed);
+    }
+
     /// Leaves; the last one removes the shared memory.
     pub fn leave(&mut self) {
         let Some(slot) = self.slot.take() else { return };

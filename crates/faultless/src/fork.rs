@@ -9,7 +9,7 @@
 #![allow(unsafe_code, reason = "replaces mappings in a forked child")]
 
 use crate::fault::core::{KernelMapping, MapCore, Reading};
-use crate::fault::{fds, handler, registry};
+use crate::fault::{fds, handler, process, registry};
 use crate::{keeper, lease, plain};
 use faultless_sys::{file, mem};
 use std::cell::UnsafeCell;
@@ -38,19 +38,11 @@ pub(crate) fn watch() {
     });
 }
 
-/// Runs the three handlers around a call that returns as `fork` does, and runs none itself.
-pub(crate) fn around(call: impl FnOnce() -> i32) -> i32 {
-    before();
-    let result = call();
-    if result == 0 {
-        in_child();
-    } else {
-        after();
-    }
-    result
-}
-
 extern "C" fn before() {
+    // A child that was made without these handlers has no maps, and perhaps locks that nobody gives back.
+    if process::forked() {
+        return;
+    }
     // What the program has closed and used again is not to be closed in the child.
     fds::for_each_number(|number| {
         if !fds::is_engines(number) {
@@ -81,7 +73,9 @@ extern "C" fn after() {
 extern "C" fn in_child() {
     // SAFETY: as in `after`.
     let locks = unsafe { (*SLOT.0.get()).take() };
-    if let Some(locks) = locks {
+    if let Some(mut locks) = locks {
+        // Calls of the parent's other threads, which nobody ends here.
+        locks.1.forget_calls();
         bar_regions(&locks.3);
     }
 }

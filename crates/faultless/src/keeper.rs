@@ -66,14 +66,21 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The state lock, for `fork`: held across it so that a child never inherits it locked.
 pub(crate) struct Frozen {
     _locking: MutexGuard<'static, ()>,
-    _taking: MutexGuard<'static, Vec<file::FileId>>,
+    taking: MutexGuard<'static, Vec<file::FileId>>,
     _state: MutexGuard<'static, Option<Running>>,
+}
+
+impl Frozen {
+    /// Forgets the calls that were announced by [`locks_coming`].
+    pub(crate) fn forget_calls(&mut self) {
+        self.taking.clear();
+    }
 }
 
 pub(crate) fn freeze() -> Frozen {
     Frozen {
         _locking: lock(&LOCKING),
-        _taking: lock(&TAKING),
+        taking: lock(&TAKING),
         _state: lock(&RUNNING),
     }
 }
@@ -165,7 +172,9 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
         match fetched {
             Ok(Ok(kept)) => kept,
             Ok(Err(e)) | Err(e) => {
-                if posix_locked(number) {
+                let _no_lock_meanwhile = lock(&LOCKING);
+                let coming = file::status(number).is_ok_and(|st| lock(&TAKING).contains(&st.id));
+                if coming || posix_locked(number) {
                     // Closing it would cost the program its locks.
                     std::mem::forget(fd);
                 }

@@ -423,6 +423,7 @@ impl MapOptions {
                 flags,
                 advice: AtomicI32::new(libc::MADV_NORMAL),
                 dont_fork: AtomicBool::new(false),
+                broken_at: AtomicU64::new(0),
                 leaving: AtomicBool::new(false),
             }),
             streams: Streams::new(),

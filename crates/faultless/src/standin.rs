@@ -18,6 +18,7 @@ use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need, RUN_MAX};
 use crate::fault::page::State;
+use crate::fault::report::Fault;
 use crate::fault::{fds, handler, process, registry};
 use crate::map::{self, Map};
 use crate::options::{Advice, Reads};
@@ -30,7 +31,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use crate::fault::handler::Disposition;
 
@@ -39,6 +40,7 @@ const PIECE: usize = 2 << 20;
 /// How long to leave `mmap_lock` alone between two pieces: readers of pieces that were replaced take it when they miss, and
 /// who takes it again at once keeps them from it for milliseconds.
 const PAUSE_NS: u64 = 50_000;
+const PAUSES_AT_MOST: Duration = Duration::from_secs(1);
 
 /// What a stand-in is to be.
 #[derive(Debug, Clone, Copy)]
@@ -203,7 +205,8 @@ impl StandIn {
             }
             longest = longest.max(before.elapsed().as_nanos() as u64);
             at += len;
-            if at < region.end {
+            // Not for long: whoever opens the file waits, and others for the lock that the caller holds.
+            if at < region.end && began.elapsed() < PAUSES_AT_MOST {
                 raw::nap(PAUSE_NS);
             }
         }
@@ -361,9 +364,10 @@ impl Held {
     /// Reads in, and holds, all pages of a range that stand-ins have, as far as they can be read; what lies elsewhere is
     /// left alone. Blocks signals meanwhile. May be called in a signal handler.
     pub fn hold(&mut self, range: Range<usize>) {
-        let _no_handler_in_between = signal::Blocked::all();
         let mut at = range.start;
         while at < range.end {
+            // A handler that does not return would leave pages claimed, or somebody inside.
+            let no_handler_in_between = signal::Blocked::all();
             let Some(core) = registry::find(at) else {
                 // To the next granule: another map may begin there.
                 at = (at + 1).next_multiple_of(registry::GRANULE);
@@ -374,10 +378,18 @@ impl Held {
             self.any = true;
             read_in(&core, units.clone());
             let mut held = units.start;
+            let mut broken = false;
             for unit in units.clone() {
-                if fill::serve(&core, unit, Need::Pin).is_err() {
-                    self.failed = true;
-                    break;
+                match fill::serve(&core, unit, Need::Pin) {
+                    Ok(()) => {}
+                    Err(Fault::LeaseBroken) if core.being_handed_back() => {
+                        broken = true;
+                        break;
+                    }
+                    Err(_) => {
+                        self.failed = true;
+                        break;
+                    }
                 }
                 if self.count < PARTS {
                     held = unit + 1;
@@ -394,6 +406,14 @@ impl Held {
                     end: held,
                 };
                 self.count += 1;
+            }
+            if broken {
+                // The kernel's mapping will be here soon, and serves the rest.
+                at = core.unit_addr(held.max(units.start)).max(at);
+                drop(core);
+                drop(no_handler_in_between);
+                raw::nap(1_000_000);
+                continue;
             }
             at = end;
         }
@@ -455,10 +475,6 @@ const READ_STEP: usize = 256 << 10;
 
 /// Most bytes that one call should hold, so that many can do so at once in what the pools have.
 pub fn hold_at_most(pool: &Pool) -> usize {
-    (pool.budget().get() / 32).clamp(64 << 10, 4 << 20) as usize
-}
-
-/// Makes a call that forks without running the handlers of `pthread_atfork`, with those of the engine around it.
-pub fn around_fork(call: impl FnOnce() -> i32) -> i32 {
-    crate::fork::around(call)
+    // No datagram is larger than the least of it, and it is whole blocks.
+    (pool.budget().get() / 32).clamp(1 << 20, 4 << 20) as usize & !((64 << 10) - 1)
 }

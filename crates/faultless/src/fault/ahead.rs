@@ -12,6 +12,7 @@
 use super::area::Area;
 use super::core::{MapCore, Unit};
 use super::counters::Count;
+use super::fill::AROUND;
 use super::ring::Handover;
 use faultless_sys::mem::PAGE;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -165,8 +166,15 @@ impl Streams {
         }
         let eager = mode == Mode::Eager as u8;
         if let Some(stride) = self.stride_of(unit, thread, eager) {
-            self.start(core, unit, stride);
+            // Where each miss brings what lies around it, a reader in order misses once in each window.
+            let in_order = core.reads_around() && (1..=AROUND as i64).contains(&stride);
+            self.start(core, unit, if in_order { 1 } else { stride });
         }
+    }
+
+    /// Whether streams are to be found out: nothing is known of how the map will be read.
+    pub(crate) fn detects(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) == Mode::Detect as u8
     }
 
     /// Notes a miss. The distance at which its thread reads, if this miss confirms one.

@@ -12,6 +12,7 @@ use super::table::Table;
 use faultless_sys::file::FileId;
 use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
+use faultless_sys::raw;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -85,6 +86,9 @@ impl PoolCore {
     }
 }
 
+/// How long misses wait for a hand-back: longer than the kernel lets a lease be broken, as a rule.
+const HAND_BACK_NS: u64 = 60_000_000_000;
+
 /// Most fill threads of a pool.
 pub(crate) const FILLERS_MAX: usize = 1024;
 
@@ -117,6 +121,8 @@ pub(crate) struct KernelMapping {
     pub(crate) advice: AtomicI32,
     /// `MADV_DONTFORK`: a forked child is to find nothing there.
     pub(crate) dont_fork: AtomicBool,
+    /// When a miss first found the lease gone, in nanoseconds; 0: not yet.
+    pub(crate) broken_at: AtomicU64,
     /// The kernel's mapping is taking the map's place, piece by piece: a page that cannot be installed any more is one
     /// that the kernel serves.
     pub(crate) leaving: AtomicBool,
@@ -157,9 +163,33 @@ pub(crate) struct MapCore {
 }
 
 impl MapCore {
-    /// Whether the kernel's own mapping will take this map's place, now that its lease is broken.
+    /// Whether a miss reads what lies around it as well, as it does in the kernel's mappings: in those that stand in for one,
+    /// unless the program said that it reads at random, and as long as all of the map fits the budget and there is room.
+    pub(crate) fn reads_around(&self) -> bool {
+        let budget = &self.pool.budget;
+        self.stands_for.is_some()
+            && self.unit_bytes() == PAGE as u64
+            && self.streams.detects()
+            && self.data_len <= budget.limit()
+            && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
+    }
+
+    /// Whether the kernel's own mapping will take this map's place soon, now that its lease is broken. Not for ever: who hands
+    /// the map back may itself be held up by who waits for that.
     pub(crate) fn being_handed_back(&self) -> bool {
-        self.stands_for.is_some() && self.refusal.load(Ordering::Acquire) == 0
+        let Some(kernel) = &self.stands_for else {
+            return false;
+        };
+        let now = raw::monotonic_ns();
+        let first =
+            match kernel
+                .broken_at
+                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => now,
+                Err(then) => then,
+            };
+        self.refusal.load(Ordering::Acquire) == 0 && now - first < HAND_BACK_NS
     }
 
     /// Whether the kernel's own mapping is taking this map's place.

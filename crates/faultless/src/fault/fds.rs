@@ -194,12 +194,7 @@ impl Fd {
             Ok(_) => Ok(fresh),
             Err(other) => {
                 // Another thread was faster.
-                forget(fresh);
-                // One that is locked stays open: a number is lost, and no lock.
-                if !crate::keeper::posix_locked(fresh) {
-                    // SAFETY: fetched above, and given to nobody.
-                    unsafe { file::close(fresh) };
-                }
+                // Its copy stays open, and is known as the engine's: closing it here could cost the program a POSIX lock.
                 Ok(other)
             }
         }

@@ -75,6 +75,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Whether its one unit was absent, and nobody's.
+    fn was_absent(&self) -> bool {
+        self.count == 1 && matches!(self.from[0], Origin::Cold | Origin::Hot)
+    }
+
     pub(crate) const fn new() -> Self {
         Run {
             first: 0,
@@ -97,9 +102,29 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Fault>
     match &core.reading {
         _ if request.run.count == 0 => Ok(()),
         _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
-        Reading::File { fd, .. } => fill(core, &request.run, need, None, &mut |at, end, keep| {
-            file_piece(core, fd, at, end, keep)
-        }),
+        Reading::File { fd, .. } => {
+            let fetch = &mut |at, end, keep| file_piece(core, fd, at, end, keep);
+            let around = need != Need::Pin && core.reads_around() && request.run.was_absent();
+            if around {
+                read_around(core, &mut request.run);
+            }
+            let filled = fill(core, &request.run, need, None, fetch);
+            let missing = || {
+                let word = core.page(unit).load();
+                word.state() == State::Absent && !word.cool()
+            };
+            if request.run.count == 1 || (filled.is_ok() && !missing()) {
+                return filled;
+            }
+            // Something around it could not be read: the unit alone, then.
+            request.run = Run::new();
+            claim(core, unit, need, &mut request.run)?;
+            match request.run.count {
+                0 => Ok(()),
+                _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
+                _ => fill(core, &request.run, need, None, fetch),
+            }
+        }
         Reading::Source { .. } => hand_over(core, &request),
     }
 }
@@ -384,6 +409,45 @@ fn extend(core: &MapCore, run: &mut Run) -> bool {
             false
         }
     }
+}
+
+/// Adds the unit before a run to it, on the same terms.
+fn extend_back(core: &MapCore, run: &mut Run) -> bool {
+    let Some(unit) = run.first.checked_sub(1).filter(|_| run.count < RUN_MAX) else {
+        return false;
+    };
+    let seen = core.page(unit).load();
+    if seen.state() != State::Absent
+        || seen.cool()
+        || seen.batch()
+        || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
+    {
+        return false;
+    }
+    match claim_one(core, unit, seen, run.me) {
+        Ok(from) => {
+            run.from.copy_within(0..run.count, 1);
+            run.from[0] = origin(core, from);
+            run.first = unit;
+            run.count += 1;
+            true
+        }
+        Err(_) => {
+            release(core, core.charge_of(unit));
+            false
+        }
+    }
+}
+
+/// Units that are read with one that is missed, where that is done: 128 KiB of pages, as the kernel does for its mappings.
+pub(crate) const AROUND: u64 = 32;
+
+/// Adds what is absent around the unit of a run, up to the ends of the window that it lies in.
+fn read_around(core: &MapCore, run: &mut Run) {
+    let window = run.first / AROUND * AROUND;
+    while run.first > window && extend_back(core, run) {}
+    let end = window + AROUND;
+    while run.first + (run.count as u64) < end && extend(core, run) {}
 }
 
 /// Gives one claimed unit up. `charged`: its memory was charged by this claim.

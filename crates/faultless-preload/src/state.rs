@@ -236,10 +236,12 @@ impl State {
 
     /// Hands back all that have a part of a range.
     pub(crate) fn hand_back_over(&mut self, range: &Range<usize>, reason: &'static str) -> bool {
-        // All of them, whatever becomes of one.
-        self.over(range)
-            .into_iter()
-            .fold(true, |all, start| self.hand_back(start, reason) && all)
+        let mut all = true;
+        for start in self.over(range) {
+            // Whatever becomes of one, the others go too.
+            all &= self.hand_back(start, reason);
+        }
+        all
     }
 
     /// Hands back all mappings of a file.

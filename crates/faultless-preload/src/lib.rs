@@ -3,21 +3,21 @@
 //! `faultless run -- PROGRAM` starts a program with this library in `LD_PRELOAD`. Its functions stand before the C library's
 //! (mmap, munmap, fcntl, sigaction, write and so on), and do one of three things: take a mapping over, keep up for the
 //! mappings that are taken over what the kernel would have done for its own, or pass the call on. In a process that was not
-//! started so, every one of them passes the call on: then the library is the engine's C interface ([`capi`]) and no more.
+//! started so, every one of them passes the call on: then the library is the engine's C interface (`capi`) and no more.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`real`] | the C library's own functions; errno |
-//! | [`state`] | the mappings that are taken over, the lock, the life of the process (start, fork, exec, end) |
-//! | [`decide`] | which mappings are taken over, and why others are not |
-//! | [`mappings`] | mmap, munmap, mremap, mprotect, madvise, mlock, mincore |
-//! | [`descriptors`] | close, dup2 and their kin; POSIX locks |
-//! | [`signals`] | sigaction and masks: SIGBUS stays the engine's, and unblocked |
-//! | [`access`] | calls that hand the kernel memory to read: write, send, fwrite, paths |
-//! | [`service`] | the thread that shares the budget with other processes and answers SIGUSR2 |
-//! | [`reports`] | what the process says when it ends |
-//! | [`trap`] | `--compat`: system calls that bypass the C library |
-//! | [`capi`] | the C interface, declared in `include/faultless.h` |
+//! | `real` | the C library's own functions; errno |
+//! | `state` | the mappings that are taken over, the lock, the life of the process (start, fork, exec, end) |
+//! | `decide` | which mappings are taken over, and why others are not |
+//! | `mappings` | mmap, munmap, mremap, mprotect, madvise, mlock, mincore |
+//! | `descriptors` | close, dup2 and their kin; POSIX locks |
+//! | `signals` | sigaction and masks: SIGBUS stays the engine's, and unblocked |
+//! | `access` | calls that hand the kernel memory to read: write, send, fwrite, paths |
+//! | `service` | the thread that shares the budget with other processes and answers SIGUSR2 |
+//! | `reports` | what the process says when it ends |
+//! | `trap` | `--compat`: system calls that bypass the C library |
+//! | `capi` | the C interface, declared in `include/faultless.h` |
 //!
 //! Rules for whoever changes a file here. Any function can be called at any time: before `main`, by the memory allocator, in
 //! a signal handler, in a child of `vfork`. So the way of a call that concerns no mapping of ours is short: a few loads of

@@ -1,6 +1,6 @@
 //! What `faultless run` and `libfaultless_preload.so` agree on.
 //!
-//! The command looks whether a program can be served at all ([`program`]), puts its [`Settings`] into the environment, and
+//! The command looks whether a program can be served at all ([`check_program`]), puts its [`Settings`] into the environment, and
 //! becomes the program. The library, in that process and in all that descend from it, reads them there, shares one memory
 //! budget with the others through a page of shared memory ([`tree`]), and writes a [`Report`] when the process ends.
 

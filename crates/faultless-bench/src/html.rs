@@ -507,7 +507,7 @@ mod tests {
         for s in Scenario::ALL {
             assert!(page.contains(s.name()), "{}", s.name());
         }
-        assert_eq!(page.matches("<figure>").count(), 13 * 3 - 2 - 1);
+        assert_eq!(page.matches("<figure>").count(), 14 * 3 - 2 - 1);
         assert!(page.contains("nothing &lt;but&gt; this"));
         for outside in ["src=", "href=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");

@@ -155,15 +155,16 @@ fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) ->
 /// Takes a descriptor into the engine: the program's table keeps `fd` (or a copy with a higher number), the keeper gets a
 /// copy.
 pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
-    let fd = {
-        let _no_lock_meanwhile = lock(&LOCKING);
-        let number = fd.as_raw_fd();
-        let coming = file::status(number).is_ok_and(|st| lock(&TAKING).contains(&st.id));
-        if coming || posix_locked(number) {
+    let fd = if fds::kept_high() {
+        let coming = lock_may_come(fd.as_raw_fd());
+        let _no_lock_meanwhile = nothing_announced();
+        if coming() || posix_locked(fd.as_raw_fd()) {
             fd
         } else {
             crate::pool::own(fds::lift(fd.into_raw_fd()))
         }
+    } else {
+        fd
     };
     let number = fd.as_raw_fd();
     let kept = if fds::protected() {
@@ -172,9 +173,9 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
         match fetched {
             Ok(Ok(kept)) => kept,
             Ok(Err(e)) | Err(e) => {
-                let _no_lock_meanwhile = lock(&LOCKING);
-                let coming = file::status(number).is_ok_and(|st| lock(&TAKING).contains(&st.id));
-                if coming || posix_locked(number) {
+                let coming = lock_may_come(number);
+                let _no_lock_meanwhile = nothing_announced();
+                if coming() || posix_locked(number) {
                     // Closing it would cost the program its locks.
                     std::mem::forget(fd);
                 }
@@ -270,9 +271,9 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
         go.append(&mut r.lingering);
     }
     for (fd, id) in go {
-        let _no_lock_meanwhile = lock(&LOCKING);
         let (shared, kept) = (fd.get(), fd.kept());
         let ours = file::status(shared).is_ok_and(|s| s.id == id) && fd.is_kept_open_file(shared);
+        let _no_lock_meanwhile = nothing_announced();
         let taking = lock(&TAKING).contains(&id);
         if ours && (taking || posix_locked(shared)) {
             if let Some(r) = lock(&RUNNING).as_mut() {
@@ -296,6 +297,19 @@ pub(crate) fn retire(fd: Fd, id: file::FileId) {
 static LOCKING: Mutex<()> = Mutex::new(());
 /// Files on which the program is taking POSIX locks, or may have taken some: descriptors of them linger.
 static TAKING: Mutex<Vec<file::FileId>> = Mutex::new(Vec::new());
+
+/// Keeps POSIX locks from being announced, where they are announced at all. (Elsewhere nobody is to wait for another's file
+/// system: what is done under this lock may ask one.)
+fn nothing_announced() -> Option<MutexGuard<'static, ()>> {
+    fds::kept_high().then(|| lock(&LOCKING))
+}
+
+/// Asks a descriptor's file system, which may take its time, which file it is of; and later, at once, whether a lock on that
+/// file has been announced.
+fn lock_may_come(fd: i32) -> impl Fn() -> bool {
+    let id = file::status(fd).map(|st| st.id);
+    move || id.as_ref().is_ok_and(|id| lock(&TAKING).contains(id))
+}
 
 /// Says that the program is about to take a POSIX lock on a file (where `fcntl` is interposed): from when this returns, no
 /// descriptor of it is closed until [`locks_settled`].

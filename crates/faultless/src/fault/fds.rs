@@ -50,6 +50,11 @@ pub(crate) fn keep_high() {
     FLOOR.store((limit / 4 * 3).min(FLOOR_MAX) as i32, Ordering::Relaxed);
 }
 
+/// Whether that was asked for: in a program that does not know of the engine.
+pub(crate) fn kept_high() -> bool {
+    FLOOR.load(Ordering::Relaxed) != 0
+}
+
 /// A table of descriptors is as large as the highest number in it.
 const FLOOR_MAX: u64 = 4000;
 

@@ -36,7 +36,7 @@ pub(crate) fn set_chunk(bytes: usize) {
 }
 
 /// How much one call may hold.
-pub(crate) fn chunk() -> usize {
+fn chunk() -> usize {
     CHUNK.load(Ordering::Relaxed)
 }
 
@@ -163,9 +163,10 @@ fn idle() -> bool {
     STANDING.load(Ordering::Relaxed) == 0
 }
 
-/// Makes a call that reads `len` bytes at `at` and returns how many it took, in parts whose pages are held meanwhile.
+/// Makes a call that reads `len` bytes at `at` and returns how many it took, in parts whose pages are held meanwhile. The call
+/// is given an address, a length, and how much was taken before; a negative result is an error.
 #[inline]
-fn held(
+pub(crate) fn held(
     at: *const c_void,
     len: usize,
     mut call: impl FnMut(*const c_void, usize, usize) -> isize,

@@ -176,54 +176,42 @@ unsafe extern "C-unwind" fn fcntl64(fd: c_int, cmd: c_int, arg: *mut c_void) -> 
     )
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn lockf(fd: c_int, cmd: c_int, len: i64) -> c_int {
-    let real = real!(lockf as unsafe extern "C-unwind" fn(c_int, c_int, i64) -> c_int);
-    let takes = matches!(cmd, libc::F_LOCK | libc::F_TLOCK);
-    // SAFETY: the program's own arguments.
-    let call = || unsafe { real(fd, cmd, len) };
-    if takes {
-        locking(fd, true, call)
-    } else {
-        call()
-    }
+macro_rules! region_locks {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name(fd: c_int, cmd: c_int, len: i64) -> c_int {
+            let real = real!($name as unsafe extern "C-unwind" fn(c_int, c_int, i64) -> c_int);
+            // SAFETY: the program's own arguments.
+            let call = || unsafe { real(fd, cmd, len) };
+            if matches!(cmd, libc::F_LOCK | libc::F_TLOCK) {
+                locking(fd, true, call)
+            } else {
+                call()
+            }
+        }
+    )* };
 }
-
-#[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn lockf64(fd: c_int, cmd: c_int, len: i64) -> c_int {
-    let real = real!(lockf64 as unsafe extern "C-unwind" fn(c_int, c_int, i64) -> c_int);
-    let takes = matches!(cmd, libc::F_LOCK | libc::F_TLOCK);
-    // SAFETY: the program's own arguments.
-    let call = || unsafe { real(fd, cmd, len) };
-    if takes {
-        locking(fd, true, call)
-    } else {
-        call()
-    }
-}
+region_locks! { lockf lockf64 }
 
 /// A file that shrinks under a mapping that the user vouches for: where the program does it itself, its mappings become the
 /// kernel's first.
-fn shrinking(id: Option<FileId>) {
-    if let Some(id) = id.filter(|_| !state::foreign()) {
+fn shrinking(fd: c_int) {
+    if STANDING.load(Ordering::Relaxed) != 0
+        && !state::foreign()
+        && let Some(id) = file_of(fd)
+    {
         state::lock().hand_back_file(id, "the program changes the length of its file");
     }
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ftruncate(fd: c_int, len: i64) -> c_int {
-    if STANDING.load(Ordering::Relaxed) != 0 {
-        shrinking(file_of(fd));
-    }
-    // SAFETY: the program's own arguments.
-    unsafe { real!(ftruncate as unsafe extern "C" fn(c_int, i64) -> c_int)(fd, len) }
+macro_rules! truncations {
+    ($($name:ident)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(fd: c_int, len: i64) -> c_int {
+            shrinking(fd);
+            // SAFETY: the program's own arguments.
+            unsafe { real!($name as unsafe extern "C" fn(c_int, i64) -> c_int)(fd, len) }
+        }
+    )* };
 }
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ftruncate64(fd: c_int, len: i64) -> c_int {
-    if STANDING.load(Ordering::Relaxed) != 0 {
-        shrinking(file_of(fd));
-    }
-    // SAFETY: the program's own arguments.
-    unsafe { real!(ftruncate64 as unsafe extern "C" fn(c_int, i64) -> c_int)(fd, len) }
-}
+truncations! { ftruncate ftruncate64 }

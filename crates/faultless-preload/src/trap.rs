@@ -10,11 +10,11 @@
     reason = "a signal handler that makes another's system calls"
 )]
 
-use crate::access::{Counter, chunk, supply};
+use crate::access::{Counter, held, supply};
 use crate::mappings;
 use crate::real::{Errno, errno};
 use crate::state::{self, STANDING};
-use faultless::standin::{Disposition, Held};
+use faultless::standin::Disposition;
 use faultless_run::compat::{GATE, GATE_RETURN, MARK, WINDOW};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
@@ -284,13 +284,6 @@ fn as_kernel(result: isize) -> isize {
     }
 }
 
-fn hold(held: &mut Held, at: usize, len: usize) {
-    let range = at..at.saturating_add(len);
-    if mappings::reaches(&range) {
-        held.hold(range);
-    }
-}
-
 /// Does what the call asks for, and returns what the kernel would.
 fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
     if STANDING.load(Ordering::Relaxed) == 0 {
@@ -376,7 +369,16 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
         libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => {
             static COUNTER: Counter =
                 Counter::new("write, pwrite64 or sendto without the C library", true);
-            return in_parts(nr, a, mask, &COUNTER);
+            // These read `a[2]` bytes at `a[1]`; the offset of the one that has one is `a[3]`.
+            return held(a[1] as *const c_void, a[2], |at, n, done| {
+                let mut args = a;
+                (args[1], args[2]) = (at as usize, n);
+                if nr == libc::SYS_pwrite64 {
+                    args[3] += done;
+                }
+                COUNTER.add();
+                pass(nr, args, mask)
+            });
         }
         _ => {}
     }
@@ -387,30 +389,4 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
         return pass(nr, a, mask);
     }
     result
-}
-
-/// A call that reads `a[2]` bytes at `a[1]`, in parts whose pages are held meanwhile.
-fn in_parts(nr: c_long, a: [usize; 6], mask: SigSet, counter: &'static Counter) -> isize {
-    let [_, at, len, ..] = a;
-    let mut done = 0;
-    loop {
-        let part = (len - done).min(chunk());
-        let mut args = a;
-        (args[1], args[2]) = (at + done, part);
-        if nr == libc::SYS_pwrite64 {
-            args[3] += done;
-        }
-        let mut held = Held::new();
-        hold(&mut held, at + done, part);
-        counter.add();
-        let took = pass(nr, args, mask);
-        drop(held);
-        if took < 0 {
-            return if done > 0 { done as isize } else { took };
-        }
-        done += took as usize;
-        if (took as usize) < part || done == len {
-            return done as isize;
-        }
-    }
 }

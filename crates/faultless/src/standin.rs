@@ -241,7 +241,7 @@ fn put_kernels(core: &MapCore, kernel: &KernelMapping, at: usize, len: usize) ->
     Ok(())
 }
 
-/// Whether some stand-in (or another map of the engine's) may have a part of the range: `false` is certain. Lock-free.
+/// Whether some stand-in (or another map of the engine's) has a part of the range. Takes no lock.
 pub fn touches(range: &Range<usize>) -> bool {
     registry::touches(range)
 }
@@ -398,7 +398,7 @@ impl Held {
                     core.page(unit).unpin();
                 }
             }
-            if self.count < PARTS {
+            if self.count < PARTS && held > units.start {
                 self.parts[self.count] = Part {
                     id: core.id,
                     serial: core.serial,
@@ -409,7 +409,7 @@ impl Held {
             }
             if broken {
                 // The kernel's mapping will be here soon, and serves the rest.
-                at = core.unit_addr(held.max(units.start)).max(at);
+                at = core.unit_addr(held).max(at);
                 drop(core);
                 drop(no_handler_in_between);
                 raw::nap(1_000_000);

@@ -384,11 +384,10 @@ fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Fa
     Ok(())
 }
 
-/// Adds the unit behind a run to it, if it is absent and its memory needs no waiting.
-fn extend(core: &MapCore, run: &mut Run) -> bool {
-    let unit = run.first + run.count as u64;
-    if run.count == RUN_MAX || unit >= core.data_units() {
-        return false;
+/// Claims one more unit for a run, if it is absent and its memory needs no waiting.
+fn claim_more(core: &MapCore, run: &Run, unit: Unit) -> Option<Origin> {
+    if run.count == RUN_MAX {
+        return None;
     }
     let seen = core.page(unit).load();
     if seen.state() != State::Absent
@@ -396,47 +395,44 @@ fn extend(core: &MapCore, run: &mut Run) -> bool {
         || seen.batch()
         || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
     {
-        return false;
+        return None;
     }
     match claim_one(core, unit, seen, run.me) {
-        Ok(from) => {
-            run.from[run.count] = origin(core, from);
-            run.count += 1;
-            true
-        }
+        Ok(from) => Some(origin(core, from)),
         Err(_) => {
             release(core, core.charge_of(unit));
-            false
+            None
         }
     }
 }
 
-/// Adds the unit before a run to it, on the same terms.
-fn extend_back(core: &MapCore, run: &mut Run) -> bool {
-    let Some(unit) = run.first.checked_sub(1).filter(|_| run.count < RUN_MAX) else {
+/// Adds the unit behind a run to it, if it can be had.
+fn extend(core: &MapCore, run: &mut Run) -> bool {
+    let unit = run.first + run.count as u64;
+    if unit >= core.data_units() {
+        return false;
+    }
+    let Some(from) = claim_more(core, run, unit) else {
         return false;
     };
-    let seen = core.page(unit).load();
-    if seen.state() != State::Absent
-        || seen.cool()
-        || seen.batch()
-        || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
-    {
+    run.from[run.count] = from;
+    run.count += 1;
+    true
+}
+
+/// Adds the unit before a run to it, on the same terms.
+fn extend_back(core: &MapCore, run: &mut Run) -> bool {
+    let Some(unit) = run.first.checked_sub(1) else {
         return false;
-    }
-    match claim_one(core, unit, seen, run.me) {
-        Ok(from) => {
-            run.from.copy_within(0..run.count, 1);
-            run.from[0] = origin(core, from);
-            run.first = unit;
-            run.count += 1;
-            true
-        }
-        Err(_) => {
-            release(core, core.charge_of(unit));
-            false
-        }
-    }
+    };
+    let Some(from) = claim_more(core, run, unit) else {
+        return false;
+    };
+    run.from.copy_within(0..run.count, 1);
+    run.from[0] = from;
+    run.first = unit;
+    run.count += 1;
+    true
 }
 
 /// Units that are read with one that is missed, where that is done: 128 KiB of pages, as the kernel does for its mappings.

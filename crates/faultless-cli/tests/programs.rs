@@ -39,8 +39,8 @@ fn letters() -> PathBuf {
         let mut x = 1u64;
         while block.len() < 1 << 20 {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let word = 3 + (x >> 60) as usize;
-            block.extend((0..word).map(|i| b'a' + ((x >> (i * 4)) % 25) as u8));
+            let word = 3 + (x >> 60) as u32;
+            block.extend((0..word).map(|i| b'a' + (x.rotate_right(4 * i) % 25) as u8));
             block.push(if x >> 57 & 7 == 0 { b'\n' } else { b' ' });
         }
         let mut file = std::fs::File::create(path).expect("writable");

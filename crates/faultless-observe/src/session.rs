@@ -1,0 +1,316 @@
+//! The BPF programs in the kernel: loaded, attached, and asked for what they saw.
+//!
+//! Everything is on BTF tracepoints, so neither tracefs nor kprobes are needed, and everything goes away with the
+//! [`Session`], however the process ends.
+
+use crate::raw::{self, Raw};
+use anyhow::{Context, bail};
+use libbpf_rs::btf::ReferencesType;
+use libbpf_rs::btf::types::{FuncProto, Ptr, Typedef};
+use libbpf_rs::{Btf, Iter, Link, MapCore, MapFlags, Object, ObjectBuilder, RingBufferBuilder};
+use std::cell::RefCell;
+use std::io::Read;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Records that are taken from the ring before they are worked on: bounds the memory for them.
+const BATCH: usize = 8192;
+/// What is asked of the map of sums at a time.
+const TALLIES_AT_A_TIME: u32 = 1024;
+
+/// The object file; aligned, since libbpf reads it in place.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+static PROGRAMS: &Aligned<[u8]> =
+    &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/observe.bpf.o")));
+
+/// Programs without which there is nothing to see; the others are left out where the kernel has no such tracepoint.
+const NEEDED: [&str; 8] = [
+    "page_fault_user",
+    "mmap_start_locking",
+    "mmap_acquire_returned",
+    "path_start_locking",
+    "path_acquire_returned",
+    "mmap_released",
+    "sched_switch",
+    "sched_wakeup",
+];
+
+/// The events of mmap_lock, in the two forms that kernels have given them.
+const WITHOUT_PATH: [&str; 2] = ["mmap_start_locking", "mmap_acquire_returned"];
+const WITH_PATH: [&str; 2] = ["path_start_locking", "path_acquire_returned"];
+
+/// How to watch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) every_fault: bool,
+    pub(crate) follow_children: bool,
+    pub(crate) wait_min: Duration,
+    pub(crate) hold_min: Duration,
+}
+
+pub(crate) struct Session {
+    // Dropped first: while they exist, programs run.
+    _links: Vec<Link>,
+    ring: libbpf_rs::RingBuffer<'static>,
+    batch: Rc<RefCell<Vec<Raw>>>,
+    going_on: Option<Link>,
+    /// Tracepoints that this kernel lacks.
+    pub(crate) missing: Vec<String>,
+    object: Object,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Loads and attaches the programs. Nothing is watched yet.
+    pub(crate) fn start(settings: Settings) -> anyhow::Result<Session> {
+        quiet();
+        if !Path::new(BTF).exists() {
+            bail!(
+                "the kernel has no type information: {BTF} is not there; observe needs a kernel that was built with CONFIG_DEBUG_INFO_BTF=y, as distributions' kernels are"
+            );
+        }
+        crate::privilege::check()?;
+        let btf = Btf::from_vmlinux().with_context(|| format!("{BTF} cannot be read"))?;
+
+        let mut builder = ObjectBuilder::default();
+        builder.name("faultless")?;
+        let mut open = builder
+            .open_memory(&PROGRAMS.0)
+            .context("the BPF programs cannot be opened")?;
+        let mut missing = Vec::new();
+        let carries_a_path = arguments(&btf, "mmap_lock_start_locking") == Some(3);
+        for mut program in open.progs_mut() {
+            let name = program.name().to_string_lossy().into_owned();
+            let section = program.section().to_string_lossy().into_owned();
+            let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
+                continue;
+            };
+            let other_form = if carries_a_path { WITHOUT_PATH } else { WITH_PATH };
+            if other_form.contains(&name.as_str()) {
+                program.set_autoload(false);
+                continue;
+            }
+            if btf
+                .type_by_name::<Typedef<'_>>(&format!("btf_trace_{tracepoint}"))
+                .is_some()
+            {
+                continue;
+            }
+            if NEEDED.contains(&name.as_str()) {
+                bail!(
+                    "this kernel has no tracepoint {tracepoint}; observe needs Linux 5.18 or later with CONFIG_FTRACE"
+                );
+            }
+            program.set_autoload(false);
+            missing.push(tracepoint.to_owned());
+        }
+        let given = raw::Settings {
+            wait_ns: nanos(settings.wait_min),
+            hold_ns: nanos(settings.hold_min),
+            every_fault: settings.every_fault.into(),
+            follow_children: settings.follow_children.into(),
+            pad: [0; 6],
+        };
+        for mut map in open.maps_mut() {
+            if map.name().to_string_lossy().ends_with(".rodata") {
+                let value = map
+                    .initial_value_mut()
+                    .context("the settings have no place in the BPF programs")?;
+                let given = given.as_bytes();
+                value[..given.len()].copy_from_slice(given);
+            }
+        }
+        let object = open.load().map_err(refused)?;
+
+        let mut links = Vec::new();
+        let mut going_on = None;
+        for program in object.progs_mut() {
+            let name = program.name().to_string_lossy().into_owned();
+            let section = program.section().to_string_lossy().into_owned();
+            if !program.autoload() {
+                continue;
+            }
+            let link = program
+                .attach()
+                .with_context(|| format!("the BPF program {name} cannot be attached"))?;
+            if section == "iter/task" {
+                going_on = Some(link);
+            } else {
+                links.push(link);
+            }
+        }
+
+        let batch = Rc::new(RefCell::new(Vec::new()));
+        let ring = {
+            let batch = Rc::clone(&batch);
+            let map = map(&object, "ring")?;
+            let mut builder = RingBufferBuilder::new();
+            builder.add(&map, move |bytes: &[u8]| {
+                if let Some((record, _)) = Raw::parse(bytes) {
+                    batch.borrow_mut().push(record);
+                }
+                0
+            })?;
+            builder.build()?
+        };
+        Ok(Session {
+            _links: links,
+            ring,
+            batch,
+            going_on,
+            missing,
+            object,
+        })
+    }
+
+    /// Watches a process, or what a process forks.
+    pub(crate) fn watch(&self, pid: u32, how: u8) -> anyhow::Result<()> {
+        Ok(map(&self.object, "targets")?.update(&pid.to_ne_bytes(), &[how], MapFlags::ANY)?)
+    }
+
+    pub(crate) fn unwatch(&self, pid: u32) {
+        if let Ok(targets) = map(&self.object, "targets") {
+            let _ = targets.delete(&pid.to_ne_bytes());
+        }
+    }
+
+    /// Waits until the ring is half full, or for a while, then takes a batch of records. An empty batch: there are none.
+    pub(crate) fn records(&self, wait: Duration) -> Vec<Raw> {
+        self.batch.borrow_mut().clear();
+        if !wait.is_zero() {
+            poll(self.ring.epoll_fd(), wait);
+        }
+        self.ring.consume_raw_n(BATCH);
+        std::mem::take(&mut self.batch.borrow_mut())
+    }
+
+    /// Waits, holds and faults that have not ended.
+    pub(crate) fn going_on(&self) -> Vec<Raw> {
+        let mut bytes = Vec::new();
+        if let Some(link) = &self.going_on
+            && let Ok(mut iter) = Iter::new(link)
+        {
+            let _ = iter.read_to_end(&mut bytes);
+        }
+        let mut rest = &bytes[..];
+        let mut all = Vec::new();
+        while let Some((record, after)) = Raw::parse(rest) {
+            all.push(record);
+            rest = after;
+        }
+        all
+    }
+
+    /// The sums of faults, by thread and file.
+    pub(crate) fn tallies(&self, mut each: impl FnMut(raw::TallyKey, raw::Tally)) {
+        let Ok(map) = map(&self.object, "tallies") else {
+            return;
+        };
+        let Ok(batches) = map.lookup_batch(TALLIES_AT_A_TIME, MapFlags::ANY, MapFlags::ANY) else {
+            return;
+        };
+        for (key, value) in batches {
+            if let (Ok(key), Ok(value)) = (
+                raw::TallyKey::read_from_bytes(&key),
+                raw::Tally::read_from_bytes(&value),
+            ) {
+                each(key, value);
+            }
+        }
+    }
+
+    /// Forgets the sums of a thread that is gone.
+    pub(crate) fn forget(&self, key: raw::TallyKey) {
+        if let Ok(map) = map(&self.object, "tallies") {
+            let _ = map.delete(key.as_bytes());
+        }
+    }
+
+    /// The addresses of a kernel stack, innermost first.
+    pub(crate) fn stack(&self, id: u32) -> Vec<u64> {
+        let found = map(&self.object, "stacks")
+            .ok()
+            .and_then(|m| m.lookup(&id.to_ne_bytes(), MapFlags::ANY).ok().flatten());
+        let bytes = found.unwrap_or_default();
+        let words = bytes.chunks_exact(8);
+        words
+            .map(|w| u64::from_ne_bytes(w.try_into().expect("eight bytes")))
+            .take_while(|&a| a != 0)
+            .collect()
+    }
+
+    pub(crate) fn losses(&self) -> raw::Losses {
+        self.object
+            .maps()
+            .find(|m| m.name().to_string_lossy().ends_with(".bss"))
+            .and_then(|m| m.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).ok().flatten())
+            .and_then(|bytes| Some(raw::Losses::read_from_prefix(&bytes).ok()?.0))
+            .unwrap_or_default()
+    }
+}
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+fn map<'a>(object: &'a Object, name: &str) -> anyhow::Result<libbpf_rs::Map<'a>> {
+    object
+        .maps()
+        .find(|m| m.name() == name)
+        .with_context(|| format!("the BPF programs have no map {name}"))
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// How many arguments a tracepoint has.
+fn arguments(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
+    let typedef = btf.type_by_name::<Typedef<'_>>(&format!("btf_trace_{tracepoint}"))?;
+    let pointer: Ptr<'_> = typedef.referenced_type().try_into().ok()?;
+    let function: FuncProto<'_> = pointer.referenced_type().try_into().ok()?;
+    // The first is the tracepoint's own data.
+    Some(function.iter().count() - 1)
+}
+
+/// Why a kernel that has all it takes refuses the programs.
+fn refused(e: libbpf_rs::Error) -> anyhow::Error {
+    let eperm = std::io::Error::from_raw_os_error(libc::EPERM).to_string();
+    let why = match e.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied if e.to_string() == eperm => {
+            "the kernel does not permit this user to load BPF programs; run observe as root, or give the command CAP_BPF and CAP_PERFMON (and look whether kernel lockdown is on)"
+        }
+        _ => {
+            "the kernel refuses the BPF programs; `faultless doctor` says what it has, and FAULTLESS_BPF_LOG=1 shows the kernel's reasons"
+        }
+    };
+    anyhow::Error::new(e).context(why)
+}
+
+/// libbpf speaks on stderr, at length. Whoever wants that asks for it.
+fn quiet() {
+    if std::env::var_os("FAULTLESS_BPF_LOG").is_none() {
+        libbpf_rs::set_print(None);
+    }
+}
+
+#[allow(unsafe_code, reason = "poll(2)")]
+fn poll(fd: i32, wait: Duration) {
+    let mut it = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one structure, which outlives the call.
+    unsafe { libc::poll(&mut it, 1, wait) };
+}
+

@@ -64,8 +64,8 @@ record!(Tally is 504 bytes {
     causes: [u64; CAUSES], stack: i32, pad: u32, buckets: [u32; BUCKETS],
 });
 
-record!(Settings is 24 bytes {
-    wait_ns: u64, hold_ns: u64, every_fault: u8, follow_children: u8, pad: [u8; 6],
+record!(Settings is 32 bytes {
+    wait_ns: u64, hold_ns: u64, fault_ns: u64, every_fault: u8, follow_children: u8, pad: [u8; 6],
 });
 
 record!(

@@ -49,6 +49,7 @@ pub(crate) struct Settings {
     pub(crate) follow_children: bool,
     pub(crate) wait_min: Duration,
     pub(crate) hold_min: Duration,
+    pub(crate) fault_min: Duration,
 }
 
 pub(crate) struct Session {
@@ -117,6 +118,7 @@ impl Session {
         let given = raw::Settings {
             wait_ns: nanos(settings.wait_min),
             hold_ns: nanos(settings.hold_min),
+            fault_ns: nanos(settings.fault_min),
             every_fault: settings.every_fault.into(),
             follow_children: settings.follow_children.into(),
             pad: [0; 6],

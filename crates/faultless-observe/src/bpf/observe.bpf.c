@@ -318,18 +318,17 @@ static __noinline int tell_file(struct address_space *mapping)
 
 static __always_inline __u32 bucket_of(__u64 ns)
 {
-	__u64 v = ns >> 10;
+	__u64 quarters = ns >> 8, v = quarters;
 	__u32 log = 0;
-	if (!v)
+	if (v < 4)
 		return 0;
+	if (v >> 32) { log += 32; v >>= 32; }
 	if (v >> 16) { log += 16; v >>= 16; }
 	if (v >> 8) { log += 8; v >>= 8; }
 	if (v >> 4) { log += 4; v >>= 4; }
 	if (v >> 2) { log += 2; v >>= 2; }
 	if (v >> 1) log += 1;
-	__u64 whole = ns >> 10;
-	__u32 fraction = log >= 2 ? (whole >> (log - 2)) & 3 : (whole << (2 - log)) & 3;
-	__u32 bucket = log * 4 + fraction;
+	__u32 bucket = (log - 2) * 4 + ((quarters >> (log - 2)) & 3);
 	return bucket < BUCKETS ? bucket : BUCKETS - 1;
 }
 
@@ -386,7 +385,7 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		if (bucket < BUCKETS)
 			sum->bucket[bucket]++;
 	}
-	if (settings.every_fault) {
+	if (settings.every_fault || t->waited >= settings.fault_ns) {
 		struct record_fault *record = reserve(sizeof(*record));
 		if (!record)
 			return;

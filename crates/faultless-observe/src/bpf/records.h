@@ -185,6 +185,7 @@ struct tally {
 struct settings {
 	__u64 wait_ns; /* shorter waits for mmap_lock are summed up only */
 	__u64 hold_ns; /* shorter holds that nobody waits for are not sent */
+	__u64 fault_ns; /* faults that waited that long for mmap_lock are sent singly */
 	__u8 every_fault; /* send each fault, each write hold and each read of a file singly */
 	__u8 follow_children;
 	__u8 pad[6];

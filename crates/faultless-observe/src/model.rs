@@ -1,0 +1,1121 @@
+//! What is known of the watched processes: events go in, answers come out.
+//!
+//! Each wait for an mmap_lock is laid over the lock's [`Timeline`], which says who stood at its head and for how long; so
+//! every microsecond of a wait is somebody's: a holder's, or the hand-over's (nobody held the lock: the next one was being
+//! woken). Waits that had the same hold to thank for the most of their time are a *convoy*.
+//!
+//! Memory is bounded whatever happens: by so many holds for each lock, so many convoys, bins and threads.
+
+use crate::names;
+use crate::timeline::{HoldNo, SEGMENTS_MAX, Timeline};
+use faultless_trace::{
+    CAUSES, Cause, Doing, Event, Fault, FileNo, Hold, LockId, Nanos, ProcessChange, StackNo, Wait,
+};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// Waits that are at least this long make a convoy.
+pub(crate) const CONVOY_MIN: Nanos = 1_000_000;
+/// Victims of a convoy that are told one by one; all are counted.
+const VICTIMS_MAX: usize = 64;
+/// Convoys that may still grow.
+const GROWING_MAX: usize = 256;
+/// A convoy has ended when its hold has ended for this long.
+const CONVOY_ENDS_AFTER: Nanos = 2_000_000_000;
+/// The worst convoys of the whole time that are kept.
+const WORST_MAX: usize = 256;
+/// Waits of writers that are remembered, to say who was queued.
+const QUEUED_MAX: usize = 1024;
+/// Lanes of threads with bins over time; those that come later have sums alone.
+const LANES_MAX: usize = 512;
+/// When there are more bins, two become one.
+const BINS_MAX: usize = 512;
+/// Names of threads and stacks that are remembered.
+const NAMES_MAX: usize = 1 << 16;
+
+/// Where the time of a fault, or of a wait, goes: the six [`Cause`]s first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(usize)]
+pub(crate) enum Part {
+    Device,
+    Page,
+    Lock,
+    Reclaim,
+    Cpu,
+    Other,
+    /// mmap_lock, held by a writer.
+    Writer,
+    /// mmap_lock, held by readers, behind whom a writer was queued (or for whom a writer waited).
+    Reader,
+    /// mmap_lock that nobody held: the next one was being woken. And waits that are too short to be told singly.
+    HandOver,
+    Running,
+}
+
+pub(crate) const PARTS: usize = 10;
+
+impl Part {
+    pub(crate) const ALL: [Part; PARTS] = [
+        Part::Device,
+        Part::Page,
+        Part::Lock,
+        Part::Reclaim,
+        Part::Cpu,
+        Part::Other,
+        Part::Writer,
+        Part::Reader,
+        Part::HandOver,
+        Part::Running,
+    ];
+
+    /// For tables and legends.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Part::Device => "device",
+            Part::Page => "page being read by others",
+            Part::Lock => "another lock",
+            Part::Reclaim => "reclaim",
+            Part::Cpu => "no processor free",
+            Part::Other => "asleep otherwise",
+            Part::Writer => "mmap_lock, behind a writer",
+            Part::Reader => "mmap_lock, behind a reader",
+            Part::HandOver => "mmap_lock, handed over",
+            Part::Running => "running",
+        }
+    }
+
+    /// For machines.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Part::Device => "device",
+            Part::Page => "page_lock",
+            Part::Lock => "other_lock",
+            Part::Reclaim => "reclaim",
+            Part::Cpu => "runnable",
+            Part::Other => "asleep",
+            Part::Writer => "mmap_lock_behind_writer",
+            Part::Reader => "mmap_lock_behind_reader",
+            Part::HandOver => "mmap_lock_hand_over",
+            Part::Running => "running",
+        }
+    }
+}
+
+/// Nanoseconds by [`Part`].
+pub(crate) type Parts = [Nanos; PARTS];
+
+/// Sums of faults. From the kernel's map, or of events one by one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct FaultSums {
+    pub(crate) faults: u64,
+    pub(crate) major: u64,
+    pub(crate) gone: u64,
+    pub(crate) total: Nanos,
+    pub(crate) first: Nanos,
+    pub(crate) wait: Nanos,
+    pub(crate) retry: Nanos,
+    pub(crate) retry_asleep: Nanos,
+    pub(crate) causes: [Nanos; CAUSES],
+    /// By duration: see [`bucket_bounds`].
+    pub(crate) buckets: [u64; crate::raw::BUCKETS],
+}
+
+impl Default for FaultSums {
+    fn default() -> Self {
+        FaultSums {
+            faults: 0,
+            major: 0,
+            gone: 0,
+            total: 0,
+            first: 0,
+            wait: 0,
+            retry: 0,
+            retry_asleep: 0,
+            causes: [0; CAUSES],
+            buckets: [0; crate::raw::BUCKETS],
+        }
+    }
+}
+
+impl FaultSums {
+    pub(crate) fn add(&mut self, other: &FaultSums) {
+        self.combine(other, |a, b| a.wrapping_add(b));
+    }
+
+    pub(crate) fn subtract(&mut self, other: &FaultSums) {
+        self.combine(other, |a, b| a.saturating_sub(b));
+    }
+
+    fn combine(&mut self, other: &FaultSums, f: impl Fn(u64, u64) -> u64) {
+        for (a, b) in [
+            (&mut self.faults, other.faults),
+            (&mut self.major, other.major),
+            (&mut self.gone, other.gone),
+            (&mut self.total, other.total),
+            (&mut self.first, other.first),
+            (&mut self.wait, other.wait),
+            (&mut self.retry, other.retry),
+            (&mut self.retry_asleep, other.retry_asleep),
+        ] {
+            *a = f(*a, b);
+        }
+        for (a, &b) in self.causes.iter_mut().zip(&other.causes) {
+            *a = f(*a, b);
+        }
+        for (a, &b) in self.buckets.iter_mut().zip(&other.buckets) {
+            *a = f(*a, b);
+        }
+    }
+
+    fn one(fault: &Fault) -> FaultSums {
+        let mut sums = FaultSums {
+            faults: 1,
+            major: fault.major.into(),
+            gone: fault.gone.into(),
+            total: fault.took,
+            first: fault.first,
+            wait: fault.wait,
+            retry: fault.retry,
+            retry_asleep: fault.retry_asleep,
+            causes: fault.causes,
+            ..FaultSums::default()
+        };
+        sums.buckets[bucket_of(fault.took)] = 1;
+        sums
+    }
+
+    /// The duration, in nanoseconds, that a share of the faults does not exceed: the upper bound of its bucket.
+    pub(crate) fn quantile(&self, share: f64) -> Nanos {
+        let all: u64 = self.buckets.iter().sum();
+        let rank = (share * all as f64).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for (no, &n) in self.buckets.iter().enumerate() {
+            seen += n;
+            if seen >= rank {
+                return bucket_bounds(no).1;
+            }
+        }
+        0
+    }
+}
+
+/// The bucket of a duration: four to an octave, from 1,024 ns; as the kernel's part counts them.
+pub(crate) fn bucket_of(ns: Nanos) -> usize {
+    let quarters = ns >> 8;
+    if quarters < 4 {
+        return 0;
+    }
+    let log = quarters.ilog2();
+    let fraction = (quarters >> (log - 2)) & 3;
+    ((log as usize - 2) * 4 + fraction as usize).min(crate::raw::BUCKETS - 1)
+}
+
+/// The durations from which and to which a bucket counts, in nanoseconds.
+pub(crate) fn bucket_bounds(bucket: usize) -> (Nanos, Nanos) {
+    let bound = |b: usize| (4 + b as u64 % 4) << (b / 4) << 8;
+    match bucket {
+        0 => (0, bound(1)),
+        b => (bound(b), bound(b + 1)),
+    }
+}
+
+/// What a holder did, for the table of blame.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum What {
+    Fault { kernel: bool },
+    Call(u16),
+    /// Read a file of `/proc`: which, without the process's number.
+    ProcFile(String),
+    KernelThread,
+    Unknown,
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            What::Fault { kernel: false } => f.write_str("page fault"),
+            What::Fault { kernel: true } => f.write_str("page fault in a system call"),
+            What::Call(no) => f.write_str(&names::call(*no)),
+            What::ProcFile(name) => write!(f, "read of /proc/PID/{name}"),
+            What::KernelThread => f.write_str("kernel thread"),
+            What::Unknown => f.write_str("unknown (before the observation)"),
+        }
+    }
+}
+
+/// Who, in the table of blame: threads of one process whose names differ in digits alone are one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Doer {
+    /// The watched process; neighbours go by name.
+    pub(crate) target: Option<u32>,
+    pub(crate) group: String,
+    pub(crate) what: What,
+}
+
+/// What somebody's holds did to others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Blame {
+    /// A process of them.
+    pub(crate) pid: u32,
+    pub(crate) holds: u64,
+    pub(crate) held: Nanos,
+    pub(crate) longest: Nanos,
+    /// Where the holders got no further, themselves.
+    pub(crate) causes: [Nanos; CAUSES],
+    /// Time that faults waited.
+    pub(crate) of_faults: Nanos,
+    /// Time that system calls (and whatever else) waited.
+    pub(crate) of_calls: Nanos,
+    pub(crate) waits: u64,
+    /// Time asleep by what the stack of the longest sleep says.
+    pub(crate) sleeps: BTreeMap<String, Nanos>,
+}
+
+/// A wait in a convoy.
+#[derive(Debug, Clone)]
+pub(crate) struct Victim {
+    pub(crate) wait: Wait,
+    /// Of the fault that waited.
+    pub(crate) fault: Option<Fault>,
+}
+
+/// Several that waited for the same hold.
+#[derive(Debug, Clone)]
+pub(crate) struct Convoy {
+    pub(crate) no: u64,
+    pub(crate) hold: Hold,
+    pub(crate) lock: LockId,
+    /// The writer that was queued while readers held the lock.
+    pub(crate) writer: Option<Queued>,
+    pub(crate) victims: Vec<Victim>,
+    pub(crate) waits: u64,
+    /// What all its waits took, together.
+    pub(crate) total: Nanos,
+    pub(crate) from: Nanos,
+    pub(crate) to: Nanos,
+    head: HoldNo,
+}
+
+/// A writer that waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Queued {
+    pub(crate) from: Nanos,
+    pub(crate) to: Nanos,
+    pub(crate) tid: u32,
+    pub(crate) pid: u32,
+    pub(crate) doing: Doing,
+    pub(crate) address: u64,
+    pub(crate) length: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lock {
+    timeline: Timeline,
+    holds: VecDeque<(Hold, usize)>,
+    /// The number of the first of `holds`.
+    first: HoldNo,
+    queued: VecDeque<Queued>,
+    growing: VecDeque<Convoy>,
+    /// Threads that have been seen to take it.
+    seen: std::collections::HashSet<u32>,
+}
+
+impl Lock {
+    fn hold(&self, no: HoldNo) -> Option<&(Hold, usize)> {
+        self.holds.get(usize::try_from(no.checked_sub(self.first)?).ok()?)
+    }
+}
+
+/// A thread's time, in bins.
+#[derive(Debug, Clone)]
+pub(crate) struct Lane {
+    pub(crate) tid: u32,
+    pub(crate) pid: u32,
+    pub(crate) bins: Vec<[f32; PARTS]>,
+    pub(crate) parts: Parts,
+}
+
+/// What could not be told, or did not fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Doubts {
+    pub(crate) lost: u64,
+    /// Releases and acquisitions without their counterpart.
+    pub(crate) strays: u64,
+    /// Waits at whose beginning the lock word named another writer than the one found here.
+    pub(crate) out_of_step: u64,
+    /// Waits at whose beginning the lock word named a writer.
+    pub(crate) checked: u64,
+    /// Time of waits for which no holder was seen, and that were longer than a hand-over takes.
+    pub(crate) unexplained: Nanos,
+    /// Time of all waits that were told singly.
+    pub(crate) waited: Nanos,
+}
+
+/// Everything that is known.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    locks: HashMap<LockId, Lock>,
+    threads: HashMap<u32, (u32, String)>,
+    files: HashMap<FileNo, String>,
+    stacks: HashMap<StackNo, Vec<String>>,
+    pub(crate) targets: std::collections::BTreeSet<u32>,
+    doers: HashMap<Doer, usize>,
+    pub(crate) blames: Vec<(Doer, Blame)>,
+    worst: Vec<Convoy>,
+    /// Convoys of the last seconds, for the live view.
+    recent: VecDeque<Convoy>,
+    pub(crate) convoys: u64,
+    pub(crate) convoy_time: Nanos,
+    /// By thread and file.
+    pub(crate) faults: BTreeMap<(u32, u32, Option<FileNo>), FaultSums>,
+    lanes: BTreeMap<u32, Lane>,
+    pub(crate) bin: Nanos,
+    /// What waits of faults have had singly, by thread: not to be counted again from the sums.
+    told: HashMap<u32, Nanos>,
+    /// Waits of faults, by part, and of whatever else.
+    pub(crate) fault_waits: Parts,
+    pub(crate) call_waits: Parts,
+    pub(crate) calls: u64,
+    pub(crate) doubts: Doubts,
+    pub(crate) now: Nanos,
+    pub(crate) io: IoSums,
+    /// Faults are summed up from events, not given as sums.
+    faults_from_events: bool,
+}
+
+/// Reads from storage.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct IoSums {
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
+    pub(crate) took: Nanos,
+    pub(crate) longest: Nanos,
+    pub(crate) by_file: BTreeMap<FileNo, (u64, Nanos)>,
+}
+
+impl Model {
+    /// For a live process: faults are given as sums.
+    pub(crate) fn new(bin: Nanos) -> Model {
+        Model {
+            bin,
+            ..Model::default()
+        }
+    }
+
+    /// For a trace: faults are all told as events.
+    pub(crate) fn of_trace(bin: Nanos) -> Model {
+        Model {
+            faults_from_events: true,
+            ..Model::new(bin)
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: &Event) {
+        if let Some(at) = event.at() {
+            self.now = self.now.max(at);
+        }
+        match event {
+            Event::Thread(e) => {
+                if self.threads.len() < NAMES_MAX || self.threads.contains_key(&e.tid) {
+                    self.threads.insert(e.tid, (e.pid, e.name.clone()));
+                }
+            }
+            Event::Process(e) => match e.change {
+                ProcessChange::Watched | ProcessChange::Forked { .. } => {
+                    self.targets.insert(e.pid);
+                }
+                ProcessChange::Executed | ProcessChange::ThreadExited { .. } => {}
+            },
+            Event::File(e) => {
+                self.files.insert(e.no, e.path.clone());
+            }
+            Event::Stack(e) => {
+                if self.stacks.len() < NAMES_MAX {
+                    self.stacks.insert(e.no, e.functions.clone());
+                }
+            }
+            Event::Fault(e) => self.fault(e),
+            Event::Wait(e) => self.wait(e),
+            Event::Hold(e) => self.hold(e.clone()),
+            Event::Io(e) => {
+                self.io.requests += 1;
+                self.io.bytes += u64::from(e.bytes);
+                self.io.took += e.took;
+                self.io.longest = self.io.longest.max(e.took);
+                let file = self.io.by_file.entry(e.file).or_default();
+                file.0 += 1;
+                file.1 += e.took;
+            }
+            Event::Stray(e) => {
+                self.doubts.strays += 1;
+                let known = self
+                    .locks
+                    .get(&e.lock)
+                    .is_some_and(|lock| lock.seen.contains(&e.tid));
+                if e.release && !known {
+                    // It held the lock when the observation began.
+                    self.hold(Hold {
+                        at: 0,
+                        took: e.at,
+                        lock: e.lock,
+                        target: e.target,
+                        tid: e.tid,
+                        pid: e.pid,
+                        write: e.write,
+                        downgraded: false,
+                        contended: true,
+                        open: false,
+                        doing: Doing::Unknown,
+                        address: 0,
+                        length: 0,
+                        file: None,
+                        page: 0,
+                        causes: [0; CAUSES],
+                        longest_sleep: 0,
+                        stack: None,
+                        reads: String::new(),
+                    });
+                }
+            }
+            Event::Lost(e) => self.doubts.lost += e.records,
+            _ => {}
+        }
+    }
+
+    pub(crate) fn thread_name(&self, tid: u32) -> &str {
+        self.threads.get(&tid).map_or("?", |(_, name)| name)
+    }
+
+    pub(crate) fn process_name(&self, pid: u32) -> &str {
+        self.thread_name(pid)
+    }
+
+    pub(crate) fn file_name(&self, file: FileNo) -> &str {
+        self.files.get(&file).map_or("?", String::as_str)
+    }
+
+    pub(crate) fn stack(&self, stack: StackNo) -> &[String] {
+        self.stacks.get(&stack).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn knows_name(&self, tid: u32) -> bool {
+        self.threads.contains_key(&tid)
+    }
+
+    // ---- Locks ----
+
+    fn doer(&mut self, hold: &Hold) -> usize {
+        let is_target = self.targets.contains(&hold.pid);
+        let what = match hold.doing {
+            Doing::Fault => What::Fault { kernel: false },
+            Doing::CallFault(_) => What::Fault { kernel: true },
+            Doing::Call(_) if !hold.reads.is_empty() => {
+                let name = hold.reads.rsplit('/').next().unwrap_or(&hold.reads);
+                What::ProcFile(name.to_owned())
+            }
+            Doing::Call(no) => What::Call(no),
+            Doing::KernelThread => What::KernelThread,
+            Doing::Unknown => What::Unknown,
+        };
+        let key = Doer {
+            target: is_target.then_some(hold.pid),
+            group: group(self.thread_name(hold.tid)),
+            what,
+        };
+        let no = *self.doers.entry(key.clone()).or_insert_with(|| {
+            self.blames.push((key, Blame::default()));
+            self.blames.len() - 1
+        });
+        self.blames[no].1.pid = hold.pid;
+        no
+    }
+
+    fn hold(&mut self, hold: Hold) {
+        self.now = self.now.max(hold.at + hold.took);
+        let doer = self.doer(&hold);
+        let sleep = (hold.longest_sleep > 0)
+            .then(|| hold.stack.map(|s| asleep_in(self.stack(s))))
+            .flatten();
+        let blame = &mut self.blames[doer].1;
+        blame.holds += 1;
+        blame.held += hold.took;
+        blame.longest = blame.longest.max(hold.took);
+        for (sum, &ns) in blame.causes.iter_mut().zip(&hold.causes) {
+            *sum += ns;
+        }
+        if let Some(sleep) = sleep {
+            *blame.sleeps.entry(sleep).or_default() += hold.longest_sleep;
+        }
+        let lock = self.locks.entry(hold.lock).or_default();
+        lock.seen.insert(hold.tid);
+        let no = lock.first + lock.holds.len() as u64;
+        lock.timeline
+            .add(hold.at, hold.at + hold.took, no, hold.write);
+        lock.holds.push_back((hold, doer));
+        if lock.holds.len() > SEGMENTS_MAX {
+            lock.holds.pop_front();
+            lock.first += 1;
+        }
+    }
+
+    fn wait(&mut self, wait: &Wait) {
+        let (from, to) = (wait.at, wait.at + wait.took);
+        self.now = self.now.max(to);
+        let mut parts = [0; PARTS];
+        let lock = self.locks.entry(wait.lock).or_default();
+        lock.seen.insert(wait.tid);
+
+        let queued = lock
+            .queued
+            .iter()
+            .rev()
+            .filter(|q| q.from < to && q.to > from && q.tid != wait.tid)
+            .min_by_key(|q| q.from)
+            .cloned();
+        // Readers do not stop a reader. Those at the end were woken together with it, and the others stood between it and
+        // the lock only because a writer was queued behind them.
+        let mut shared = wait.write || (wait.failed && queued.is_some());
+        let mut explained = 0;
+        let mut head: Option<(HoldNo, Nanos)> = None;
+        let mut at_first = None;
+        let is_fault = matches!(wait.doing, Doing::Fault | Doing::CallFault(_));
+        let mut charged: Vec<(usize, Nanos)> = Vec::new();
+        for segment in lock.timeline.between(from, to) {
+            let Some((hold, doer)) = lock.hold(segment.hold) else {
+                continue;
+            };
+            if hold.tid == wait.tid {
+                continue;
+            }
+            shared |= segment.write;
+            if !shared && queued.is_none() {
+                continue;
+            }
+            if !shared && !segment.write && segment.to == to {
+                continue;
+            }
+            let ns = segment.to - segment.from;
+            explained += ns;
+            let part = if segment.write { Part::Writer } else { Part::Reader };
+            parts[part as usize] += ns;
+            match charged.iter_mut().find(|c| c.0 == *doer) {
+                Some(c) => c.1 += ns,
+                None => charged.push((*doer, ns)),
+            }
+            if head.is_none_or(|h| ns > h.1) {
+                head = Some((segment.hold, ns));
+            }
+            if segment.from == from {
+                at_first = Some((hold.tid, segment.write));
+            }
+        }
+        // The lock word itself said who the writer was when the wait began.
+        if let Some(owner) = wait.owner {
+            self.doubts.checked += 1;
+            match at_first {
+                Some((tid, true)) if tid == owner => {}
+                _ => self.doubts.out_of_step += 1,
+            }
+        }
+        parts[Part::HandOver as usize] = wait.took - explained.min(wait.took);
+        if explained == 0 && parts[Part::HandOver as usize] > wait.cpu + CONVOY_MIN {
+            self.doubts.unexplained += wait.took - wait.cpu.min(wait.took);
+        }
+        self.doubts.waited += wait.took;
+
+        if wait.write {
+            lock.queued.push_back(Queued {
+                from,
+                to,
+                tid: wait.tid,
+                pid: wait.pid,
+                doing: wait.doing,
+                address: wait.address,
+                length: wait.length,
+            });
+            if lock.queued.len() > QUEUED_MAX {
+                lock.queued.pop_front();
+            }
+        }
+        if let Some((head, _)) = head.filter(|_| wait.took >= CONVOY_MIN) {
+            self.convoys += u64::from(!lock.growing.iter().any(|c| c.head == head));
+            self.convoy_time += wait.took;
+            Self::join(lock, head, wait, queued, self.convoys);
+        }
+        for (doer, ns) in charged {
+            let blame = &mut self.blames[doer].1;
+            blame.waits += 1;
+            if is_fault {
+                blame.of_faults += ns;
+            } else {
+                blame.of_calls += ns;
+            }
+        }
+        let sums = if is_fault {
+            *self.told.entry(wait.tid).or_default() += wait.took;
+            &mut self.fault_waits
+        } else {
+            self.calls += 1;
+            &mut self.call_waits
+        };
+        for (sum, ns) in sums.iter_mut().zip(parts) {
+            *sum += ns;
+        }
+        if self.targets.contains(&wait.pid) {
+            self.spread(wait.tid, wait.pid, from, to, &parts);
+        }
+        self.retire();
+    }
+
+    fn join(lock: &mut Lock, head: HoldNo, wait: &Wait, queued: Option<Queued>, no: u64) {
+        let (from, to) = (wait.at, wait.at + wait.took);
+        let found = lock.growing.iter().position(|c| c.head == head);
+        let at = match found {
+            Some(at) => at,
+            None => {
+                let Some((hold, _)) = lock.hold(head) else {
+                    return;
+                };
+                let convoy = Convoy {
+                    no,
+                    hold: hold.clone(),
+                    lock: wait.lock,
+                    writer: None,
+                    victims: Vec::new(),
+                    waits: 0,
+                    total: 0,
+                    from,
+                    to,
+                    head,
+                };
+                lock.growing.push_back(convoy);
+                lock.growing.len() - 1
+            }
+        };
+        let convoy = &mut lock.growing[at];
+        convoy.waits += 1;
+        convoy.total += wait.took;
+        convoy.from = convoy.from.min(from);
+        convoy.to = convoy.to.max(to);
+        if !convoy.hold.write && !wait.write {
+            let held_until = convoy.hold.at + convoy.hold.took;
+            let better = |q: &Queued| {
+                q.from < held_until && convoy.writer.as_ref().is_none_or(|w| q.from < w.from)
+            };
+            if let Some(queued) = queued.filter(better) {
+                convoy.writer = Some(queued);
+            }
+        }
+        let victim = Victim {
+            wait: wait.clone(),
+            fault: None,
+        };
+        if convoy.victims.len() < VICTIMS_MAX {
+            convoy.victims.push(victim);
+        } else if let Some(least) = convoy
+            .victims
+            .iter_mut()
+            .min_by_key(|v| v.wait.took)
+            .filter(|v| v.wait.took < wait.took)
+        {
+            *least = victim;
+        }
+    }
+
+    /// Puts convoys that have ended among the worst and the recent ones.
+    fn retire(&mut self) {
+        let now = self.now;
+        let (worst, recent) = (&mut self.worst, &mut self.recent);
+        for lock in self.locks.values_mut() {
+            while let Some(first) = lock.growing.front() {
+                let over = first.hold.at + first.hold.took + CONVOY_ENDS_AFTER < now;
+                if !over && lock.growing.len() <= GROWING_MAX {
+                    break;
+                }
+                if let Some(convoy) = lock.growing.pop_front() {
+                    recent.push_back(convoy.clone());
+                    if recent.len() > GROWING_MAX {
+                        recent.pop_front();
+                    }
+                    worst.push(convoy);
+                }
+            }
+        }
+        if worst.len() > 2 * WORST_MAX {
+            worst.sort_by_key(|c| std::cmp::Reverse(c.total));
+            worst.truncate(WORST_MAX);
+        }
+    }
+
+    /// The convoys that took the most time of their victims, worst first.
+    pub(crate) fn worst_convoys(&self, since: Nanos) -> Vec<&Convoy> {
+        let all: Box<dyn Iterator<Item = &Convoy>> = if since == 0 {
+            Box::new(self.worst.iter())
+        } else {
+            Box::new(self.recent.iter().filter(move |c| c.to >= since))
+        };
+        let growing = self.locks.values().flat_map(|l| &l.growing);
+        let mut all: Vec<&Convoy> = all.chain(growing.filter(|c| c.to >= since)).collect();
+        all.sort_by_key(|c| (std::cmp::Reverse(c.total), c.no));
+        all.truncate(WORST_MAX);
+        all
+    }
+
+    // ---- Faults ----
+
+    fn fault(&mut self, fault: &Fault) {
+        self.now = self.now.max(fault.at + fault.took);
+        if fault.wait >= CONVOY_MIN {
+            let until = fault.at + fault.first;
+            for lock in self.locks.values_mut() {
+                for convoy in lock.growing.iter_mut().rev() {
+                    let of_this = |v: &&mut Victim| {
+                        v.wait.tid == fault.tid && v.wait.at.abs_diff(until) < 1_000
+                    };
+                    if let Some(victim) = convoy.victims.iter_mut().find(of_this) {
+                        victim.fault = Some(fault.clone());
+                    }
+                }
+            }
+        }
+        if self.faults_from_events {
+            let sums = FaultSums::one(fault);
+            self.add_faults(fault.tid, fault.pid, fault.file, &sums, fault.at + fault.took);
+        }
+    }
+
+    /// Adds faults that ended by an instant, since the last such sum.
+    pub(crate) fn add_faults(
+        &mut self,
+        tid: u32,
+        pid: u32,
+        file: Option<FileNo>,
+        sums: &FaultSums,
+        until: Nanos,
+    ) {
+        self.now = self.now.max(until);
+        self.faults.entry((pid, tid, file)).or_default().add(sums);
+        let mut parts = [0; PARTS];
+        parts[..CAUSES].copy_from_slice(&sums.causes);
+        let elsewhere: Nanos = sums.causes.iter().sum::<Nanos>() + sums.wait;
+        parts[Part::Running as usize] = sums.total.saturating_sub(elsewhere);
+        let spent: Nanos = parts.iter().sum();
+        self.spread(tid, pid, until.saturating_sub(spent), until, &parts);
+    }
+
+    // ---- Lanes ----
+
+    /// Adds time to a thread's lane, evenly from one instant to another.
+    fn spread(&mut self, tid: u32, pid: u32, from: Nanos, to: Nanos, parts: &Parts) {
+        if self.bin == 0 {
+            return;
+        }
+        while (to / self.bin) as usize >= BINS_MAX {
+            self.bin *= 2;
+            for lane in self.lanes.values_mut() {
+                lane.bins = lane
+                    .bins
+                    .chunks(2)
+                    .map(|pair| {
+                        let mut sum = pair[0];
+                        if let Some(second) = pair.get(1) {
+                            for (a, b) in sum.iter_mut().zip(second) {
+                                *a += b;
+                            }
+                        }
+                        sum
+                    })
+                    .collect();
+            }
+        }
+        if !self.lanes.contains_key(&tid) && self.lanes.len() >= LANES_MAX {
+            return;
+        }
+        let lane = self.lanes.entry(tid).or_insert_with(|| Lane {
+            tid,
+            pid,
+            bins: Vec::new(),
+            parts: [0; PARTS],
+        });
+        for (sum, &ns) in lane.parts.iter_mut().zip(parts) {
+            *sum += ns;
+        }
+        let (first, last) = ((from / self.bin) as usize, (to / self.bin) as usize);
+        if lane.bins.len() <= last {
+            lane.bins.resize(last + 1, [0.0; PARTS]);
+        }
+        let width = (to - from).max(1) as f32;
+        for bin in first..=last {
+            let begin = (bin as u64 * self.bin).max(from);
+            let end = ((bin as u64 + 1) * self.bin).min(to);
+            let share = if to == from { 1.0 } else { end.saturating_sub(begin) as f32 / width };
+            for (sum, &ns) in lane.bins[bin].iter_mut().zip(parts) {
+                *sum += ns as f32 * share;
+            }
+        }
+    }
+
+    /// The lanes, the most stalled first.
+    pub(crate) fn lanes(&self) -> Vec<&Lane> {
+        let mut all: Vec<&Lane> = self.lanes.values().collect();
+        let stalled = |l: &Lane| l.parts[..Part::Running as usize].iter().sum::<Nanos>();
+        all.sort_by_key(|l| (std::cmp::Reverse(stalled(l)), l.tid));
+        all
+    }
+
+    /// All faults of a kind, summed up.
+    pub(crate) fn fault_total<'a>(&'a self) -> FaultSums {
+        let mut all = FaultSums::default();
+        for sums in self.faults.values() {
+            all.add(sums);
+        }
+        all
+    }
+
+    /// Where the time of all faults went. The waits that were told singly say behind whom; the rest is hand-over.
+    pub(crate) fn fault_parts(&self) -> Parts {
+        let all = self.fault_total();
+        let mut parts = self.fault_waits;
+        let told: Nanos = parts.iter().sum();
+        parts[Part::HandOver as usize] += all.wait.saturating_sub(told);
+        for (cause, ns) in Cause::ALL.into_iter().zip(all.causes) {
+            parts[cause as usize] += ns;
+        }
+        let elsewhere: Nanos = all.causes.iter().sum::<Nanos>() + all.wait;
+        parts[Part::Running as usize] = all.total.saturating_sub(elsewhere);
+        parts
+    }
+}
+
+/// A thread's name without the number at its end: `worker-12` is `worker-*`.
+pub(crate) fn group(name: &str) -> String {
+    let kept = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    if kept.is_empty() || kept.len() == name.len() {
+        name.to_owned()
+    } else {
+        format!("{kept}*")
+    }
+}
+
+/// What a kernel stack says of the reason for a sleep.
+pub(crate) fn asleep_in(functions: &[String]) -> String {
+    let has = |part: &str| functions.iter().any(|f| f.contains(part));
+    let known = [
+        ("vma_start_write", "waits until page faults let go of a VMA"),
+        ("vma_mark_detached", "waits until page faults let go of a VMA"),
+        ("vma_enter_locked", "waits until page faults let go of a VMA"),
+        ("shrink_", "reclaims memory"),
+        ("try_to_free", "reclaims memory"),
+        ("do_swap_page", "reads from swap"),
+        ("swap_read", "reads from swap"),
+        ("filemap_fault", "waits for a page of a file"),
+        ("folio_wait_", "waits for a page"),
+        ("__folio_lock", "waits for a page"),
+        ("fuse_", "waits for a FUSE server"),
+        ("io_schedule", "waits for storage"),
+        ("blk_", "waits for storage"),
+        ("rwsem_down", "waits for another lock"),
+        ("mutex_lock", "waits for another lock"),
+        ("synchronize_", "waits for other processors"),
+        ("__cond_resched", "gives way"),
+        ("handle_userfault", "waits for a userfaultfd monitor"),
+    ];
+    for (part, meaning) in known {
+        if has(part) {
+            return meaning.to_owned();
+        }
+    }
+    let noise = |f: &&String| {
+        !(f.starts_with("__schedule") || f.starts_with("schedule") || f.starts_with("__traceiter") || f.starts_with("bpf_"))
+    };
+    functions
+        .iter()
+        .find(noise)
+        .map_or_else(|| "asleep".to_owned(), |f| format!("asleep in {f}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faultless_trace::{Process, Thread};
+
+    pub(crate) fn hold(at: Nanos, took: Nanos, tid: u32, write: bool, doing: Doing) -> Hold {
+        Hold {
+            at,
+            took,
+            lock: LockId(1),
+            target: 10,
+            tid,
+            pid: 10,
+            write,
+            downgraded: false,
+            contended: true,
+            open: false,
+            doing,
+            address: 0,
+            length: 0,
+            file: None,
+            page: 0,
+            causes: [0; CAUSES],
+            longest_sleep: 0,
+            stack: None,
+            reads: String::new(),
+        }
+    }
+
+    pub(crate) fn wait(at: Nanos, took: Nanos, tid: u32, write: bool, doing: Doing) -> Wait {
+        Wait {
+            at,
+            took,
+            lock: LockId(1),
+            target: 10,
+            tid,
+            pid: 10,
+            write,
+            failed: false,
+            open: false,
+            doing,
+            address: 0,
+            length: 0,
+            file: None,
+            page: 0,
+            owner: None,
+            cpu: 0,
+        }
+    }
+
+    const MS: Nanos = 1_000_000;
+
+    fn model() -> Model {
+        let mut model = Model::new(0);
+        model.event(&Event::Process(Process {
+            at: 0,
+            pid: 10,
+            change: ProcessChange::Watched,
+        }));
+        for tid in 10..40 {
+            model.event(&Event::Thread(Thread {
+                at: 0,
+                tid,
+                pid: if tid < 30 { 10 } else { 30 },
+                name: format!("t-{tid}"),
+            }));
+        }
+        model
+    }
+
+    /// The classic: an agent reads smaps, a writer is queued, and a fault waits behind it.
+    #[test]
+    fn a_fault_behind_a_queued_writer_behind_a_reader_is_blamed_on_the_reader() {
+        let mut model = model();
+        let mut read = hold(0, 50 * MS, 30, false, Doing::Call(0));
+        read.pid = 30;
+        read.reads = "10/smaps".to_owned();
+        model.event(&Event::Hold(read));
+        model.event(&Event::Wait(wait(10 * MS, 40 * MS, 20, true, Doing::Call(9))));
+        model.event(&Event::Hold(hold(50 * MS, MS, 20, true, Doing::Call(9))));
+        model.event(&Event::Wait(wait(20 * MS, 31 * MS, 21, false, Doing::Fault)));
+
+        let convoys = model.worst_convoys(0);
+        assert_eq!(convoys.len(), 1);
+        let convoy = convoys[0];
+        assert_eq!(convoy.hold.tid, 30);
+        assert_eq!(convoy.waits, 2);
+        assert_eq!(convoy.total, 71 * MS);
+        assert_eq!(convoy.writer.as_ref().map(|w| w.tid), Some(20));
+        let of = |tid: u32| {
+            let found = model.blames.iter().find(|(d, _)| match tid {
+                30 => d.what == What::ProcFile("smaps".into()),
+                _ => d.what == What::Call(9),
+            });
+            found.map(|(_, b)| (b.of_faults, b.of_calls)).expect("blamed")
+        };
+        assert_eq!(of(30), (30 * MS, 40 * MS));
+        assert_eq!(of(20), (MS, 0));
+        assert_eq!(model.fault_waits[Part::Reader as usize], 30 * MS);
+        assert_eq!(model.fault_waits[Part::Writer as usize], MS);
+    }
+
+    #[test]
+    fn readers_that_were_woken_together_do_not_blame_each_other() {
+        let mut model = model();
+        model.event(&Event::Hold(hold(0, 5 * MS, 20, true, Doing::Call(11))));
+        model.event(&Event::Hold(hold(5 * MS, MS, 22, false, Doing::Fault)));
+        model.event(&Event::Wait(wait(0, 6 * MS, 21, false, Doing::Fault)));
+        assert_eq!(model.fault_waits[Part::Writer as usize], 5 * MS);
+        assert_eq!(model.fault_waits[Part::Reader as usize], 0);
+        assert_eq!(model.fault_waits[Part::HandOver as usize], MS);
+    }
+
+    #[test]
+    fn a_reader_without_a_queued_writer_has_only_itself_to_blame() {
+        let mut model = model();
+        model.event(&Event::Hold(hold(0, 5 * MS, 22, false, Doing::Fault)));
+        model.event(&Event::Wait(wait(MS, 3 * MS, 21, false, Doing::Fault)));
+        assert_eq!(model.fault_waits[Part::HandOver as usize], 3 * MS);
+    }
+
+    #[test]
+    fn a_hold_from_before_the_observation_is_unknown_but_counted() {
+        let mut model = model();
+        model.event(&Event::Stray(faultless_trace::Stray {
+            at: 9 * MS,
+            lock: LockId(1),
+            target: 10,
+            tid: 35,
+            pid: 30,
+            write: false,
+            release: true,
+        }));
+        model.event(&Event::Wait(wait(MS, 8 * MS, 20, true, Doing::Call(9))));
+        let convoys = model.worst_convoys(0);
+        assert_eq!(convoys[0].hold.tid, 35);
+        assert_eq!(model.blames[0].0.what, What::Unknown);
+        assert_eq!(model.doubts.strays, 1);
+    }
+
+    #[test]
+    fn a_writer_that_the_lock_word_names_and_the_events_do_not_is_a_doubt() {
+        let mut model = model();
+        model.event(&Event::Hold(hold(0, 5 * MS, 20, true, Doing::Call(11))));
+        let mut right = wait(MS, 4 * MS, 21, false, Doing::Fault);
+        right.owner = Some(20);
+        model.event(&Event::Wait(right));
+        assert_eq!((model.doubts.checked, model.doubts.out_of_step), (1, 0));
+        let mut wrong = wait(2 * MS, 3 * MS, 22, false, Doing::Fault);
+        wrong.owner = Some(25);
+        model.event(&Event::Wait(wrong));
+        assert_eq!((model.doubts.checked, model.doubts.out_of_step), (2, 1));
+    }
+
+    #[test]
+    fn bins_hold_as_much_time_however_often_they_are_merged() {
+        let mut model = Model::new(1000);
+        let mut parts = [0; PARTS];
+        parts[Part::Device as usize] = 500;
+        for i in 0..5000u64 {
+            model.spread(1, 1, i * 1000, i * 1000 + 900, &parts);
+        }
+        let lane = model.lanes()[0];
+        assert!(lane.bins.len() <= BINS_MAX);
+        let sum: f32 = lane.bins.iter().map(|b| b[Part::Device as usize]).sum();
+        assert!((sum / 2_500_000.0 - 1.0).abs() < 0.01, "{sum}");
+    }
+
+    #[test]
+    fn buckets_are_those_of_the_kernels_part() {
+        for ns in [0, 1, 1023, 1024, 1300, 5000, 123_456, 9_999_999, 1 << 40] {
+            let (from, to) = bucket_bounds(bucket_of(ns));
+            assert!(
+                from <= ns && (ns < to || bucket_of(ns) == crate::raw::BUCKETS - 1),
+                "{ns} in {from}..{to}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_that_differ_in_digits_are_a_group() {
+        assert_eq!(group("worker-12"), "worker-*");
+        assert_eq!(group("main"), "main");
+        assert_eq!(group("42"), "42");
+    }
+}

@@ -45,7 +45,13 @@ mod with_clang {
         libbpf_cargo::SkeletonBuilder::new()
             .source("src/bpf/observe.bpf.c")
             .clang(&clang)
-            .clang_args(["-Wall", "-Wextra", "-Wno-unused-parameter", "-O2", "-mcpu=v3"])
+            .clang_args([
+                "-Wall",
+                "-Wextra",
+                "-Wno-unused-parameter",
+                "-O2",
+                "-mcpu=v3",
+            ])
             .obj(out.join("observe.bpf.o"))
             .build()
             .expect("the BPF programs compile");

@@ -356,7 +356,7 @@ pub(crate) fn usage_error(text: &str) -> ! {
 }
 
 /// Drops repetitions and keeps the order.
-fn unique<T: PartialEq + Copy>(items: &mut Vec<T>) {
+pub(crate) fn unique<T: PartialEq + Copy>(items: &mut Vec<T>) {
     let mut seen = Vec::new();
     items.retain(|&i| {
         let new = !seen.contains(&i);

@@ -1,6 +1,9 @@
 //! The `faultless` command: parses, calls, prints.
 
 mod bench;
+mod doctor;
+mod live;
+mod observe;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +23,10 @@ enum Command {
     Bench(bench::Args),
     /// Run a program whose large read-only file mappings are served without mmap_lock.
     Run(run::Args),
+    /// Say who waits for which lock behind whose I/O, in a live process.
+    Observe(observe::Args),
+    /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
+    Doctor(doctor::Args),
     /// (internal) One setting's measurements.
     #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]
     Worker,
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(args),
         Command::Run(args) => run::run(args),
+        Command::Observe(args) => observe::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Worker => faultless_bench::plan::work(),
         Command::Storage { mountpoint, len } => {
             faultless_bench::plan::serve_storage(&mountpoint, len)

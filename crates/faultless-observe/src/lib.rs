@@ -19,7 +19,7 @@ pub mod doctor;
 pub mod html;
 mod model;
 mod names;
-#[cfg(have_bpf)]
+#[cfg_attr(not(have_bpf), path = "blind.rs")]
 mod observer;
 pub mod perfetto;
 mod privilege;
@@ -31,7 +31,6 @@ mod timeline;
 #[cfg(have_bpf)]
 mod translate;
 
-#[cfg(have_bpf)]
 pub use observer::{Observer, Sink};
 pub use report::{
     BlameRow, Calls, ConvoyRow, Deed, DoubtRow, Faults, FileRow, Group, LaneRow, Observed,
@@ -53,11 +52,9 @@ pub fn why_not() -> Option<&'static str> {
     Some(env!("FAULTLESS_WITHOUT_BPF")).filter(|why| !why.is_empty())
 }
 
-/// What to watch, and how.
+/// How to watch.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Processes that run already.
-    pub pids: Vec<u32>,
     /// Tell each fault, each hold for writing and each read of a file singly: for traces.
     pub every_fault: bool,
     /// Watch what the processes fork from now on as well.

@@ -221,7 +221,9 @@ pub(crate) fn bucket_bounds(bucket: usize) -> (Nanos, Nanos) {
 /// What a holder did, for the table of blame.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum What {
-    Fault { kernel: bool },
+    Fault {
+        kernel: bool,
+    },
     Call(u16),
     /// Read a file of `/proc`: which, without the process's number.
     ProcFile(String),
@@ -321,7 +323,8 @@ struct Lock {
 
 impl Lock {
     fn hold(&self, no: HoldNo) -> Option<&(Hold, usize)> {
-        self.holds.get(usize::try_from(no.checked_sub(self.first)?).ok()?)
+        self.holds
+            .get(usize::try_from(no.checked_sub(self.first)?).ok()?)
     }
 }
 
@@ -595,7 +598,11 @@ impl Model {
             }
             let ns = segment.to - segment.from;
             explained += ns;
-            let part = if segment.write { Part::Writer } else { Part::Reader };
+            let part = if segment.write {
+                Part::Writer
+            } else {
+                Part::Reader
+            };
             parts[part as usize] += ns;
             match charged.iter_mut().find(|c| c.0 == *doer) {
                 Some(c) => c.1 += ns,
@@ -779,7 +786,13 @@ impl Model {
         }
         if self.faults_from_events {
             let sums = FaultSums::one(fault);
-            self.add_faults(fault.tid, fault.pid, fault.file, &sums, fault.at + fault.took);
+            self.add_faults(
+                fault.tid,
+                fault.pid,
+                fault.file,
+                &sums,
+                fault.at + fault.took,
+            );
         }
     }
 
@@ -847,7 +860,11 @@ impl Model {
         for bin in first..=last {
             let begin = (bin as u64 * self.bin).max(from);
             let end = ((bin as u64 + 1) * self.bin).min(to);
-            let share = if to == from { 1.0 } else { end.saturating_sub(begin) as f32 / width };
+            let share = if to == from {
+                1.0
+            } else {
+                end.saturating_sub(begin) as f32 / width
+            };
             for (sum, &ns) in lane.bins[bin].iter_mut().zip(parts) {
                 *sum += ns as f32 * share;
             }
@@ -901,8 +918,14 @@ pub(crate) fn asleep_in(functions: &[String]) -> String {
     let has = |part: &str| functions.iter().any(|f| f.contains(part));
     let known = [
         ("vma_start_write", "waits until page faults let go of a VMA"),
-        ("vma_mark_detached", "waits until page faults let go of a VMA"),
-        ("vma_enter_locked", "waits until page faults let go of a VMA"),
+        (
+            "vma_mark_detached",
+            "waits until page faults let go of a VMA",
+        ),
+        (
+            "vma_enter_locked",
+            "waits until page faults let go of a VMA",
+        ),
         ("shrink_", "reclaims memory"),
         ("try_to_free", "reclaims memory"),
         ("do_swap_page", "reads from swap"),
@@ -925,7 +948,10 @@ pub(crate) fn asleep_in(functions: &[String]) -> String {
         }
     }
     let noise = |f: &&String| {
-        !(f.starts_with("__schedule") || f.starts_with("schedule") || f.starts_with("__traceiter") || f.starts_with("bpf_"))
+        !(f.starts_with("__schedule")
+            || f.starts_with("schedule")
+            || f.starts_with("__traceiter")
+            || f.starts_with("bpf_"))
     };
     functions
         .iter()
@@ -1011,9 +1037,21 @@ mod tests {
         read.pid = 30;
         read.reads = "10/smaps".to_owned();
         model.event(&Event::Hold(read));
-        model.event(&Event::Wait(wait(10 * MS, 40 * MS, 20, true, Doing::Call(9))));
+        model.event(&Event::Wait(wait(
+            10 * MS,
+            40 * MS,
+            20,
+            true,
+            Doing::Call(9),
+        )));
         model.event(&Event::Hold(hold(50 * MS, MS, 20, true, Doing::Call(9))));
-        model.event(&Event::Wait(wait(20 * MS, 31 * MS, 21, false, Doing::Fault)));
+        model.event(&Event::Wait(wait(
+            20 * MS,
+            31 * MS,
+            21,
+            false,
+            Doing::Fault,
+        )));
 
         let convoys = model.worst_convoys(0);
         assert_eq!(convoys.len(), 1);
@@ -1027,7 +1065,9 @@ mod tests {
                 30 => d.what == What::ProcFile("smaps".into()),
                 _ => d.what == What::Call(9),
             });
-            found.map(|(_, b)| (b.of_faults, b.of_calls)).expect("blamed")
+            found
+                .map(|(_, b)| (b.of_faults, b.of_calls))
+                .expect("blamed")
         };
         assert_eq!(of(30), (30 * MS, 40 * MS));
         assert_eq!(of(20), (MS, 0));

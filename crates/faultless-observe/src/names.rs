@@ -63,7 +63,9 @@ impl Mounts {
     pub(crate) fn of(pid: Option<u32>) -> Mounts {
         let own = || std::fs::read_to_string("/proc/self/mountinfo");
         let text = match pid {
-            Some(pid) => std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).or_else(|_| own()),
+            Some(pid) => {
+                std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).or_else(|_| own())
+            }
             None => own(),
         };
         Self::parse(&text.unwrap_or_default())
@@ -73,7 +75,8 @@ impl Mounts {
         let mut mounts = Mounts::default();
         for line in text.lines() {
             let mut parts = line.split_ascii_whitespace().skip(2);
-            let (Some(device), Some(root), Some(point)) = (parts.next(), parts.next(), parts.next())
+            let (Some(device), Some(root), Some(point)) =
+                (parts.next(), parts.next(), parts.next())
             else {
                 continue;
             };
@@ -140,8 +143,10 @@ fn unescape(text: &str) -> String {
 
 /// The name of a system call of x86-64.
 pub(crate) fn call(number: u16) -> String {
-    syscalls::x86_64::Sysno::new(number.into())
-        .map_or_else(|| format!("system call {number}"), |call| call.name().to_owned())
+    syscalls::x86_64::Sysno::new(number.into()).map_or_else(
+        || format!("system call {number}"),
+        |call| call.name().to_owned(),
+    )
 }
 
 #[cfg(test)]

@@ -50,15 +50,12 @@ impl std::fmt::Debug for Observer {
 }
 
 impl Observer {
-    /// Begins to watch.
+    /// Loads the programs. Nothing is watched yet.
     ///
     /// # Errors
     ///
-    /// A sentence: no such process, no privilege, or a kernel that lacks something.
+    /// A sentence: no privilege, or a kernel that lacks something.
     pub fn start(options: &Options) -> anyhow::Result<Observer> {
-        for &pid in &options.pids {
-            process_name(pid)?;
-        }
         let session = Session::start(Settings {
             every_fault: options.every_fault,
             follow_children: options.follow_children,
@@ -68,7 +65,7 @@ impl Observer {
         })?;
         let began_monotonic = monotonic();
         let now = Instant::now();
-        let mut observer = Observer {
+        Ok(Observer {
             session,
             translator: Translator::new(began_monotonic),
             model: Model::new(SUMS_EVERY.as_nanos() as Nanos),
@@ -83,14 +80,15 @@ impl Observer {
             next_sums: now + SUMS_EVERY,
             next_look: now + LOOK_EVERY,
             losses: raw::Losses::default(),
-        };
-        for &pid in &options.pids {
-            observer.watch(pid)?;
-        }
-        Ok(observer)
+        })
     }
 
-    fn watch(&mut self, pid: u32) -> anyhow::Result<()> {
+    /// Watches a process that runs.
+    ///
+    /// # Errors
+    ///
+    /// A sentence, when there is no such process.
+    pub fn watch(&mut self, pid: u32) -> anyhow::Result<()> {
         let name = process_name(pid)?;
         self.session.watch(pid, raw::TARGET_WATCHED)?;
         self.alive.insert(pid);
@@ -392,7 +390,10 @@ fn process_name(pid: u32) -> anyhow::Result<String> {
 /// A process that has ended and waits for its parent is not alive.
 fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
     state.is_some_and(|s| !matches!(s, 'Z' | 'X'))
 }
 

@@ -24,7 +24,10 @@ pub fn may_observe() -> bool {
 }
 
 /// One sentence, if it may not.
-#[cfg_attr(not(have_bpf), allow(dead_code, reason = "asked when programs are loaded"))]
+#[cfg_attr(
+    not(have_bpf),
+    allow(dead_code, reason = "asked when programs are loaded")
+)]
 pub(crate) fn check() -> anyhow::Result<()> {
     if !may_observe() {
         bail!(

@@ -558,7 +558,9 @@ fn blame(model: &Model) -> Vec<BlameRow> {
 fn what(doing: Doing, reads: &str) -> String {
     match doing {
         Doing::Call(_) if !reads.is_empty() => match reads.split_once('/') {
-            Some((pid, file)) if pid.parse::<u32>().is_ok() => format!("read of /proc/{pid}/{file}"),
+            Some((pid, file)) if pid.parse::<u32>().is_ok() => {
+                format!("read of /proc/{pid}/{file}")
+            }
             _ => format!("read of {reads}"),
         },
         Doing::Call(no) => names::call(no),
@@ -612,7 +614,14 @@ fn holder_deed(model: &Model, hold: &Hold) -> Deed {
         pid: hold.pid,
         thread: model.thread_name(hold.tid).to_owned(),
         what: what(hold.doing, &hold.reads),
-        detail: detail(model, hold.doing, hold.address, hold.length, hold.file, hold.page),
+        detail: detail(
+            model,
+            hold.doing,
+            hold.address,
+            hold.length,
+            hold.file,
+            hold.page,
+        ),
         write: hold.write,
         at_ms: ms(hold.at),
         ms: ms(hold.took),
@@ -622,10 +631,8 @@ fn holder_deed(model: &Model, hold: &Hold) -> Deed {
 /// What a holder did with its time, the largest part first.
 fn holder_was(model: &Model, hold: &Hold) -> String {
     let elsewhere: Nanos = hold.causes.iter().sum();
-    let mut parts: Vec<(Nanos, String)> = vec![(
-        hold.took.saturating_sub(elsewhere),
-        "running".to_owned(),
-    )];
+    let mut parts: Vec<(Nanos, String)> =
+        vec![(hold.took.saturating_sub(elsewhere), "running".to_owned())];
     for (cause, &ns) in Cause::ALL.into_iter().zip(&hold.causes) {
         let asleep = || hold.stack.map(|s| model::asleep_in(model.stack(s)));
         let text = match cause {
@@ -687,15 +694,20 @@ fn victim(model: &Model, v: &Victim) -> VictimRow {
             pid: wait.pid,
             thread: model.thread_name(wait.tid).to_owned(),
             what: what(wait.doing, ""),
-            detail: detail(model, wait.doing, wait.address, wait.length, wait.file, wait.page),
+            detail: detail(
+                model,
+                wait.doing,
+                wait.address,
+                wait.length,
+                wait.file,
+                wait.page,
+            ),
             write: wait.write,
             at_ms: ms(wait.at),
             ms: ms(wait.took),
         },
         first_attempt_ms: fault.map(|f| ms(f.first)),
-        io_ms: fault.map(|f| {
-            ms(f.causes[Cause::Device as usize] + f.causes[Cause::Page as usize])
-        }),
+        io_ms: fault.map(|f| ms(f.causes[Cause::Device as usize] + f.causes[Cause::Page as usize])),
         gone_at_retry: fault.map(|f| f.gone),
         goes_on: wait.open,
     }
@@ -714,7 +726,11 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
     };
     let mut sentence = format!(
         "{} waited for the mmap_lock of process {}, up to {} and {} together, because {} held it for {} for {}, {}",
-        if c.waits == 1 { "1 thread".to_owned() } else { format!("{} waits", c.waits) },
+        if c.waits == 1 {
+            "1 thread".to_owned()
+        } else {
+            format!("{} waits", c.waits)
+        },
         c.hold.target,
         duration(longest),
         duration(ms(c.total)),
@@ -727,7 +743,10 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
         sentence.push_str(", and still does");
     }
     if let Some(writer) = &writer {
-        sentence.push_str(&format!("; {} was queued behind it and stopped later readers", who(writer)));
+        sentence.push_str(&format!(
+            "; {} was queued behind it and stopped later readers",
+            who(writer)
+        ));
     }
     sentence.push('.');
     ConvoyRow {
@@ -739,7 +758,11 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
         holder,
         holder_was: was,
         holder_file: c.hold.file.map(|f| model.file_name(f).to_owned()),
-        holder_stack: c.hold.stack.map(|s| model.stack(s).to_vec()).unwrap_or_default(),
+        holder_stack: c
+            .hold
+            .stack
+            .map(|s| model.stack(s).to_vec())
+            .unwrap_or_default(),
         goes_on: c.hold.open,
         writer,
         victims,
@@ -771,11 +794,8 @@ fn timeline(model: &Model) -> Timeline {
         .lanes()
         .into_iter()
         .map(|lane| {
-            let mut bins: Vec<[f32; PARTS]> = lane
-                .bins
-                .iter()
-                .map(|b| b.map(|ns| ns / bin))
-                .collect();
+            let mut bins: Vec<[f32; PARTS]> =
+                lane.bins.iter().map(|b| b.map(|ns| ns / bin)).collect();
             // A fault is told when it ends, so its time may not fit the bin: it began before.
             for no in (1..bins.len()).rev() {
                 let sum: f32 = bins[no].iter().sum();
@@ -822,11 +842,15 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
                 "munmap" | "mmap" => {
                     "map once and keep it: reuse buffers, reserve one large region beforehand; for malloc raise M_MMAP_THRESHOLD and M_TRIM_THRESHOLD"
                 }
-                "brk" => "keep the heap: raise malloc's M_TOP_PAD and M_TRIM_THRESHOLD, or use another allocator",
+                "brk" => {
+                    "keep the heap: raise malloc's M_TOP_PAD and M_TRIM_THRESHOLD, or use another allocator"
+                }
                 "fork" | "vfork" | "clone" | "clone3" => {
                     "start processes with posix_spawn or from a small helper process that was forked early; fork copies page tables with every VMA locked"
                 }
-                "mprotect" | "pkey_mprotect" => "change protections less often, or of fewer, larger regions",
+                "mprotect" | "pkey_mprotect" => {
+                    "change protections less often, or of fewer, larger regions"
+                }
                 "madvise" | "process_madvise" => {
                     "give memory back less often and in larger parts: the allocator's decay or background thread has a setting"
                 }
@@ -839,10 +863,12 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
         What::Fault { .. } => format!(
             "Page faults of {who} hold mmap_lock while they read or allocate: more memory for the page cache (fewer pages gone at the retry), or `faultless run`, which reads without the lock"
         ),
-        What::KernelThread => format!(
-            "{who} is a kernel thread: khugepaged and ksmd have settings in /sys/kernel/mm"
-        ),
-        What::Unknown => "Observe for longer: the holder was there before the observation began".to_owned(),
+        What::KernelThread => {
+            format!("{who} is a kernel thread: khugepaged and ksmd have settings in /sys/kernel/mm")
+        }
+        What::Unknown => {
+            "Observe for longer: the holder was there before the observation began".to_owned()
+        }
     }
 }
 
@@ -890,11 +916,13 @@ fn verdict(
         storage,
     );
     add(
-        "More processors, or fewer threads: pages were there, and the threads waited to run".to_owned(),
+        "More processors, or fewer threads: pages were there, and the threads waited to run"
+            .to_owned(),
         parts[Part::Cpu as usize],
     );
     add(
-        "More memory, or a higher limit of the cgroup: faults reclaimed memory themselves".to_owned(),
+        "More memory, or a higher limit of the cgroup: faults reclaimed memory themselves"
+            .to_owned(),
         parts[Part::Reclaim as usize],
     );
     remedies.sort_by(|a, b| b.share.total_cmp(&a.share));

@@ -96,7 +96,11 @@ impl Session {
             let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
                 continue;
             };
-            let other_form = if carries_a_path { WITHOUT_PATH } else { WITH_PATH };
+            let other_form = if carries_a_path {
+                WITHOUT_PATH
+            } else {
+                WITH_PATH
+            };
             if other_form.contains(&name.as_str()) {
                 program.set_autoload(false);
                 continue;
@@ -315,4 +319,3 @@ fn poll(fd: i32, wait: Duration) {
     // SAFETY: one structure, which outlives the call.
     unsafe { libc::poll(&mut it, 1, wait) };
 }
-

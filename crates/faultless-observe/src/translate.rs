@@ -48,7 +48,12 @@ impl Translator {
             device: id.dev,
             inode: id.ino,
             magic: 0,
-            path: format!("inode {} of device {}:{}", id.ino, id.dev >> 20, id.dev & 0xf_ffff),
+            path: format!(
+                "inode {} of device {}:{}",
+                id.ino,
+                id.dev >> 20,
+                id.dev & 0xf_ffff
+            ),
         }));
         Some(no)
     }
@@ -102,7 +107,10 @@ impl Translator {
         self.stacks.insert(id, no);
         tell(Event::Stack(Stack {
             no,
-            functions: addresses.iter().map(|&a| self.symbols.function(a)).collect(),
+            functions: addresses
+                .iter()
+                .map(|&a| self.symbols.function(a))
+                .collect(),
         }));
         Some(no)
     }

@@ -1,0 +1,90 @@
+//! `faultless doctor`.
+
+use comfy_table::{Table, presets};
+use faultless::{Backend, Pool};
+use faultless_observe::doctor::{Finding, Standing, observer};
+
+/// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn engine() -> Vec<Finding> {
+    let finding = |what: &str, standing, found: String, costs: &str| Finding {
+        what: what.to_owned(),
+        standing,
+        found,
+        costs: costs.to_owned(),
+    };
+    let mut all = Vec::new();
+    all.push(
+        match Pool::builder().memory(faultless::Bytes::mib(4)).build() {
+            Ok(pool) => match pool.backend() {
+                Backend::Full => finding("engine", Standing::Good, "full".into(), ""),
+                Backend::Partial(why) => finding(
+                    "engine",
+                    Standing::Lacking,
+                    format!("partial: {why}"),
+                    "misses still avoid mmap_lock, but not as cheaply as they could",
+                ),
+                other => finding(
+                    "engine",
+                    Standing::Missing,
+                    other.to_string(),
+                    "maps are the kernel's mmap, and stall as it does",
+                ),
+            },
+            Err(e) => finding(
+                "engine",
+                Standing::Missing,
+                e.to_string(),
+                "no map can be made",
+            ),
+        },
+    );
+    all.push(match crate::run::library() {
+        Ok(path) => finding(
+            "library for `faultless run`",
+            Standing::Good,
+            path.display().to_string(),
+            "",
+        ),
+        Err(e) => finding(
+            "library for `faultless run`",
+            Standing::Missing,
+            "not found".into(),
+            &e.to_string(),
+        ),
+    });
+    all
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let mut all = engine();
+    all.extend(observer());
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for f in &all {
+        let mark = match f.standing {
+            Standing::Good => "good",
+            Standing::Lacking => "lacking",
+            Standing::Missing => "MISSING",
+        };
+        table.add_row([mark, f.what.as_str(), f.found.as_str()]);
+    }
+    println!("{table}");
+    for f in all.iter().filter(|f| f.standing != Standing::Good) {
+        println!("\n{}: {}", f.what, f.costs);
+    }
+    if all.iter().all(|f| f.standing == Standing::Good) {
+        println!("\nAll is well: `faultless run` and `faultless observe` can do all that they do.");
+    }
+    Ok(())
+}

@@ -65,16 +65,20 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    // Before anything is observed: it would be in vain if the page could not be written.
+    let page = args
+        .html
+        .as_deref()
+        .map(|p| Output::create(p, Kept::IfWhole))
+        .transpose()?;
     let report = match &args.from {
         Some(trace) => recorded(trace, args.perfetto.as_deref())?,
         None => watch(&args)?,
     };
     let Watched { report, status } = report;
-    if let Some(path) = &args.html {
-        let mut page = Output::create(path)?;
-        page.file
-            .write_all(faultless_observe::html::page(&report).as_bytes())?;
-        page.finish()?;
+    if let Some((page, mut file)) = page {
+        let text = faultless_observe::html::page(&report);
+        page.finish(file.write_all(text.as_bytes()).map(|()| file))?;
     }
     let mut out = std::io::stdout().lock();
     let printed = if args.json {
@@ -110,12 +114,12 @@ fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
         faultless_trace::Reader::new(std::io::BufReader::new(file)).with_context(cannot)
     };
     if let Some(path) = perfetto {
-        let output = Output::create(path)?;
-        let mut perfetto = faultless_observe::perfetto::Perfetto::new(output.file)?;
+        let (output, file) = Output::create(path, Kept::IfWhole)?;
+        let mut perfetto = faultless_observe::perfetto::Perfetto::new(file)?;
         for event in open()? {
             perfetto.event(&event.with_context(|| format!("cannot read {}", trace.display()))?)?;
         }
-        Output::resume(path, perfetto.finish()?).finish()?;
+        output.finish(perfetto.finish())?;
     }
     let report = faultless_observe::report_of(open()?)
         .with_context(|| format!("cannot read {}", trace.display()))?;
@@ -125,45 +129,61 @@ fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
     })
 }
 
+/// What becomes of a file that could not be completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    IfWhole,
+    /// A part is of use as well: it stays, with `.partial` at the end of its name.
+    InPart,
+}
+
 /// A file that has its name only when it is complete.
 struct Output {
     path: PathBuf,
     partial: PathBuf,
-    file: std::io::BufWriter<std::fs::File>,
+    kept: Kept,
 }
 
+type File = std::io::BufWriter<std::fs::File>;
+
 impl Output {
-    fn partial(path: &Path) -> PathBuf {
+    fn create(path: &Path, kept: Kept) -> anyhow::Result<(Output, File)> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
-        path.with_file_name(name)
-    }
-
-    fn create(path: &Path) -> anyhow::Result<Output> {
-        let partial = Self::partial(path);
+        let partial = path.with_file_name(name);
         let file = std::fs::File::create(&partial)
-            .with_context(|| format!("cannot write {}", partial.display()))?;
-        Ok(Output {
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let output = Output {
             path: path.to_owned(),
             partial,
-            file: std::io::BufWriter::with_capacity(1 << 18, file),
-        })
+            kept,
+        };
+        Ok((output, std::io::BufWriter::with_capacity(1 << 18, file)))
     }
 
-    /// The output whose file was lent to a writer.
-    fn resume(path: &Path, file: std::io::BufWriter<std::fs::File>) -> Output {
-        Output {
-            path: path.to_owned(),
-            partial: Self::partial(path),
-            file,
-        }
-    }
-
-    fn finish(mut self) -> anyhow::Result<()> {
-        self.file
-            .flush()
+    /// Gives it its name, if it was written.
+    fn finish(mut self, written: std::io::Result<File>) -> anyhow::Result<()> {
+        written
+            .and_then(|mut file| file.flush())
             .and_then(|()| std::fs::rename(&self.partial, &self.path))
-            .with_context(|| format!("cannot write {}", self.path.display()))
+            .with_context(|| match self.kept {
+                Kept::IfWhole => format!("cannot write {}", self.path.display()),
+                Kept::InPart => format!(
+                    "cannot write {}; what there is of it is in {}",
+                    self.path.display(),
+                    self.partial.display()
+                ),
+            })?;
+        self.kept = Kept::InPart;
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if self.kept == Kept::IfWhole {
+            let _ = std::fs::remove_file(&self.partial);
+        }
     }
 }
 
@@ -239,6 +259,7 @@ fn tables(r: &Report) -> String {
             "mmap_lock",
             "device",
             "no CPU",
+            "calls",
             "p50",
             "p99",
             "max",
@@ -253,6 +274,7 @@ fn tables(r: &Report) -> String {
                 duration(g.lock_wait_ms),
                 duration(g.device_ms),
                 duration(g.runnable_ms),
+                duration(g.call_wait_ms),
                 duration(g.latency_us.p50 / 1e3),
                 duration(g.latency_us.p99 / 1e3),
                 duration(g.latency_us.max / 1e3),
@@ -399,7 +421,7 @@ fn doubts(r: &Report) -> String {
 use watching::watch;
 
 mod watching {
-    use super::{Args, Output, Watched};
+    use super::{Args, Kept, Output, Watched};
     use anyhow::Context;
     use faultless_observe::perfetto::Perfetto;
     use faultless_observe::{Observer, Options};
@@ -435,9 +457,9 @@ mod watching {
             .trace
             .as_deref()
             .map(|path| -> anyhow::Result<_> {
-                let output = Output::create(path)?;
-                let writer = Writer::new(output.file, &header)?;
-                Ok((Rc::new(RefCell::new(Some(writer))), path))
+                let (output, file) = Output::create(path, Kept::InPart)?;
+                let writer = Writer::new(file, &header)?;
+                Ok((Rc::new(RefCell::new(Some(writer))), output))
             })
             .transpose()?;
         if let Some((writer, _)) = &trace {
@@ -453,11 +475,8 @@ mod watching {
             .perfetto
             .as_deref()
             .map(|path| -> anyhow::Result<_> {
-                let output = Output::create(path)?;
-                Ok((
-                    Rc::new(RefCell::new(Some(Perfetto::new(output.file)?))),
-                    path,
-                ))
+                let (output, file) = Output::create(path, Kept::IfWhole)?;
+                Ok((Rc::new(RefCell::new(Some(Perfetto::new(file)?))), output))
             })
             .transpose()?;
         if let Some((perfetto, _)) = &perfetto {
@@ -494,6 +513,10 @@ mod watching {
         if is_live {
             crate::live::run(&mut observer, until, &stop)?;
         } else {
+            if !terminal && child.is_none() {
+                // For whoever waits until the observation has begun.
+                eprintln!("faultless: observing");
+            }
             let progress = Progress::new(until, child.is_none());
             while !stop.load(Ordering::Relaxed)
                 && observer.is_anyone_there()
@@ -510,14 +533,13 @@ mod watching {
             .transpose()?;
         let report = observer.finish()?;
 
-        if let Some((writer, path)) = trace {
+        if let Some((writer, output)) = trace {
             let writer = writer.borrow_mut().take().context("the trace is gone")?;
-            let file = writer.finish().context("cannot write the trace")?;
-            Output::resume(path, file).finish()?;
+            output.finish(writer.finish().map_err(std::io::Error::other))?;
         }
-        if let Some((perfetto, path)) = perfetto {
+        if let Some((perfetto, output)) = perfetto {
             let perfetto = perfetto.borrow_mut().take().context("the file is gone")?;
-            Output::resume(path, perfetto.finish()?).finish()?;
+            output.finish(perfetto.finish())?;
         }
         Ok(Watched { report, status })
     }

@@ -85,6 +85,7 @@ pub fn report_of<R: Read>(mut trace: Reader<R>) -> Result<Report, Error> {
         command: header.command,
         seconds: model.now as f64 / 1e9,
         began_unix: header.began_unix as f64 / 1e9,
+        began_monotonic: header.began_monotonic as f64 / 1e9,
         kernel: header.kernel,
         processors: header.processors,
         missing: Vec::new(),

@@ -13,8 +13,15 @@ use faultless_trace::{
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+/// A wait belongs to the convoy of the hold that this part of it (one in so many) was due to; a wait behind many short
+/// holds belongs to none.
+const HEAD_SHARE: Nanos = 4;
 /// Waits that are at least this long make a convoy.
 pub(crate) const CONVOY_MIN: Nanos = 1_000_000;
+/// A lock that waits for its next owner to get a processor is that one's, when it waits at least so long.
+const GRANTED_MIN: Nanos = 20_000;
+/// The lock word is read so long after the beginning of a wait, at most.
+const OWNER_NEAR: Nanos = 5_000;
 /// Victims of a convoy that are told one by one; all are counted.
 const VICTIMS_MAX: usize = 64;
 /// Convoys that may still grow.
@@ -285,7 +292,6 @@ pub(crate) struct Victim {
 pub(crate) struct Convoy {
     pub(crate) no: u64,
     pub(crate) hold: Hold,
-    pub(crate) lock: LockId,
     /// The writer that was queued while readers held the lock.
     pub(crate) writer: Option<Queued>,
     pub(crate) victims: Vec<Victim>,
@@ -378,6 +384,8 @@ pub(crate) struct Model {
     pub(crate) fault_waits: Parts,
     pub(crate) call_waits: Parts,
     pub(crate) calls: u64,
+    /// Waits of system calls, and their time, by process and thread.
+    pub(crate) calls_of: HashMap<(u32, u32), (u64, Nanos)>,
     pub(crate) doubts: Doubts,
     pub(crate) now: Nanos,
     pub(crate) io: IoSums,
@@ -500,10 +508,6 @@ impl Model {
         self.stacks.get(&stack).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn knows_name(&self, tid: u32) -> bool {
-        self.threads.contains_key(&tid)
-    }
-
     // ---- Locks ----
 
     fn doer(&mut self, hold: &Hold) -> usize {
@@ -579,8 +583,8 @@ impl Model {
         let mut shared = wait.write || (wait.failed && queued.is_some());
         let mut explained = 0;
         let mut head: Option<(HoldNo, Nanos)> = None;
-        let mut at_first = None;
         let is_fault = matches!(wait.doing, Doing::Fault | Doing::CallFault(_));
+        let mut granted = None;
         let mut charged: Vec<(usize, Nanos)> = Vec::new();
         for segment in lock.timeline.between(from, to) {
             let Some((hold, doer)) = lock.hold(segment.hold) else {
@@ -611,21 +615,33 @@ impl Model {
             if head.is_none_or(|h| ns > h.1) {
                 head = Some((segment.hold, ns));
             }
-            if segment.from == from {
-                at_first = Some((hold.tid, segment.write));
-            }
         }
-        // The lock word itself said who the writer was when the wait began.
+        // The lock word itself said who the writer was when the wait began. One that let go before this waiter was
+        // queued is not told; any other must be the head here as well.
         if let Some(owner) = wait.owner {
             self.doubts.checked += 1;
-            match at_first {
-                Some((tid, true)) if tid == owner => {}
-                _ => self.doubts.out_of_step += 1,
-            }
+            let near = from + OWNER_NEAR;
+            let mut known = lock
+                .timeline
+                .between(from, near.min(to))
+                .filter_map(|s| Some((s.write, lock.hold(s.hold)?.0.tid)))
+                .peekable();
+            let nobody = known.peek().is_none();
+            let right = if nobody {
+                lock.timeline
+                    .between(from, to)
+                    .last()
+                    .is_none_or(|s| s.from < from + CONVOY_MIN)
+            } else {
+                known.any(|(write, tid)| write && tid == owner)
+            };
+            self.doubts.out_of_step += u64::from(!right);
         }
-        parts[Part::HandOver as usize] = wait.took - explained.min(wait.took);
-        if explained == 0 && parts[Part::HandOver as usize] > wait.cpu + CONVOY_MIN {
-            self.doubts.unexplained += wait.took - wait.cpu.min(wait.took);
+        let unexplained = wait.took.saturating_sub(explained);
+        parts[Part::Cpu as usize] = unexplained.min(wait.cpu);
+        parts[Part::HandOver as usize] = unexplained - parts[Part::Cpu as usize];
+        if explained == 0 && parts[Part::HandOver as usize] > CONVOY_MIN {
+            self.doubts.unexplained += parts[Part::HandOver as usize];
         }
         self.doubts.waited += wait.took;
 
@@ -643,7 +659,34 @@ impl Model {
                 lock.queued.pop_front();
             }
         }
-        if let Some((head, _)) = head.filter(|_| wait.took >= CONVOY_MIN) {
+        if wait.granted >= GRANTED_MIN && !wait.failed && !wait.open {
+            granted = Some(Hold {
+                at: to - wait.granted.min(wait.took),
+                took: wait.granted.min(wait.took),
+                lock: wait.lock,
+                target: wait.target,
+                tid: wait.tid,
+                pid: wait.pid,
+                write: wait.write,
+                downgraded: false,
+                contended: false,
+                open: false,
+                doing: wait.doing,
+                address: wait.address,
+                length: wait.length,
+                file: wait.file,
+                page: wait.page,
+                causes: std::array::from_fn(|c| match c == Cause::Cpu as usize {
+                    true => wait.granted.min(wait.took),
+                    false => 0,
+                }),
+                longest_sleep: 0,
+                stack: None,
+                reads: String::new(),
+            });
+        }
+        let had = |h: &(HoldNo, Nanos)| wait.took >= CONVOY_MIN && h.1 * HEAD_SHARE >= wait.took;
+        if let Some((head, _)) = head.filter(had) {
             self.convoys += u64::from(!lock.growing.iter().any(|c| c.head == head));
             self.convoy_time += wait.took;
             Self::join(lock, head, wait, queued, self.convoys);
@@ -662,6 +705,12 @@ impl Model {
             &mut self.fault_waits
         } else {
             self.calls += 1;
+            let of = (wait.pid, wait.tid);
+            if self.calls_of.len() < NAMES_MAX || self.calls_of.contains_key(&of) {
+                let calls = self.calls_of.entry(of).or_default();
+                calls.0 += 1;
+                calls.1 += wait.took;
+            }
             &mut self.call_waits
         };
         for (sum, ns) in sums.iter_mut().zip(parts) {
@@ -669,6 +718,10 @@ impl Model {
         }
         if self.targets.contains(&wait.pid) {
             self.spread(wait.tid, wait.pid, from, to, &parts);
+        }
+        // It kept others out from the moment when it was woken, although it could not run.
+        if let Some(granted) = granted {
+            self.hold(granted);
         }
         self.retire();
     }
@@ -685,7 +738,6 @@ impl Model {
                 let convoy = Convoy {
                     no,
                     hold: hold.clone(),
-                    lock: wait.lock,
                     writer: None,
                     victims: Vec::new(),
                     waits: 0,
@@ -1006,6 +1058,7 @@ mod tests {
             page: 0,
             owner: None,
             cpu: 0,
+            granted: 0,
         }
     }
 
@@ -1092,6 +1145,25 @@ mod tests {
         model.event(&Event::Hold(hold(0, 5 * MS, 22, false, Doing::Fault)));
         model.event(&Event::Wait(wait(MS, 3 * MS, 21, false, Doing::Fault)));
         assert_eq!(model.fault_waits[Part::HandOver as usize], 3 * MS);
+    }
+
+    #[test]
+    fn a_waiter_that_was_woken_and_has_no_processor_keeps_the_next_one_waiting() {
+        let mut model = model();
+        model.event(&Event::Hold(hold(0, 5 * MS, 20, true, Doing::Call(56))));
+        let mut woken = wait(MS, 7 * MS, 21, false, Doing::Fault);
+        (woken.cpu, woken.granted) = (3 * MS, 3 * MS);
+        model.event(&Event::Wait(woken));
+        assert_eq!(model.fault_waits[Part::Writer as usize], 4 * MS);
+        assert_eq!(model.fault_waits[Part::Cpu as usize], 3 * MS);
+        model.event(&Event::Wait(wait(5 * MS, 3 * MS, 22, true, Doing::Call(9))));
+        let convoys = model.worst_convoys(0);
+        let second = convoys
+            .iter()
+            .find(|c| c.victims[0].wait.tid == 22)
+            .unwrap();
+        assert_eq!(second.hold.tid, 21);
+        assert_eq!(second.hold.causes[Cause::Cpu as usize], 3 * MS);
     }
 
     #[test]

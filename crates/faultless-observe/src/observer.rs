@@ -317,6 +317,7 @@ impl Observer {
             command: self.command.clone(),
             seconds: self.elapsed() as f64 / 1e9,
             began_unix: unix.map_or(0.0, |d| d.as_secs_f64()),
+            began_monotonic: self.began_monotonic as f64 / 1e9,
             kernel: crate::kernel_release(),
             processors: crate::processors(),
             missing: self.session.missing.clone(),

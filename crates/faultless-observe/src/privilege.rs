@@ -8,7 +8,7 @@ const CAP_BPF: u32 = 39;
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether this process has a capability.
-pub fn has(capability: u32) -> bool {
+pub(crate) fn has(capability: u32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -19,7 +19,7 @@ pub fn has(capability: u32) -> bool {
 }
 
 /// Whether this process may load the observer's programs, as far as capabilities go.
-pub fn may_observe() -> bool {
+pub(crate) fn may_observe() -> bool {
     has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))
 }
 

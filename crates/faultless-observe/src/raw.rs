@@ -36,14 +36,14 @@ record!(File is 680 bytes {
 
 record!(Task is 48 bytes { header: Header, at: u64, what: u32, parent: u32, comm: [u8; 16] });
 
-record!(Fault is 152 bytes {
+record!(Fault is 160 bytes {
     header: Header, at: u64, address: u64, ip: u64, file: FileId, page: u64, flags: u32, stack: i32,
-    first: u64, wait: u64, retry: u64, retry_asleep: u64, causes: [u64; CAUSES],
+    took: u64, first: u64, wait: u64, retry: u64, retry_asleep: u64, causes: [u64; CAUSES],
 });
 
-record!(Wait is 96 bytes {
+record!(Wait is 104 bytes {
     header: Header, mm: u64, at: u64, until: u64, address: u64, length: u64, file: FileId, page: u64,
-    flags: u32, owner: u32, cpu: u64,
+    flags: u32, owner: u32, cpu: u64, granted: u64,
 });
 
 record!(Hold is 192 bytes {

@@ -7,7 +7,7 @@ use crate::model::{
 use crate::names;
 use faultless_trace::{CAUSES, Cause, Doing, FileNo, Hold, Nanos};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Names the layout of [`Report`]; it changes when a reader of the former would misread the latter.
 pub const SCHEMA: &str = "faultless.observe/1";
@@ -65,6 +65,8 @@ pub struct Observed {
     pub began_unix: f64,
     /// The kernel's release.
     pub kernel: String,
+    /// When it began, in seconds of CLOCK_MONOTONIC.
+    pub began_monotonic: f64,
     /// Processors online.
     pub processors: u32,
     /// Tracepoints that this kernel lacks.
@@ -164,6 +166,10 @@ pub struct Group {
     pub device_ms: f64,
     /// Waiting for a processor.
     pub runnable_ms: f64,
+    /// Waits of system calls for mmap_lock, of at least 20 µs each.
+    pub call_waits: u64,
+    /// Their time.
+    pub call_wait_ms: f64,
     /// How long a fault takes.
     pub latency_us: Quantiles,
 }
@@ -467,31 +473,45 @@ fn histogram(sums: &FaultSums) -> Vec<(f64, f64, u64)> {
 }
 
 fn groups(model: &Model) -> Vec<Group> {
-    let mut all: BTreeMap<(u32, String), (std::collections::BTreeSet<u32>, FaultSums)> =
-        BTreeMap::new();
+    #[derive(Default)]
+    struct Sums {
+        threads: BTreeSet<u32>,
+        faults: FaultSums,
+        calls: (u64, Nanos),
+    }
+    let mut all: BTreeMap<(u32, String), Sums> = BTreeMap::new();
+    let of = |pid, tid| (pid, model::group(model.thread_name(tid)));
     for (&(pid, tid, _), sums) in &model.faults {
-        let name = model::group(model.thread_name(tid));
-        let group = all.entry((pid, name)).or_default();
-        group.0.insert(tid);
-        group.1.add(sums);
+        let group = all.entry(of(pid, tid)).or_default();
+        group.threads.insert(tid);
+        group.faults.add(sums);
+    }
+    let watched = |pid| model.targets.contains(pid);
+    for (&(pid, tid), calls) in model.calls_of.iter().filter(|((pid, _), _)| watched(pid)) {
+        let group = all.entry(of(pid, tid)).or_default();
+        group.threads.insert(tid);
+        group.calls.0 += calls.0;
+        group.calls.1 += calls.1;
     }
     let mut rows: Vec<Group> = all
         .into_iter()
-        .map(|((pid, name), (threads, sums))| Group {
+        .map(|((pid, name), sums)| Group {
             pid,
             process: model.process_name(pid).to_owned(),
             name,
-            threads: threads.len(),
-            stalled: sums.faults,
-            major: sums.major,
-            total_ms: ms(sums.total),
-            lock_wait_ms: ms(sums.wait),
-            device_ms: ms(device(&sums)),
-            runnable_ms: ms(sums.causes[Cause::Cpu as usize]),
-            latency_us: quantiles(&sums),
+            threads: sums.threads.len(),
+            stalled: sums.faults.faults,
+            major: sums.faults.major,
+            total_ms: ms(sums.faults.total),
+            lock_wait_ms: ms(sums.faults.wait),
+            device_ms: ms(device(&sums.faults)),
+            runnable_ms: ms(sums.faults.causes[Cause::Cpu as usize]),
+            call_waits: sums.calls.0,
+            call_wait_ms: ms(sums.calls.1),
+            latency_us: quantiles(&sums.faults),
         })
         .collect();
-    rows.sort_by(|a, b| b.total_ms.total_cmp(&a.total_ms));
+    rows.sort_by(|a, b| (b.total_ms + b.call_wait_ms).total_cmp(&(a.total_ms + a.call_wait_ms)));
     rows.truncate(ROWS_MAX);
     rows
 }
@@ -637,7 +657,15 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
         let asleep = || hold.stack.map(|s| model::asleep_in(model.stack(s)));
         let text = match cause {
             Cause::Device | Cause::Page => {
-                let how = if cause == Cause::Device {
+                let own_read = || {
+                    hold.stack.is_some_and(|s| {
+                        model
+                            .stack(s)
+                            .iter()
+                            .any(|f| f.starts_with("filemap_read_folio"))
+                    })
+                };
+                let how = if cause == Cause::Device || own_read() {
                     "reading"
                 } else {
                     "waiting for others to read"
@@ -721,23 +749,28 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
     victims.sort_by(|a, b| b.deed.ms.total_cmp(&a.deed.ms));
     let longest = victims.first().map_or(0.0, |v| v.deed.ms);
     let who = |d: &Deed| match d.detail.as_str() {
-        "" => format!("{} ({}), {}", d.thread, d.tid, d.what),
-        detail => format!("{} ({}), {} of {}", d.thread, d.tid, d.what, detail),
+        "" => format!("{} ({}) in {}", d.thread, d.tid, d.what),
+        detail => format!("{} ({}) in {} of {}", d.thread, d.tid, d.what, detail),
+    };
+    let waits = match c.waits {
+        1 => "A wait".to_owned(),
+        n => format!("{n} waits"),
+    };
+    let together = match c.waits {
+        1 => duration(longest),
+        _ => format!(
+            "{} together, up to {}",
+            duration(ms(c.total)),
+            duration(longest)
+        ),
     };
     let mut sentence = format!(
-        "{} waited for the mmap_lock of process {}, up to {} and {} together, because {} held it for {} for {}, {}",
-        if c.waits == 1 {
-            "1 thread".to_owned()
-        } else {
-            format!("{} waits", c.waits)
-        },
+        "{waits} for the mmap_lock of {} ({}) took {together}: {} held it for {}, {}, {was}",
+        model.process_name(c.hold.target),
         c.hold.target,
-        duration(longest),
-        duration(ms(c.total)),
         who(&holder),
         if c.hold.write { "writing" } else { "reading" },
         duration(holder.ms),
-        was,
     );
     if c.hold.open {
         sentence.push_str(", and still does");
@@ -773,7 +806,8 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
 /// A duration for people.
 pub fn duration(ms: f64) -> String {
     match ms {
-        ms if ms >= 60_000.0 => format!("{:.1} min", ms / 60_000.0),
+        ms if ms >= 600_000.0 => format!("{:.0} min", ms / 60_000.0),
+        ms if ms >= 10_000.0 => format!("{:.1} s", ms / 1_000.0),
         ms if ms >= 1_000.0 => format!("{:.2} s", ms / 1_000.0),
         ms if ms >= 10.0 => format!("{ms:.0} ms"),
         ms if ms >= 1.0 => format!("{ms:.1} ms"),

@@ -155,10 +155,9 @@ impl Translator {
                 let file = self.file(r.file, tell);
                 let stack = self.stack(r.stack, stack_of, tell);
                 let has = |flag| r.flags & flag != 0;
-                let took = r.first + r.wait + r.retry;
                 tell(Event::Fault(Fault {
                     at: self.at(r.at),
-                    took,
+                    took: r.took,
                     tid: r.header.tid,
                     pid: r.header.pid,
                     address: r.address,
@@ -199,6 +198,7 @@ impl Translator {
                     page: r.page,
                     owner: (r.owner != 0).then_some(r.owner),
                     cpu: r.cpu,
+                    granted: r.granted,
                 }));
             }
             Raw::Hold(r) => {

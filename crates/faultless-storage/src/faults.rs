@@ -44,6 +44,9 @@ pub struct Faults {
     pub delay: Delay,
     /// Reads that touch these bytes of the file fail with EIO.
     pub broken: Vec<Range<u64>>,
+    /// The first read that touches one of these ranges fails with EIO, at once; those after it do not.
+    #[serde(default)]
+    pub broken_once: Vec<Range<u64>>,
     /// Reads that touch these bytes are not answered before this list changes and no longer holds them.
     pub stuck: Vec<Range<u64>>,
     /// No read returns more bytes than this. For [`Storage::uncached`](crate::Storage::uncached): in the page cache, the

@@ -230,6 +230,12 @@ impl Filesystem for Files {
         let server = &self.0;
         let (spread, tail) = (server.random(), server.random());
         let mut q = lock(&server.queue);
+        let this =
+            |r: &std::ops::Range<u64>| touches(std::slice::from_ref(r), offset, u64::from(size));
+        if let Some(at) = q.faults.broken_once.iter().position(this) {
+            q.faults.broken_once.swap_remove(at);
+            return reply.error(Errno::EIO);
+        }
         let waiting = Waiting {
             due: Instant::now() + q.faults.delay.draw(spread, tail),
             offset,

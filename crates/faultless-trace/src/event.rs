@@ -213,8 +213,10 @@ pub struct Wait {
     pub page: u64,
     /// The thread that the lock word named as its writer when the wait began.
     pub owner: Option<u32>,
-    /// Of the wait: woken already, and no processor was free.
+    /// Of the wait: able to run, and no processor was free.
     pub cpu: Nanos,
+    /// The last of that: the lock was the waiter's already, or free for it, and it could not run to take it.
+    pub granted: Nanos,
 }
 
 /// A hold of an mmap_lock that was long, or that others waited for.

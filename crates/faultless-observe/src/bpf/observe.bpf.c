@@ -125,6 +125,7 @@ struct thread {
 	/* The wait for a watched mmap_lock; mm 0 is none. */
 	__u64 wait_mm;
 	__u64 wait_cpu;
+	__u64 wait_granted;
 	__u32 wait_flags;
 	__u32 wait_owner;
 	__u32 wait_target;
@@ -176,7 +177,7 @@ static __always_inline void fill_header(struct header *header, __u8 kind, struct
 	header->target = target;
 }
 
-static __noinline int tell_task(struct task_struct *task, __u32 what, __u32 parent)
+static __always_inline int tell_name(struct task_struct *task, const char *name, __u32 what, __u32 parent)
 {
 	struct record_task *record = reserve(sizeof(*record));
 	if (!record)
@@ -185,9 +186,14 @@ static __noinline int tell_task(struct task_struct *task, __u32 what, __u32 pare
 	record->at = bpf_ktime_get_ns();
 	record->what = what;
 	record->parent = parent;
-	bpf_probe_read_kernel_str(record->comm, sizeof(record->comm), task->comm);
+	bpf_probe_read_kernel_str(record->comm, sizeof(record->comm), name);
 	submit(record);
 	return 0;
+}
+
+static __noinline int tell_task(struct task_struct *task, __u32 what, __u32 parent)
+{
+	return task ? tell_name(task, task->comm, what, parent) : 0;
 }
 
 static __always_inline bool is_target(__u32 pid)
@@ -216,7 +222,8 @@ static __always_inline struct thread *made(struct task_struct *task)
 static __always_inline __u32 watched(struct mm_struct *mm)
 {
 	struct task_struct *owner = mm->owner;
-	if (!owner)
+	/* A fork's new mm has a child as its owner that is not yet a process of its own. */
+	if (!owner || owner->mm != mm)
 		return 0;
 	__u32 pid = owner->tgid;
 	return is_target(pid) ? pid : 0;
@@ -398,6 +405,7 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		record->page = t->page;
 		record->flags = t->fault_flags;
 		record->stack = t->stack;
+		record->took = now - at;
 		record->first = t->fault_flags & FAULT_LOCKED ? t->first : now - at;
 		record->wait = t->waited;
 		record->retry = retry;
@@ -513,6 +521,7 @@ static __always_inline void tell_wait(struct thread *t, struct task_struct *task
 	record->flags = flags;
 	record->owner = t->wait_owner;
 	record->cpu = t->wait_cpu;
+	record->granted = t->wait_granted;
 	submit(record);
 }
 
@@ -545,6 +554,7 @@ static __always_inline int start_locking(struct mm_struct *mm, bool write)
 	t->wait_target = target;
 	t->wait_since = now;
 	t->wait_cpu = 0;
+	t->wait_granted = 0;
 	t->wait_flags = write ? LOCK_WRITE : 0;
 	t->wait_owner = 0;
 	if (mm->mmap_lock.count.counter & 1) { /* RWSEM_WRITER_LOCKED */
@@ -791,6 +801,7 @@ static __always_inline void charge(struct thread *t, __u64 now)
 	t->on_at = now;
 	if (t->wait_mm) {
 		t->wait_cpu += cpu;
+		t->wait_granted = cpu;
 		return;
 	}
 	if (t->reclaim_at) {
@@ -980,6 +991,10 @@ int BPF_PROG(fuse_request_send, const struct fuse_req *req)
 		return 0;
 	if (BPF_CORE_READ(req, in.h.opcode) != FUSE_READ)
 		return 0;
+	/* A page that is there already, whose first read failed, is read again without being added. */
+	t->looking = CAUSE_DEVICE + 1;
+	if (t->fault_at && t->retry_at && t->first)
+		t->fault_flags |= FAULT_GONE;
 	__u64 key = (__u64)req;
 	struct fuse_sent sent = {};
 	sent.at = bpf_ktime_get_ns();
@@ -1037,12 +1052,10 @@ int BPF_PROG(process_exec, struct task_struct *task, int old_pid)
 }
 
 SEC("tp_btf/task_rename")
-int BPF_PROG(task_rename, struct task_struct *task)
+int BPF_PROG(task_rename, struct task_struct *task, const char *name)
 {
-	/* Fires before the name changes: the next event of the thread tells it anew. */
-	struct thread *t = known(task);
-	if (t)
-		t->on_at = 0;
+	if (known(task))
+		tell_name(task, name, TASK_SEEN, 0);
 	return 0;
 }
 
@@ -1104,6 +1117,8 @@ int going_on(struct bpf_iter__task *ctx)
 			record.cause[j] = hold->cause[j];
 		if (off && off < now && t->off_why < CAUSES)
 			record.cause[t->woken_at ? CAUSE_CPU : t->off_why] += now - off;
+		if (hold->doing == DOING_SYSCALL)
+			name_read(&record, task);
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
 	if (t->wait_mm) {
@@ -1122,6 +1137,7 @@ int going_on(struct bpf_iter__task *ctx)
 		record.flags = t->wait_flags | LOCK_OPEN;
 		record.owner = t->wait_owner;
 		record.cpu = t->wait_cpu;
+		record.granted = 0;
 		bpf_seq_write(seq, &record, sizeof(record));
 	} else if (t->fault_at && t->off_at && in_fault(t, task)) {
 		struct record_fault record = {};
@@ -1134,6 +1150,7 @@ int going_on(struct bpf_iter__task *ctx)
 		record.page = t->page;
 		record.flags = t->fault_flags | FAULT_OPEN;
 		record.stack = t->off_stack;
+		record.took = now - t->fault_at;
 		record.first = t->fault_flags & FAULT_LOCKED ? t->first : now - t->fault_at;
 		record.wait = t->waited;
 		record.retry = t->retry_at ? now - t->retry_at : 0;

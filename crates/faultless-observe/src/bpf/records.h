@@ -90,6 +90,7 @@ struct record_fault {
 	__u64 page; /* of the file */
 	__u32 flags;
 	__s32 stack;
+	__u64 took; /* all of it */
 	__u64 first; /* the attempt without mmap_lock, with its sleeps */
 	__u64 wait; /* for mmap_lock */
 	__u64 retry; /* under mmap_lock */
@@ -118,6 +119,7 @@ struct record_wait {
 	__u32 flags;
 	__u32 owner; /* the writer in the lock word when the wait began, 0 if there was none */
 	__u64 cpu; /* could run, and no processor was free */
+	__u64 granted; /* the last of that: woken because the lock is its own now, or free for it */
 };
 
 struct record_hold {

@@ -367,7 +367,7 @@ fn tables(r: &Report) -> String {
 }
 
 /// What a holder mostly did.
-fn mostly(b: &faultless_observe::BlameRow) -> String {
+pub(crate) fn mostly(b: &faultless_observe::BlameRow) -> String {
     let elsewhere: f64 = b.holder_time_ms.values().sum();
     let running = ("running", b.held_ms - elsewhere);
     let parts = b.holder_time_ms.iter().map(|(k, v)| (*k, *v));

@@ -7,7 +7,7 @@
 //! Memory is bounded whatever happens: by so many holds for each lock, so many convoys, bins and threads.
 
 use crate::names;
-use crate::timeline::{HoldNo, SEGMENTS_MAX, Timeline};
+use crate::timeline::{HoldNo, SEGMENTS_MAX, Segment, Timeline};
 use faultless_trace::{
     CAUSES, Cause, Doing, Event, Fault, FileNo, Hold, LockId, Nanos, ProcessChange, StackNo, Wait,
 };
@@ -365,6 +365,8 @@ pub(crate) struct Model {
     locks: HashMap<LockId, Lock>,
     threads: HashMap<u32, (u32, String)>,
     files: HashMap<FileNo, String>,
+    /// What a thread read last under a lock.
+    reads: HashMap<u32, String>,
     stacks: HashMap<StackNo, Vec<String>>,
     pub(crate) targets: std::collections::BTreeSet<u32>,
     doers: HashMap<Doer, usize>,
@@ -537,6 +539,14 @@ impl Model {
     }
 
     fn hold(&mut self, hold: Hold) {
+        if !hold.reads.is_empty() && self.reads.len() < NAMES_MAX {
+            self.reads.insert(hold.tid, hold.reads.clone());
+        }
+        self.held(hold, Timeline::add);
+    }
+
+    /// Takes in a hold, and puts it into its lock's timeline in the given way.
+    fn held(&mut self, hold: Hold, add: fn(&mut Timeline, Nanos, Nanos, HoldNo, bool)) {
         self.now = self.now.max(hold.at + hold.took);
         let doer = self.doer(&hold);
         let sleep = (hold.longest_sleep > 0)
@@ -555,8 +565,13 @@ impl Model {
         let lock = self.locks.entry(hold.lock).or_default();
         lock.seen.insert(hold.tid);
         let no = lock.first + lock.holds.len() as u64;
-        lock.timeline
-            .add(hold.at, hold.at + hold.took, no, hold.write);
+        add(
+            &mut lock.timeline,
+            hold.at,
+            hold.at + hold.took,
+            no,
+            hold.write,
+        );
         lock.holds.push_back((hold, doer));
         if lock.holds.len() > SEGMENTS_MAX {
             lock.holds.pop_front();
@@ -620,21 +635,20 @@ impl Model {
         // queued is not told; any other must be the head here as well.
         if let Some(owner) = wait.owner {
             self.doubts.checked += 1;
-            let near = from + OWNER_NEAR;
-            let mut known = lock
-                .timeline
-                .between(from, near.min(to))
-                .filter_map(|s| Some((s.write, lock.hold(s.hold)?.0.tid)))
-                .peekable();
-            let nobody = known.peek().is_none();
-            let right = if nobody {
-                lock.timeline
-                    .between(from, to)
-                    .last()
-                    .is_none_or(|s| s.from < from + CONVOY_MIN)
-            } else {
-                known.any(|(write, tid)| write && tid == owner)
-            };
+            let near = (from + OWNER_NEAR).min(to);
+            let of = |s: &Segment| Some((s.write, lock.hold(s.hold)?.0.tid));
+            let named = |s: Segment| of(&s) == Some((true, owner));
+            let covers = |s: &Segment| s.from == from && s.to == near;
+            let right = lock.timeline.between(from, near).any(named)
+                || match lock.timeline.between(from, near).last() {
+                    Some(s) => !covers(&s),
+                    // Nobody is known: then the hold was short, and another one follows soon.
+                    None => lock
+                        .timeline
+                        .between(from, to)
+                        .last()
+                        .is_none_or(|s| s.from < from + CONVOY_MIN),
+                };
             self.doubts.out_of_step += u64::from(!right);
         }
         let unexplained = wait.took.saturating_sub(explained);
@@ -719,9 +733,13 @@ impl Model {
         if self.targets.contains(&wait.pid) {
             self.spread(wait.tid, wait.pid, from, to, &parts);
         }
-        // It kept others out from the moment when it was woken, although it could not run.
-        if let Some(granted) = granted {
-            self.hold(granted);
+        // It kept others out from the moment when it was woken, although it could not run; but a writer that was woken may
+        // be overtaken.
+        if let Some(mut granted) = granted {
+            if matches!(wait.doing, Doing::Call(_)) {
+                granted.reads = self.reads.get(&wait.tid).cloned().unwrap_or_default();
+            }
+            self.held(granted, Timeline::add_between);
         }
         self.retire();
     }

@@ -67,6 +67,35 @@ impl Timeline {
         }
     }
 
+    /// Adds a hold where nobody else is known to have held the lock.
+    pub(crate) fn add_between(&mut self, from: Nanos, to: Nanos, hold: HoldNo, write: bool) {
+        let mut held = Vec::new();
+        while let Some(last) = self.segments.pop_back_if(|s| s.to > from) {
+            held.push(last);
+        }
+        let mut at = from;
+        for segment in held.into_iter().rev() {
+            if segment.from > at && at < to {
+                self.segments.push_back(Segment {
+                    from: at,
+                    to: segment.from.min(to),
+                    hold,
+                    write,
+                });
+            }
+            at = at.max(segment.to);
+            self.segments.push_back(segment);
+        }
+        if at < to {
+            self.segments.push_back(Segment {
+                from: at,
+                to,
+                hold,
+                write,
+            });
+        }
+    }
+
     /// The segments between two instants, cut to them, latest first.
     pub(crate) fn between(&self, from: Nanos, to: Nanos) -> impl Iterator<Item = Segment> + '_ {
         self.segments
@@ -124,6 +153,27 @@ mod tests {
     fn a_read_that_joined_late_is_the_head_only_after_the_first_has_gone() {
         let timeline = of(&[(0, 10, false), (9, 12, false)]);
         assert_eq!(explained(&timeline, 0, 20), [(0, 10, 0), (10, 12, 1)]);
+    }
+
+    #[test]
+    fn what_is_added_between_leaves_the_others_alone() {
+        let mut timeline = of(&[(0, 10, true), (12, 20, true), (25, 30, true)]);
+        timeline.add_between(5, 40, 9, true);
+        assert!(timeline.is_sound());
+        assert_eq!(
+            explained(&timeline, 0, 50),
+            [
+                (0, 10, 0),
+                (10, 12, 9),
+                (12, 20, 1),
+                (20, 25, 9),
+                (25, 30, 2),
+                (30, 40, 9)
+            ]
+        );
+        let mut timeline = of(&[(0, 10, true)]);
+        timeline.add_between(2, 8, 9, true);
+        assert_eq!(explained(&timeline, 0, 50), [(0, 10, 0)]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::contender::{self, Contender, Hint, Kind, PageBuffer, Terms};
 use crate::data::{Permutation, mix, word_of, wrong_bytes};
 use crate::machine::LockTracepoint;
 use crate::neighbour::{Ballast, Neighbour, histogram};
+use crate::onlooker::Onlooker;
 use crate::scenario::{Access, Scenario};
 use crate::simulate::Zipf;
 use anyhow::{Context, bail};
@@ -112,6 +113,12 @@ pub struct Measured {
     pub device_bytes: u64,
     /// Processor time of the process, the neighbour's threads included.
     pub cpu_s: f64,
+    /// Processor time of the process that looks on, if one does, from its start to its end.
+    pub onlooker_cpu_s: Option<f64>,
+    /// The most memory that it had, in bytes.
+    pub onlooker_resident_bytes: Option<u64>,
+    /// Records that it lost.
+    pub onlooker_lost: Option<u64>,
     /// Most memory that the process had beyond what it had before.
     pub resident_max_bytes: u64,
     /// Frames of the contender beyond its budget, at most, where it has one and they can be told: from smaps, after the
@@ -491,6 +498,7 @@ impl Bench {
             // Let it get going.
             std::thread::sleep(Duration::from_millis(100));
         }
+        let onlooker = cell.kind.way().map(Onlooker::start).transpose()?;
         let mut m = Measured {
             wrong_bytes: wrong_before,
             ..Measured::default()
@@ -560,7 +568,7 @@ impl Bench {
             m.device_bytes = proc_number("/proc/self/io", "read_bytes:") - device;
             m.misses = match (cell.kind, contender.misses().zip(misses)) {
                 (_, Some((now, then))) => now - then,
-                (Kind::Mmap, None) => major_faults() - faults,
+                (kind, None) if kind.is_kernel_mmap() => major_faults() - faults,
                 _ => results.iter().flatten().flatten().map(|r| r.reads).sum(),
             };
             m.resident_max_bytes =
@@ -570,6 +578,12 @@ impl Bench {
                 .map(|r| r.unwrap_or_else(|_| bail!("a reader thread panicked")))
                 .collect()
         });
+        if let Some(onlooker) = onlooker {
+            let done = onlooker.stop()?;
+            m.onlooker_cpu_s = Some(done.cpu_s);
+            m.onlooker_resident_bytes = Some(done.resident_max_bytes);
+            m.onlooker_lost = done.lost;
+        }
         if let Some(n) = neighbour {
             let done = n.stop()?;
             m.neighbour_per_s = Some(done.per_s);

@@ -6,6 +6,7 @@
     reason = "contenders are made of mmap, pread and userfaultfd"
 )]
 
+use crate::onlooker::Way;
 use anyhow::Context;
 use faultless::{Advice, Bytes, Map, Pool};
 use faultless_sys::mem::{self, PAGE};
@@ -36,6 +37,12 @@ pub enum Kind {
     Program,
     /// The same program under `faultless run`.
     ProgramServed,
+    /// The kernel's mmap while `faultless observe` looks on.
+    MmapObserved,
+    /// … while it records a trace.
+    MmapTraced,
+    /// … while `perf record` records the same tracepoints.
+    MmapRecorded,
 }
 
 impl Kind {
@@ -43,19 +50,44 @@ impl Kind {
     pub const ALL: [Kind; 4] = [Kind::Mmap, Kind::Pread, Kind::UffdMonitor, Kind::Faultless];
     /// A program of its own, without and with.
     pub const UNMODIFIED: [Kind; 2] = [Kind::Program, Kind::ProgramServed];
-    /// All of both.
-    pub const EVERY: [Kind; 6] = [
+    /// The kernel's mmap, without and with somebody who looks on.
+    pub const OBSERVED: [Kind; 4] = [
+        Kind::Mmap,
+        Kind::MmapObserved,
+        Kind::MmapTraced,
+        Kind::MmapRecorded,
+    ];
+    /// All of these.
+    pub const EVERY: [Kind; 9] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
         Kind::Faultless,
         Kind::Program,
         Kind::ProgramServed,
+        Kind::MmapObserved,
+        Kind::MmapTraced,
+        Kind::MmapRecorded,
     ];
 
     /// Whether this is the one that others are compared with.
     pub fn is_baseline(self) -> bool {
         matches!(self, Kind::Mmap | Kind::Program)
+    }
+
+    /// Whether pages are read by the kernel's mmap.
+    pub fn is_kernel_mmap(self) -> bool {
+        self == Kind::Mmap || self.way().is_some()
+    }
+
+    /// How somebody looks on.
+    pub fn way(self) -> Option<Way> {
+        match self {
+            Kind::MmapObserved => Some(Way::Observe),
+            Kind::MmapTraced => Some(Way::Trace),
+            Kind::MmapRecorded => Some(Way::Perf),
+            _ => None,
+        }
     }
 
     /// As it is written on the command line and in tables.
@@ -67,6 +99,9 @@ impl Kind {
             Kind::Faultless => "faultless",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
+            Kind::MmapObserved => "observed",
+            Kind::MmapTraced => "observed, trace",
+            Kind::MmapRecorded => "perf record",
         }
     }
 }
@@ -167,7 +202,9 @@ impl PageBuffer {
 /// Opens a contender.
 pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>> {
     let opened: anyhow::Result<Box<dyn Contender>> = match kind {
-        Kind::Mmap => KernelMmap::open(terms).map(|c| Box::new(c) as _),
+        Kind::Mmap | Kind::MmapObserved | Kind::MmapTraced | Kind::MmapRecorded => {
+            KernelMmap::open(terms).map(|c| Box::new(c) as _)
+        }
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless => Engine::open(terms).map(|c| Box::new(c) as _),

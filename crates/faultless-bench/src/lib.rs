@@ -4,6 +4,7 @@
 //! * [`data`]: the file, whose bytes are a function of their position, and the order in which its pages are read.
 //! * [`contender`]: ways to read a page.
 //! * [`neighbour`]: what disturbs the readers.
+//! * [`onlooker`]: who observes them, so that its cost can be told.
 //! * [`cell`]: one measurement: one contender beside one neighbour.
 //! * [`plan`]: all measurements of a run: which, in what order, in which process; and the rows that come out.
 //! * [`unmodified`]: a plain C program, by itself and under `faultless run`.
@@ -19,6 +20,7 @@ pub mod group;
 pub mod html;
 pub mod machine;
 pub mod neighbour;
+pub mod onlooker;
 pub mod plan;
 pub mod scenario;
 pub mod simulate;

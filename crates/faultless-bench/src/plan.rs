@@ -99,6 +99,12 @@ pub struct Row {
     pub device_bytes: u64,
     /// Processor seconds of the process in one measurement, the neighbour's threads included.
     pub cpu_s: f64,
+    /// Processor seconds of the process that looks on, if one does, from its start to its end.
+    pub onlooker_cpu_s: Option<f64>,
+    /// The most memory that it had in any round, in bytes.
+    pub onlooker_resident_bytes: Option<u64>,
+    /// Records that it lost in all rounds.
+    pub onlooker_lost: Option<u64>,
     /// Pages that the device delivered, divided by pages read.
     pub device_reads_per_read: f64,
     /// The latency at each of [`QUANTILES`](crate::cell::QUANTILES), in microseconds; in the hot scenarios of one load.
@@ -246,7 +252,7 @@ impl Plan {
             (Access::Scan, Kind::UffdMonitor) => false,
             (Access::Scan, _) => true,
             // A monitor that evicts nothing, and reads without a cache, have no part in these.
-            (_, kind) => matches!(kind, Kind::Mmap | Kind::Faultless),
+            (_, kind) => kind.is_kernel_mmap() || kind == &Kind::Faultless,
         };
         self.contenders.iter().copied().filter(suits).collect()
     }
@@ -266,7 +272,7 @@ impl Plan {
                 counts
             }
             // MADV_RANDOM reads nothing ahead, but makes the kernel forget which pages are in use.
-            Kind::Mmap if scenario.pressure() => vec![0, 1],
+            kind if kind.is_kernel_mmap() && scenario.pressure() => vec![0, 1],
             _ => vec![0],
         }
     }
@@ -646,7 +652,7 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         contender: kind,
         variant: match (kind, variant) {
             (Kind::UffdMonitor, n) => format!("monitors={n}"),
-            (Kind::Mmap, 1) => "no MADV_RANDOM".to_owned(),
+            (kind, 1) if kind.is_kernel_mmap() => "no MADV_RANDOM".to_owned(),
             _ => String::new(),
         },
         threads: setting.threads,
@@ -666,6 +672,9 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         mmap_lock_per_miss_process: med_if(&|m| per_miss(m, m.locks_process)),
         device_bytes: med(&|m| m.device_bytes as f64) as u64,
         cpu_s: med(&|m| m.cpu_s),
+        onlooker_cpu_s: med_if(&|m| m.onlooker_cpu_s),
+        onlooker_resident_bytes: ms.iter().filter_map(|m| m.onlooker_resident_bytes).max(),
+        onlooker_lost: ms.iter().map(|m| m.onlooker_lost).sum(),
         latency_us: {
             let points = ms.iter().map(|m| m.latency_us.len()).min().unwrap_or(0);
             (0..points).map(|i| med(&|m| m.latency_us[i])).collect()

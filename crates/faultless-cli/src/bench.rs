@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// Measure a plain C program that maps the file, by itself and under `faultless run`, in place of the contenders.
     #[arg(long, conflicts_with_all = ["contenders", "storage_delay"])]
     unmodified: bool,
+    /// Measure what observing costs: the kernel's mmap by itself, under `faultless observe`, with its --trace, and under
+    /// `perf record` of the same tracepoints.
+    #[arg(long, conflicts_with_all = ["contenders", "unmodified"])]
+    observed: bool,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
@@ -184,6 +188,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         contenders = Kind::UNMODIFIED.to_vec();
         // Found out before minutes are spent.
         crate::run::library()?;
+    } else if args.observed {
+        contenders = Kind::OBSERVED.to_vec();
     } else if contenders.is_empty() {
         contenders = Kind::ALL.to_vec();
     }
@@ -447,6 +453,7 @@ fn table(rows: &[Row]) -> Table {
     let access = rows.first().map_or(Access::Cold, |r| r.scenario.access());
     let neighbour = rows.iter().any(|r| r.neighbour_per_s.is_some());
     let pressure = rows.iter().any(|r| r.scenario.pressure());
+    let onlooker = rows.iter().any(|r| r.onlooker_cpu_s.is_some());
     let mut header = vec![""];
     match access {
         Access::Hot => header.extend(["loads/s", "× mmap", "ns/load", "p99 of 4,096"]),
@@ -467,6 +474,9 @@ fn table(rows: &[Row]) -> Table {
     }
     if neighbour {
         header.extend(["neighbour/s", "its p99"]);
+    }
+    if onlooker {
+        header.extend(["observer's CPU s", "its memory", "lost"]);
     }
     t.set_header(header);
     let mmap = rows
@@ -519,6 +529,15 @@ fn table(rows: &[Row]) -> Table {
         if neighbour {
             line.push(r.neighbour_per_s.map_or_else(String::new, count));
             line.push(r.neighbour_p99_us.map_or_else(String::new, micros));
+        }
+        if onlooker {
+            let bytes = |b| format!("{} MiB", b >> 20);
+            line.push(
+                r.onlooker_cpu_s
+                    .map_or_else(String::new, |s| format!("{s:.2}")),
+            );
+            line.push(r.onlooker_resident_bytes.map_or_else(String::new, bytes));
+            line.push(r.onlooker_lost.map_or_else(String::new, |n| n.to_string()));
         }
         t.add_row(line);
     }

@@ -1,0 +1,211 @@
+//! Who looks on: a process that observes the one that is measured, so that its cost can be told.
+
+#![allow(unsafe_code, reason = "kill(2) and wait4(2)")]
+
+use anyhow::{Context, bail, ensure};
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How a process looks on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// `faultless observe`, with a report at the end: what the live view needs as well.
+    Observe,
+    /// The same, with `--trace`.
+    Trace,
+    /// `perf record` of the tracepoints that `faultless observe` looks at.
+    Perf,
+}
+
+/// The tracepoints of `faultless observe` that the workloads here reach.
+const EVENTS: [&str; 12] = [
+    "mmap_lock:*",
+    "exceptions:page_fault_user",
+    "exceptions:page_fault_kernel",
+    "filemap:mm_filemap_fault",
+    "filemap:mm_filemap_add_to_page_cache",
+    "sched:sched_switch",
+    "sched:sched_wakeup",
+    "lock:contention_begin",
+    "lock:contention_end",
+    "vmscan:mm_vmscan_direct_reclaim_begin",
+    "vmscan:mm_vmscan_direct_reclaim_end",
+    "block:block_rq_complete",
+];
+
+/// How long it may take to begin, and to end.
+const BUDGET: Duration = Duration::from_secs(60);
+
+/// What it took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Done {
+    /// Processor seconds, from its start to its end, and not in the tracepoints.
+    pub cpu_s: f64,
+    /// The most memory that it had, in bytes.
+    pub resident_max_bytes: u64,
+    /// Records that it lost, where it says so.
+    pub lost: Option<u64>,
+}
+
+/// A process that looks on.
+#[derive(Debug)]
+pub struct Onlooker {
+    child: Child,
+    way: Way,
+    out: Option<std::thread::JoinHandle<String>>,
+    file: PathBuf,
+}
+
+impl Onlooker {
+    /// Starts it, and waits until it looks.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started, or ended.
+    pub fn start(way: Way) -> anyhow::Result<Onlooker> {
+        let pid = std::process::id().to_string();
+        let file = std::env::temp_dir().join(format!("faultless-onlooker-{pid}"));
+        let mut command = match way {
+            Way::Observe | Way::Trace => {
+                let mut c = Command::new(std::env::current_exe()?);
+                c.args([
+                    "observe",
+                    "--json",
+                    "--no-children",
+                    "--duration",
+                    "1h",
+                    "-p",
+                    &pid,
+                ]);
+                if way == Way::Trace {
+                    c.arg("--trace").arg(&file);
+                }
+                c
+            }
+            Way::Perf => {
+                let mut c = Command::new("perf");
+                c.args(["record", "-q", "-p", &pid, "-o"]).arg(&file);
+                for event in EVENTS {
+                    c.args(["-e", event]);
+                }
+                c
+            }
+        };
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| match way {
+                Way::Perf => "cannot start perf; apt install linux-perf".to_owned(),
+                _ => "cannot start `faultless observe`".to_owned(),
+            })?;
+        let read = |mut from: Box<dyn Read + Send>| {
+            std::thread::spawn(move || {
+                let mut text = String::new();
+                let _ = from.read_to_string(&mut text);
+                text
+            })
+        };
+        let out = child.stdout.take().map(|o| read(Box::new(o)));
+        let err = child.stderr.take().map(|e| read(Box::new(e)));
+        // It looks when it has opened what it looks through, and opens no more.
+        let began = Instant::now();
+        let (mut count, mut since) = (0, Instant::now());
+        loop {
+            let now = watching(child.id());
+            if now != count {
+                (count, since) = (now, Instant::now());
+            }
+            if count > 8 && since.elapsed() > Duration::from_millis(200) {
+                break;
+            }
+            if let Some(status) = child.try_wait()? {
+                let says = err.and_then(|e| e.join().ok()).unwrap_or_default();
+                bail!("what looks on ended with {status}: {}", says.trim());
+            }
+            if began.elapsed() > BUDGET {
+                let _ = child.kill();
+                bail!("what looks on did not begin within {BUDGET:?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Onlooker {
+            child,
+            way,
+            out,
+            file,
+        })
+    }
+
+    /// Ends it, and says what it took.
+    ///
+    /// # Errors
+    ///
+    /// It failed.
+    pub fn stop(mut self) -> anyhow::Result<Done> {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        let (mut status, pid) = (0, self.child.id() as i32);
+        let began = Instant::now();
+        // SAFETY: a signal to our own child, which has not been waited for; the structures are valid for writing.
+        let usage = unsafe {
+            libc::kill(pid, libc::SIGINT);
+            loop {
+                match libc::wait4(pid, &mut status, libc::WNOHANG, usage.as_mut_ptr()) {
+                    0 if began.elapsed() < BUDGET => std::thread::sleep(Duration::from_millis(2)),
+                    0 => {
+                        libc::kill(pid, libc::SIGKILL);
+                        bail!("what looks on did not end within {BUDGET:?}");
+                    }
+                    n if n == pid => break usage.assume_init(),
+                    _ => bail!("what looks on cannot be waited for"),
+                }
+            }
+        };
+        let status = std::process::ExitStatus::from_raw(status);
+        let text = self
+            .out
+            .take()
+            .and_then(|o| o.join().ok())
+            .unwrap_or_default();
+        let _ = std::fs::remove_file(&self.file);
+        let lost = match self.way {
+            Way::Perf => None,
+            _ => {
+                ensure!(status.success(), "what looks on ended with {status}");
+                let report: serde_json::Value = serde_json::from_str(&text)
+                    .context("the report of what looks on cannot be read")?;
+                report["doubts"]["lost"].as_u64()
+            }
+        };
+        let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+        Ok(Done {
+            cpu_s: seconds(usage.ru_utime) + seconds(usage.ru_stime),
+            resident_max_bytes: (usage.ru_maxrss as u64) << 10,
+            lost,
+        })
+    }
+}
+
+impl Drop for Onlooker {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// How many BPF links and perf events a process has open.
+fn watching(pid: u32) -> usize {
+    let Ok(all) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return 0;
+    };
+    all.flatten()
+        .filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .filter(|to| {
+            let to = to.to_string_lossy();
+            to.contains("bpf") || to.contains("[perf_event]")
+        })
+        .count()
+}

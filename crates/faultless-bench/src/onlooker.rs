@@ -44,7 +44,7 @@ const BUDGET: Duration = Duration::from_secs(60);
 pub struct Done {
     /// Processor seconds, from its start to its end, and not in the tracepoints.
     pub cpu_s: f64,
-    /// The most memory that it had, in bytes.
+    /// The most memory that it had while it looked on, in bytes.
     pub resident_max_bytes: u64,
     /// Records that it lost, where it says so.
     pub lost: Option<u64>,
@@ -149,6 +149,8 @@ impl Onlooker {
     pub fn stop(mut self) -> anyhow::Result<Done> {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
         let (mut status, pid) = (0, self.child.id() as i32);
+        // Not the usage's: that has what the process had before it executed another program.
+        let resident = high_water(self.child.id());
         let began = Instant::now();
         // SAFETY: a signal to our own child, which has not been waited for; the structures are valid for writing.
         let usage = unsafe {
@@ -184,7 +186,7 @@ impl Onlooker {
         let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
         Ok(Done {
             cpu_s: seconds(usage.ru_utime) + seconds(usage.ru_stime),
-            resident_max_bytes: (usage.ru_maxrss as u64) << 10,
+            resident_max_bytes: resident,
             lost,
         })
     }
@@ -194,6 +196,17 @@ impl Drop for Onlooker {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.file);
     }
+}
+
+/// The most memory that a process has had, in bytes.
+fn high_water(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .and_then(|l| l.trim().strip_suffix("kB"))
+        .and_then(|n| n.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 /// How many BPF links and perf events a process has open.

@@ -370,7 +370,11 @@ pub(crate) struct Model {
     stacks: HashMap<StackNo, Vec<String>>,
     pub(crate) targets: std::collections::BTreeSet<u32>,
     doers: HashMap<Doer, usize>,
+    /// The same, by thread and what it does; forgotten when a thread gets another name.
+    doers_of: HashMap<(u32, Doing), usize>,
     pub(crate) blames: Vec<(Doer, Blame)>,
+    /// The convoy that a fault's wait went to; the fault itself is told later.
+    joined: HashMap<u32, (LockId, HoldNo)>,
     worst: Vec<Convoy>,
     /// Convoys of the last seconds, for the live view.
     recent: VecDeque<Convoy>,
@@ -430,6 +434,7 @@ impl Model {
             Event::Thread(e) => {
                 if self.threads.len() < NAMES_MAX || self.threads.contains_key(&e.tid) {
                     self.threads.insert(e.tid, (e.pid, e.name.clone()));
+                    self.doers_of.retain(|(tid, _), _| *tid != e.tid);
                 }
             }
             Event::Process(e) => match e.change {
@@ -513,6 +518,11 @@ impl Model {
     // ---- Locks ----
 
     fn doer(&mut self, hold: &Hold) -> usize {
+        // Most holds are like the one before, of the same thread.
+        let short = hold.reads.is_empty().then_some((hold.tid, hold.doing));
+        if let Some(&no) = short.and_then(|key| self.doers_of.get(&key)) {
+            return no;
+        }
         let is_target = self.targets.contains(&hold.pid);
         let what = match hold.doing {
             Doing::Fault => What::Fault { kernel: false },
@@ -535,6 +545,9 @@ impl Model {
             self.blames.len() - 1
         });
         self.blames[no].1.pid = hold.pid;
+        if let Some(key) = short.filter(|_| self.doers_of.len() < NAMES_MAX) {
+            self.doers_of.insert(key, no);
+        }
         no
     }
 
@@ -546,7 +559,7 @@ impl Model {
     }
 
     /// Takes in a hold, and puts it into its lock's timeline in the given way.
-    fn held(&mut self, hold: Hold, add: fn(&mut Timeline, Nanos, Nanos, HoldNo, bool)) {
+    fn held(&mut self, hold: Hold, add: fn(&mut Timeline, Segment)) {
         self.now = self.now.max(hold.at + hold.took);
         let doer = self.doer(&hold);
         let sleep = (hold.longest_sleep > 0)
@@ -565,13 +578,15 @@ impl Model {
         let lock = self.locks.entry(hold.lock).or_default();
         lock.seen.insert(hold.tid);
         let no = lock.first + lock.holds.len() as u64;
-        add(
-            &mut lock.timeline,
-            hold.at,
-            hold.at + hold.took,
-            no,
-            hold.write,
-        );
+        let segment = Segment {
+            from: hold.at,
+            to: hold.at + hold.took,
+            hold: no,
+            tid: hold.tid,
+            doer: doer as u32,
+            write: hold.write,
+        };
+        add(&mut lock.timeline, segment);
         lock.holds.push_back((hold, doer));
         if lock.holds.len() > SEGMENTS_MAX {
             lock.holds.pop_front();
@@ -590,7 +605,8 @@ impl Model {
             .queued
             .iter()
             .rev()
-            .filter(|q| q.from < to && q.to > from && q.tid != wait.tid)
+            .take_while(|q| q.to > from)
+            .filter(|q| q.from < to && q.tid != wait.tid && !wait.write)
             .min_by_key(|q| q.from)
             .cloned();
         // Readers do not stop a reader. Those at the end were woken together with it, and the others stood between it and
@@ -600,12 +616,9 @@ impl Model {
         let mut head: Option<(HoldNo, Nanos)> = None;
         let is_fault = matches!(wait.doing, Doing::Fault | Doing::CallFault(_));
         let mut granted = None;
-        let mut charged: Vec<(usize, Nanos)> = Vec::new();
+        let mut charged: Vec<(u32, Nanos)> = Vec::new();
         for segment in lock.timeline.between(from, to) {
-            let Some((hold, doer)) = lock.hold(segment.hold) else {
-                continue;
-            };
-            if hold.tid == wait.tid {
+            if segment.tid == wait.tid {
                 continue;
             }
             shared |= segment.write;
@@ -623,9 +636,9 @@ impl Model {
                 Part::Reader
             };
             parts[part as usize] += ns;
-            match charged.iter_mut().find(|c| c.0 == *doer) {
+            match charged.iter_mut().find(|c| c.0 == segment.doer) {
                 Some(c) => c.1 += ns,
-                None => charged.push((*doer, ns)),
+                None => charged.push((segment.doer, ns)),
             }
             if head.is_none_or(|h| ns > h.1) {
                 head = Some((segment.hold, ns));
@@ -636,11 +649,13 @@ impl Model {
         if let Some(owner) = wait.owner {
             self.doubts.checked += 1;
             let near = (from + OWNER_NEAR).min(to);
-            let of = |s: &Segment| Some((s.write, lock.hold(s.hold)?.0.tid));
-            let named = |s: Segment| of(&s) == Some((true, owner));
+            // (A downgrade is told just before the lock word changes, so the owner may count as a reader already.)
+            let named = |s: Segment| s.tid == owner;
             let covers = |s: &Segment| s.from == from && s.to == near;
+            // While a lock waits for the processor of its next owner, another one may take it, and let it go unseen.
+            let seen = |s: &Segment| lock.hold(s.hold).is_some_and(|(h, _)| !is_granted(h));
             let right = lock.timeline.between(from, near).any(named)
-                || match lock.timeline.between(from, near).last() {
+                || match lock.timeline.between(from, near).filter(seen).last() {
                     Some(s) => !covers(&s),
                     // Nobody is known: then the hold was short, and another one follows soon.
                     None => lock
@@ -701,12 +716,14 @@ impl Model {
         }
         let had = |h: &(HoldNo, Nanos)| wait.took >= CONVOY_MIN && h.1 * HEAD_SHARE >= wait.took;
         if let Some((head, _)) = head.filter(had) {
-            self.convoys += u64::from(!lock.growing.iter().any(|c| c.head == head));
             self.convoy_time += wait.took;
-            Self::join(lock, head, wait, queued, self.convoys);
+            self.convoys += u64::from(Self::join(lock, head, wait, queued, self.convoys + 1));
+            if is_fault && (self.joined.len() < NAMES_MAX || self.joined.contains_key(&wait.tid)) {
+                self.joined.insert(wait.tid, (wait.lock, head));
+            }
         }
         for (doer, ns) in charged {
-            let blame = &mut self.blames[doer].1;
+            let blame = &mut self.blames[doer as usize].1;
             blame.waits += 1;
             if is_fault {
                 blame.of_faults += ns;
@@ -744,14 +761,15 @@ impl Model {
         self.retire();
     }
 
-    fn join(lock: &mut Lock, head: HoldNo, wait: &Wait, queued: Option<Queued>, no: u64) {
+    /// Adds a wait to the convoy of a hold; whether that is a new one.
+    fn join(lock: &mut Lock, head: HoldNo, wait: &Wait, queued: Option<Queued>, no: u64) -> bool {
         let (from, to) = (wait.at, wait.at + wait.took);
-        let found = lock.growing.iter().position(|c| c.head == head);
+        let found = lock.growing.iter().rposition(|c| c.head == head);
         let at = match found {
             Some(at) => at,
             None => {
                 let Some((hold, _)) = lock.hold(head) else {
-                    return;
+                    return false;
                 };
                 let convoy = Convoy {
                     no,
@@ -796,6 +814,7 @@ impl Model {
         {
             *least = victim;
         }
+        found.is_none()
     }
 
     /// Puts convoys that have ended among the worst and the recent ones.
@@ -841,17 +860,17 @@ impl Model {
 
     fn fault(&mut self, fault: &Fault) {
         self.now = self.now.max(fault.at + fault.took);
-        if fault.wait >= CONVOY_MIN {
+        if let Some((lock, head)) = self.joined.remove(&fault.tid) {
             let until = fault.at + fault.first;
-            for lock in self.locks.values_mut() {
-                for convoy in lock.growing.iter_mut().rev() {
-                    let of_this = |v: &&mut Victim| {
-                        v.wait.tid == fault.tid && v.wait.at.abs_diff(until) < 1_000
-                    };
-                    if let Some(victim) = convoy.victims.iter_mut().find(of_this) {
-                        victim.fault = Some(fault.clone());
-                    }
-                }
+            let lock = self.locks.get_mut(&lock);
+            let convoys = lock.into_iter().flat_map(|l| l.growing.iter_mut().rev());
+            let mut victims = convoys
+                .filter(|c| c.head == head)
+                .flat_map(|c| c.victims.iter_mut().rev());
+            let of_this =
+                |v: &&mut Victim| v.wait.tid == fault.tid && v.wait.at.abs_diff(until) < 1_000;
+            if let Some(victim) = victims.find(of_this) {
+                victim.fault = Some(fault.clone());
             }
         }
         if self.faults_from_events {
@@ -971,6 +990,11 @@ impl Model {
         parts[Part::Running as usize] = all.total.saturating_sub(elsewhere);
         parts
     }
+}
+
+/// Whether this is the time in which a lock waited for its next owner to run.
+fn is_granted(hold: &Hold) -> bool {
+    !hold.contended && hold.took > 0 && hold.causes[Cause::Cpu as usize] == hold.took
 }
 
 /// A thread's name without the number at its end: `worker-12` is `worker-*`.

@@ -24,6 +24,9 @@ pub(crate) struct Segment {
     pub(crate) from: Nanos,
     pub(crate) to: Nanos,
     pub(crate) hold: HoldNo,
+    /// Whose it is, and what for: kept here, since a wait looks at hundreds of these.
+    pub(crate) tid: u32,
+    pub(crate) doer: u32,
     pub(crate) write: bool,
 }
 
@@ -34,7 +37,8 @@ pub(crate) struct Timeline {
 
 impl Timeline {
     /// Adds a hold that has ended.
-    pub(crate) fn add(&mut self, from: Nanos, to: Nanos, hold: HoldNo, write: bool) {
+    pub(crate) fn add(&mut self, new: Segment) {
+        let (from, to) = (new.from, new.to);
         let mut start = from;
         // What lies within the new hold is overtaken by it; what began before it stays, up to its end.
         let mut later = Vec::new();
@@ -54,12 +58,7 @@ impl Timeline {
             }
         }
         if start < to {
-            self.segments.push_back(Segment {
-                from: start,
-                to,
-                hold,
-                write,
-            });
+            self.segments.push_back(Segment { from: start, ..new });
         }
         self.segments.extend(later.into_iter().rev());
         while self.segments.len() > SEGMENTS_MAX {
@@ -68,7 +67,8 @@ impl Timeline {
     }
 
     /// Adds a hold where nobody else is known to have held the lock.
-    pub(crate) fn add_between(&mut self, from: Nanos, to: Nanos, hold: HoldNo, write: bool) {
+    pub(crate) fn add_between(&mut self, new: Segment) {
+        let (from, to) = (new.from, new.to);
         let mut held = Vec::new();
         while let Some(last) = self.segments.pop_back_if(|s| s.to > from) {
             held.push(last);
@@ -79,20 +79,14 @@ impl Timeline {
                 self.segments.push_back(Segment {
                     from: at,
                     to: segment.from.min(to),
-                    hold,
-                    write,
+                    ..new
                 });
             }
             at = at.max(segment.to);
             self.segments.push_back(segment);
         }
         if at < to {
-            self.segments.push_back(Segment {
-                from: at,
-                to,
-                hold,
-                write,
-            });
+            self.segments.push_back(Segment { from: at, ..new });
         }
     }
 
@@ -126,10 +120,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn segment(from: Nanos, to: Nanos, hold: HoldNo, write: bool) -> Segment {
+        Segment {
+            from,
+            to,
+            hold,
+            tid: 0,
+            doer: 0,
+            write,
+        }
+    }
+
     fn of(holds: &[(Nanos, Nanos, bool)]) -> Timeline {
         let mut timeline = Timeline::default();
         for (no, &(from, to, write)) in holds.iter().enumerate() {
-            timeline.add(from, to, no as HoldNo, write);
+            timeline.add(segment(from, to, no as HoldNo, write));
         }
         timeline
     }
@@ -158,7 +163,7 @@ mod tests {
     #[test]
     fn what_is_added_between_leaves_the_others_alone() {
         let mut timeline = of(&[(0, 10, true), (12, 20, true), (25, 30, true)]);
-        timeline.add_between(5, 40, 9, true);
+        timeline.add_between(segment(5, 40, 9, true));
         assert!(timeline.is_sound());
         assert_eq!(
             explained(&timeline, 0, 50),
@@ -172,7 +177,7 @@ mod tests {
             ]
         );
         let mut timeline = of(&[(0, 10, true)]);
-        timeline.add_between(2, 8, 9, true);
+        timeline.add_between(segment(2, 8, 9, true));
         assert_eq!(explained(&timeline, 0, 50), [(0, 10, 0)]);
     }
 

@@ -125,6 +125,18 @@ impl Translator {
         }
     }
 
+    /// What a holder reads, if it reads.
+    fn reads(r: &raw::Hold) -> String {
+        if r.name[0] == 0 {
+            return String::new();
+        }
+        let (parent, name) = (raw::text(&r.parent), raw::text(&r.name));
+        match parent.as_str() {
+            "" | "/" => name,
+            parent => format!("{parent}/{name}"),
+        }
+    }
+
     /// Tells what a record says.
     pub(crate) fn translate(
         &mut self,
@@ -205,7 +217,6 @@ impl Translator {
                 let file = self.file(r.file, tell);
                 let stack = self.stack(r.stack, stack_of, tell);
                 let has = |flag| r.flags & flag != 0;
-                let (parent, name) = (raw::text(&r.parent), raw::text(&r.name));
                 tell(Event::Hold(Hold {
                     at: self.at(r.at),
                     took: r.until.saturating_sub(r.at.max(self.began)),
@@ -225,11 +236,7 @@ impl Translator {
                     causes: r.causes,
                     longest_sleep: r.longest,
                     stack,
-                    reads: match (parent.as_str(), name.as_str()) {
-                        (_, "") => String::new(),
-                        ("" | "/", name) => name.to_owned(),
-                        (parent, name) => format!("{parent}/{name}"),
-                    },
+                    reads: Self::reads(r),
                 }));
             }
             Raw::Stray(r) => tell(Event::Stray(Stray {

@@ -801,7 +801,8 @@ static __always_inline void charge(struct thread *t, __u64 now)
 	t->on_at = now;
 	if (t->wait_mm) {
 		t->wait_cpu += cpu;
-		t->wait_granted = cpu;
+		/* Woken, that is; one that was preempted has been given nothing. */
+		t->wait_granted = slept ? cpu : 0;
 		return;
 	}
 	if (t->reclaim_at) {

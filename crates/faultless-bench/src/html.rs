@@ -464,6 +464,9 @@ mod tests {
 
     fn row(scenario: Scenario, contender: Kind) -> Row {
         Row {
+            onlooker_cpu_s: None,
+            onlooker_resident_bytes: None,
+            onlooker_lost: None,
             scenario,
             contender,
             variant: String::new(),

@@ -166,9 +166,9 @@ fn remedies(out: &mut String, r: &Report) {
         duration(r.verdict.stalled_ms)
     );
     for remedy in &r.verdict.remedies {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<tr><td>{:.1} %</td><td class=\"t\"><span class=\"share\" style=\"width:{:.0}px\"></span></td><td class=\"w\">{}</td></tr>\n",
+            "<tr><td>{:.1} %</td><td class=\"t\"><span class=\"share\" style=\"width:{:.0}px\"></span></td><td class=\"w\">{}</td></tr>",
             100.0 * remedy.share,
             (120.0 * remedy.share.min(1.0)).max(1.0),
             escape(&remedy.text)
@@ -286,9 +286,9 @@ fn timeline(out: &mut String, r: &Report) {
         .fold(f64::INFINITY, f64::min);
     let mut at = 0.0;
     while step.is_finite() && at <= total_ms {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<line class=\"grid\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"14\" y2=\"{height:.0}\"/><text class=\"soft\" x=\"{0:.1}\" y=\"10\" text-anchor=\"middle\">{1}</text>\n",
+            "<line class=\"grid\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"14\" y2=\"{height:.0}\"/><text class=\"soft\" x=\"{0:.1}\" y=\"10\" text-anchor=\"middle\">{1}</text>",
             x(at),
             if at == 0.0 {
                 "0".to_owned()
@@ -302,9 +302,9 @@ fn timeline(out: &mut String, r: &Report) {
     for (no, lane) in lanes.iter().enumerate() {
         let y = TOP + no as f64 * (LANE + GAP);
         let name = escape(&lane.name);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{name} {}</text><rect class=\"lane\" data-tid=\"{}\" x=\"{LEFT}\" y=\"{y}\" width=\"{WIDTH}\" height=\"{LANE}\"><title>{name} ({}) of process {}: {}</title></rect>\n",
+            "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{name} {}</text><rect class=\"lane\" data-tid=\"{}\" x=\"{LEFT}\" y=\"{y}\" width=\"{WIDTH}\" height=\"{LANE}\"><title>{name} ({}) of process {}: {}</title></rect>",
             LEFT - 6.0,
             y + LANE - 4.0,
             lane.tid,
@@ -361,17 +361,17 @@ fn timeline(out: &mut String, r: &Report) {
             .collect();
         let from = x(convoy.at_ms);
         let says = escape(&convoy.sentence);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<rect class=\"convoy\" tabindex=\"0\" x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{CONVOY_BAND}\" data-says=\"{says}\" data-marks=\"[{}]\"><title>{says}</title></rect>\n",
+            "<rect class=\"convoy\" tabindex=\"0\" x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{CONVOY_BAND}\" data-says=\"{says}\" data-marks=\"[{}]\"><title>{says}</title></rect>",
             TOP - CONVOY_BAND - 6.0,
             (x(convoy.at_ms + convoy.ms) - from).max(2.0),
             marks.join(",")
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">convoys</text><g id=\"marks\"></g></svg>\n",
+        "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">convoys</text><g id=\"marks\"></g></svg>",
         LEFT - 6.0,
         TOP - 11.0
     );
@@ -443,9 +443,9 @@ fn blame(out: &mut String, rows: &[BlameRow]) {
             .take(3)
             .map(|(ms, what)| format!("{what} {}", duration(*ms)))
             .collect();
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<tr><td class=\"t\">{} {}{}</td><td class=\"t\">{}</td><td>{}</td><td>{:.1} %</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"t\">{}</td></tr>\n",
+            "<tr><td class=\"t\">{} {}{}</td><td class=\"t\">{}</td><td>{}</td><td>{:.1} %</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"t\">{}</td></tr>",
             escape(&b.who),
             b.pid,
             if b.neighbour { " (neighbour)" } else { "" },
@@ -477,9 +477,9 @@ fn convoys(out: &mut String, r: &Report) {
 }
 
 fn told(out: &mut String, c: &ConvoyRow) {
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<details><summary>at {}: {}</summary>\n",
+        "<details><summary>at {}: {}</summary>",
         duration(c.at_ms),
         escape(&c.sentence)
     );
@@ -498,9 +498,9 @@ fn told(out: &mut String, c: &ConvoyRow) {
     );
     for v in c.victims.iter().take(ROWS) {
         let or_dash = |ms: Option<f64>| ms.map_or_else(|| "–".to_owned(), duration);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<tr><td class=\"t\">{} {}</td><td class=\"t\">{}</td><td class=\"t\">{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td class=\"t\">{}</td></tr>\n",
+            "<tr><td class=\"t\">{} {}</td><td class=\"t\">{}</td><td class=\"t\">{}</td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td><td class=\"t\">{}</td></tr>",
             escape(&v.deed.thread),
             v.deed.tid,
             escape(&v.deed.what),
@@ -519,9 +519,9 @@ fn told(out: &mut String, c: &ConvoyRow) {
     }
     out.push_str("</table></div>\n");
     if !c.holder_stack.is_empty() {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<p class=\"soft\">The holder slept in <code>{}</code></p>\n",
+            "<p class=\"soft\">The holder slept in <code>{}</code></p>",
             escape(&c.holder_stack.join(" ← "))
         );
     }
@@ -564,9 +564,9 @@ fn faults(out: &mut String, r: &Report) {
             ],
         );
         for g in r.groups.iter().take(ROWS) {
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<tr><td class=\"t\">{}</td><td class=\"t\">{} {}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+                "<tr><td class=\"t\">{}</td><td class=\"t\">{} {}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&g.name),
                 escape(&g.process),
                 g.pid,
@@ -601,9 +601,9 @@ fn faults(out: &mut String, r: &Report) {
             ],
         );
         for f in r.files.iter().take(ROWS) {
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<tr><td class=\"t\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+                "<tr><td class=\"t\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(&f.path),
                 f.major,
                 f.gone_at_retry,

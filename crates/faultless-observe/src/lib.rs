@@ -15,6 +15,11 @@
 //!
 //! [`Observer`] watches live processes; [`report_of`] answers the same of a recorded trace.
 
+#![cfg_attr(
+    not(have_bpf),
+    allow(dead_code, reason = "what live observations alone use")
+)]
+
 pub mod doctor;
 pub mod html;
 mod model;
@@ -100,13 +105,11 @@ pub fn kernel_release() -> String {
         .map_or_else(|_| "unknown".to_owned(), |s| s.trim().to_owned())
 }
 
-#[cfg_attr(not(have_bpf), allow(dead_code, reason = "for live observations"))]
 fn processors() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 
 /// Processor time of this process.
-#[cfg_attr(not(have_bpf), allow(dead_code, reason = "for live observations"))]
 #[allow(unsafe_code, reason = "getrusage(2)")]
 fn own_cpu_seconds() -> f64 {
     // SAFETY: zeros are a valid value of the structure, which the call fills.

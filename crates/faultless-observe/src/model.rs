@@ -431,11 +431,11 @@ impl Model {
             self.now = self.now.max(at);
         }
         match event {
-            Event::Thread(e) => {
-                if self.threads.len() < NAMES_MAX || self.threads.contains_key(&e.tid) {
-                    self.threads.insert(e.tid, (e.pid, e.name.clone()));
-                    self.doers_of.retain(|(tid, _), _| *tid != e.tid);
-                }
+            Event::Thread(e)
+                if (self.threads.len() < NAMES_MAX || self.threads.contains_key(&e.tid)) =>
+            {
+                self.threads.insert(e.tid, (e.pid, e.name.clone()));
+                self.doers_of.retain(|(tid, _), _| *tid != e.tid);
             }
             Event::Process(e) => match e.change {
                 ProcessChange::Watched | ProcessChange::Forked { .. } => {
@@ -446,10 +446,8 @@ impl Model {
             Event::File(e) => {
                 self.files.insert(e.no, e.path.clone());
             }
-            Event::Stack(e) => {
-                if self.stacks.len() < NAMES_MAX {
-                    self.stacks.insert(e.no, e.functions.clone());
-                }
+            Event::Stack(e) if self.stacks.len() < NAMES_MAX => {
+                self.stacks.insert(e.no, e.functions.clone());
             }
             Event::Fault(e) => self.fault(e),
             Event::Wait(e) => self.wait(e),
@@ -969,7 +967,7 @@ impl Model {
     }
 
     /// All faults of a kind, summed up.
-    pub(crate) fn fault_total<'a>(&'a self) -> FaultSums {
+    pub(crate) fn fault_total(&self) -> FaultSums {
         let mut all = FaultSums::default();
         for sums in self.faults.values() {
             all.add(sums);

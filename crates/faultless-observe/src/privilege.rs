@@ -24,10 +24,6 @@ pub(crate) fn may_observe() -> bool {
 }
 
 /// One sentence, if it may not.
-#[cfg_attr(
-    not(have_bpf),
-    allow(dead_code, reason = "asked when programs are loaded")
-)]
 pub(crate) fn check() -> anyhow::Result<()> {
     if !may_observe() {
         bail!(

@@ -832,13 +832,13 @@ fn timeline(model: &Model) -> Timeline {
                 lane.bins.iter().map(|b| b.map(|ns| ns / bin)).collect();
             // A fault is told when it ends, so its time may not fit the bin: it began before.
             for no in (1..bins.len()).rev() {
-                let sum: f32 = bins[no].iter().sum();
+                let (earlier, this) = bins.split_at_mut(no);
+                let sum: f32 = this[0].iter().sum();
                 if sum > 1.0 {
-                    let keep = 1.0 / sum;
-                    for part in 0..PARTS {
-                        let over = bins[no][part] * (1.0 - keep);
-                        bins[no][part] -= over;
-                        bins[no - 1][part] += over;
+                    for (part, before) in this[0].iter_mut().zip(&mut earlier[no - 1]) {
+                        let over = *part * (1.0 - 1.0 / sum);
+                        *part -= over;
+                        *before += over;
                     }
                 }
             }
@@ -1015,7 +1015,6 @@ fn verdict(
 }
 
 /// Waits and holds that have not ended, in a line each, the longest first.
-#[cfg_attr(not(have_bpf), allow(dead_code, reason = "asked of a live kernel"))]
 pub(crate) fn going_on(model: &Model, events: &[faultless_trace::Event]) -> Vec<String> {
     use faultless_trace::Event;
     let mut lines: Vec<(Nanos, String)> = Vec::new();

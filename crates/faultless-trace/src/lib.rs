@@ -6,7 +6,7 @@
 //!
 //! [`Writer`] and [`Reader`] are the file format: a header, then chunks that are checked one by one, then a last chunk
 //! that says how many events there were, so that a file that was cut off is told from a whole one. Both stream: memory
-//! stays at a chunk, however long the trace is. The layout is described in [`format`].
+//! stays at a chunk, however long the trace is. The layout is described in [`mod@format`].
 //!
 //! ```
 //! use faultless_trace::{Event, Header, Lost, Reader, Writer};

@@ -41,7 +41,7 @@ pub struct Report {
     pub convoys: Vec<ConvoyRow>,
     /// How many convoys there were in all.
     pub convoys_seen: u64,
-    /// Reads from storage, where they were recorded one by one (`--trace`, `--perfetto`, `--html`).
+    /// Reads from storage, where they were recorded one by one (`--trace`, `--perfetto`).
     pub reads: Reads,
     /// What was lost, or could not be explained.
     pub doubts: DoubtRow,

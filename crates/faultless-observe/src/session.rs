@@ -101,7 +101,9 @@ impl Session {
             } else {
                 WITH_PATH
             };
-            if other_form.contains(&name.as_str()) {
+            // Reads of files are told one by one, or not at all.
+            let in_vain = name == "block_rq_complete" && !settings.every_fault;
+            if in_vain || other_form.contains(&name.as_str()) {
                 program.set_autoload(false);
                 continue;
             }

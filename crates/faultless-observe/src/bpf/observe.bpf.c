@@ -996,6 +996,8 @@ int BPF_PROG(fuse_request_send, const struct fuse_req *req)
 	t->looking = CAUSE_DEVICE + 1;
 	if (t->fault_at && t->retry_at && t->first)
 		t->fault_flags |= FAULT_GONE;
+	if (!settings.every_fault)
+		return 0;
 	__u64 key = (__u64)req;
 	struct fuse_sent sent = {};
 	sent.at = bpf_ktime_get_ns();
@@ -1013,7 +1015,7 @@ int BPF_PROG(fuse_request_end, const struct fuse_req *req)
 	struct fuse_sent *sent = bpf_map_lookup_elem(&fuse_requests, &key);
 	if (!sent)
 		return 0;
-	struct record_io *record = reserve(sizeof(*record));
+	struct record_io *record = settings.every_fault ? reserve(sizeof(*record)) : NULL;
 	if (record) {
 		record->header = sent->header;
 		record->at = sent->at;

@@ -5,7 +5,6 @@
 use anyhow::{Context, bail, ensure};
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,10 +52,12 @@ pub struct Done {
 /// A process that looks on.
 #[derive(Debug)]
 pub struct Onlooker {
-    child: Child,
+    /// None: it has been waited for.
+    child: Option<Child>,
     way: Way,
     out: Option<std::thread::JoinHandle<String>>,
-    file: PathBuf,
+    /// Where it writes.
+    _dir: tempfile::TempDir,
 }
 
 impl Onlooker {
@@ -67,7 +68,8 @@ impl Onlooker {
     /// It cannot be started, or ended.
     pub fn start(way: Way) -> anyhow::Result<Onlooker> {
         let pid = std::process::id().to_string();
-        let file = std::env::temp_dir().join(format!("faultless-onlooker-{pid}"));
+        let dir = tempfile::tempdir().context("no place for what an onlooker writes")?;
+        let file = dir.path().join("recorded");
         let mut command = match way {
             Way::Observe | Way::Trace => {
                 let mut c = Command::new(std::env::current_exe()?);
@@ -103,6 +105,13 @@ impl Onlooker {
                 Way::Perf => "cannot start perf; apt install linux-perf".to_owned(),
                 _ => "cannot start `faultless observe`".to_owned(),
             })?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut this = Onlooker {
+            child: Some(child),
+            way,
+            out: None,
+            _dir: dir,
+        };
         let read = |mut from: Box<dyn Read + Send>| {
             std::thread::spawn(move || {
                 let mut text = String::new();
@@ -110,12 +119,15 @@ impl Onlooker {
                 text
             })
         };
-        let out = child.stdout.take().map(|o| read(Box::new(o)));
-        let err = child.stderr.take().map(|e| read(Box::new(e)));
+        this.out = stdout.map(|o| read(Box::new(o)));
+        let err = stderr.map(|e| read(Box::new(e)));
         // It looks when it has opened what it looks through, and opens no more.
         let began = Instant::now();
         let (mut count, mut since) = (0, Instant::now());
         loop {
+            let Some(child) = &mut this.child else {
+                bail!("what looks on is gone");
+            };
             let now = watching(child.id());
             if now != count {
                 (count, since) = (now, Instant::now());
@@ -128,17 +140,11 @@ impl Onlooker {
                 bail!("what looks on ended with {status}: {}", says.trim());
             }
             if began.elapsed() > BUDGET {
-                let _ = child.kill();
                 bail!("what looks on did not begin within {BUDGET:?}");
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(Onlooker {
-            child,
-            way,
-            out,
-            file,
-        })
+        Ok(this)
     }
 
     /// Ends it, and says what it took.
@@ -148,18 +154,24 @@ impl Onlooker {
     /// It failed.
     pub fn stop(mut self) -> anyhow::Result<Done> {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-        let (mut status, pid) = (0, self.child.id() as i32);
+        let Some(child) = &self.child else {
+            bail!("what looks on is gone");
+        };
+        let (mut status, id) = (0, child.id());
+        let pid = id as i32;
         // Not the usage's: that has what the process had before it executed another program.
-        let resident = high_water(self.child.id());
+        let mut resident = high_water(id);
         let began = Instant::now();
         // SAFETY: a signal to our own child, which has not been waited for; the structures are valid for writing.
         let usage = unsafe {
             libc::kill(pid, libc::SIGINT);
             loop {
                 match libc::wait4(pid, &mut status, libc::WNOHANG, usage.as_mut_ptr()) {
-                    0 if began.elapsed() < BUDGET => std::thread::sleep(Duration::from_millis(2)),
+                    0 if began.elapsed() < BUDGET => {
+                        resident = resident.max(high_water(id));
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
                     0 => {
-                        libc::kill(pid, libc::SIGKILL);
                         bail!("what looks on did not end within {BUDGET:?}");
                     }
                     n if n == pid => break usage.assume_init(),
@@ -167,13 +179,13 @@ impl Onlooker {
                 }
             }
         };
+        self.child = None;
         let status = std::process::ExitStatus::from_raw(status);
         let text = self
             .out
             .take()
             .and_then(|o| o.join().ok())
             .unwrap_or_default();
-        let _ = std::fs::remove_file(&self.file);
         let lost = match self.way {
             Way::Perf => None,
             _ => {
@@ -194,7 +206,10 @@ impl Onlooker {
 
 impl Drop for Onlooker {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.file);
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

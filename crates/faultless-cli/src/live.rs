@@ -125,7 +125,7 @@ fn show(
         && observer.is_anyone_there()
         && until.is_none_or(|u| Instant::now() < u)
     {
-        observer.tick(TICK)?;
+        observer.tick(TICK);
         let mut changed = false;
         while event::poll(Duration::ZERO)? {
             match event::read()? {

@@ -6,14 +6,18 @@ use faultless_observe::{Report, duration};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::Duration;
 
 /// Say who waits for which lock behind whose I/O, in a live process.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 On a terminal, -p shows a live view: q ends it, and the tables follow. Otherwise the tables come at the end: after
---duration, on Ctrl-C, or when the processes have ended. Needs root, or CAP_BPF and CAP_PERFMON.
+--duration, on Ctrl-C, or when the processes have ended. A program that is run keeps its exit status and its output (which
+goes to stderr with --json); one that runs for longer than --duration goes on by itself, and its end is awaited.
+Needs root, or CAP_BPF and CAP_PERFMON.
 
   faultless observe -p $(pgrep -o searchd)
   faultless observe -p 4711 --duration 10s --html report.html
@@ -30,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
     /// No live view: the tables, at the end.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from")]
     once: bool,
     /// Print the report as JSON (faultless.observe/1; see docs/observe.md).
     #[arg(long)]
@@ -65,20 +69,26 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    check_files(&args);
     // Before anything is observed: it would be in vain if the page could not be written.
     let page = args
         .html
         .as_deref()
         .map(|p| Output::create(p, Kept::IfWhole))
         .transpose()?;
-    let report = match &args.from {
+    let watched = match &args.from {
         Some(trace) => recorded(trace, args.perfetto.as_deref())?,
         None => watch(&args)?,
     };
-    let Watched { report, status } = report;
+    let Watched {
+        report,
+        mut child,
+        mut failure,
+    } = watched;
     if let Some((page, mut file)) = page {
         let text = faultless_observe::html::page(&report);
-        page.finish(file.write_all(text.as_bytes()).map(|()| file))?;
+        let written = page.finish(file.write_all(text.as_bytes()).map(|()| file));
+        failure = failure.or(written.err());
     }
     let mut out = std::io::stdout().lock();
     let printed = if args.json {
@@ -88,22 +98,75 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     } else {
         out.write_all(tables(&report).as_bytes())
     };
-    match printed {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            return Err(e).context("cannot write the report");
+    if let Err(e) = printed.and_then(|()| out.flush())
+        && e.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        failure = failure.or(Some(
+            anyhow::Error::new(e).context("cannot write the report"),
+        ));
+    }
+    drop(out);
+    if report.doubts.cut_off {
+        eprintln!("faultless: the trace was cut off; this is what there is of it");
+    }
+    let status = child.as_mut().map(|child| child.wait()).transpose()?;
+    match (failure, status) {
+        (Some(e), _) => Err(e),
+        (None, Some(status)) => std::process::exit(
+            status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+        ),
+        (None, None) => Ok(()),
+    }
+}
+
+/// No file is written twice, nor written while it is read.
+fn check_files(args: &Args) {
+    let files = [
+        ("--from", &args.from),
+        ("--html", &args.html),
+        ("--trace", &args.trace),
+        ("--perfetto", &args.perfetto),
+    ];
+    let place = |path: &Path| {
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        path.canonicalize()
+            .unwrap_or_else(|_| dir.join(path.file_name().unwrap_or_default()))
+    };
+    for (no, (option, path)) in files.iter().enumerate() {
+        let Some(path) = path else { continue };
+        if path.is_dir() || path.file_name().is_none() {
+            crate::bench::usage_error(&format!(
+                "{option}: {} is a directory; name a file",
+                path.display()
+            ));
         }
-        _ => {}
+        for (other, its) in &files[..no] {
+            let same = |its: &PathBuf| {
+                let is_file = !path.exists() || path.is_file();
+                is_file && place(its) == place(path)
+            };
+            if its.as_ref().is_some_and(same) {
+                crate::bench::usage_error(&format!(
+                    "{other} and {option} are both {}; give each a file of its own",
+                    path.display()
+                ));
+            }
+        }
     }
-    if let Some(status) = status {
-        std::process::exit(status);
-    }
-    Ok(())
 }
 
 struct Watched {
     report: Report,
-    /// Of the program that was run.
-    status: Option<i32>,
+    /// The program that was run.
+    child: Option<Child>,
+    /// What went wrong, although there is a report.
+    failure: Option<anyhow::Error>,
 }
 
 fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
@@ -125,7 +188,8 @@ fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
         .with_context(|| format!("cannot read {}", trace.display()))?;
     Ok(Watched {
         report,
-        status: None,
+        child: None,
+        failure: None,
     })
 }
 
@@ -140,7 +204,8 @@ enum Kept {
 /// A file that has its name only when it is complete.
 struct Output {
     path: PathBuf,
-    partial: PathBuf,
+    /// None: it is written in its place.
+    partial: Option<PathBuf>,
     kept: Kept,
 }
 
@@ -148,41 +213,62 @@ type File = std::io::BufWriter<std::fs::File>;
 
 impl Output {
     fn create(path: &Path, kept: Kept) -> anyhow::Result<(Output, File)> {
+        let cannot = || format!("cannot write {}", path.display());
+        let buffered = |file| std::io::BufWriter::with_capacity(1 << 18, file);
+        // A link's target is meant, not the link; and a device or a pipe is written as it is.
+        let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if path.exists() && !path.is_file() {
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(path)
+                .with_context(cannot)?;
+            let output = Output {
+                path: path.clone(),
+                partial: None,
+                kept,
+            };
+            return Ok((output, buffered(file)));
+        }
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let partial = path.with_file_name(name);
-        let file = std::fs::File::create(&partial)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        // What somebody else may have put there is not followed.
+        let _ = std::fs::remove_file(&partial);
+        let file = std::fs::File::create_new(&partial).with_context(cannot)?;
         let output = Output {
-            path: path.to_owned(),
-            partial,
+            path: path.clone(),
+            partial: Some(partial),
             kept,
         };
-        Ok((output, std::io::BufWriter::with_capacity(1 << 18, file)))
+        Ok((output, buffered(file)))
     }
 
     /// Gives it its name, if it was written.
     fn finish(mut self, written: std::io::Result<File>) -> anyhow::Result<()> {
-        written
+        let named = written
             .and_then(|mut file| file.flush())
-            .and_then(|()| std::fs::rename(&self.partial, &self.path))
-            .with_context(|| match self.kept {
-                Kept::IfWhole => format!("cannot write {}", self.path.display()),
-                Kept::InPart => format!(
-                    "cannot write {}; what there is of it is in {}",
-                    self.path.display(),
-                    self.partial.display()
-                ),
-            })?;
-        self.kept = Kept::InPart;
-        Ok(())
+            .and_then(|()| match &self.partial {
+                Some(partial) => std::fs::rename(partial, &self.path),
+                None => Ok(()),
+            });
+        if named.is_ok() {
+            self.partial = None;
+        }
+        named.with_context(|| match (&self.partial, self.kept) {
+            (Some(partial), Kept::InPart) => format!(
+                "cannot write {}; what there is of it is in {}",
+                self.path.display(),
+                partial.display()
+            ),
+            _ => format!("cannot write {}", self.path.display()),
+        })
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if self.kept == Kept::IfWhole {
-            let _ = std::fs::remove_file(&self.partial);
+        if let (Some(partial), Kept::IfWhole) = (&self.partial, self.kept) {
+            let _ = std::fs::remove_file(partial);
         }
     }
 }
@@ -241,12 +327,9 @@ fn tables(r: &Report) -> String {
         let mut t = table(&["Where the time in faults goes", "time", "share"]);
         let mut parts: Vec<(&str, f64)> = r.faults.time_ms.iter().map(|(k, v)| (*k, *v)).collect();
         parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let spent: f64 = r.faults.time_ms.values().sum();
         for (key, ms) in parts.into_iter().filter(|p| p.1 > 0.0) {
-            t.add_row([
-                key.replace('_', " "),
-                duration(ms),
-                percent(ms, r.faults.total_ms),
-            ]);
+            t.add_row([key.replace('_', " "), duration(ms), percent(ms, spent)]);
         }
         right_align(&mut t, 1);
         let _ = writeln!(text, "{t}\n");
@@ -396,7 +479,7 @@ fn doubts(r: &Report) -> String {
     if d.out_of_step > 0 {
         let _ = writeln!(
             text,
-            "Of {} waits that began while a writer held the lock, {} began behind another writer than the one found here.",
+            "Out of step: when {} waits began, the lock itself named its writer, and for {} of them this report has another one.",
             d.checked, d.out_of_step
         );
     }
@@ -426,10 +509,10 @@ mod watching {
     use faultless_observe::perfetto::Perfetto;
     use faultless_observe::{Observer, Options};
     use faultless_trace::Writer;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use std::cell::RefCell;
     use std::io::IsTerminal;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::Child;
+    use std::os::fd::AsFd;
     use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -439,9 +522,21 @@ mod watching {
     const TICK: Duration = Duration::from_millis(20);
     const ONCE: Duration = Duration::from_secs(10);
 
+    /// How often what is in a trace's buffer goes to the file, at least.
+    const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
     pub(crate) fn watch(args: &Args) -> anyhow::Result<Watched> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            // The second one ends this process at once.
+            signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
+            signal_hook::flag::register(signal, Arc::clone(&stop))?;
+        }
         let mut pids = args.pid.clone();
         crate::bench::unique(&mut pids);
+        for &pid in &pids {
+            faultless_observe::check_process(pid)?;
+        }
         let every_fault = args.trace.is_some() || args.perfetto.is_some();
         let mut observer = Observer::start(&Options {
             every_fault,
@@ -453,22 +548,31 @@ mod watching {
             .map(|a| a.to_string_lossy().into_owned())
             .collect();
         let header = observer.header(&pids, &command);
-        let trace = args
+        let mut trace = args
             .trace
             .as_deref()
             .map(|path| -> anyhow::Result<_> {
-                let (output, file) = Output::create(path, Kept::InPart)?;
+                let (output, file) = Output::create(path, Kept::IfWhole)?;
                 let writer = Writer::new(file, &header)?;
                 Ok((Rc::new(RefCell::new(Some(writer))), output))
             })
             .transpose()?;
         if let Some((writer, _)) = &trace {
             let writer = Rc::clone(writer);
+            let mut flushed = Instant::now();
             observer.record(Box::new(move |event| {
-                if let Some(writer) = &mut *writer.borrow_mut() {
-                    writer.write(event).context("cannot write the trace")?;
-                }
-                Ok(())
+                let mut writer = writer.borrow_mut();
+                let Some(writer) = &mut *writer else {
+                    return Ok(());
+                };
+                let written = writer.write(event).and_then(|()| {
+                    if flushed.elapsed() < FLUSH_EVERY {
+                        return Ok(());
+                    }
+                    flushed = Instant::now();
+                    writer.flush()
+                });
+                written.context("cannot write the trace")
             }));
         }
         let perfetto = args
@@ -493,67 +597,70 @@ mod watching {
         for &pid in &pids {
             observer.watch(pid)?;
         }
-
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&stop))?;
-        }
         let mut child = match args.command.split_first() {
             Some((program, rest)) => {
-                Some(observer.spawn(std::process::Command::new(program).args(rest))?)
+                let mut command = std::process::Command::new(program);
+                command.args(rest);
+                if args.json {
+                    // This command's stdout has the report alone.
+                    command.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+                }
+                Some(observer.spawn(&mut command)?)
             }
             None => None,
         };
-        let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        // From here on a part of the trace is better than none.
+        if let Some((_, output)) = &mut trace {
+            output.kept = Kept::InPart;
+        }
+
+        let terminal = std::io::stdin().is_terminal()
+            && std::io::stdout().is_terminal()
+            && std::io::stderr().is_terminal();
         let is_live = terminal && !args.once && !args.json && child.is_none();
         let until = args
             .duration
             .or((args.once && child.is_none()).then_some(ONCE))
             .map(|d| Instant::now() + d);
+        let mut failure = None;
         if is_live {
-            crate::live::run(&mut observer, until, &stop)?;
+            failure = crate::live::run(&mut observer, until, &stop).err();
         } else {
             if !terminal && child.is_none() {
                 // For whoever waits until the observation has begun.
                 eprintln!("faultless: observing");
             }
             let progress = Progress::new(until, child.is_none());
-            while !stop.load(Ordering::Relaxed)
-                && observer.is_anyone_there()
-                && until.is_none_or(|u| Instant::now() < u)
-            {
-                observer.tick(TICK)?;
+            while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
+                let goes_on = match &mut child {
+                    Some(child) => child.try_wait()?.is_none(),
+                    None => observer.is_anyone_there(),
+                };
+                if !goes_on {
+                    break;
+                }
+                observer.tick(TICK);
                 progress.show();
             }
             progress.clear();
         }
-        let status = child
-            .as_mut()
-            .map(|child| end(child, &mut observer))
-            .transpose()?;
-        let report = observer.finish()?;
+        let report = observer.finish();
+        failure = observer.failure().or(failure);
 
         if let Some((writer, output)) = trace {
             let writer = writer.borrow_mut().take().context("the trace is gone")?;
-            output.finish(writer.finish().map_err(std::io::Error::other))?;
+            let written = output.finish(writer.finish().map_err(std::io::Error::other));
+            failure = failure.or(written.err());
         }
         if let Some((perfetto, output)) = perfetto {
             let perfetto = perfetto.borrow_mut().take().context("the file is gone")?;
-            output.finish(perfetto.finish())?;
+            failure = failure.or(output.finish(perfetto.finish()).err());
         }
-        Ok(Watched { report, status })
-    }
-
-    /// The program's exit status. One that still runs when the observation ends goes on until it ends by itself.
-    fn end(child: &mut Child, observer: &mut Observer) -> anyhow::Result<i32> {
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status
-                    .code()
-                    .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
-            }
-            observer.tick(TICK)?;
-        }
+        Ok(Watched {
+            report,
+            child,
+            failure,
+        })
     }
 
     /// A line on a terminal's stderr that says how long is left.
@@ -568,7 +675,9 @@ mod watching {
             // A program that was started has the terminal to itself.
             let bar = (alone && std::io::stderr().is_terminal()).then(|| match until {
                 Some(until) => {
-                    let bar = indicatif::ProgressBar::new((until - began).as_millis() as u64);
+                    let bar = indicatif::ProgressBar::new(
+                        until.saturating_duration_since(began).as_millis() as u64,
+                    );
                     if let Ok(style) =
                         indicatif::ProgressStyle::with_template("observing {bar:30} {eta} left")
                     {

@@ -264,7 +264,10 @@ fn a_fork() {
             && c["holder"]["write"] == true;
         // The call ends later than the lock is let go. Meanwhile the lock may wait for its next owner, and that one for a
         // processor, of which the child has one.
-        forks || c["holder_was"] == "without a processor"
+        let ours = ["holder", "writer", "reader"].map(|t| truth.tid(t));
+        forks
+            || (c["holder_was"] == "without a processor"
+                && ours.iter().any(|&t| c["holder"]["tid"] == t))
     });
 }
 
@@ -341,21 +344,33 @@ fn an_agent_that_reads_smaps() {
             format!("/proc/{}/smaps_rollup", convoy.pid),
         );
         move || {
+            let mut reads = Vec::new();
             while !stop.load(Ordering::Relaxed) {
+                let from = monotonic_ms();
                 let _ = std::fs::read(&path);
+                reads.push((from, monotonic_ms()));
                 std::thread::sleep(Duration::from_millis(30));
             }
+            reads
         }
     });
     convoy.go();
     let truth = convoy.truth();
     stop.store(true, Ordering::Relaxed);
-    agent.join().expect("it ends");
+    let reads = agent.join().expect("it ends");
     let report = observation.report();
     let own = std::process::id();
     let what = format!("read of /proc/{}/smaps_rollup", truth_pid(&report));
-    // Whenever something took long, it was the agent's doing.
-    check(&report, &truth, &truth.steps("holder"), |c| {
+    // Readers keep nobody out but writers, and whoever comes after these.
+    let mut windows = Vec::new();
+    for (from, to) in truth.steps("writer") {
+        for &(read, done) in &reads {
+            if from.max(read) < to.min(done) {
+                windows.push((from.max(read), to.min(done)));
+            }
+        }
+    }
+    check(&report, &truth, &windows, |c| {
         c["holder"]["pid"] == own && c["holder"]["what"] == what.as_str()
     });
     let blame = &report["blame"][0];
@@ -367,6 +382,11 @@ fn an_agent_that_reads_smaps() {
         convoys.iter().any(|c| queued(&c)),
         "a writer was queued: {convoys:#?}"
     );
+}
+
+/// The clock of the processes that are observed, in milliseconds.
+fn monotonic_ms() -> f64 {
+    faultless_sys::raw::monotonic_ns() as f64 / 1e6
 }
 
 fn truth_pid(report: &Value) -> u64 {
@@ -527,11 +547,18 @@ fn a_trace_says_what_the_observation_said() {
     let bytes = std::fs::read(&trace).expect("written");
     let cut = scratch().join("cut.trace");
     std::fs::write(&cut, &bytes[..bytes.len() - 9]).expect("written");
-    fails(
-        &["observe", "--from", cut.to_str().expect("Unicode")],
-        1,
-        "cut off",
-    );
+    let out = Command::new(FAULTLESS)
+        .args(["observe", "--json", "--from"])
+        .arg(&cut)
+        .output()
+        .expect("it starts");
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{err}");
+    assert!(err.contains("the trace was cut off"), "{err}");
+    let cut: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(cut["doubts"]["cut_off"], true);
+    assert_eq!(recorded["doubts"]["cut_off"], false);
+    assert!(number(&cut["faults"]["major"]) > 0.0);
 }
 
 #[test]

@@ -677,7 +677,7 @@ fn doubts(out: &mut String, r: &Report) {
     );
     let _ = writeln!(
         out,
-        "<li>At the beginning of {} waits the lock itself named a writer; in {} of them that was another than the one found here.</li>",
+        "<li>When {} waits began, the lock itself named its writer; for {} of them this report has another one.</li>",
         d.checked, d.out_of_step
     );
     let _ = writeln!(

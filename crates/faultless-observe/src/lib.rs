@@ -68,35 +68,44 @@ pub struct Options {
 
 /// What a recorded trace has to say.
 ///
+/// A trace that was cut off is reported on as far as it goes, and [`DoubtRow::cut_off`] says so.
+///
 /// # Errors
 ///
-/// When the trace cannot be read, or is not whole.
+/// When the trace cannot be read, or is damaged.
 pub fn report_of<R: Read>(mut trace: Reader<R>) -> Result<Report, Error> {
     const BIN: u64 = 10_000_000;
     let header = trace.header().clone();
     let mut model = model::Model::of_trace(BIN);
     for event in &mut trace {
-        model.event(&event?);
+        match event {
+            Ok(event) => model.event(&event),
+            Err(Error::CutOff { events, .. }) if events > 0 => model.cut_off = true,
+            Err(e) => return Err(e),
+        }
     }
     let observed = Observed {
-        processes: model
-            .targets
-            .iter()
-            .map(|&pid| ProcessRow {
-                pid,
-                name: model.process_name(pid).to_owned(),
-            })
-            .collect(),
+        processes: report::processes(&model),
+        processes_seen: model.processes_seen,
         command: header.command,
         seconds: model.now as f64 / 1e9,
         began_unix: header.began_unix as f64 / 1e9,
         began_monotonic: header.began_monotonic as f64 / 1e9,
         kernel: header.kernel,
         processors: header.processors,
-        missing: Vec::new(),
+        missing: header.missing,
         own_cpu_seconds: 0.0,
     };
     Ok(report::report(&model, observed, None))
+}
+
+/// Whether a process can be watched at all.
+///
+/// # Errors
+///
+/// A sentence that says why not: it is not there, it is a thread, or it is the kernel's.
+pub fn check_process(pid: u32) -> anyhow::Result<()> {
+    observer::process_name(pid).map(|_| ())
 }
 
 /// As `uname -r` has it.

@@ -18,22 +18,37 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 const HEAD_SHARE: Nanos = 4;
 /// Waits that are at least this long make a convoy.
 pub(crate) const CONVOY_MIN: Nanos = 1_000_000;
+/// read, pread64, readv, sendfile, preadv, preadv2.
+const READING: [u16; 6] = [0, 17, 19, 40, 295, 327];
 /// A lock that waits for its next owner to get a processor is that one's, when it waits at least so long.
 const GRANTED_MIN: Nanos = 20_000;
 /// The lock word is read so long after the beginning of a wait, at most.
 const OWNER_NEAR: Nanos = 5_000;
 /// Victims of a convoy that are told one by one; all are counted.
-const VICTIMS_MAX: usize = 64;
+const VICTIMS_MAX: usize = 32;
 /// Convoys that may still grow.
 const GROWING_MAX: usize = 256;
 /// A convoy has ended when its hold has ended for this long.
 const CONVOY_ENDS_AFTER: Nanos = 2_000_000_000;
+/// How often convoys that have ended are looked for.
+const SWEEP_EVERY: Nanos = 100_000_000;
 /// The worst convoys of the whole time that are kept.
-const WORST_MAX: usize = 256;
+const WORST_MAX: usize = 128;
 /// Waits of writers that are remembered, to say who was queued.
 const QUEUED_MAX: usize = 1024;
 /// Lanes of threads with bins over time; those that come later have sums alone.
 const LANES_MAX: usize = 512;
+/// Locks that are followed; those that nothing was heard of for the longest time are forgotten.
+const LOCKS_MAX: usize = 64;
+/// Holds and segments that are kept of all locks together, and at least of each.
+const HOLDS_MAX: usize = SEGMENTS_MAX;
+const HOLDS_MIN: usize = 512;
+/// Sums of faults, by thread and file; when there are more, those of threads that have ended are put together.
+const SUMS_MAX: usize = 8192;
+/// Rows of the table of blame; what comes later counts as "(others)".
+const BLAMES_MAX: usize = 4096;
+/// Processes that are told by name.
+const PROCESSES_MAX: usize = 256;
 /// When there are more bins, two become one.
 const BINS_MAX: usize = 512;
 /// Names of threads and stacks that are remembered.
@@ -117,6 +132,8 @@ pub(crate) struct FaultSums {
     pub(crate) major: u64,
     pub(crate) gone: u64,
     pub(crate) total: Nanos,
+    /// The longest one.
+    pub(crate) longest: Nanos,
     pub(crate) first: Nanos,
     pub(crate) wait: Nanos,
     pub(crate) retry: Nanos,
@@ -133,6 +150,7 @@ impl Default for FaultSums {
             major: 0,
             gone: 0,
             total: 0,
+            longest: 0,
             first: 0,
             wait: 0,
             retry: 0,
@@ -145,7 +163,8 @@ impl Default for FaultSums {
 
 impl FaultSums {
     pub(crate) fn add(&mut self, other: &FaultSums) {
-        self.combine(other, |a, b| a.wrapping_add(b));
+        self.longest = self.longest.max(other.longest);
+        self.combine(other, |a, b| a.saturating_add(b));
     }
 
     pub(crate) fn subtract(&mut self, other: &FaultSums) {
@@ -179,6 +198,7 @@ impl FaultSums {
             major: fault.major.into(),
             gone: fault.gone.into(),
             total: fault.took,
+            longest: fault.took,
             first: fault.first,
             wait: fault.wait,
             retry: fault.retry,
@@ -190,7 +210,8 @@ impl FaultSums {
         sums
     }
 
-    /// The duration, in nanoseconds, that a share of the faults does not exceed: the upper bound of its bucket.
+    /// The duration, in nanoseconds, that a share of the faults does not exceed: the upper bound of its bucket, or the
+    /// longest.
     pub(crate) fn quantile(&self, share: f64) -> Nanos {
         let all: u64 = self.buckets.iter().sum();
         let rank = (share * all as f64).ceil().max(1.0) as u64;
@@ -198,7 +219,7 @@ impl FaultSums {
         for (no, &n) in self.buckets.iter().enumerate() {
             seen += n;
             if seen >= rank {
-                return bucket_bounds(no).1;
+                return bucket_bounds(no).1.min(self.longest);
             }
         }
         0
@@ -270,6 +291,8 @@ pub(crate) struct Blame {
     pub(crate) longest: Nanos,
     /// Where the holders got no further, themselves.
     pub(crate) causes: [Nanos; CAUSES],
+    /// Time in which they had been given the lock, and had no processor to take it.
+    pub(crate) granted: Nanos,
     /// Time that faults waited.
     pub(crate) of_faults: Nanos,
     /// Time that system calls (and whatever else) waited.
@@ -325,6 +348,8 @@ struct Lock {
     growing: VecDeque<Convoy>,
     /// Threads that have been seen to take it.
     seen: std::collections::HashSet<u32>,
+    /// When something was last heard of it.
+    heard: Nanos,
 }
 
 impl Lock {
@@ -368,10 +393,17 @@ pub(crate) struct Model {
     /// What a thread read last under a lock.
     reads: HashMap<u32, String>,
     stacks: HashMap<StackNo, Vec<String>>,
-    pub(crate) targets: std::collections::BTreeSet<u32>,
+    /// Watched processes that have not ended, and since when.
+    pub(crate) targets: BTreeMap<u32, Nanos>,
+    /// All that were watched, as far as there is room; and how many there were.
+    pub(crate) processes: Vec<u32>,
+    pub(crate) processes_seen: u64,
+    /// Threads that have ended.
+    ended: std::collections::HashSet<u32>,
+    next_sweep: Nanos,
     doers: HashMap<Doer, usize>,
     /// The same, by thread and what it does; forgotten when a thread gets another name.
-    doers_of: HashMap<(u32, Doing), usize>,
+    doers_of: HashMap<u32, Vec<(Doing, usize)>>,
     pub(crate) blames: Vec<(Doer, Blame)>,
     /// The convoy that a fault's wait went to; the fault itself is told later.
     joined: HashMap<u32, (LockId, HoldNo)>,
@@ -384,12 +416,16 @@ pub(crate) struct Model {
     pub(crate) faults: BTreeMap<(u32, u32, Option<FileNo>), FaultSums>,
     lanes: BTreeMap<u32, Lane>,
     pub(crate) bin: Nanos,
-    /// What waits of faults have had singly, by thread: not to be counted again from the sums.
-    told: HashMap<u32, Nanos>,
     /// Waits of faults, by part, and of whatever else.
     pub(crate) fault_waits: Parts,
     pub(crate) call_waits: Parts,
     pub(crate) calls: u64,
+    /// Waits of others: neighbours and kernel threads.
+    pub(crate) neighbour_waits: Nanos,
+    /// Faults that had not ended.
+    pub(crate) open_faults: u64,
+    /// A trace that was cut off.
+    pub(crate) cut_off: bool,
     /// Waits of system calls, and their time, by process and thread.
     pub(crate) calls_of: HashMap<(u32, u32), (u64, Nanos)>,
     pub(crate) doubts: Doubts,
@@ -406,7 +442,6 @@ pub(crate) struct IoSums {
     pub(crate) bytes: u64,
     pub(crate) took: Nanos,
     pub(crate) longest: Nanos,
-    pub(crate) by_file: BTreeMap<FileNo, (u64, Nanos)>,
 }
 
 impl Model {
@@ -431,20 +466,32 @@ impl Model {
             self.now = self.now.max(at);
         }
         match event {
-            Event::Thread(e)
-                if (self.threads.len() < NAMES_MAX || self.threads.contains_key(&e.tid)) =>
-            {
-                self.threads.insert(e.tid, (e.pid, e.name.clone()));
-                self.doers_of.retain(|(tid, _), _| *tid != e.tid);
+            Event::Thread(e) => {
+                self.ended.remove(&e.tid);
+                self.doers_of.remove(&e.tid);
+                if self.threads.len() >= NAMES_MAX && !self.threads.contains_key(&e.tid) {
+                    self.forget_the_ended();
+                }
+                self.threads.insert(e.tid, (e.pid, printable(&e.name)));
             }
             Event::Process(e) => match e.change {
                 ProcessChange::Watched | ProcessChange::Forked { .. } => {
-                    self.targets.insert(e.pid);
+                    self.targets.insert(e.pid, e.at);
+                    self.processes_seen += 1;
+                    if self.processes.len() < PROCESSES_MAX && !self.processes.contains(&e.pid) {
+                        self.processes.push(e.pid);
+                    }
                 }
-                ProcessChange::Executed | ProcessChange::ThreadExited { .. } => {}
+                ProcessChange::ThreadExited { tid } => {
+                    if self.ended.len() >= NAMES_MAX {
+                        self.forget_the_ended();
+                    }
+                    self.ended.insert(tid);
+                }
+                ProcessChange::Executed => {}
             },
             Event::File(e) => {
-                self.files.insert(e.no, e.path.clone());
+                self.files.insert(e.no, printable(&e.path));
             }
             Event::Stack(e) if self.stacks.len() < NAMES_MAX => {
                 self.stacks.insert(e.no, e.functions.clone());
@@ -457,21 +504,20 @@ impl Model {
                 self.io.bytes += u64::from(e.bytes);
                 self.io.took += e.took;
                 self.io.longest = self.io.longest.max(e.took);
-                let file = self.io.by_file.entry(e.file).or_default();
-                file.0 += 1;
-                file.1 += e.took;
             }
             Event::Stray(e) => {
                 self.doubts.strays += 1;
-                let known = self
-                    .locks
-                    .get(&e.lock)
-                    .is_some_and(|lock| lock.seen.contains(&e.tid));
-                if e.release && !known {
-                    // It held the lock when the observation began.
+                let lock = self.locks.get(&e.lock);
+                let known = lock.is_some_and(|lock| lock.seen.contains(&e.tid));
+                // It held the lock when the observation began, but not before a writer did.
+                let since = self.targets.get(&e.target).copied().unwrap_or(e.at);
+                let since = lock
+                    .and_then(|lock| lock.timeline.last_writer())
+                    .map_or(since, |to| to.max(since));
+                if e.release && !known && self.doubts.lost == 0 && since < e.at {
                     self.hold(Hold {
-                        at: 0,
-                        took: e.at,
+                        at: since,
+                        took: e.at - since,
                         lock: e.lock,
                         target: e.target,
                         tid: e.tid,
@@ -517,11 +563,12 @@ impl Model {
 
     fn doer(&mut self, hold: &Hold) -> usize {
         // Most holds are like the one before, of the same thread.
-        let short = hold.reads.is_empty().then_some((hold.tid, hold.doing));
-        if let Some(&no) = short.and_then(|key| self.doers_of.get(&key)) {
+        let is_short = hold.reads.is_empty();
+        let known = self.doers_of.get(&hold.tid).filter(|_| is_short);
+        if let Some(&(_, no)) = known.and_then(|all| all.iter().find(|d| d.0 == hold.doing)) {
             return no;
         }
-        let is_target = self.targets.contains(&hold.pid);
+        let is_target = self.targets.contains_key(&hold.pid);
         let what = match hold.doing {
             Doing::Fault => What::Fault { kernel: false },
             Doing::CallFault(_) => What::Fault { kernel: true },
@@ -533,71 +580,110 @@ impl Model {
             Doing::KernelThread => What::KernelThread,
             Doing::Unknown => What::Unknown,
         };
-        let key = Doer {
+        let mut key = Doer {
             target: is_target.then_some(hold.pid),
             group: group(self.thread_name(hold.tid)),
             what,
         };
+        if self.blames.len() >= BLAMES_MAX && !self.doers.contains_key(&key) {
+            (key.target, key.group) = (None, "(others)".to_owned());
+        }
         let no = *self.doers.entry(key.clone()).or_insert_with(|| {
             self.blames.push((key, Blame::default()));
             self.blames.len() - 1
         });
         self.blames[no].1.pid = hold.pid;
-        if let Some(key) = short.filter(|_| self.doers_of.len() < NAMES_MAX) {
-            self.doers_of.insert(key, no);
+        if is_short && (self.doers_of.len() < NAMES_MAX || self.doers_of.contains_key(&hold.tid)) {
+            let all = self.doers_of.entry(hold.tid).or_default();
+            if all.len() < 64 {
+                all.push((hold.doing, no));
+            }
         }
         no
     }
 
     fn hold(&mut self, hold: Hold) {
-        if !hold.reads.is_empty() && self.reads.len() < NAMES_MAX {
+        if hold.reads.is_empty() {
+            self.reads.remove(&hold.tid);
+        } else if self.reads.len() < NAMES_MAX {
             self.reads.insert(hold.tid, hold.reads.clone());
         }
-        self.held(hold, Timeline::add);
+        self.held(hold, false);
     }
 
-    /// Takes in a hold, and puts it into its lock's timeline in the given way.
-    fn held(&mut self, hold: Hold, add: fn(&mut Timeline, Segment)) {
-        self.now = self.now.max(hold.at + hold.took);
+    /// Takes in a hold, or the time in which a lock had been given to somebody who could not run.
+    fn held(&mut self, hold: Hold, granted: bool) {
+        let to = hold.at.saturating_add(hold.took);
+        self.now = self.now.max(to);
         let doer = self.doer(&hold);
         let sleep = (hold.longest_sleep > 0)
             .then(|| hold.stack.map(|s| asleep_in(self.stack(s))))
             .flatten();
         let blame = &mut self.blames[doer].1;
-        blame.holds += 1;
-        blame.held += hold.took;
-        blame.longest = blame.longest.max(hold.took);
-        for (sum, &ns) in blame.causes.iter_mut().zip(&hold.causes) {
-            *sum += ns;
+        if granted {
+            blame.granted += hold.took;
+        } else {
+            blame.holds += 1;
+            blame.held += hold.took;
+            blame.longest = blame.longest.max(hold.took);
+            for (sum, &ns) in blame.causes.iter_mut().zip(&hold.causes) {
+                *sum = sum.saturating_add(ns);
+            }
         }
         if let Some(sleep) = sleep {
             *blame.sleeps.entry(sleep).or_default() += hold.longest_sleep;
         }
+        self.make_room_for(hold.lock);
+        let most = (HOLDS_MAX / self.locks.len().max(1)).max(HOLDS_MIN);
         let lock = self.locks.entry(hold.lock).or_default();
-        lock.seen.insert(hold.tid);
-        let no = lock.first + lock.holds.len() as u64;
+        lock.heard = self.now;
+        if lock.seen.len() < NAMES_MAX {
+            lock.seen.insert(hold.tid);
+        }
+        while lock.holds.len() >= most {
+            lock.holds.pop_front();
+            lock.first += 1;
+        }
         let segment = Segment {
             from: hold.at,
-            to: hold.at + hold.took,
-            hold: no,
+            to,
+            hold: lock.first + lock.holds.len() as u64,
             tid: hold.tid,
             doer: doer as u32,
             write: hold.write,
         };
-        add(&mut lock.timeline, segment);
+        if granted {
+            lock.timeline.add_between(segment, most);
+        } else {
+            lock.timeline.add(segment, most);
+        }
         lock.holds.push_back((hold, doer));
-        if lock.holds.len() > SEGMENTS_MAX {
-            lock.holds.pop_front();
-            lock.first += 1;
+    }
+
+    /// Forgets the lock that nothing was heard of for the longest time, if another one needs its place.
+    fn make_room_for(&mut self, lock: LockId) {
+        if self.locks.len() < LOCKS_MAX || self.locks.contains_key(&lock) {
+            return;
+        }
+        let oldest = self.locks.iter().min_by_key(|(_, l)| l.heard).map(|l| *l.0);
+        if let Some(mut gone) = oldest.and_then(|id| self.locks.remove(&id)) {
+            for convoy in std::mem::take(&mut gone.growing) {
+                self.put_away(convoy);
+            }
         }
     }
 
     fn wait(&mut self, wait: &Wait) {
-        let (from, to) = (wait.at, wait.at + wait.took);
+        let (from, to) = (wait.at, wait.at.saturating_add(wait.took));
         self.now = self.now.max(to);
+        self.make_room_for(wait.lock);
+        let is_ours = self.targets.contains_key(&wait.pid);
         let mut parts = [0; PARTS];
         let lock = self.locks.entry(wait.lock).or_default();
-        lock.seen.insert(wait.tid);
+        lock.heard = self.now;
+        if lock.seen.len() < NAMES_MAX {
+            lock.seen.insert(wait.tid);
+        }
 
         let queued = lock
             .queued
@@ -670,7 +756,11 @@ impl Model {
         if explained == 0 && parts[Part::HandOver as usize] > CONVOY_MIN {
             self.doubts.unexplained += parts[Part::HandOver as usize];
         }
-        self.doubts.waited += wait.took;
+        if is_ours {
+            self.doubts.waited += wait.took;
+        } else {
+            self.neighbour_waits += wait.took;
+        }
 
         if wait.write {
             lock.queued.push_back(Queued {
@@ -712,7 +802,9 @@ impl Model {
                 reads: String::new(),
             });
         }
-        let had = |h: &(HoldNo, Nanos)| wait.took >= CONVOY_MIN && h.1 * HEAD_SHARE >= wait.took;
+        let had = |h: &(HoldNo, Nanos)| {
+            is_ours && wait.took >= CONVOY_MIN && h.1.saturating_mul(HEAD_SHARE) >= wait.took
+        };
         if let Some((head, _)) = head.filter(had) {
             self.convoy_time += wait.took;
             self.convoys += u64::from(Self::join(lock, head, wait, queued, self.convoys + 1));
@@ -720,41 +812,37 @@ impl Model {
                 self.joined.insert(wait.tid, (wait.lock, head));
             }
         }
-        for (doer, ns) in charged {
-            let blame = &mut self.blames[doer as usize].1;
-            blame.waits += 1;
+        if is_ours {
+            for (doer, ns) in charged {
+                let blame = &mut self.blames[doer as usize].1;
+                blame.waits += 1;
+                if is_fault {
+                    blame.of_faults += ns;
+                } else {
+                    blame.of_calls += ns;
+                }
+            }
             if is_fault {
-                blame.of_faults += ns;
+                add_parts(&mut self.fault_waits, &parts);
             } else {
-                blame.of_calls += ns;
+                add_parts(&mut self.call_waits, &parts);
+                self.calls += 1;
+                let of = (wait.pid, wait.tid);
+                if self.calls_of.len() < NAMES_MAX || self.calls_of.contains_key(&of) {
+                    let calls = self.calls_of.entry(of).or_default();
+                    calls.0 += 1;
+                    calls.1 += wait.took;
+                }
             }
-        }
-        let sums = if is_fault {
-            *self.told.entry(wait.tid).or_default() += wait.took;
-            &mut self.fault_waits
-        } else {
-            self.calls += 1;
-            let of = (wait.pid, wait.tid);
-            if self.calls_of.len() < NAMES_MAX || self.calls_of.contains_key(&of) {
-                let calls = self.calls_of.entry(of).or_default();
-                calls.0 += 1;
-                calls.1 += wait.took;
-            }
-            &mut self.call_waits
-        };
-        for (sum, ns) in sums.iter_mut().zip(parts) {
-            *sum += ns;
-        }
-        if self.targets.contains(&wait.pid) {
             self.spread(wait.tid, wait.pid, from, to, &parts);
         }
         // It kept others out from the moment when it was woken, although it could not run; but a writer that was woken may
         // be overtaken.
         if let Some(mut granted) = granted {
-            if matches!(wait.doing, Doing::Call(_)) {
+            if matches!(wait.doing, Doing::Call(no) if READING.contains(&no)) {
                 granted.reads = self.reads.get(&wait.tid).cloned().unwrap_or_default();
             }
-            self.held(granted, Timeline::add_between);
+            self.held(granted, true);
         }
         self.retire();
     }
@@ -815,28 +903,39 @@ impl Model {
         found.is_none()
     }
 
-    /// Puts convoys that have ended among the worst and the recent ones.
+    /// Now and then, puts convoys that have ended among the worst and the recent ones.
     fn retire(&mut self) {
+        if self.now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = self.now + SWEEP_EVERY;
         let now = self.now;
-        let (worst, recent) = (&mut self.worst, &mut self.recent);
+        let mut over = Vec::new();
         for lock in self.locks.values_mut() {
             while let Some(first) = lock.growing.front() {
-                let over = first.hold.at + first.hold.took + CONVOY_ENDS_AFTER < now;
-                if !over && lock.growing.len() <= GROWING_MAX {
+                let ended = first.hold.at.saturating_add(first.hold.took);
+                if ended.saturating_add(CONVOY_ENDS_AFTER) >= now
+                    && lock.growing.len() <= GROWING_MAX
+                {
                     break;
                 }
-                if let Some(convoy) = lock.growing.pop_front() {
-                    recent.push_back(convoy.clone());
-                    if recent.len() > GROWING_MAX {
-                        recent.pop_front();
-                    }
-                    worst.push(convoy);
-                }
+                over.extend(lock.growing.pop_front());
             }
         }
-        if worst.len() > 2 * WORST_MAX {
-            worst.sort_by_key(|c| std::cmp::Reverse(c.total));
-            worst.truncate(WORST_MAX);
+        for convoy in over {
+            self.put_away(convoy);
+        }
+    }
+
+    fn put_away(&mut self, convoy: Convoy) {
+        self.recent.push_back(convoy.clone());
+        if self.recent.len() > GROWING_MAX {
+            self.recent.pop_front();
+        }
+        self.worst.push(convoy);
+        if self.worst.len() > 2 * WORST_MAX {
+            self.worst.sort_by_key(|c| std::cmp::Reverse(c.total));
+            self.worst.truncate(WORST_MAX);
         }
     }
 
@@ -857,9 +956,9 @@ impl Model {
     // ---- Faults ----
 
     fn fault(&mut self, fault: &Fault) {
-        self.now = self.now.max(fault.at + fault.took);
+        self.now = self.now.max(fault.at.saturating_add(fault.took));
         if let Some((lock, head)) = self.joined.remove(&fault.tid) {
-            let until = fault.at + fault.first;
+            let until = fault.at.saturating_add(fault.first);
             let lock = self.locks.get_mut(&lock);
             let convoys = lock.into_iter().flat_map(|l| l.growing.iter_mut().rev());
             let mut victims = convoys
@@ -871,15 +970,12 @@ impl Model {
                 victim.fault = Some(fault.clone());
             }
         }
-        if self.faults_from_events {
+        // The kernel's sums have those that have ended.
+        if self.faults_from_events || fault.open {
+            self.open_faults += u64::from(fault.open);
             let sums = FaultSums::one(fault);
-            self.add_faults(
-                fault.tid,
-                fault.pid,
-                fault.file,
-                &sums,
-                fault.at + fault.took,
-            );
+            let until = fault.at.saturating_add(fault.took);
+            self.add_faults(fault.tid, fault.pid, fault.file, &sums, until);
         }
     }
 
@@ -893,13 +989,67 @@ impl Model {
         until: Nanos,
     ) {
         self.now = self.now.max(until);
-        self.faults.entry((pid, tid, file)).or_default().add(sums);
+        if self.faults.len() >= SUMS_MAX && !self.faults.contains_key(&(pid, tid, file)) {
+            self.forget_the_ended();
+        }
+        // Where there is no room even so, a process has one more row.
+        let key = if self.faults.len() < 2 * SUMS_MAX || self.faults.contains_key(&(pid, tid, file))
+        {
+            (pid, tid, file)
+        } else {
+            (pid, pid, None)
+        };
+        self.faults.entry(key).or_default().add(sums);
         let mut parts = [0; PARTS];
         parts[..CAUSES].copy_from_slice(&sums.causes);
-        let elsewhere: Nanos = sums.causes.iter().sum::<Nanos>() + sums.wait;
+        let elsewhere = sums
+            .causes
+            .iter()
+            .fold(sums.wait, |a, &b| a.saturating_add(b));
         parts[Part::Running as usize] = sums.total.saturating_sub(elsewhere);
-        let spent: Nanos = parts.iter().sum();
+        let spent = parts.iter().fold(0, |a: Nanos, &b| a.saturating_add(b));
         self.spread(tid, pid, until.saturating_sub(spent), until, &parts);
+    }
+
+    /// Puts the sums of threads that have ended together, by name, and forgets them.
+    fn forget_the_ended(&mut self) {
+        let mut heir: HashMap<(u32, String), u32> = HashMap::new();
+        let all = std::mem::take(&mut self.faults);
+        for ((pid, tid, file), sums) in all {
+            let tid = if self.ended.contains(&tid) {
+                *heir
+                    .entry((pid, group(self.thread_name(tid))))
+                    .or_insert(tid)
+            } else {
+                tid
+            };
+            self.faults.entry((pid, tid, file)).or_default().add(&sums);
+        }
+        let all = std::mem::take(&mut self.calls_of);
+        for ((pid, tid), calls) in all {
+            let tid = if self.ended.contains(&tid) {
+                *heir
+                    .entry((pid, group(self.thread_name(tid))))
+                    .or_insert(tid)
+            } else {
+                tid
+            };
+            let sum = self.calls_of.entry((pid, tid)).or_default();
+            sum.0 += calls.0;
+            sum.1 += calls.1;
+        }
+        let heirs: std::collections::HashSet<u32> = heir.into_values().collect();
+        let ended = std::mem::take(&mut self.ended);
+        let stays = |tid: &u32| !ended.contains(tid) || heirs.contains(tid);
+        self.threads.retain(|tid, _| stays(tid));
+        self.doers_of.retain(|tid, _| stays(tid));
+        self.reads.retain(|tid, _| stays(tid));
+        self.joined.retain(|tid, _| stays(tid));
+        self.targets.retain(|pid, _| stays(pid));
+        for lock in self.locks.values_mut() {
+            lock.seen.retain(stays);
+        }
+        self.ended = heirs;
     }
 
     // ---- Lanes ----
@@ -988,6 +1138,21 @@ impl Model {
         parts[Part::Running as usize] = all.total.saturating_sub(elsewhere);
         parts
     }
+}
+
+fn add_parts(sums: &mut Parts, parts: &Parts) {
+    for (sum, &ns) in sums.iter_mut().zip(parts) {
+        *sum = sum.saturating_add(ns);
+    }
+}
+
+/// A name that does nothing to a terminal.
+fn printable(name: &str) -> String {
+    let replace =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    name.chars()
+        .map(|c| if replace(c) { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// Whether this is the time in which a lock waited for its next owner to run.

@@ -2,12 +2,12 @@
 
 use crate::model::{FaultSums, Model};
 use crate::raw::{self, Raw};
-use crate::report::{self, Observed, ProcessRow, Report};
+use crate::report::{self, Observed, Report};
 use crate::session::{Session, Settings};
 use crate::translate::Translator;
 use crate::{HOLD_MIN, Options, WAIT_MIN};
 use anyhow::{Context, bail};
-use faultless_trace::{Event, FileNo, Header, Lost, Nanos, Process, ProcessChange, Thread};
+use faultless_trace::{Ended, Event, FileNo, Header, Lost, Nanos, Process, ProcessChange, Thread};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -39,6 +39,7 @@ pub struct Observer {
     next_sums: Instant,
     next_look: Instant,
     losses: raw::Losses,
+    failure: Option<anyhow::Error>,
 }
 
 impl std::fmt::Debug for Observer {
@@ -80,6 +81,7 @@ impl Observer {
             next_sums: now + SUMS_EVERY,
             next_look: now + LOOK_EVERY,
             losses: raw::Losses::default(),
+            failure: None,
         })
     }
 
@@ -105,7 +107,8 @@ impl Observer {
                 pid,
                 change: ProcessChange::Watched,
             }),
-        ])
+        ]);
+        Ok(())
     }
 
     /// Runs a command, and watches it from its first instruction on.
@@ -131,7 +134,7 @@ impl Observer {
         self.alive.insert(child.id());
         let at = self.elapsed();
         let (pid, change) = (child.id(), ProcessChange::Watched);
-        self.tell(&[Event::Process(Process { at, pid, change })])?;
+        self.tell(&[Event::Process(Process { at, pid, change })]);
         Ok(child)
     }
 
@@ -155,38 +158,38 @@ impl Observer {
             command: command.to_vec(),
             wait_min: WAIT_MIN.as_nanos() as Nanos,
             hold_min: HOLD_MIN.as_nanos() as Nanos,
+            missing: self.session.missing.clone(),
         }
     }
 
     /// Takes in what happened; waits for a while if there is nothing.
-    ///
-    /// # Errors
-    ///
-    /// When a sink fails.
-    pub fn tick(&mut self, wait: Duration) -> anyhow::Result<()> {
+    pub fn tick(&mut self, wait: Duration) {
         let records = self.session.records(wait);
-        self.take_in(&records)?;
+        self.take_in(&records);
         let now = Instant::now();
         if now >= self.next_sums {
             self.sums();
             let took = now.elapsed();
             self.next_sums = now + SUMS_EVERY.max(took * SUMS_SHARE);
-            self.note_losses()?;
+            self.note_losses();
         }
         if now >= self.next_look {
             self.next_look = now + LOOK_EVERY;
             self.look_for_the_ended();
         }
-        Ok(())
     }
 
-    fn take_in(&mut self, records: &[Raw]) -> anyhow::Result<()> {
+    fn take_in(&mut self, records: &[Raw]) {
         let mut events = Vec::new();
         for record in records {
             if let Raw::Task(task) = record {
                 match task.what {
                     raw::task::FORK => {
                         self.alive.insert(task.header.pid);
+                        self.ended.remove(&task.header.tid);
+                    }
+                    raw::task::SEEN | raw::task::EXEC => {
+                        self.ended.remove(&task.header.tid);
                     }
                     raw::task::EXIT => {
                         self.ended.insert(task.header.tid);
@@ -198,17 +201,27 @@ impl Observer {
             self.translator
                 .translate(record, &|id| session.stack(id), &mut |e| events.push(e));
         }
-        self.tell(&events)
+        self.tell(&events);
     }
 
-    fn tell(&mut self, events: &[Event]) -> anyhow::Result<()> {
+    /// A sink that fails gets nothing more; the observation goes on.
+    fn tell(&mut self, events: &[Event]) {
         for event in events {
             self.model.event(event);
-            for sink in &mut self.sinks {
-                sink(event)?;
-            }
+            let failure = &mut self.failure;
+            self.sinks.retain_mut(|sink| match sink(event) {
+                Ok(()) => true,
+                Err(e) => {
+                    failure.get_or_insert(e);
+                    false
+                }
+            });
         }
-        Ok(())
+    }
+
+    /// Why a sink failed, if one did.
+    pub fn failure(&mut self) -> Option<anyhow::Error> {
+        self.failure.take()
     }
 
     /// Reads the kernel's sums, and adds what is new in them.
@@ -239,28 +252,24 @@ impl Observer {
         if self.ended.len() > 1 << 16 {
             self.ended.clear();
         }
-        for event in &files {
-            self.model.event(event);
-        }
+        self.tell(&files);
         for (tid, pid, file, new) in news {
             self.model.add_faults(tid, pid, file, &new, until);
         }
     }
 
-    fn note_losses(&mut self) -> anyhow::Result<()> {
+    fn note_losses(&mut self) {
         let now = self.session.losses();
-        let records = now.ring + now.tallies + now.threads + now.slots;
-        let before =
-            self.losses.ring + self.losses.tallies + self.losses.threads + self.losses.slots;
+        let all = |l: &raw::Losses| l.ring + l.tallies + l.threads + l.targets + l.names + l.slots;
+        let (records, before) = (all(&now), all(&self.losses));
         self.losses = now;
         if records > before {
             let at = self.elapsed();
             self.tell(&[Event::Lost(Lost {
                 at,
                 records: records - before,
-            })])?;
+            })]);
         }
-        Ok(())
     }
 
     fn look_for_the_ended(&mut self) {
@@ -299,21 +308,19 @@ impl Observer {
             self.translator
                 .translate(record, &|id| session.stack(id), &mut |e| events.push(e));
         }
-        report::going_on(&self.model, &events)
+        // Names are told once, so everybody must hear them.
+        let (names, open): (Vec<Event>, Vec<Event>) = events
+            .into_iter()
+            .partition(|e| matches!(e, Event::File(_) | Event::Stack(_)));
+        self.tell(&names);
+        report::going_on(&self.model, &open)
     }
 
     fn observed(&self) -> Observed {
         let unix = self.began_system.duration_since(SystemTime::UNIX_EPOCH);
         Observed {
-            processes: self
-                .model
-                .targets
-                .iter()
-                .map(|&pid| ProcessRow {
-                    pid,
-                    name: self.model.process_name(pid).to_owned(),
-                })
-                .collect(),
+            processes: report::processes(&self.model),
+            processes_seen: self.model.processes_seen,
             command: self.command.clone(),
             seconds: self.elapsed() as f64 / 1e9,
             began_unix: unix.map_or(0.0, |d| d.as_secs_f64()),
@@ -325,26 +332,26 @@ impl Observer {
         }
     }
 
-    /// Takes in the rest, what goes on just now included, and reports.
-    ///
-    /// # Errors
-    ///
-    /// When a sink fails.
-    pub fn finish(mut self) -> anyhow::Result<Report> {
+    /// Ends the observation: takes in the rest, what goes on just now included, and reports.
+    pub fn finish(&mut self) -> Report {
+        // From here on nothing changes any more, so nothing is told twice.
+        self.session.detach();
         loop {
             let records = self.session.records(Duration::ZERO);
             if records.is_empty() {
                 break;
             }
-            self.take_in(&records)?;
+            self.take_in(&records);
         }
         let mut open = self.session.going_on();
         // Holds first: they explain the waits.
         open.sort_by_key(|r| !matches!(r, Raw::Hold(_)));
-        self.take_in(&open)?;
+        self.take_in(&open);
         self.sums();
-        self.note_losses()?;
-        Ok(self.report(None))
+        self.note_losses();
+        let at = self.elapsed();
+        self.tell(&[Event::Ended(Ended { at })]);
+        self.report(None)
     }
 }
 
@@ -355,6 +362,7 @@ impl From<&raw::Tally> for FaultSums {
             major: t.major,
             gone: t.gone,
             total: t.total,
+            longest: t.longest,
             first: t.first,
             wait: t.wait,
             retry: t.retry,
@@ -366,7 +374,7 @@ impl From<&raw::Tally> for FaultSums {
 }
 
 /// The name of a process, or why it cannot be watched.
-fn process_name(pid: u32) -> anyhow::Result<String> {
+pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
     if !Path::new(&format!("/proc/{pid}")).exists() {
         bail!("there is no process {pid}; `pgrep -a NAME` finds the numbers of processes");
     }
@@ -388,14 +396,19 @@ fn process_name(pid: u32) -> anyhow::Result<String> {
     Ok(field("Name:").unwrap_or("?").to_owned())
 }
 
-/// A process that has ended and waits for its parent is not alive.
+/// Whether a thread of a process lives; its first one may have ended before the others.
 fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit(')')
-        .next()
-        .and_then(|rest| rest.trim_start().chars().next());
-    state.is_some_and(|s| !matches!(s, 'Z' | 'X'))
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.trim_start().chars().next());
+        state.is_some_and(|s| !matches!(s, 'Z' | 'X'))
+    })
 }
 
 #[allow(unsafe_code, reason = "clock_gettime(2)")]

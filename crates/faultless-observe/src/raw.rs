@@ -59,8 +59,8 @@ record!(Io is 64 bytes {
 
 record!(TallyKey is 24 bytes { tid: u32, pid: u32, file: FileId });
 
-record!(Tally is 504 bytes {
-    faults: u64, major: u64, gone: u64, total: u64, first: u64, wait: u64, retry: u64, retry_asleep: u64,
+record!(Tally is 512 bytes {
+    faults: u64, major: u64, gone: u64, total: u64, longest: u64, first: u64, wait: u64, retry: u64, retry_asleep: u64,
     causes: [u64; CAUSES], stack: i32, pad: u32, buckets: [u32; BUCKETS],
 });
 
@@ -70,7 +70,7 @@ record!(Settings is 32 bytes {
 
 record!(
     #[derive(Default, PartialEq, Eq)]
-    Losses is 32 bytes { ring: u64, tallies: u64, threads: u64, slots: u64 }
+    Losses is 48 bytes { ring: u64, tallies: u64, threads: u64, targets: u64, names: u64, slots: u64 }
 );
 
 pub(crate) mod fault {

@@ -55,8 +55,10 @@ pub struct Report {
 /// What was watched.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Observed {
-    /// The processes.
+    /// The processes, as far as there is room.
     pub processes: Vec<ProcessRow>,
+    /// How many there were.
+    pub processes_seen: u64,
     /// The command that was run, if one was.
     pub command: Vec<String>,
     /// For how long.
@@ -97,6 +99,8 @@ pub struct Faults {
     pub major: u64,
     /// Major faults in a second.
     pub major_per_second: f64,
+    /// Of all these, those that had not ended.
+    pub open: u64,
     /// Those whose page had gone when they were tried again, and was read a second time under mmap_lock.
     pub gone_at_retry: u64,
     /// Their time, all together.
@@ -128,7 +132,7 @@ pub struct Quantiles {
     pub p99: f64,
     /// 99.9 %.
     pub p999: f64,
-    /// The longest.
+    /// The longest, exactly.
     pub max: f64,
 }
 
@@ -141,6 +145,8 @@ pub struct Calls {
     pub total_ms: f64,
     /// By what it went to.
     pub time_ms: TimeBy,
+    /// Waits of others for the same locks: neighbours, and the kernel's threads. They are in no other sum.
+    pub neighbours_ms: f64,
 }
 
 /// A group of threads.
@@ -220,6 +226,8 @@ pub struct BlameRow {
     pub held_ms: f64,
     /// The longest.
     pub longest_ms: f64,
+    /// Time in which they had been given the lock, and had no processor to take it; others waited for them all the same.
+    pub granted_ms: f64,
     /// Where the holders themselves got no further: device, page_lock, other_lock, reclaim, runnable, asleep; the rest is
     /// running.
     pub holder_time_ms: TimeBy,
@@ -323,6 +331,8 @@ pub struct DoubtRow {
     pub unexplained_ms: f64,
     /// All waits that were told singly.
     pub waited_ms: f64,
+    /// The trace was cut off: this is what there is of it.
+    pub cut_off: bool,
 }
 
 /// In plain words.
@@ -371,6 +381,15 @@ pub struct LaneRow {
     pub parts_ms: [f64; PARTS],
 }
 
+/// The processes that were watched.
+pub(crate) fn processes(model: &Model) -> Vec<ProcessRow> {
+    let row = |&pid: &u32| ProcessRow {
+        pid,
+        name: model.process_name(pid).to_owned(),
+    };
+    model.processes.iter().map(row).collect()
+}
+
 pub(crate) fn ms(ns: Nanos) -> f64 {
     (ns as f64 / 1e3).round() / 1e3
 }
@@ -389,7 +408,7 @@ fn quantiles(sums: &FaultSums) -> Quantiles {
         p90: us(0.9),
         p99: us(0.99),
         p999: us(0.999),
-        max: us(1.0),
+        max: sums.longest as f64 / 1e3,
     }
 }
 
@@ -417,6 +436,7 @@ pub(crate) fn report(model: &Model, observed: Observed, recent: Option<Nanos>) -
             stalled: all.faults,
             major: all.major,
             major_per_second: (all.major as f64 / seconds * 10.0).round() / 10.0,
+            open: model.open_faults,
             gone_at_retry: all.gone,
             total_ms: ms(all.total),
             first_attempt_ms: ms(all.first),
@@ -431,6 +451,7 @@ pub(crate) fn report(model: &Model, observed: Observed, recent: Option<Nanos>) -
             waits: model.calls,
             total_ms: ms(model.call_waits.iter().sum()),
             time_ms: time_by(&model.call_waits),
+            neighbours_ms: ms(model.neighbour_waits),
         },
         groups: groups(model),
         files: files(model),
@@ -450,9 +471,14 @@ pub(crate) fn report(model: &Model, observed: Observed, recent: Option<Nanos>) -
             out_of_step: model.doubts.out_of_step,
             unexplained_ms: ms(model.doubts.unexplained),
             waited_ms: ms(model.doubts.waited),
+            cut_off: model.cut_off,
         },
         bounds: BOUNDS,
-        timeline: timeline(model),
+        // What is shown twice a second has no use for it.
+        timeline: match recent {
+            None => timeline(model),
+            Some(_) => Timeline::default(),
+        },
         observed,
     }
 }
@@ -486,8 +512,7 @@ fn groups(model: &Model) -> Vec<Group> {
         group.threads.insert(tid);
         group.faults.add(sums);
     }
-    let watched = |pid| model.targets.contains(pid);
-    for (&(pid, tid), calls) in model.calls_of.iter().filter(|((pid, _), _)| watched(pid)) {
+    for (&(pid, tid), calls) in &model.calls_of {
         let group = all.entry(of(pid, tid)).or_default();
         group.threads.insert(tid);
         group.calls.0 += calls.0;
@@ -566,6 +591,7 @@ fn blame(model: &Model) -> Vec<BlameRow> {
             holds: b.holds,
             held_ms: ms(b.held),
             longest_ms: ms(b.longest),
+            granted_ms: ms(b.granted),
             holder_time_ms: causes_by(&b.causes),
             asleep_ms: b.sleeps.iter().map(|(k, &v)| (k.clone(), ms(v))).collect(),
         })
@@ -860,9 +886,10 @@ fn timeline(model: &Model) -> Timeline {
 /// System calls that change the address space, and what to do about them.
 fn advice(doer: &Doer, blame: &Blame) -> String {
     let who = &doer.group;
-    let cpu = blame.causes[Cause::Cpu as usize];
-    let preempted = if cpu * 2 > blame.held {
-        " (most of the time it held the lock without having a processor: more processors, or fewer threads, help as well)"
+    let cpu = blame.causes[Cause::Cpu as usize].saturating_add(blame.granted);
+    let starved = cpu.saturating_mul(2) > blame.held.saturating_add(blame.granted);
+    let preempted = if starved {
+        " (most of the time it had the lock and no processor: more processors, or fewer threads, help as well)"
     } else {
         ""
     };
@@ -894,6 +921,9 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
             };
             format!("Fewer {call} calls by {who}: {how}{preempted}")
         }
+        What::Fault { .. } if starved => format!(
+            "More processors, or fewer threads: {who} had mmap_lock for page faults, and no processor to get done with them"
+        ),
         What::Fault { .. } => format!(
             "Page faults of {who} hold mmap_lock while they read or allocate: more memory for the page cache (fewer pages gone at the retry), or `faultless run`, which reads without the lock"
         ),
@@ -901,7 +931,7 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
             format!("{who} is a kernel thread: khugepaged and ksmd have settings in /sys/kernel/mm")
         }
         What::Unknown => {
-            "Observe for longer: the holder was there before the observation began".to_owned()
+            "Observe for longer: what the holder did is not known; most often it was there before the observation began".to_owned()
         }
     }
 }
@@ -940,7 +970,7 @@ fn verdict(
         .map(|(_, sums)| sums.wait)
         .sum();
     add(
-        "Run the program under `faultless run`, or map its files with the library: misses in files then never take mmap_lock"
+        "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then never take mmap_lock (--dry-run says which those are)"
             .to_owned(),
         of_files,
     );
@@ -962,8 +992,9 @@ fn verdict(
     remedies.sort_by(|a, b| b.share.total_cmp(&a.share));
 
     let faults_lock = lock(parts);
+    let spent = parts.iter().sum::<Nanos>().max(1) as f64;
     let mut text = Vec::new();
-    if all.faults == 0 && calls == 0 {
+    if all.faults == 0 && calls == 0 && parts.iter().all(|&ns| ns == 0) {
         text.push("Nothing stalled: no page fault slept or took mmap_lock, and no system call waited for it.".to_owned());
     } else {
         text.push(format!(
@@ -972,8 +1003,8 @@ fn verdict(
             all.major,
             all.major as f64 / observed.seconds.max(1e-9),
             duration(ms(all.total)),
-            percent(faults_lock as f64 / all.total.max(1) as f64),
-            percent(storage as f64 / all.total.max(1) as f64),
+            percent(faults_lock as f64 / spent),
+            percent(storage as f64 / spent),
         ));
         if calls > 0 {
             text.push(format!(
@@ -994,12 +1025,21 @@ fn verdict(
         } else if share(storage) > 0.5 {
             text.push("Threads wait for storage, hardly for locks.".to_owned());
         }
+        if model.open_faults > 0 {
+            text.push(format!(
+                "{} faults had not ended when the observation did.",
+                model.open_faults
+            ));
+        }
         if all.gone > 0 {
             text.push(format!(
                 "{} faults found their page gone when they had the lock, and read it again while they held it.",
                 all.gone
             ));
         }
+    }
+    if model.cut_off {
+        text.push("The trace was cut off: this is what there is of it.".to_owned());
     }
     if model.doubts.lost > 0 {
         text.push(format!(

@@ -53,8 +53,8 @@ pub(crate) struct Settings {
 }
 
 pub(crate) struct Session {
-    // Dropped first: while they exist, programs run.
-    _links: Vec<Link>,
+    // While they exist, programs run.
+    links: Vec<Link>,
     ring: libbpf_rs::RingBuffer<'static>,
     batch: Rc<RefCell<Vec<Raw>>>,
     going_on: Option<Link>,
@@ -81,6 +81,7 @@ impl Session {
             );
         }
         crate::privilege::check()?;
+        check_namespace()?;
         let btf = Btf::from_vmlinux().with_context(|| format!("{BTF} cannot be read"))?;
 
         let mut builder = ObjectBuilder::default();
@@ -118,7 +119,15 @@ impl Session {
                     "this kernel has no tracepoint {tracepoint}; observe needs Linux 5.18 or later with CONFIG_FTRACE"
                 );
             }
+            let in_module = tracepoint.starts_with("fuse_");
+            if in_module && Path::new("/sys/kernel/btf/fuse").exists() {
+                continue;
+            }
             program.set_autoload(false);
+            if in_module {
+                // Not loaded: then there is no such file system.
+                continue;
+            }
             missing.push(tracepoint.to_owned());
         }
         let given = raw::Settings {
@@ -130,7 +139,7 @@ impl Session {
             pad: [0; 6],
         };
         for mut map in open.maps_mut() {
-            if map.name().to_string_lossy().ends_with(".rodata") {
+            if map.name().to_string_lossy().contains(".rodata.settings") {
                 let value = map
                     .initial_value_mut()
                     .context("the settings have no place in the BPF programs")?;
@@ -172,7 +181,7 @@ impl Session {
             builder.build()?
         };
         Ok(Session {
-            _links: links,
+            links,
             ring,
             batch,
             going_on,
@@ -190,6 +199,11 @@ impl Session {
         if let Ok(targets) = map(&self.object, "targets") {
             let _ = targets.delete(&pid.to_ne_bytes());
         }
+    }
+
+    /// Stops the programs. What they have seen stays.
+    pub(crate) fn detach(&mut self) {
+        self.links.clear();
     }
 
     /// Waits until the ring is half full, or for a while, then takes a batch of records. An empty batch: there are none.
@@ -267,6 +281,18 @@ impl Session {
     }
 }
 
+/// Numbers of processes mean here what they mean to the kernel in the first namespace alone.
+fn check_namespace() -> anyhow::Result<()> {
+    const FIRST: &str = "pid:[4026531836]";
+    let own = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    if own.as_os_str() != FIRST {
+        bail!(
+            "this is a process namespace of its own (a container): the kernel knows processes by other numbers; run observe on the host, or in a container with the host's process namespace (docker run --pid=host)"
+        );
+    }
+    Ok(())
+}
+
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 fn map<'a>(object: &'a Object, name: &str) -> anyhow::Result<libbpf_rs::Map<'a>> {
@@ -297,7 +323,7 @@ fn refused(e: libbpf_rs::Error) -> anyhow::Error {
             "the kernel does not permit this user to load BPF programs; run observe as root, or give the command CAP_BPF and CAP_PERFMON (and look whether kernel lockdown is on)"
         }
         _ => {
-            "the kernel refuses the BPF programs; `faultless doctor` says what it has, and FAULTLESS_BPF_LOG=1 shows the kernel's reasons"
+            "the kernel refuses the BPF programs: it may lack CONFIG_MEMCG, or be a PREEMPT_RT kernel, whose locks are others; `faultless doctor` says what it has, and FAULTLESS_BPF_LOG=1 shows the kernel's reasons"
         }
     };
     anyhow::Error::new(e).context(why)

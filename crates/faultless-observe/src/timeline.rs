@@ -13,7 +13,7 @@
 use faultless_trace::Nanos;
 use std::collections::VecDeque;
 
-/// Segments that are kept. A wait that began before them is explained from the oldest on.
+/// Segments that are kept, at most. A wait that began before them is explained from the oldest on.
 pub(crate) const SEGMENTS_MAX: usize = 1 << 15;
 
 /// A number that the user of the timeline has given to a hold.
@@ -37,7 +37,7 @@ pub(crate) struct Timeline {
 
 impl Timeline {
     /// Adds a hold that has ended.
-    pub(crate) fn add(&mut self, new: Segment) {
+    pub(crate) fn add(&mut self, new: Segment, most: usize) {
         let (from, to) = (new.from, new.to);
         let mut start = from;
         // What lies within the new hold is overtaken by it; what began before it stays, up to its end.
@@ -61,13 +61,22 @@ impl Timeline {
             self.segments.push_back(Segment { from: start, ..new });
         }
         self.segments.extend(later.into_iter().rev());
-        while self.segments.len() > SEGMENTS_MAX {
+        self.trim(most);
+    }
+
+    fn trim(&mut self, most: usize) {
+        while self.segments.len() >= most.min(SEGMENTS_MAX) {
             self.segments.pop_front();
         }
     }
 
+    /// When the last writer that is known let go.
+    pub(crate) fn last_writer(&self) -> Option<Nanos> {
+        self.segments.iter().rev().find(|s| s.write).map(|s| s.to)
+    }
+
     /// Adds a hold where nobody else is known to have held the lock.
-    pub(crate) fn add_between(&mut self, new: Segment) {
+    pub(crate) fn add_between(&mut self, new: Segment, most: usize) {
         let (from, to) = (new.from, new.to);
         let mut held = Vec::new();
         while let Some(last) = self.segments.pop_back_if(|s| s.to > from) {
@@ -88,6 +97,7 @@ impl Timeline {
         if at < to {
             self.segments.push_back(Segment { from: at, ..new });
         }
+        self.trim(most);
     }
 
     /// The segments between two instants, cut to them, latest first.
@@ -134,7 +144,7 @@ mod tests {
     fn of(holds: &[(Nanos, Nanos, bool)]) -> Timeline {
         let mut timeline = Timeline::default();
         for (no, &(from, to, write)) in holds.iter().enumerate() {
-            timeline.add(segment(from, to, no as HoldNo, write));
+            timeline.add(segment(from, to, no as HoldNo, write), 100);
         }
         timeline
     }
@@ -163,7 +173,7 @@ mod tests {
     #[test]
     fn what_is_added_between_leaves_the_others_alone() {
         let mut timeline = of(&[(0, 10, true), (12, 20, true), (25, 30, true)]);
-        timeline.add_between(segment(5, 40, 9, true));
+        timeline.add_between(segment(5, 40, 9, true), 100);
         assert!(timeline.is_sound());
         assert_eq!(
             explained(&timeline, 0, 50),
@@ -177,7 +187,7 @@ mod tests {
             ]
         );
         let mut timeline = of(&[(0, 10, true)]);
-        timeline.add_between(segment(2, 8, 9, true));
+        timeline.add_between(segment(2, 8, 9, true), 100);
         assert_eq!(explained(&timeline, 0, 50), [(0, 10, 0)]);
     }
 

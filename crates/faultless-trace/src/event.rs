@@ -309,7 +309,14 @@ pub struct Lost {
     pub records: u64,
 }
 
-/// One thing that happened.
+/// The observation ended, and was not cut off.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ended {
+    /// When.
+    pub at: Nanos,
+}
+
+/// One thing that happened. (A variant that is added makes another [`VERSION`](crate::VERSION).)
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Event {
@@ -333,6 +340,8 @@ pub enum Event {
     Stray(Stray),
     /// Records that were lost.
     Lost(Lost),
+    /// The end.
+    Ended(Ended),
 }
 
 impl Event {
@@ -348,6 +357,7 @@ impl Event {
             Event::Io(e) => Some(e.at),
             Event::Stray(e) => Some(e.at),
             Event::Lost(e) => Some(e.at),
+            Event::Ended(e) => Some(e.at),
         }
     }
 
@@ -362,7 +372,25 @@ impl Event {
             Event::Io(e) => Some(&mut e.at),
             Event::Stray(e) => Some(&mut e.at),
             Event::Lost(e) => Some(&mut e.at),
+            Event::Ended(e) => Some(&mut e.at),
         }
+    }
+
+    /// Whether its times can be: a trace of more than a few years has been tampered with.
+    pub(crate) fn is_possible(&self) -> bool {
+        const LONGEST: Nanos = 1 << 56;
+        let short = |all: &[Nanos]| all.iter().all(|&t| t < LONGEST);
+        self.at().is_none_or(|at| at < LONGEST)
+            && match self {
+                Event::Fault(e) => {
+                    short(&[e.took, e.first, e.wait, e.retry, e.retry_asleep]) && short(&e.causes)
+                }
+                Event::Wait(e) => short(&[e.took, e.cpu, e.granted]),
+                Event::Hold(e) => short(&[e.took, e.longest_sleep]) && short(&e.causes),
+                Event::Io(e) => short(&[e.took]),
+                Event::Stack(e) => e.functions.len() <= 1024,
+                _ => true,
+            }
     }
 
     /// The file that it speaks of.

@@ -26,6 +26,7 @@ typedef _Bool bool;
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_STACK_TRACE = 7,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
 };
@@ -88,7 +89,11 @@ struct page {
 struct bio_vec {
 	struct page *bv_page;
 };
+struct bvec_iter {
+	unsigned int bi_idx;
+};
 struct bio {
+	struct bvec_iter bi_iter;
 	struct bio_vec *bi_io_vec;
 };
 struct request {
@@ -124,6 +129,8 @@ struct task_struct {
 	int tgid;
 	struct mm_struct *mm;
 	unsigned long maj_flt;
+	unsigned long min_flt;
+	int pagefault_disabled;
 	char comm[16];
 	struct files_struct *files;
 	struct signal_struct *signal;

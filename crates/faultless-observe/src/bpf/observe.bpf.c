@@ -7,10 +7,10 @@
  * why. Events of the scheduler charge the time asleep to whatever is open then. What ends is
  *
  *   - summed up by thread and file (a fault), or
- *   - sent to the ring singly, when it was long or when others waited for it (a wait, a hold), or always (settings.every_fault).
+ *   - sent to the ring singly, when it was long or when others waited for it (a wait, a hold), or always (every_fault).
  *
- * Only the thread itself writes its state, on the processor that runs it, so nothing here is atomic but what is counted
- * over all threads. Who waited behind whom is found later, by the reader of the ring: a hold is sent before the lock is
+ * Only the thread itself writes its state, on the processor that runs it (and who wakes it, while it is off), so nothing
+ * here is atomic but what is counted over all threads. Who waited behind whom is found later, by the reader of the ring: a hold is sent before the lock is
  * let go, so it comes before the wait that it ended.
  *
  * The bounds are those of the tracepoints: `released` fires just before the lock word changes, `acquire_returned` just
@@ -24,7 +24,7 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-const volatile struct settings settings = {};
+const volatile struct settings settings SEC(".rodata.settings") = {};
 
 struct losses losses = {};
 
@@ -58,7 +58,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 16384);
 	__uint(key_size, 4);
 	__uint(value_size, 24 * 8);
 } stacks SEC(".maps");
@@ -66,16 +66,29 @@ struct {
 /* Requests to FUSE servers that are on their way. */
 struct fuse_sent {
 	__u64 at;
+	__u64 unique;
 	__u64 page;
 	struct file_id file;
 	struct header header;
 };
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, __u64);
 	__type(value, struct fuse_sent);
 } fuse_requests SEC(".maps");
+
+/* Pages that watched threads have put into the page cache, to be read: what they read is told, and nothing else. */
+struct page_key {
+	__u64 mapping;
+	__u64 index;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct page_key);
+	__type(value, __u8);
+} pages SEC(".maps");
 
 #define HOLDS 2 /* locks of watched processes that one thread holds at a time */
 #define NO_STACK -1
@@ -102,7 +115,10 @@ struct thread {
 	__u64 fault_at;
 	__u64 address;
 	__u64 ip;
+	__u64 user_ip; /* where the thread entered the kernel, and by which call (-1: by an exception) */
+	__u64 user_call;
 	__u64 major_before;
+	__u64 faults_before;
 	__u64 wait_since;
 	__u64 waited;
 	__u64 first;
@@ -116,8 +132,10 @@ struct thread {
 	struct file_id file;
 	__u64 page;
 	__u64 mapping;
+	__u64 in_lock; /* the sleeping lock, other than mmap_lock, that it waits for */
 	__u8 looking; /* 0, or a cause: CAUSE_PAGE + 1, CAUSE_DEVICE + 1 */
-	__u8 in_lock; /* a sleeping lock other than mmap_lock */
+	__u8 tried; /* the page has been looked for in an attempt before this one */
+	__u8 told; /* it has held others up */
 	__u8 is_target;
 	__u8 off_why;
 	__s32 off_stack;
@@ -232,7 +250,9 @@ static __always_inline __u32 watched(struct mm_struct *mm)
 static __always_inline bool is_contended(struct mm_struct *mm)
 {
 	/* RWSEM_FLAG_WAITERS, or somebody who spins for it. */
-	return (mm->mmap_lock.count.counter & 2) || mm->mmap_lock.osq.tail.counter;
+	if (mm->mmap_lock.count.counter & 2)
+		return true;
+	return bpf_core_field_exists(mm->mmap_lock.osq) && mm->mmap_lock.osq.tail.counter;
 }
 
 /* Whether the fault that was seen last is the one in which the thread entered the kernel now. */
@@ -240,10 +260,18 @@ static __always_inline bool in_fault(struct thread *t, struct task_struct *task)
 {
 	if (!t->fault_at)
 		return false;
-	if (t->fault_flags & FAULT_KERNEL)
-		return true;
+	/* The kernel counts a fault when it has been served, and not when it is to be tried again. */
+	if (task->maj_flt + task->min_flt != t->faults_before)
+		return false;
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	return regs->ip == t->ip && regs->orig_ax == (unsigned long)-1;
+	return regs->ip == t->user_ip && regs->orig_ax == t->user_call;
+}
+
+/* When a fault ended whose end was not seen: not before the last thing that is known of it. */
+static __always_inline __u64 fault_end(struct thread *t)
+{
+	__u64 end = t->on_at > t->fault_at ? t->on_at : t->fault_at;
+	return end > t->retry_at ? end : t->retry_at;
 }
 
 /* What the thread does in the kernel, for a lock that it takes. */
@@ -286,7 +314,8 @@ static __always_inline void tell_deed(struct header *header, const struct deed *
 	header->syscall = deed->syscall;
 }
 
-static __noinline int tell_file(struct address_space *mapping)
+/* Tells a file's name, once. The mapping may be another one's by now: then it is not the file that was meant. */
+static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 {
 	struct file_id id = {};
 	struct inode *inode = BPF_CORE_READ(mapping, host);
@@ -294,9 +323,15 @@ static __noinline int tell_file(struct address_space *mapping)
 		return 0;
 	id.ino = BPF_CORE_READ(inode, i_ino);
 	id.dev = BPF_CORE_READ(inode, i_sb, s_dev);
-	__u8 one = 1;
-	if (bpf_map_update_elem(&files, &id, &one, BPF_NOEXIST))
+	if (id.ino != meant)
 		return 0;
+	__u8 one = 1;
+	long error = bpf_map_update_elem(&files, &id, &one, BPF_NOEXIST);
+	if (error) {
+		if (error != -17 /* EEXIST */)
+			__sync_fetch_and_add(&losses.names, 1);
+		return 0;
+	}
 	struct record_file *record = reserve(sizeof(*record));
 	if (!record) {
 		bpf_map_delete_elem(&files, &id);
@@ -347,6 +382,8 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 	__u64 at = t->fault_at;
 	if (!at)
 		return;
+	if (now < at)
+		now = at;
 	t->fault_at = 0;
 	t->looking = 0;
 	__u64 stalled = 0;
@@ -370,9 +407,10 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		if (!sum)
 			__sync_fetch_and_add(&losses.tallies, 1);
 		if (t->mapping)
-			tell_file((struct address_space *)t->mapping);
+			tell_file((struct address_space *)t->mapping, t->file.ino);
 	}
-	__u64 retry = t->retry_at ? now - t->retry_at : 0;
+	__u64 retry = t->retry_at && now > t->retry_at ? now - t->retry_at : 0;
+	__u64 first = t->fault_flags & FAULT_LOCKED ? t->first : now - at;
 	if (sum) {
 		sum->faults++;
 		if (t->fault_flags & FAULT_MAJOR)
@@ -380,7 +418,9 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		if (t->fault_flags & FAULT_GONE)
 			sum->gone++;
 		sum->total += now - at;
-		sum->first += t->first;
+		if (now - at > sum->longest)
+			sum->longest = now - at;
+		sum->first += first;
 		sum->wait += t->waited;
 		sum->retry += retry;
 		sum->retry_asleep += t->retry_asleep;
@@ -406,7 +446,7 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		record->flags = t->fault_flags;
 		record->stack = t->stack;
 		record->took = now - at;
-		record->first = t->fault_flags & FAULT_LOCKED ? t->first : now - at;
+		record->first = first;
 		record->wait = t->waited;
 		record->retry = retry;
 		record->retry_asleep = t->retry_asleep;
@@ -428,11 +468,16 @@ static __always_inline int begin_fault(unsigned long address, unsigned long ip, 
 	if (!t || !t->is_target)
 		return 0;
 	if (t->fault_at)
-		finish_fault(t, task, t->on_at > t->fault_at ? t->on_at : t->fault_at);
+		finish_fault(t, task, fault_end(t));
+	struct pt_regs *user = (struct pt_regs *)bpf_task_pt_regs(task);
 	t->fault_at = bpf_ktime_get_ns();
 	t->address = address;
 	t->ip = ip;
+	t->user_ip = user->ip;
+	t->user_call = user->orig_ax;
 	t->major_before = task->maj_flt;
+	t->faults_before = task->maj_flt + task->min_flt;
+	t->tried = 0;
 	t->waited = 0;
 	t->first = 0;
 	t->retry_at = 0;
@@ -458,6 +503,10 @@ int BPF_PROG(page_fault_user, unsigned long address, struct pt_regs *regs, unsig
 SEC("tp_btf/page_fault_kernel")
 int BPF_PROG(page_fault_kernel, unsigned long address, struct pt_regs *regs, unsigned long error)
 {
+	/* One that may not sleep takes no lock and fails; one on the kernel's own memory is none of ours. */
+	struct task_struct *task = bpf_get_current_task_btf();
+	if (address >> 56 || task->pagefault_disabled)
+		return 0;
 	return begin_fault(address, regs->ip, error, FAULT_KERNEL);
 }
 
@@ -473,11 +522,20 @@ static __always_inline void look_for(struct thread *t, struct address_space *map
 	t->looking = CAUSE_PAGE + 1;
 }
 
+/* Whether the thread is in a fault, or holds a watched lock. A fault that is over is finished. */
+static __always_inline bool is_busy(struct thread *t, struct task_struct *task)
+{
+	if (t->fault_at && !in_fault(t, task))
+		finish_fault(t, task, fault_end(t));
+	return t->fault_at || t->holds[0].mm || t->holds[1].mm;
+}
+
 SEC("tp_btf/mm_filemap_fault")
 int BPF_PROG(filemap_fault, struct address_space *mapping, unsigned long index)
 {
-	struct thread *t = known(bpf_get_current_task_btf());
-	if (t && (t->fault_at || t->holds[0].mm || t->holds[1].mm))
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *t = known(task);
+	if (t && is_busy(t, task))
 		look_for(t, mapping, index);
 	return 0;
 }
@@ -485,8 +543,9 @@ int BPF_PROG(filemap_fault, struct address_space *mapping, unsigned long index)
 SEC("tp_btf/mm_filemap_add_to_page_cache")
 int BPF_PROG(filemap_add, struct folio *folio)
 {
-	struct thread *t = known(bpf_get_current_task_btf());
-	if (!t || !(t->fault_at || t->holds[0].mm || t->holds[1].mm))
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *t = known(task);
+	if (!t || !is_busy(t, task))
 		return 0;
 	unsigned long index = folio->index;
 	if (!t->looking) /* a kernel without mm_filemap_fault */
@@ -494,8 +553,13 @@ int BPF_PROG(filemap_add, struct folio *folio)
 	/* The folio that holds the page, or one of the window that is read with it: 2 MiB is the largest folio. */
 	if ((__u64)folio->mapping == t->mapping && index <= t->page && t->page - index < 512) {
 		t->looking = CAUSE_DEVICE + 1;
-		if (t->retry_at && t->first)
+		if (t->retry_at && t->tried)
 			t->fault_flags |= FAULT_GONE;
+	}
+	if (settings.every_fault) {
+		struct page_key key = { .mapping = (__u64)folio->mapping, .index = index };
+		__u8 one = 1;
+		bpf_map_update_elem(&pages, &key, &one, BPF_ANY);
 	}
 	return 0;
 }
@@ -534,15 +598,19 @@ static __always_inline int start_locking(struct mm_struct *mm, bool write)
 	struct thread *t = known(task);
 	if (!t)
 		t = made(task);
-	if (!t)
+	/* Reclaim tries the locks of whole lists of processes, the thread's own among them; it never waits for one. */
+	if (!t || t->reclaim_at)
 		return 0;
 	__u64 now = bpf_ktime_get_ns();
 	if (t->fault_at) {
-		if (!in_fault(t, task) || write)
-			finish_fault(t, task, t->on_at > t->fault_at ? t->on_at : t->fault_at);
-		else if (!(t->fault_flags & FAULT_LOCKED)) {
+		/* A fault writes when it lets a stack grow. */
+		if (!in_fault(t, task) || task->mm != mm)
+			finish_fault(t, task, fault_end(t));
+		else if (!t->retry_at) {
+			/* What went before was an attempt: without the lock, or under it, which was given up for a read. */
 			t->fault_flags |= FAULT_LOCKED;
-			t->first = now - t->fault_at;
+			t->first = now - t->fault_at - t->waited;
+			t->tried = t->mapping != 0;
 		}
 	}
 	if (!t->fault_at) {
@@ -550,7 +618,6 @@ static __always_inline int start_locking(struct mm_struct *mm, bool write)
 		t->file.dev = 0;
 		t->page = 0;
 	}
-	t->wait_mm = (__u64)mm;
 	t->wait_target = target;
 	t->wait_since = now;
 	t->wait_cpu = 0;
@@ -564,6 +631,9 @@ static __always_inline int start_locking(struct mm_struct *mm, bool write)
 			bpf_core_read(&tid, sizeof(tid), &owner->pid);
 		t->wait_owner = tid;
 	}
+	/* Last: whoever looks at this thread from elsewhere sees a wait when it is complete. */
+	barrier();
+	t->wait_mm = (__u64)mm;
 	return 0;
 }
 
@@ -582,7 +652,9 @@ static __noinline int tell_stray(struct mm_struct *mm, __u32 target, __u32 what,
 	return 0;
 }
 
-/* Names the file that a system call reads from: /proc/PID/smaps, say. */
+#define PROC_SUPER_MAGIC 0x9fa0
+
+/* Names the file of /proc that a system call reads from: 4711/smaps, say. */
 static __always_inline void name_read(struct record_hold *record, struct task_struct *task)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
@@ -602,7 +674,7 @@ static __always_inline void name_read(struct record_hold *record, struct task_st
 		return;
 	struct file **all = BPF_CORE_READ(table, fd), *file = NULL;
 	bpf_probe_read_kernel(&file, sizeof(file), all + fd);
-	if (!file)
+	if (!file || BPF_CORE_READ(file, f_inode, i_sb, s_magic) != PROC_SUPER_MAGIC)
 		return;
 	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
 	bpf_probe_read_kernel_str(record->name, sizeof(record->name), BPF_CORE_READ(dentry, d_name.name));
@@ -642,7 +714,6 @@ static __always_inline void open_hold(struct hold *hold, struct thread *t, struc
 {
 	struct deed deed;
 	find_deed(&deed, t, task);
-	hold->mm = (__u64)mm;
 	hold->at = now;
 	hold->target = target;
 	hold->flags = flags;
@@ -657,6 +728,8 @@ static __always_inline void open_hold(struct hold *hold, struct thread *t, struc
 	hold->page = t->page;
 	for (int i = 0; i < CAUSES; i++)
 		hold->cause[i] = 0;
+	barrier();
+	hold->mm = (__u64)mm;
 }
 
 static __always_inline struct hold *hold_of(struct thread *t, __u64 mm)
@@ -683,7 +756,7 @@ static __always_inline int acquire_returned(struct mm_struct *mm, bool write, bo
 		return 0;
 	if (!t)
 		t = made(task);
-	if (!t)
+	if (!t || t->reclaim_at)
 		return 0;
 	__u64 now = bpf_ktime_get_ns();
 	if (started) {
@@ -696,6 +769,7 @@ static __always_inline int acquire_returned(struct mm_struct *mm, bool write, bo
 	}
 	struct hold *held = hold_of(t, (__u64)mm);
 	if (held) {
+		/* (A downgrade is told before it is made.) */
 		if (!started && !write && held->flags & LOCK_WRITE && success) {
 			/* A downgrade: the part that stops readers ends here. */
 			bool contended = is_contended(mm);
@@ -726,10 +800,10 @@ static __always_inline int acquire_returned(struct mm_struct *mm, bool write, bo
 	if (!t->fault_at)
 		t->looking = 0;
 	open_hold(free, t, task, mm, target, now, write ? LOCK_WRITE : 0);
-	/* A lone acquisition, by a thread that is not known to hold it: a downgrade of a lock taken before we came. */
-	if (!started)
-		free->flags |= write ? 0 : LOCK_DOWNGRADED;
-	if (t->fault_at)
+	/* A lone one: a downgrade of a lock that was taken before we came, or the end of a wait that began before. */
+	if (!started && !write && mm->mmap_lock.count.counter & 1)
+		free->flags |= LOCK_DOWNGRADED;
+	if (t->fault_at && started)
 		t->retry_at = now;
 	return 0;
 }
@@ -739,6 +813,8 @@ static __always_inline int released(struct mm_struct *mm)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *t = known(task);
 	struct hold *held = t ? hold_of(t, (__u64)mm) : NULL;
+	if (t && t->reclaim_at)
+		return 0;
 	if (!t || !held) {
 		__u32 target = watched(mm);
 		if (target)
@@ -747,11 +823,19 @@ static __always_inline int released(struct mm_struct *mm)
 	}
 	__u64 now = bpf_ktime_get_ns();
 	bool contended = is_contended(mm);
-	if (worth_telling(held, contended, now))
+	if (worth_telling(held, contended, now)) {
+		t->told = 1;
+		if (held->file.ino && t->mapping)
+			tell_file((struct address_space *)t->mapping, held->file.ino);
 		tell_hold(held, task, now, held->flags | (contended ? LOCK_CONTENDED : 0));
+	}
 	held->mm = 0;
-	if (t->fault_at && t->retry_at)
-		finish_fault(t, task, now);
+	if (t->fault_at && t->retry_at && task->mm == mm) {
+		if (task->maj_flt + task->min_flt != t->faults_before)
+			finish_fault(t, task, now);
+		else
+			t->retry_at = 0; /* given up to read; it will be tried again */
+	}
 	return 0;
 }
 
@@ -842,8 +926,9 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	struct thread *t = known(prev);
 	if (t) {
 		bool holding = t->holds[0].mm || t->holds[1].mm;
-		if (t->fault_at && !t->wait_mm && !in_fault(t, prev))
-			finish_fault(t, prev, t->on_at > t->fault_at ? t->on_at : t->fault_at);
+		/* Stopped, or traced: then it is on its way out of the fault. */
+		if (t->fault_at && !t->wait_mm && ((state & 0xc) || !in_fault(t, prev)))
+			finish_fault(t, prev, fault_end(t));
 		if (t->fault_at || holding || t->wait_mm) {
 			__u64 now = bpf_ktime_get_ns();
 			bool runnable = preempt || !state;
@@ -883,7 +968,7 @@ int BPF_PROG(contention_begin, void *lock, unsigned int flags)
 		return 0;
 	struct thread *t = known(bpf_get_current_task_btf());
 	if (t && !t->wait_mm)
-		t->in_lock = 1;
+		t->in_lock = (__u64)lock;
 	return 0;
 }
 
@@ -891,7 +976,7 @@ SEC("tp_btf/contention_end")
 int BPF_PROG(contention_end, void *lock, int result)
 {
 	struct thread *t = known(bpf_get_current_task_btf());
-	if (t)
+	if (t && t->in_lock == (__u64)lock)
 		t->in_lock = 0;
 	return 0;
 }
@@ -899,8 +984,10 @@ int BPF_PROG(contention_end, void *lock, int result)
 static __always_inline int begin_reclaim(void)
 {
 	struct thread *t = known(bpf_get_current_task_btf());
-	if (t && !t->reclaim_at)
-		t->reclaim_at = bpf_ktime_get_ns();
+	if (!t || t->reclaim_at || t->wait_mm)
+		return 0;
+	is_busy(t, bpf_get_current_task_btf());
+	t->reclaim_at = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -911,8 +998,6 @@ static __always_inline int end_reclaim(void)
 		return 0;
 	__u64 took = bpf_ktime_get_ns() - t->reclaim_at;
 	t->reclaim_at = 0;
-	if (t->wait_mm)
-		return 0;
 	if (t->fault_at)
 		t->cause[CAUSE_RECLAIM] += took;
 	for (int i = 0; i < HOLDS; i++)
@@ -952,7 +1037,14 @@ int BPF_PROG(block_rq_complete, struct request *rq, int error, unsigned int byte
 {
 	if (rq->cmd_flags & 1) /* a write */
 		return 0;
-	struct page *page = BPF_CORE_READ(rq, bio, bi_io_vec, bv_page);
+	struct bio *bio = rq->bio;
+	if (!bio || !rq->start_time_ns)
+		return 0;
+	struct bio_vec *vec = BPF_CORE_READ(bio, bi_io_vec);
+	struct page *page = NULL;
+	unsigned int first = BPF_CORE_READ(bio, bi_iter.bi_idx);
+	vec = (void *)vec + first * bpf_core_type_size(struct bio_vec);
+	page = BPF_CORE_READ(vec, bv_page);
 	if (!page)
 		return 0;
 	unsigned long head = BPF_CORE_READ(page, compound_head);
@@ -960,21 +1052,24 @@ int BPF_PROG(block_rq_complete, struct request *rq, int error, unsigned int byte
 	struct address_space *mapping = BPF_CORE_READ(folio, mapping);
 	if (!mapping || (unsigned long)mapping & 3) /* anonymous memory: direct I/O, or swap */
 		return 0;
+	struct page_key page_key = { .mapping = (__u64)mapping, .index = BPF_CORE_READ(folio, index) };
+	if (!bpf_map_lookup_elem(&pages, &page_key))
+		return 0;
+	bpf_map_delete_elem(&pages, &page_key);
 	struct inode *inode = BPF_CORE_READ(mapping, host);
 	struct file_id id = {};
 	id.ino = BPF_CORE_READ(inode, i_ino);
 	id.dev = BPF_CORE_READ(inode, i_sb, s_dev);
-	if (!bpf_map_lookup_elem(&files, &id))
-		return 0;
 	struct record_io *record = reserve(sizeof(*record));
 	if (!record)
 		return 0;
-	struct task_struct *task = bpf_get_current_task_btf();
-	fill_header(&record->header, KIND_IO, task, 0);
+	/* Whoever the interrupt found here has nothing to do with it. */
+	__builtin_memset(&record->header, 0, sizeof(record->header));
+	record->header.kind = KIND_IO;
 	record->at = rq->start_time_ns;
 	record->until = bpf_ktime_get_ns();
 	record->file = id;
-	record->page = BPF_CORE_READ(folio, index);
+	record->page = page_key.index;
 	record->bytes = bytes;
 	record->flags = 0;
 	submit(record);
@@ -994,13 +1089,14 @@ int BPF_PROG(fuse_request_send, const struct fuse_req *req)
 		return 0;
 	/* A page that is there already, whose first read failed, is read again without being added. */
 	t->looking = CAUSE_DEVICE + 1;
-	if (t->fault_at && t->retry_at && t->first)
+	if (t->fault_at && t->retry_at && t->tried)
 		t->fault_flags |= FAULT_GONE;
 	if (!settings.every_fault)
 		return 0;
 	__u64 key = (__u64)req;
 	struct fuse_sent sent = {};
 	sent.at = bpf_ktime_get_ns();
+	sent.unique = BPF_CORE_READ(req, in.h.unique);
 	sent.page = t->page;
 	sent.file = t->file;
 	fill_header(&sent.header, KIND_IO, task, task->tgid);
@@ -1015,7 +1111,9 @@ int BPF_PROG(fuse_request_end, const struct fuse_req *req)
 	struct fuse_sent *sent = bpf_map_lookup_elem(&fuse_requests, &key);
 	if (!sent)
 		return 0;
-	struct record_io *record = settings.every_fault ? reserve(sizeof(*record)) : NULL;
+	/* The same address, and another request: the end of the one that was sent was not seen. */
+	bool same = sent->unique == BPF_CORE_READ(req, in.h.unique);
+	struct record_io *record = same ? reserve(sizeof(*record)) : NULL;
 	if (record) {
 		record->header = sent->header;
 		record->at = sent->at;
@@ -1041,7 +1139,10 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 	__u8 *how = bpf_map_lookup_elem(&targets, &from), watch = TARGET_WATCHED;
 	if (!how || (*how == TARGET_WATCHED && !settings.follow_children))
 		return 0;
-	bpf_map_update_elem(&targets, &pid, &watch, BPF_ANY);
+	if (bpf_map_update_elem(&targets, &pid, &watch, BPF_ANY)) {
+		__sync_fetch_and_add(&losses.targets, 1);
+		return 0;
+	}
 	tell_task(child, TASK_FORK, parent->tgid);
 	return 0;
 }
@@ -1057,7 +1158,8 @@ int BPF_PROG(process_exec, struct task_struct *task, int old_pid)
 SEC("tp_btf/task_rename")
 int BPF_PROG(task_rename, struct task_struct *task, const char *name)
 {
-	if (known(task))
+	struct thread *t = known(task);
+	if (t && (t->is_target || t->told))
 		tell_name(task, name, TASK_SEEN, 0);
 	return 0;
 }
@@ -1068,8 +1170,8 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	struct thread *t = known(task);
 	__u32 pid = task->tgid;
 	if (t)
-		finish_fault(t, task, t->on_at);
-	if (t || is_target(pid))
+		finish_fault(t, task, fault_end(t));
+	if ((t && (t->is_target || t->told)) || is_target(pid))
 		tell_task(task, TASK_EXIT, 0);
 	if (task->signal->live.counter == 0) /* the last thread */
 		bpf_map_delete_elem(&targets, &pid);
@@ -1088,10 +1190,12 @@ int going_on(struct bpf_iter__task *ctx)
 	if (!t)
 		return 0;
 	struct seq_file *seq = ctx->meta->seq;
-	__u64 now = bpf_ktime_get_ns();
 	for (int i = 0; i < HOLDS; i++) {
 		struct hold *hold = &t->holds[i];
 		if (!hold->mm)
+			continue;
+		__u64 now = bpf_ktime_get_ns();
+		if (hold->at > now)
 			continue;
 		struct record_hold record = {};
 		fill_header(&record.header, KIND_HOLD, task, hold->target);
@@ -1124,7 +1228,9 @@ int going_on(struct bpf_iter__task *ctx)
 			name_read(&record, task);
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
-	if (t->wait_mm) {
+	__u64 now = bpf_ktime_get_ns();
+	__u64 waiting = t->wait_mm && t->wait_since < now ? now - t->wait_since : 0;
+	if (waiting) {
 		struct record_wait record = {};
 		struct deed deed;
 		fill_header(&record.header, KIND_WAIT, task, t->wait_target);
@@ -1142,7 +1248,8 @@ int going_on(struct bpf_iter__task *ctx)
 		record.cpu = t->wait_cpu;
 		record.granted = 0;
 		bpf_seq_write(seq, &record, sizeof(record));
-	} else if (t->fault_at && t->off_at && in_fault(t, task)) {
+	}
+	if (t->fault_at && t->fault_at < now && t->off_at && in_fault(t, task)) {
 		struct record_fault record = {};
 		fill_header(&record.header, KIND_FAULT, task, task->tgid);
 		record.header.doing = t->fault_flags & FAULT_KERNEL ? DOING_SYSCALL_FAULT : DOING_FAULT;
@@ -1155,13 +1262,13 @@ int going_on(struct bpf_iter__task *ctx)
 		record.stack = t->off_stack;
 		record.took = now - t->fault_at;
 		record.first = t->fault_flags & FAULT_LOCKED ? t->first : now - t->fault_at;
-		record.wait = t->waited;
-		record.retry = t->retry_at ? now - t->retry_at : 0;
+		record.wait = t->waited + waiting;
+		record.retry = t->retry_at && t->retry_at < now ? now - t->retry_at : 0;
 		record.retry_asleep = t->retry_asleep;
 		for (int j = 0; j < CAUSES; j++)
 			record.cause[j] = t->cause[j];
 		__u64 off = t->off_at;
-		if (off < now && t->off_why < CAUSES)
+		if (!waiting && off && off < now && t->off_why < CAUSES)
 			record.cause[t->woken_at ? CAUSE_CPU : t->off_why] += now - off;
 		bpf_seq_write(seq, &record, sizeof(record));
 	}

@@ -173,6 +173,7 @@ struct tally {
 	__u64 major;
 	__u64 gone;
 	__u64 total;
+	__u64 longest;
 	__u64 first;
 	__u64 wait;
 	__u64 retry;
@@ -201,6 +202,8 @@ struct losses {
 	__u64 ring; /* records for which the ring had no room */
 	__u64 tallies; /* faults that found no room in the map of sums */
 	__u64 threads; /* events of threads for which no state could be had */
+	__u64 targets; /* forked processes that found no room in the map of processes */
+	__u64 names; /* files whose name could not be told */
 	__u64 slots; /* locks held beyond those that are followed for a thread */
 };
 

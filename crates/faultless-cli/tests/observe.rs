@@ -219,6 +219,11 @@ fn check(report: &Value, truth: &Truth, windows: &[(f64, f64)], is_right: impl F
         number(&file["total_ms"]),
         truth.sum_ms("reader"),
     );
+    // Each microsecond of the faults is somebody's, once.
+    let parts = report["faults"]["time_ms"].as_object().expect("a table");
+    let parts: f64 = parts.values().map(number).sum();
+    let total = number(&report["faults"]["total_ms"]);
+    assert!((parts - total).abs() <= 0.01 * total, "{parts} of {total}");
     assert_eq!(report["doubts"]["lost"], 0);
     assert_eq!(
         report["doubts"]["out_of_step"], 0,
@@ -579,4 +584,38 @@ fn a_program_is_watched_from_its_first_instruction_and_its_status_kept() {
     assert_eq!(report["schema"], "faultless.observe/1");
     let processes = report["observed"]["processes"].as_array().expect("a list");
     assert!(processes.iter().any(|p| p["name"] == "sh"), "{processes:?}");
+}
+
+/// The time is over before the program is: the report is written then, and the program is waited for.
+#[test]
+fn a_program_outlives_its_observation() {
+    if !possible("a_program_outlives_its_observation", observable()) {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let page = scratch().join("observed.html");
+    let page = page.to_str().expect("Unicode");
+    let out = Command::new("timeout")
+        .arg("60")
+        .arg(FAULTLESS)
+        .args(["observe", "--duration", "100ms", "--html", page])
+        .args(["--trace", "/dev/null", "--perfetto", "/dev/null", "--"])
+        .args(["sh", "-c", "sleep 1; echo done; exit 5"])
+        .output()
+        .expect("it starts");
+    let (text, err) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert_eq!(out.status.code(), Some(5), "{err}");
+    let (report, done) = (text.find("Observed "), text.find("done"));
+    assert!(report.is_some() && report < done, "{text}");
+    let page = std::fs::read_to_string(page).expect("written");
+    assert!(page.starts_with("<!doctype html>"), "{page:.80}");
+    // Nothing is fetched from elsewhere.
+    for loads in ["src=\"http", "href=\"http", "url(http", "@import"] {
+        assert!(!page.contains(loads), "{loads}");
+    }
+    assert!(!Path::new("/dev/null.partial").exists());
+    assert_eq!(err, "");
 }

@@ -30,6 +30,8 @@ pub struct Observer {
     sinks: Vec<Sink>,
     began: Instant,
     began_monotonic: u64,
+    /// When it ended.
+    over: Option<Nanos>,
     began_system: SystemTime,
     command: Vec<String>,
     /// Processes that are watched and were alive when they were last looked for.
@@ -64,15 +66,19 @@ impl Observer {
             hold_min: HOLD_MIN,
             fault_min: Duration::from_millis(1),
         })?;
+        // It takes a while to read the kernel's symbols.
+        let mut translator = Translator::new();
         let began_monotonic = monotonic();
         let now = Instant::now();
+        translator.count_from(began_monotonic);
         Ok(Observer {
             session,
-            translator: Translator::new(began_monotonic),
+            translator,
             model: Model::new(SUMS_EVERY.as_nanos() as Nanos),
             sinks: Vec::new(),
             began: now,
             began_monotonic,
+            over: None,
             began_system: SystemTime::now(),
             command: Vec::new(),
             alive: BTreeSet::new(),
@@ -288,9 +294,10 @@ impl Observer {
         !self.alive.is_empty()
     }
 
-    /// Time since the beginning.
+    /// Time since the beginning, or how long it was.
     pub fn elapsed(&self) -> Nanos {
-        self.began.elapsed().as_nanos() as Nanos
+        self.over
+            .unwrap_or_else(|| self.began.elapsed().as_nanos() as Nanos)
     }
 
     /// What is known by now; with `recent`, convoys of the time since then alone.
@@ -335,7 +342,8 @@ impl Observer {
     /// Ends the observation: takes in the rest, what goes on just now included, and reports.
     pub fn finish(&mut self) -> Report {
         // From here on nothing changes any more, so nothing is told twice.
-        self.session.detach();
+        self.session.end();
+        self.over = Some(self.elapsed());
         loop {
             let records = self.session.records(Duration::ZERO);
             if records.is_empty() {

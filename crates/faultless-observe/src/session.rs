@@ -201,9 +201,16 @@ impl Session {
         }
     }
 
-    /// Stops the programs. What they have seen stays.
-    pub(crate) fn detach(&mut self) {
-        self.links.clear();
+    /// Stops the programs, all at the same moment. What they have seen stays.
+    pub(crate) fn end(&mut self) {
+        let over = map(&self.object, ".data.over");
+        let set = over.map(|m| m.update(&0u32.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY));
+        if !matches!(set, Ok(Ok(()))) {
+            // Detaching takes many milliseconds, for it waits for other processors.
+            self.links.clear();
+        }
+        // For those that run just now.
+        std::thread::sleep(Duration::from_millis(1));
     }
 
     /// Waits until the ring is half full, or for a while, then takes a batch of records. An empty batch: there are none.

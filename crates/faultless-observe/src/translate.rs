@@ -18,15 +18,19 @@ pub(crate) struct Translator {
 }
 
 impl Translator {
-    /// For events since an instant of CLOCK_MONOTONIC.
-    pub(crate) fn new(began: u64) -> Translator {
+    pub(crate) fn new() -> Translator {
         Translator {
-            began,
+            began: 0,
             symbols: Symbols::of_this_kernel(),
             mounts: Mounts::of(None),
             files: HashMap::new(),
             stacks: HashMap::new(),
         }
+    }
+
+    /// Times count from an instant of CLOCK_MONOTONIC.
+    pub(crate) fn count_from(&mut self, began: u64) {
+        self.began = began;
     }
 
     fn at(&self, monotonic: u64) -> Nanos {

@@ -72,11 +72,13 @@ static void start(struct thread *t)
 static void end(struct thread *t, u64 least)
 {
 	u64 to = now(), took = to - t->began;
-	if (took >= SHORT)
-		t->sum += took;
-	if (took < least)
+	if (took < SHORT && least)
 		return;
-	if (took - (delay(t) - t->delayed) >= least && t->count < STEPS_MAX)
+	u64 delayed = delay(t) - t->delayed, stalled = took > delayed ? took - delayed : 0;
+	/* A thread that was preempted, and did not wait, did not stall. */
+	if (stalled >= SHORT)
+		t->sum += took;
+	if (stalled >= least && t->count < STEPS_MAX)
 		t->steps[t->count++] = (struct span){ t->began, to };
 }
 

@@ -26,6 +26,9 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 const volatile struct settings settings SEC(".rodata.settings") = {};
 
+/* The observation is over: what is known now stays as it is. */
+volatile __u32 over SEC(".data.over") = 0;
+
 struct losses losses = {};
 
 /* Processes whose faults and whose mmap_lock are watched. */
@@ -167,7 +170,7 @@ struct {
 
 static __always_inline struct thread *known(struct task_struct *task)
 {
-	return bpf_task_storage_get(&threads, task, 0, 0);
+	return over ? NULL : bpf_task_storage_get(&threads, task, 0, 0);
 }
 
 static __always_inline void *reserve(__u64 size)
@@ -217,12 +220,14 @@ static __noinline int tell_task(struct task_struct *task, __u32 what, __u32 pare
 static __always_inline bool is_target(__u32 pid)
 {
 	__u8 *how = bpf_map_lookup_elem(&targets, &pid);
-	return how && *how == TARGET_WATCHED;
+	return !over && how && *how == TARGET_WATCHED;
 }
 
 /* The current thread's state, made when it has none. */
 static __always_inline struct thread *made(struct task_struct *task)
 {
+	if (over)
+		return NULL;
 	struct thread *t = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t) {
 		__sync_fetch_and_add(&losses.threads, 1);
@@ -1137,7 +1142,7 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 	if (pid == from)
 		return 0;
 	__u8 *how = bpf_map_lookup_elem(&targets, &from), watch = TARGET_WATCHED;
-	if (!how || (*how == TARGET_WATCHED && !settings.follow_children))
+	if (over || !how || (*how == TARGET_WATCHED && !settings.follow_children))
 		return 0;
 	if (bpf_map_update_elem(&targets, &pid, &watch, BPF_ANY)) {
 		__sync_fetch_and_add(&losses.targets, 1);

@@ -3,8 +3,8 @@
 //! The timeline has a lane for each thread: what it spent its time on, from below upwards, in bins. Above the lanes lie the
 //! worst convoys; pointing at one shows whom it kept waiting, and says who did what.
 
-use crate::model::{PARTS, Part};
 use crate::report::{BlameRow, ConvoyRow, Deed, LaneRow, Report, duration};
+use crate::sums::{PARTS, Part};
 use plotters::prelude::*;
 use std::fmt::Write;
 
@@ -727,7 +727,7 @@ mod tests {
             pid: 7,
             change: faultless_trace::ProcessChange::Watched,
         }));
-        let sums = crate::model::FaultSums {
+        let sums = crate::sums::FaultSums {
             faults: 1,
             total: 5_000_000,
             wait: 4_000_000,

@@ -32,6 +32,7 @@ mod raw;
 mod report;
 #[cfg(have_bpf)]
 mod session;
+mod sums;
 mod timeline;
 #[cfg(have_bpf)]
 mod translate;

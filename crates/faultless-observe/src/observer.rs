@@ -1,9 +1,10 @@
 //! Watching live processes: starts the BPF programs, and feeds what they see to the model and to whoever records it.
 
-use crate::model::{FaultSums, Model};
+use crate::model::Model;
 use crate::raw::{self, Raw};
 use crate::report::{self, Observed, Report};
 use crate::session::{Session, Settings};
+use crate::sums::FaultSums;
 use crate::translate::Translator;
 use crate::{HOLD_MIN, Options, WAIT_MIN};
 use anyhow::{Context, bail};

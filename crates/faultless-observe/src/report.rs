@@ -1,10 +1,8 @@
 //! The answer, as data: what `--json` prints, and what tables and the page are made of.
 
-use crate::model::{
-    self, Blame, Convoy, Doer, FaultSums, Model, PARTS, Part, Parts, Queued, Victim, What,
-    bucket_bounds,
-};
+use crate::model::{self, Blame, Convoy, Doer, Model, Queued, Victim, What};
 use crate::names;
+use crate::sums::{FaultSums, PARTS, Part, Parts, bucket_bounds};
 use faultless_trace::{CAUSES, Cause, Doing, FileNo, Hold, Nanos};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

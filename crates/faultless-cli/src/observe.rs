@@ -3,6 +3,7 @@
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless_observe::{Report, duration};
+use faultless_trace::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -109,7 +110,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if report.doubts.cut_off {
         eprintln!("faultless: the trace was cut off; this is what there is of it");
     }
-    let status = child.as_mut().map(|child| child.wait()).transpose()?;
+    let status = child.as_mut().map(watching::wait_for).transpose()?;
     match (failure, status) {
         (Some(e), _) => Err(e),
         (None, Some(status)) => std::process::exit(
@@ -180,7 +181,14 @@ fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
         let (output, file) = Output::create(path, Kept::IfWhole)?;
         let mut perfetto = faultless_observe::perfetto::Perfetto::new(file)?;
         for event in open()? {
-            perfetto.event(&event.with_context(|| format!("cannot read {}", trace.display()))?)?;
+            match event {
+                Ok(event) => perfetto.event(&event)?,
+                // The report says so.
+                Err(Error::CutOff { events, .. }) if events > 0 => break,
+                Err(e) => {
+                    return Err(e).with_context(|| format!("cannot read {}", trace.display()));
+                }
+            }
         }
         output.finish(perfetto.finish())?;
     }
@@ -308,7 +316,7 @@ fn tables(r: &Report) -> String {
         .take(4)
         .map(|p| format!("{} ({})", p.name, p.pid))
         .collect();
-    let more = r.observed.processes.len().saturating_sub(4);
+    let more = r.observed.processes_seen.saturating_sub(4);
     let more = if more > 0 {
         format!(" and {more} more")
     } else {
@@ -513,10 +521,30 @@ mod watching {
     use std::cell::RefCell;
     use std::io::IsTerminal;
     use std::os::fd::AsFd;
+    use std::process::{Child, ExitStatus};
     use std::rc::Rc;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::{Arc, LazyLock};
     use std::time::{Duration, Instant};
+
+    /// The signal that asked this process to end. (A terminal sends SIGINT to the program as well.)
+    static CAME: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+    /// Waits for the program; hands on to it what this process was told.
+    #[allow(unsafe_code, reason = "kill(2)")]
+    pub(super) fn wait_for(child: &mut Child) -> std::io::Result<ExitStatus> {
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            let signal = CAME.swap(0, Ordering::Relaxed);
+            if signal != 0 {
+                // SAFETY: takes no pointers. The number is the child's, which has not been waited for.
+                unsafe { libc::kill(child.id() as i32, signal as i32) };
+            }
+            std::thread::sleep(TICK);
+        }
+    }
 
     /// How long the ring is left to fill.
     const TICK: Duration = Duration::from_millis(20);
@@ -527,6 +555,9 @@ mod watching {
 
     pub(crate) fn watch(args: &Args) -> anyhow::Result<Watched> {
         let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGTERM, SIGHUP] {
+            signal_hook::flag::register_usize(signal, Arc::clone(&*CAME), signal as usize)?;
+        }
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             // The second one ends this process at once.
             signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
@@ -559,20 +590,11 @@ mod watching {
             .transpose()?;
         if let Some((writer, _)) = &trace {
             let writer = Rc::clone(writer);
-            let mut flushed = Instant::now();
             observer.record(Box::new(move |event| {
-                let mut writer = writer.borrow_mut();
-                let Some(writer) = &mut *writer else {
-                    return Ok(());
-                };
-                let written = writer.write(event).and_then(|()| {
-                    if flushed.elapsed() < FLUSH_EVERY {
-                        return Ok(());
-                    }
-                    flushed = Instant::now();
-                    writer.flush()
-                });
-                written.context("cannot write the trace")
+                if let Some(writer) = &mut *writer.borrow_mut() {
+                    writer.write(event).context("cannot write the trace")?;
+                }
+                Ok(())
             }));
         }
         let perfetto = args
@@ -631,6 +653,7 @@ mod watching {
                 eprintln!("faultless: observing");
             }
             let progress = Progress::new(until, child.is_none());
+            let mut flushed = Instant::now();
             while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
                 let goes_on = match &mut child {
                     Some(child) => child.try_wait()?.is_none(),
@@ -640,6 +663,14 @@ mod watching {
                     break;
                 }
                 observer.tick(TICK);
+                if let Some((writer, _)) = &trace
+                    && flushed.elapsed() >= FLUSH_EVERY
+                    && let Some(writer) = &mut *writer.borrow_mut()
+                {
+                    flushed = Instant::now();
+                    // What could not be written is told at the end.
+                    let _ = writer.flush();
+                }
                 progress.show();
             }
             progress.clear();
@@ -647,12 +678,17 @@ mod watching {
         let report = observer.finish();
         failure = observer.failure().or(failure);
 
-        if let Some((writer, output)) = trace {
+        // A file that lacks something does not get its name.
+        if failure.is_none()
+            && let Some((writer, output)) = trace
+        {
             let writer = writer.borrow_mut().take().context("the trace is gone")?;
             let written = output.finish(writer.finish().map_err(std::io::Error::other));
             failure = failure.or(written.err());
         }
-        if let Some((perfetto, output)) = perfetto {
+        if failure.is_none()
+            && let Some((perfetto, output)) = perfetto
+        {
             let perfetto = perfetto.borrow_mut().take().context("the file is gone")?;
             failure = failure.or(output.finish(perfetto.finish()).err());
         }

@@ -144,6 +144,14 @@ impl Observation {
     }
 }
 
+/// What an observation says, and what the observed one says.
+fn observed(mut convoy: Convoy, options: &[&str]) -> (Value, Truth) {
+    let observation = Observation::begin(convoy.pid, options);
+    convoy.go();
+    let truth = convoy.truth();
+    (observation.report(), truth)
+}
+
 fn number(v: &Value) -> f64 {
     v.as_f64().unwrap_or_else(|| panic!("{v} is a number"))
 }
@@ -251,11 +259,7 @@ fn a_large_munmap() {
     }
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     attempts(|| {
-        let mut convoy = Convoy::start("munmap", 4, &[]);
-        let observation = Observation::begin(convoy.pid, &[]);
-        convoy.go();
-        let truth = convoy.truth();
-        let report = observation.report();
+        let (report, truth) = observed(Convoy::start("munmap", 4, &[]), &[]);
         let holder = truth.tid("holder");
         check(&report, &truth, &truth.steps("holder"), |c| {
             c["holder"]["tid"] == holder
@@ -272,11 +276,7 @@ fn a_fork() {
     }
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     attempts(|| {
-        let mut convoy = Convoy::start("fork", 30, &[]);
-        let observation = Observation::begin(convoy.pid, &[]);
-        convoy.go();
-        let truth = convoy.truth();
-        let report = observation.report();
+        let (report, truth) = observed(Convoy::start("fork", 30, &[]), &[]);
         let holder = truth.tid("holder");
         check(&report, &truth, &truth.steps("holder"), |c| {
             let forks = c["holder"]["tid"] == holder
@@ -320,11 +320,7 @@ fn a_fault_that_reads_under_the_lock() {
             })
             .expect("it listens");
         let slow = storage.file();
-        let mut convoy = Convoy::start("fault", 2, &[&slow]);
-        let observation = Observation::begin(convoy.pid, &[]);
-        convoy.go();
-        let truth = convoy.truth();
-        let report = observation.report();
+        let (report, truth) = observed(Convoy::start("fault", 2, &[&slow]), &[]);
         let holder = truth.tid("holder");
         let path = slow.to_str().expect("Unicode");
         let sums = check(&report, &truth, &truth.steps("holder"), |c| {
@@ -530,9 +526,8 @@ fn a_trace_says_what_the_observation_said() {
         scratch().join("observed.json"),
     );
     attempts(|| {
-        let mut convoy = Convoy::start("munmap", 2, &[]);
-        let observation = Observation::begin(
-            convoy.pid,
+        let (live, truth) = observed(
+            Convoy::start("munmap", 2, &[]),
             &[
                 "--trace",
                 trace.to_str().expect("Unicode"),
@@ -540,9 +535,6 @@ fn a_trace_says_what_the_observation_said() {
                 perfetto.to_str().expect("Unicode"),
             ],
         );
-        convoy.go();
-        let truth = convoy.truth();
-        let live = observation.report();
         let out = Command::new(FAULTLESS)
             .args(["observe", "--json", "--from"])
             .arg(&trace)
@@ -643,4 +635,31 @@ fn a_program_outlives_its_observation() {
     }
     assert!(!Path::new("/dev/null.partial").exists());
     assert_eq!(err, "");
+}
+
+/// A supervisor knows this command alone.
+#[test]
+fn a_signal_to_end_reaches_the_program() {
+    if !possible("a_signal_to_end_reaches_the_program", observable()) {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = Command::new("timeout")
+        .args(["--foreground", "--signal=KILL", "60", FAULTLESS])
+        .args(["observe", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    // `timeout` hands it on.
+    let told = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(told.expect("it starts").success());
+    let mut report = String::new();
+    out.read_to_string(&mut report).expect("a report");
+    assert!(report.contains("Observed sh"), "{report}");
+    assert_eq!(child.wait().expect("it ends").code(), Some(9));
 }

@@ -121,7 +121,7 @@ pub fn page(r: &Report) -> String {
         .take(6)
         .map(|p| format!("{} ({})", p.name, p.pid))
         .collect();
-    let more = r.observed.processes.len().saturating_sub(6);
+    let more = r.observed.processes_seen.saturating_sub(6);
     let more = if more > 0 {
         format!(" and {more} more")
     } else {

@@ -88,13 +88,13 @@ pub fn report_of<R: Read>(mut trace: Reader<R>) -> Result<Report, Error> {
     let observed = Observed {
         processes: report::processes(&model),
         processes_seen: model.processes_seen,
-        command: header.command,
+        command: header.command.iter().map(|c| model::printable(c)).collect(),
         seconds: model.now as f64 / 1e9,
         began_unix: header.began_unix as f64 / 1e9,
         began_monotonic: header.began_monotonic as f64 / 1e9,
-        kernel: header.kernel,
+        kernel: model::printable(&header.kernel),
         processors: header.processors,
-        missing: header.missing,
+        missing: header.missing.iter().map(|m| model::printable(m)).collect(),
         own_cpu_seconds: 0.0,
     };
     Ok(report::report(&model, observed, None))

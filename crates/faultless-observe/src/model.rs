@@ -46,6 +46,8 @@ const HOLDS_MAX: usize = SEGMENTS_MAX;
 const HOLDS_MIN: usize = 512;
 /// Sums of faults, by thread and file; when there are more, those of threads that have ended are put together.
 const SUMS_MAX: usize = 8192;
+/// So many threads must have ended, before it is worth while to put them together.
+const FORGET_AT_LEAST: usize = 1024;
 /// Rows of the table of blame; what comes later counts as "(others)".
 const BLAMES_MAX: usize = 4096;
 /// Processes that are told by name.
@@ -209,6 +211,8 @@ pub(crate) struct Model {
     pub(crate) processes_seen: u64,
     /// Threads that have ended.
     ended: std::collections::HashSet<u32>,
+    /// Of these, those that were kept when they were last put together.
+    ended_kept: usize,
     next_sweep: Nanos,
     doers: HashMap<Doer, usize>,
     /// The same, by thread and what it does; forgotten when a thread gets another name.
@@ -258,6 +262,8 @@ impl Model {
     pub(crate) fn new(bin: Nanos) -> Model {
         Model {
             bin,
+            // Whoever had no room for a row of its own.
+            threads: HashMap::from([(0, (0, "(others)".to_owned()))]),
             ..Model::default()
         }
     }
@@ -280,6 +286,9 @@ impl Model {
                 self.doers_of.remove(&e.tid);
                 if self.threads.len() >= NAMES_MAX && !self.threads.contains_key(&e.tid) {
                     self.forget_the_ended();
+                    if self.threads.len() >= NAMES_MAX {
+                        return;
+                    }
                 }
                 self.threads.insert(e.tid, (e.pid, printable(&e.name)));
             }
@@ -303,7 +312,8 @@ impl Model {
                 self.files.insert(e.no, printable(&e.path));
             }
             Event::Stack(e) if self.stacks.len() < NAMES_MAX => {
-                self.stacks.insert(e.no, e.functions.clone());
+                let functions = e.functions.iter().map(|f| printable(f)).collect();
+                self.stacks.insert(e.no, functions);
             }
             Event::Fault(e) => self.fault(e),
             Event::Wait(e) => self.wait(e),
@@ -347,7 +357,7 @@ impl Model {
                     });
                 }
             }
-            Event::Lost(e) => self.doubts.lost += e.records,
+            Event::Lost(e) => self.doubts.lost = self.doubts.lost.saturating_add(e.records),
             _ => {}
         }
     }
@@ -411,7 +421,10 @@ impl Model {
         no
     }
 
-    fn hold(&mut self, hold: Hold) {
+    fn hold(&mut self, mut hold: Hold) {
+        if !hold.reads.is_empty() {
+            hold.reads = printable(&hold.reads);
+        }
         if hold.reads.is_empty() {
             self.reads.remove(&hold.tid);
         } else if self.reads.len() < NAMES_MAX {
@@ -518,7 +531,7 @@ impl Model {
             if !shared && queued.is_none() {
                 continue;
             }
-            if !shared && !segment.write && segment.to == to {
+            if !shared && !segment.write && segment.to == to && !wait.open {
                 continue;
             }
             let ns = segment.to - segment.from;
@@ -677,6 +690,9 @@ impl Model {
                     to,
                     head,
                 };
+                if lock.growing.len() >= 2 * GROWING_MAX {
+                    lock.growing.pop_front();
+                }
                 lock.growing.push_back(convoy);
                 lock.growing.len() - 1
             }
@@ -767,14 +783,13 @@ impl Model {
     fn fault(&mut self, fault: &Fault) {
         self.now = self.now.max(fault.at.saturating_add(fault.took));
         if let Some((lock, head)) = self.joined.remove(&fault.tid) {
-            let until = fault.at.saturating_add(fault.first);
+            let span = fault.at..=fault.at.saturating_add(fault.took);
             let lock = self.locks.get_mut(&lock);
             let convoys = lock.into_iter().flat_map(|l| l.growing.iter_mut().rev());
             let mut victims = convoys
                 .filter(|c| c.head == head)
                 .flat_map(|c| c.victims.iter_mut().rev());
-            let of_this =
-                |v: &&mut Victim| v.wait.tid == fault.tid && v.wait.at.abs_diff(until) < 1_000;
+            let of_this = |v: &&mut Victim| v.wait.tid == fault.tid && span.contains(&v.wait.at);
             if let Some(victim) = victims.find(of_this) {
                 victim.fault = Some(fault.clone());
             }
@@ -801,12 +816,12 @@ impl Model {
         if self.faults.len() >= SUMS_MAX && !self.faults.contains_key(&(pid, tid, file)) {
             self.forget_the_ended();
         }
-        // Where there is no room even so, a process has one more row.
+        // Where there is no room even so, the rest has one row.
         let key = if self.faults.len() < 2 * SUMS_MAX || self.faults.contains_key(&(pid, tid, file))
         {
             (pid, tid, file)
         } else {
-            (pid, pid, None)
+            (0, 0, None)
         };
         self.faults.entry(key).or_default().add(sums);
         let mut parts = [0; PARTS];
@@ -820,34 +835,36 @@ impl Model {
         self.spread(tid, pid, until.saturating_sub(spent), until, &parts);
     }
 
-    /// Puts the sums of threads that have ended together, by name, and forgets them.
+    /// Puts the sums of threads that have ended together, by the names of process and thread, and forgets them. Not for a
+    /// few: it goes over everything.
     fn forget_the_ended(&mut self) {
-        let mut heir: HashMap<(u32, String), u32> = HashMap::new();
-        let all = std::mem::take(&mut self.faults);
-        for ((pid, tid, file), sums) in all {
-            let tid = if self.ended.contains(&tid) {
-                *heir
-                    .entry((pid, group(self.thread_name(tid))))
-                    .or_insert(tid)
-            } else {
-                tid
-            };
+        if self.ended.len() < self.ended_kept + FORGET_AT_LEAST {
+            return;
+        }
+        let mut heir: HashMap<(String, String), (u32, u32)> = HashMap::new();
+        let mut heir_of = |model: &Self, pid: u32, tid: u32| {
+            if !model.ended.contains(&tid) {
+                return (pid, tid);
+            }
+            let names = (
+                group(model.process_name(pid)),
+                group(model.thread_name(tid)),
+            );
+            *heir.entry(names).or_insert((pid, tid))
+        };
+        for ((pid, tid, file), sums) in std::mem::take(&mut self.faults) {
+            let (pid, tid) = heir_of(self, pid, tid);
             self.faults.entry((pid, tid, file)).or_default().add(&sums);
         }
-        let all = std::mem::take(&mut self.calls_of);
-        for ((pid, tid), calls) in all {
-            let tid = if self.ended.contains(&tid) {
-                *heir
-                    .entry((pid, group(self.thread_name(tid))))
-                    .or_insert(tid)
-            } else {
-                tid
-            };
-            let sum = self.calls_of.entry((pid, tid)).or_default();
+        for ((pid, tid), calls) in std::mem::take(&mut self.calls_of) {
+            let sum = self.calls_of.entry(heir_of(self, pid, tid)).or_default();
             sum.0 += calls.0;
             sum.1 += calls.1;
         }
-        let heirs: std::collections::HashSet<u32> = heir.into_values().collect();
+        let heirs: std::collections::HashSet<u32> = heir
+            .into_values()
+            .flat_map(|(pid, tid)| [pid, tid])
+            .collect();
         let ended = std::mem::take(&mut self.ended);
         let stays = |tid: &u32| !ended.contains(tid) || heirs.contains(tid);
         self.threads.retain(|tid, _| stays(tid));
@@ -859,6 +876,7 @@ impl Model {
             lock.seen.retain(stays);
         }
         self.ended = heirs;
+        self.ended_kept = self.ended.len();
     }
 
     // ---- Lanes ----
@@ -956,7 +974,7 @@ fn add_parts(sums: &mut Parts, parts: &Parts) {
 }
 
 /// A name that does nothing to a terminal.
-fn printable(name: &str) -> String {
+pub(crate) fn printable(name: &str) -> String {
     let replace =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     name.chars()
@@ -1151,6 +1169,54 @@ mod tests {
         assert_eq!(model.fault_waits[Part::Writer as usize], 5 * MS);
         assert_eq!(model.fault_waits[Part::Reader as usize], 0);
         assert_eq!(model.fault_waits[Part::HandOver as usize], MS);
+    }
+
+    /// Nobody has let go when the observation ends: then all end at that instant, and this is no waking together.
+    #[test]
+    fn what_is_stuck_at_the_end_has_its_culprit() {
+        let mut model = model();
+        let mut read = hold(0, 50 * MS, 30, false, Doing::Call(0));
+        (read.pid, read.open) = (30, true);
+        model.event(&Event::Hold(read));
+        let mut writer = wait(10 * MS, 40 * MS, 22, true, Doing::Call(9));
+        writer.open = true;
+        model.event(&Event::Wait(writer));
+        let mut fault = wait(20 * MS, 30 * MS, 21, false, Doing::Fault);
+        fault.open = true;
+        model.event(&Event::Wait(fault));
+        assert_eq!(model.fault_waits[Part::Reader as usize], 30 * MS);
+        assert_eq!(model.worst_convoys(0)[0].waits, 2);
+        assert_eq!(model.doubts.unexplained, 0);
+    }
+
+    /// A build: each process ends, and none is like another but by name.
+    #[test]
+    fn processes_that_come_and_go_leave_one_row_behind() {
+        let mut model = model();
+        let sums = FaultSums {
+            faults: 1,
+            total: 10,
+            ..FaultSums::default()
+        };
+        let all = 40_000;
+        for pid in 100..100 + all {
+            let name = "cc1".to_owned();
+            let (at, tid) = (u64::from(pid), pid);
+            model.event(&Event::Thread(Thread { at, tid, pid, name }));
+            model.event(&Event::Process(Process {
+                at,
+                pid,
+                change: ProcessChange::Forked { parent: 10 },
+            }));
+            model.add_faults(tid, pid, Some(FileNo(pid % 7)), &sums, at);
+            model.event(&Event::Process(Process {
+                at,
+                pid,
+                change: ProcessChange::ThreadExited { tid },
+            }));
+        }
+        assert!(model.faults.len() <= 2 * SUMS_MAX, "{}", model.faults.len());
+        assert_eq!(model.fault_total().faults, u64::from(all));
     }
 
     #[test]

@@ -139,9 +139,6 @@ impl Observer {
             .map(|a| a.to_string_lossy().into_owned())
             .collect();
         self.alive.insert(child.id());
-        let at = self.elapsed();
-        let (pid, change) = (child.id(), ProcessChange::Watched);
-        self.tell(&[Event::Process(Process { at, pid, change })]);
         Ok(child)
     }
 
@@ -247,8 +244,10 @@ impl Observer {
             if new.faults > 0 {
                 *old = now;
                 let file = translator.file(key.file, &mut |e| files.push(e));
-                news.push((key.tid, key.pid, file, new));
-            } else if ended.contains(&key.tid) {
+                // The kernel's rest, by processor, is one row.
+                let tid = if key.pid == 0 { 0 } else { key.tid };
+                news.push((tid, key.pid, file, new));
+            } else if key.pid != 0 && ended.contains(&key.tid) {
                 over.push(key);
             }
         });
@@ -267,7 +266,8 @@ impl Observer {
 
     fn note_losses(&mut self) {
         let now = self.session.losses();
-        let all = |l: &raw::Losses| l.ring + l.tallies + l.threads + l.targets + l.names + l.slots;
+        // (A file whose name did not come goes by its number; nothing else is lost with it.)
+        let all = |l: &raw::Losses| l.ring + l.tallies + l.threads + l.targets + l.slots;
         let (records, before) = (all(&now), all(&self.losses));
         self.losses = now;
         if records > before {
@@ -343,8 +343,9 @@ impl Observer {
     /// Ends the observation: takes in the rest, what goes on just now included, and reports.
     pub fn finish(&mut self) -> Report {
         // From here on nothing changes any more, so nothing is told twice.
-        self.session.end();
-        self.over = Some(self.elapsed());
+        let now = monotonic();
+        self.session.end(now);
+        self.over = Some(now.saturating_sub(self.began_monotonic));
         loop {
             let records = self.session.records(Duration::ZERO);
             if records.is_empty() {
@@ -353,8 +354,13 @@ impl Observer {
             self.take_in(&records);
         }
         let mut open = self.session.going_on();
-        // Holds first: they explain the waits.
-        open.sort_by_key(|r| !matches!(r, Raw::Hold(_)));
+        // Holds first: they explain the waits; then writers, who stop readers.
+        open.sort_by_key(|r| match r {
+            Raw::Hold(_) => 0,
+            Raw::Wait(w) if w.flags & raw::lock::WRITE != 0 => 1,
+            Raw::Wait(_) => 2,
+            _ => 3,
+        });
         self.take_in(&open);
         self.sums();
         self.note_losses();

@@ -57,7 +57,7 @@ record!(Io is 64 bytes {
     header: Header, at: u64, until: u64, file: FileId, page: u64, bytes: u32, flags: u32,
 });
 
-record!(TallyKey is 24 bytes { tid: u32, pid: u32, file: FileId });
+record!(#[derive(Default)] TallyKey is 24 bytes { tid: u32, pid: u32, file: FileId });
 
 record!(Tally is 512 bytes {
     faults: u64, major: u64, gone: u64, total: u64, longest: u64, first: u64, wait: u64, retry: u64, retry_asleep: u64,

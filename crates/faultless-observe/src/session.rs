@@ -167,6 +167,17 @@ impl Session {
             }
         }
 
+        // For what has no room later.
+        let tallies = map(&object, "tallies")?;
+        let nothing = vec![0; tallies.value_size() as usize];
+        for processor in 0..libbpf_rs::num_possible_cpus()? as u32 {
+            let key = raw::TallyKey {
+                tid: processor,
+                ..raw::TallyKey::default()
+            };
+            tallies.update(key.as_bytes(), &nothing, MapFlags::ANY)?;
+        }
+
         let batch = Rc::new(RefCell::new(Vec::new()));
         let ring = {
             let batch = Rc::clone(&batch);
@@ -201,10 +212,11 @@ impl Session {
         }
     }
 
-    /// Stops the programs, all at the same moment. What they have seen stays.
-    pub(crate) fn end(&mut self) {
+    /// Stops the programs, all at the same moment of CLOCK_MONOTONIC, which has come. What they have seen stays.
+    pub(crate) fn end(&mut self, at: u64) {
         let over = map(&self.object, ".data.over");
-        let set = over.map(|m| m.update(&0u32.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY));
+        let set =
+            over.map(|m| m.update(&0u32.to_ne_bytes(), &at.max(1).to_ne_bytes(), MapFlags::ANY));
         if !matches!(set, Ok(Ok(()))) {
             // Detaching takes many milliseconds, for it waits for other processors.
             self.links.clear();

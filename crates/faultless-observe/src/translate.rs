@@ -8,6 +8,9 @@ use faultless_trace::{
 };
 use std::collections::HashMap;
 
+/// Files that are told by name; what concerns others concerns no file.
+const FILES_MAX: usize = 1 << 17;
+
 #[derive(Debug)]
 pub(crate) struct Translator {
     began: u64,
@@ -44,6 +47,9 @@ impl Translator {
         }
         if let Some(&no) = self.files.get(&id) {
             return Some(no);
+        }
+        if self.files.len() >= FILES_MAX {
+            return None;
         }
         let no = FileNo(self.files.len() as u32);
         self.files.insert(id, no);
@@ -84,6 +90,9 @@ impl Translator {
             } else {
                 known
             };
+        }
+        if self.files.len() >= FILES_MAX && !self.files.contains_key(&record.file) {
+            return;
         }
         let next = FileNo(self.files.len() as u32);
         let no = *self.files.entry(record.file).or_insert(next);

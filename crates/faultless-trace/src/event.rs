@@ -379,6 +379,7 @@ impl Event {
     /// Whether its times can be: a trace of more than a few years has been tampered with.
     pub(crate) fn is_possible(&self) -> bool {
         const LONGEST: Nanos = 1 << 56;
+        const READS_MAX: usize = 256;
         let short = |all: &[Nanos]| all.iter().all(|&t| t < LONGEST);
         self.at().is_none_or(|at| at < LONGEST)
             && match self {
@@ -386,7 +387,12 @@ impl Event {
                     short(&[e.took, e.first, e.wait, e.retry, e.retry_asleep]) && short(&e.causes)
                 }
                 Event::Wait(e) => short(&[e.took, e.cpu, e.granted]),
-                Event::Hold(e) => short(&[e.took, e.longest_sleep]) && short(&e.causes),
+                Event::Hold(e) => {
+                    short(&[e.took, e.longest_sleep])
+                        && short(&e.causes)
+                        && e.reads.len() <= READS_MAX
+                }
+                Event::Lost(e) => e.records < 1 << 48,
                 Event::Io(e) => short(&[e.took]),
                 Event::Stack(e) => e.functions.len() <= 1024,
                 _ => true,

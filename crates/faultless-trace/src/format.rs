@@ -113,6 +113,8 @@ pub struct Writer<W: Write> {
     items: u32,
     events: u64,
     before: Nanos,
+    /// A chunk was begun, and could not be written to its end.
+    broken: bool,
 }
 
 impl<W: Write> Writer<W> {
@@ -130,6 +132,7 @@ impl<W: Write> Writer<W> {
             items: 1,
             events: 0,
             before: 0,
+            broken: false,
         };
         writer.flush_chunk(Kind::Header)?;
         Ok(writer)
@@ -189,6 +192,10 @@ impl<W: Write> Writer<W> {
     }
 
     fn flush_chunk(&mut self, kind: Kind) -> Result<(), Error> {
+        if std::mem::replace(&mut self.broken, true) {
+            // A part of a chunk is there already; another one behind it could not be read.
+            return Err(std::io::Error::other("the trace could not be written before").into());
+        }
         let length = u32::try_from(self.payload.len())
             .ok()
             .filter(|&n| n <= CHUNK_BYTES_MAX)
@@ -205,6 +212,7 @@ impl<W: Write> Writer<W> {
         self.payload.clear();
         self.items = 0;
         self.before = 0;
+        self.broken = false;
         Ok(())
     }
 }

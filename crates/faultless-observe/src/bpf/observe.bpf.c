@@ -26,8 +26,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 const volatile struct settings settings SEC(".rodata.settings") = {};
 
-/* The observation is over: what is known now stays as it is. */
-volatile __u32 over SEC(".data.over") = 0;
+/* When the observation ended: what was known then stays as it is. 0: it goes on. */
+volatile __u64 over SEC(".data.over") = 0;
 
 struct losses losses = {};
 
@@ -53,7 +53,7 @@ struct {
 
 /* Files whose name has been sent. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct file_id);
 	__type(value, __u8);
@@ -409,10 +409,16 @@ static __always_inline void finish_fault(struct thread *t, struct task_struct *t
 		static const struct tally empty = {};
 		bpf_map_update_elem(&tallies, &key, &empty, BPF_NOEXIST);
 		sum = bpf_map_lookup_elem(&tallies, &key);
-		if (!sum)
-			__sync_fetch_and_add(&losses.tallies, 1);
 		if (t->mapping)
 			tell_file((struct address_space *)t->mapping, t->file.ino);
+	}
+	if (!sum) {
+		/* There is no room for another row: the processor's own counts for it. */
+		struct tally_key rest = {};
+		rest.tid = bpf_get_smp_processor_id();
+		sum = bpf_map_lookup_elem(&tallies, &rest);
+		if (!sum)
+			__sync_fetch_and_add(&losses.tallies, 1);
 	}
 	__u64 retry = t->retry_at && now > t->retry_at ? now - t->retry_at : 0;
 	__u64 first = t->fault_flags & FAULT_LOCKED ? t->first : now - at;
@@ -1176,7 +1182,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	__u32 pid = task->tgid;
 	if (t)
 		finish_fault(t, task, fault_end(t));
-	if ((t && (t->is_target || t->told)) || is_target(pid))
+	if (t || is_target(pid))
 		tell_task(task, TASK_EXIT, 0);
 	if (task->signal->live.counter == 0) /* the last thread */
 		bpf_map_delete_elem(&targets, &pid);
@@ -1199,7 +1205,7 @@ int going_on(struct bpf_iter__task *ctx)
 		struct hold *hold = &t->holds[i];
 		if (!hold->mm)
 			continue;
-		__u64 now = bpf_ktime_get_ns();
+		__u64 now = over ? over : bpf_ktime_get_ns();
 		if (hold->at > now)
 			continue;
 		struct record_hold record = {};
@@ -1233,7 +1239,7 @@ int going_on(struct bpf_iter__task *ctx)
 			name_read(&record, task);
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = over ? over : bpf_ktime_get_ns();
 	__u64 waiting = t->wait_mm && t->wait_since < now ? now - t->wait_since : 0;
 	if (waiting) {
 		struct record_wait record = {};
@@ -1254,7 +1260,8 @@ int going_on(struct bpf_iter__task *ctx)
 		record.granted = 0;
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
-	if (t->fault_at && t->fault_at < now && t->off_at && in_fault(t, task)) {
+	/* After the end, the thread may have gone on unseen. */
+	if (t->fault_at && t->fault_at < now && (waiting || (t->off_at && (over || in_fault(t, task))))) {
 		struct record_fault record = {};
 		fill_header(&record.header, KIND_FAULT, task, task->tgid);
 		record.header.doing = t->fault_flags & FAULT_KERNEL ? DOING_SYSCALL_FAULT : DOING_FAULT;

@@ -128,7 +128,7 @@ pub struct Measured {
     pub wrong_bytes: u64,
 }
 
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the structure is valid for writing, and zero is a valid value for all of it.
     let usage = unsafe {

@@ -8,6 +8,7 @@
 //! * [`cell`]: one measurement: one contender beside one neighbour.
 //! * [`plan`]: all measurements of a run: which, in what order, in which process; and the rows that come out.
 //! * [`unmodified`]: a plain C program, by itself and under `faultless run`.
+//! * [`micro`]: what single operations cost, for the model of `faultless whatif`.
 //! * [`machine`]: what it ran on.
 //!
 //! Every byte of every page that is read is checked, in every contender. A measurement with wrong bytes is worth
@@ -19,6 +20,7 @@ pub mod data;
 pub mod group;
 pub mod html;
 pub mod machine;
+pub mod micro;
 pub mod neighbour;
 pub mod onlooker;
 pub mod plan;

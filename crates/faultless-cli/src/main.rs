@@ -4,7 +4,9 @@ mod bench;
 mod doctor;
 mod live;
 mod observe;
+mod output;
 mod run;
+mod whatif;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ enum Command {
     Run(run::Args),
     /// Say who waits for which lock behind whose I/O, in a live process.
     Observe(observe::Args),
+    /// Say what each design of the page fault would do to a workload: a model.
+    Whatif(whatif::Args),
     /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
     Doctor(doctor::Args),
     /// (internal) One setting's measurements.
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Run(args) => run::run(args),
         Command::Observe(args) => observe::run(args),
+        Command::Whatif(args) => whatif::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Worker => faultless_bench::plan::work(),
         Command::Storage { mountpoint, len } => {

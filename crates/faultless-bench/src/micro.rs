@@ -1,0 +1,519 @@
+//! What single operations cost on this machine, with nobody else about: the parameters of `faultless whatif`.
+//!
+//! Each is the median of several repetitions. Nothing here is measured under contention: predictions of contended scenarios
+//! would otherwise predict what they have been told.
+
+#![allow(unsafe_code, reason = "maps, touches, unmaps, forks, pins threads")]
+
+use crate::cell::cpu_seconds;
+use crate::contender::drop_cache;
+use crate::data::{Permutation, wrong_bytes};
+use anyhow::{Context, ensure};
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::{file, futex, raw, uffd};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hint::black_box;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
+
+const REPEAT: usize = 5;
+const SMALL: usize = 64 << 20;
+const LARGE: usize = 1 << 30;
+/// Cold reads for a figure.
+const READS: u64 = 3_000;
+/// Threads that read at a time, where the processor's part of a read is measured.
+const BESIDE: u64 = 16;
+/// Reads under way at which the device is measured.
+const DEPTHS: [u32; 5] = [1, 4, 16, 64, 128];
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Micro {
+    /// Nanoseconds, by the name of the cost in the model.
+    pub costs: BTreeMap<&'static str, u64>,
+    /// Median time of a direct read of 4 KiB in microseconds, less the processor's part, by reads that are under way.
+    pub latency_us: Vec<(u32, f64)>,
+    /// Standard deviation of the logarithm of that time.
+    pub scatter: f64,
+}
+
+/// Memory of our own.
+struct Memory {
+    start: usize,
+    len: usize,
+}
+
+impl Memory {
+    fn new(len: usize) -> anyhow::Result<Memory> {
+        let start = mem::map_anonymous(len).context("cannot map memory")?;
+        // SAFETY: mapped just now.
+        let _ = unsafe { mem::madvise(start, len, libc::MADV_NOHUGEPAGE) };
+        Ok(Memory { start, len })
+    }
+
+    fn write(&self, step: usize) {
+        for at in (self.start..self.start + self.len).step_by(step) {
+            // SAFETY: in our mapping, which is writable and known to nobody else.
+            unsafe { core::ptr::write_volatile(at as *mut u8, 1) };
+        }
+    }
+
+    fn read(&self, step: usize) {
+        for at in (self.start..self.start + self.len).step_by(step) {
+            // SAFETY: in our mapping.
+            black_box(unsafe { core::ptr::read_volatile(at as *const u8) });
+        }
+    }
+
+    fn discard(&self) {
+        // SAFETY: ours, and nothing in it is needed.
+        let _ = unsafe { mem::madvise(self.start, self.len, libc::MADV_DONTNEED) };
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: ours; addresses are known to nobody else.
+        let _ = unsafe { mem::unmap(self.start, self.len) };
+    }
+}
+
+/// The median, in nanoseconds for each of `n` operations.
+fn median(n: usize, mut f: impl FnMut() -> u64) -> f64 {
+    let mut all: Vec<u64> = (0..REPEAT).map(|_| f()).collect();
+    all.sort_unstable();
+    all[REPEAT / 2] as f64 / n as f64
+}
+
+fn timed(f: impl FnOnce()) -> u64 {
+    let began = Instant::now();
+    f();
+    began.elapsed().as_nanos() as u64
+}
+
+fn pin(cpu: usize) {
+    // SAFETY: a set of processors is plain bits; the call reads it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
+}
+
+/// Two threads that wake each other in turn; nanoseconds for each wake-up.
+fn hand_over(cpus: [usize; 2]) -> f64 {
+    const TURNS: u32 = 20_000;
+    let word = AtomicU32::new(0);
+    let turn = |me: u32, cpu: usize| {
+        pin(cpu);
+        for _ in 0..TURNS {
+            while word.load(Ordering::Acquire) % 2 != me {
+                futex::wait(&word, 1 - me, 1_000_000_000);
+            }
+            word.store(1 - me, Ordering::Release);
+            futex::wake(&word, 1);
+        }
+    };
+    let took = timed(|| {
+        std::thread::scope(|s| {
+            s.spawn(|| turn(0, cpus[0]));
+            s.spawn(|| turn(1, cpus[1]));
+        });
+    });
+    took as f64 / f64::from(2 * TURNS)
+}
+
+/// What waking a thread costs the one that wakes it, on another processor.
+fn wake(cpus: [usize; 2]) -> f64 {
+    const TIMES: u64 = 3_000;
+    let word = AtomicU32::new(0);
+    let over = AtomicBool::new(false);
+    let mut spent = 0;
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            pin(cpus[1]);
+            while !over.load(Ordering::Acquire) {
+                futex::wait(&word, 0, 1_000_000_000);
+                word.store(0, Ordering::Release);
+            }
+        });
+        s.spawn(|| {
+            pin(cpus[0]);
+            for _ in 0..TIMES {
+                let until = raw::monotonic_ns() + 50_000;
+                while raw::monotonic_ns() < until {
+                    std::hint::spin_loop();
+                }
+                word.store(1, Ordering::Release);
+                spent += timed(|| futex::wake(&word, 1));
+            }
+            over.store(true, Ordering::Release);
+            word.store(1, Ordering::Release);
+            futex::wake(&word, 1);
+        });
+    });
+    spent as f64 / TIMES as f64
+}
+
+/// Nanoseconds to map, touch and unmap a page; while another thread runs, or not.
+fn page_loop(beside: bool) -> f64 {
+    const TIMES: usize = 2_000;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        if beside {
+            s.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let ns = median(TIMES, || {
+            timed(|| {
+                for _ in 0..TIMES {
+                    if let Ok(m) = Memory::new(PAGE) {
+                        m.write(PAGE);
+                    }
+                }
+            })
+        });
+        over.store(true, Ordering::Relaxed);
+        ns
+    })
+}
+
+/// Nanoseconds of a fork in the parent, and until the child, which ends at once, has ended.
+fn fork() -> (f64, f64) {
+    let (mut forked, mut waited) = (Vec::new(), Vec::new());
+    for _ in 0..REPEAT {
+        let began = Instant::now();
+        // SAFETY: the child does nothing but end.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(0) };
+        }
+        forked.push(began.elapsed().as_nanos() as u64);
+        let began = Instant::now();
+        if pid > 0 {
+            // SAFETY: takes no pointer that is not null.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        }
+        waited.push(began.elapsed().as_nanos() as u64);
+    }
+    forked.sort_unstable();
+    waited.sort_unstable();
+    (forked[REPEAT / 2] as f64, waited[REPEAT / 2] as f64)
+}
+
+fn smaps() -> f64 {
+    median(1, || {
+        timed(|| drop(black_box(std::fs::read("/proc/self/smaps_rollup"))))
+    })
+}
+
+fn direct(path: &Path) -> anyhow::Result<File> {
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .or_else(|_| File::open(path));
+    file.with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Times of direct reads, in nanoseconds, with so many threads that read.
+fn device(path: &Path, pages: u64, depth: u32, beginning: u64) -> anyhow::Result<Vec<u64>> {
+    let order = Permutation::new(pages);
+    let file = direct(path)?;
+    let each = (READS / u64::from(depth)).max(150);
+    let mut all = Vec::new();
+    std::thread::scope(|s| -> anyhow::Result<()> {
+        let threads: Vec<_> = (0..u64::from(depth))
+            .map(|t| {
+                let (file, order) = (&file, &order);
+                s.spawn(move || -> anyhow::Result<Vec<u64>> {
+                    let buffer = Memory::new(PAGE)?;
+                    buffer.write(PAGE);
+                    let mut times = Vec::with_capacity(each as usize);
+                    for i in 0..each {
+                        let page = order.at((beginning + t * each + i) % pages);
+                        let began = Instant::now();
+                        // SAFETY: the buffer is ours, and a page long.
+                        let n = unsafe {
+                            file::pread(file.as_raw_fd(), buffer.start, PAGE, page * PAGE as u64)
+                        };
+                        times.push(began.elapsed().as_nanos() as u64);
+                        ensure!(matches!(n, Ok(PAGE)), "a read of page {page} failed");
+                    }
+                    Ok(times)
+                })
+            })
+            .collect();
+        for t in threads {
+            all.extend(
+                t.join()
+                    .map_err(|_| anyhow::anyhow!("a reader panicked"))??,
+            );
+        }
+        Ok(())
+    })?;
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Measures everything, with a file of test data that is not in memory.
+///
+/// # Errors
+///
+/// When the file cannot be read, or memory is short.
+pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyhow::Result<Micro> {
+    let pages = bytes / PAGE as u64;
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let other = usize::from(processors > 1);
+    let mut costs = BTreeMap::new();
+    let mut set = |name: &'static str, ns: f64| {
+        costs.insert(name, ns.max(1.0).round() as u64);
+    };
+
+    progress("system calls and wake-ups");
+    let syscall = median(100_000, || {
+        timed(|| (0..100_000).for_each(|_| _ = black_box(raw::getpid())))
+    });
+    set("syscall", syscall);
+    let same = hand_over([0, 0]);
+    let across = hand_over([0, other]);
+    let wake = wake([0, other]);
+    set("wake", wake);
+    // A turn on one processor is a wake-up (without an interrupt), two system calls and a switch.
+    let switch = (same - 2.0 * syscall) * 0.6;
+    set("context_switch", switch);
+    set("wakeup", (across - wake - syscall).max(switch));
+
+    progress("anonymous memory");
+    // What the machine gives for the first time is slower than what it has given before.
+    for _ in 0..2 {
+        Memory::new(LARGE)?.write(PAGE);
+    }
+    let m = Memory::new(SMALL)?;
+    let n = SMALL / PAGE;
+    // A read of memory that was never written maps the page of zeros: a fault, and nothing else.
+    let fault = median(n, || {
+        m.discard();
+        timed(|| m.read(PAGE))
+    });
+    let touch = median(n, || {
+        m.discard();
+        timed(|| m.write(PAGE))
+    });
+    let unmap = median(n, || {
+        m.write(PAGE);
+        timed(|| m.discard())
+    });
+    let zero = median(n, || {
+        m.write(PAGE);
+        // SAFETY: our mapping, as long as that.
+        timed(|| unsafe { std::ptr::write_bytes(m.start as *mut u8, 0, m.len) })
+    });
+    drop(m);
+    set("fault", fault * 0.75);
+    set("zero_page", zero);
+    set("unmap_page", unmap);
+    let alone = page_loop(false);
+    let empty = median(2_000, || {
+        timed(|| (0..2_000).for_each(|_| drop(Memory::new(PAGE))))
+    });
+    set("mmap", (empty - 3.0 * syscall) * 0.5);
+    set("munmap", (empty - 3.0 * syscall) * 0.5);
+    if processors > 1 {
+        set("ipi", (page_loop(true) - alone).max(500.0));
+    }
+
+    progress("fork and smaps");
+    let (small_fork, small_wait) = fork();
+    let small_smaps = smaps();
+    let m = Memory::new(LARGE)?;
+    m.write(PAGE);
+    let (large_fork, large_wait) = fork();
+    let large_smaps = smaps();
+    drop(m);
+    let n = (LARGE / PAGE) as f64;
+    set("fork", small_fork + small_wait);
+    set("fork_page", (large_fork - small_fork) / n);
+    set("exit_page", (large_wait - small_wait) / n);
+    set("smaps_page", (large_smaps - small_smaps) / n);
+
+    progress("reads from the device");
+    // A processor that goes idle between reads charges its wake-up to them; so several read at a time.
+    let processor = cpu_seconds();
+    let several = device(path, pages, BESIDE as u32, 0)?;
+    let pread = (cpu_seconds() - processor) * 1e9 / several.len() as f64;
+    let mut latency_us = Vec::new();
+    for (no, &depth) in DEPTHS.iter().enumerate() {
+        let times = device(path, pages, depth, no as u64 * READS * 2)?;
+        let us = (times[times.len() / 2] as f64 - pread) / 1e3;
+        latency_us.push((depth, us.max(1.0)));
+    }
+    // (Noise must not make the device faster under load.)
+    for i in 1..latency_us.len() {
+        latency_us[i].1 = latency_us[i].1.max(latency_us[i - 1].1);
+    }
+    let deep = device(path, pages, 16, READS * 11)?;
+    let q = |share: f64| (deep[(share * (deep.len() - 1) as f64) as usize] as f64).ln();
+    // From the quartiles, so that outliers do not count.
+    let scatter = (q(0.75) - q(0.25)) / 1.349;
+
+    progress("major faults");
+    drop_cache(path)?;
+    let file = File::open(path)?;
+    // SAFETY: a new mapping of a file that nobody changes meanwhile.
+    let mapped = unsafe { map_file(&file, bytes as usize)? };
+    let order = Permutation::new(pages);
+    let at = |i: u64| mapped.start + order.at(READS * 20 + i) as usize % pages as usize * PAGE;
+    let before = cpu_seconds();
+    std::thread::scope(|s| {
+        for t in 0..BESIDE {
+            let at = &at;
+            s.spawn(move || {
+                for i in (t..READS).step_by(BESIDE as usize) {
+                    // SAFETY: in the mapping.
+                    black_box(unsafe { core::ptr::read_volatile(at(i) as *const u8) });
+                }
+            });
+        }
+    });
+    let major = (cpu_seconds() - before) * 1e9 / READS as f64;
+    // The same pages once more, which are in the page cache and in no page table.
+    // SAFETY: a mapping of a file, which can be read again.
+    let _ = unsafe { mem::madvise(mapped.start, mapped.len, libc::MADV_DONTNEED) };
+    let minor = timed(|| {
+        for i in 0..READS {
+            // SAFETY: in the mapping.
+            black_box(unsafe { core::ptr::read_volatile(at(i) as *const u8) });
+        }
+    }) as f64
+        / READS as f64;
+    let used = timed(|| {
+        for i in 0..READS {
+            // SAFETY: in the mapping, a page long; its number is that of the page in the file.
+            let page = unsafe { core::slice::from_raw_parts(at(i) as *const u8, PAGE) };
+            black_box(wrong_bytes(page, ((at(i) - mapped.start) / PAGE) as u64));
+        }
+    }) as f64
+        / READS as f64;
+    drop(mapped);
+    set("use_page", used);
+    let map_page = (minor - fault * 0.75).max(100.0);
+    set("map_page", map_page);
+    let alloc = (touch - fault * 0.75 - zero - map_page).max(100.0);
+    set("alloc_page", alloc);
+    let io = (major - fault * 0.75 - alloc - map_page).max(1_000.0);
+    set("submit_read", io * 0.65);
+    set("complete_read", io * 0.35);
+    set("pread", (pread - io - syscall).max(200.0));
+
+    progress("userfaultfd");
+    let copy = uffd_copy()?;
+    set("uffd_copy", copy);
+    let miss = engine_miss()?;
+    let memory_read = memory_read()?;
+    let signal = (miss - fault * 0.75 - copy - memory_read).max(1_000.0);
+    set("signal", signal * 0.65);
+    set("engine", signal * 0.35);
+    Ok(Micro {
+        costs,
+        latency_us,
+        scatter,
+    })
+}
+
+/// # Safety
+///
+/// The file must not get shorter while it is mapped.
+unsafe fn map_file(file: &File, len: usize) -> anyhow::Result<Memory> {
+    // SAFETY: a new mapping, at an address that the kernel chooses.
+    let start = unsafe {
+        mem::map(
+            0,
+            len,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    }
+    .context("cannot map the file")?;
+    // SAFETY: mapped just now.
+    let _ = unsafe { mem::madvise(start, len, libc::MADV_RANDOM) };
+    Ok(Memory { start, len })
+}
+
+fn uffd_copy() -> anyhow::Result<f64> {
+    let m = Memory::new(SMALL)?;
+    let source = Memory::new(PAGE)?;
+    source.write(PAGE);
+    let fd = uffd::open(uffd::USER_MODE_ONLY | libc::O_CLOEXEC as u32)
+        .context("cannot open a userfaultfd")?;
+    let copied = (|| {
+        uffd::enable(fd, uffd::FEATURE_SIGBUS).context("cannot switch userfaultfd on")?;
+        // SAFETY: our mapping.
+        unsafe { uffd::register(fd, m.start, m.len) }.context("cannot register memory")?;
+        Ok(median(m.len / PAGE, || {
+            m.discard();
+            timed(|| {
+                for at in (m.start..m.start + m.len).step_by(PAGE) {
+                    // SAFETY: registered, and read by nobody.
+                    black_box(unsafe { uffd::copy(fd, at, source.start, PAGE, false) });
+                }
+            })
+        }))
+    })();
+    // SAFETY: opened above, and used by nobody else.
+    unsafe { file::close(fd) };
+    copied
+}
+
+/// A file in memory, of [`SMALL`] bytes.
+fn memory_file() -> anyhow::Result<File> {
+    let mut file = tempfile::tempfile_in("/dev/shm").context("cannot make a file in /dev/shm")?;
+    std::io::Write::write_all(&mut file, &vec![7; SMALL])?;
+    Ok(file)
+}
+
+fn memory_read() -> anyhow::Result<f64> {
+    let file = memory_file()?;
+    let buffer = Memory::new(PAGE)?;
+    buffer.write(PAGE);
+    Ok(median(SMALL / PAGE, || {
+        timed(|| {
+            for at in (0..SMALL).step_by(PAGE) {
+                // SAFETY: the buffer is ours, and a page long.
+                let _ = black_box(unsafe {
+                    file::pread(file.as_raw_fd(), buffer.start, PAGE, at as u64)
+                });
+            }
+        })
+    }))
+}
+
+/// A miss of the engine on a file in memory.
+fn engine_miss() -> anyhow::Result<f64> {
+    let file = memory_file()?;
+    let pool = faultless::Pool::builder()
+        .memory(faultless::Bytes::gib(1))
+        .build()?;
+    // SAFETY: nobody else has this file.
+    let map = unsafe { pool.map_trusted(file)? };
+    let order = Permutation::new((SMALL / PAGE) as u64);
+    let n = SMALL / PAGE / 2;
+    let took = timed(|| {
+        for i in 0..n {
+            black_box(map[order.at(i as u64) as usize * PAGE]);
+        }
+    });
+    Ok(took as f64 / n as f64)
+}

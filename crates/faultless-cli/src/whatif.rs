@@ -1,0 +1,330 @@
+//! `faultless whatif`.
+
+mod measured;
+
+use crate::bench::usage_error;
+use crate::output::{Kept, Output, right_align, table};
+use anyhow::Context;
+use faultless_whatif::compare::{Comparison, Sweep, compare, designs};
+use faultless_whatif::costs::Costs;
+use faultless_whatif::designs::{DESIGNS, TODAY};
+use faultless_whatif::html;
+use faultless_whatif::replay::Recording;
+use faultless_whatif::run::Outcome;
+use faultless_whatif::workload::{BUILT_IN, Workload};
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+
+/// Say what each design of the page fault would do to a workload: a model.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+  faultless whatif churn
+  faultless whatif churn --sweep threads=1..256 --html churn.html
+  faultless whatif my.toml --design vma-retry,vma-hold,faultless --sweep io-latency=50,500,5000
+  faultless whatif server.trace
+  faultless whatif --list
+
+A workload is a name from --list, or a file (docs/whatif.md). The first group of threads in it is what a design is judged by.")]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    measure: Option<Measure>,
+    /// A built-in workload, a file with one (TOML), or a trace that `faultless observe --trace` recorded.
+    #[arg(default_value = "churn")]
+    workload: String,
+    /// Designs, separated by commas; all of them, if none is named.
+    #[arg(long, value_delimiter = ',', value_name = "DESIGN")]
+    design: Vec<String>,
+    /// Repeat it with other values: threads=1..512, writers=0,1,8, cores=2..256, io-latency=50,500 (µs), or COST=… (ns).
+    #[arg(long, value_name = "WHAT=VALUES")]
+    sweep: Option<Sweep>,
+    /// What chance begins with; the same seed gives the same figures.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A machine, as `faultless whatif calibrate` prints it, instead of the workload's own.
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
+    /// Simulated seconds, instead of the workload's.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Processors, instead of the workload's.
+    #[arg(long)]
+    cores: Option<u32>,
+    /// Print the comparison as JSON (faultless.whatif/1).
+    #[arg(long)]
+    json: bool,
+    /// Write a page with plots.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// List workloads and designs.
+    #[arg(long)]
+    list: bool,
+    /// List what things cost in the model, and where each figure comes from.
+    #[arg(long)]
+    costs: bool,
+    /// Print the workload as text, to be changed.
+    #[arg(long)]
+    print: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Measure {
+    /// Measure what single operations cost here, and print it for --machine.
+    Calibrate(measured::Calibrate),
+    /// Measure the designs that exist here, beside neighbours, and set the model's predictions beside that.
+    Validate(measured::Validate),
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.measure {
+        Some(Measure::Calibrate(args)) => return measured::calibrate(&args),
+        Some(Measure::Validate(args)) => return measured::validate(args),
+        None => {}
+    }
+    if args.list {
+        return say(&list());
+    }
+    let mut workload = load(&args.workload)?;
+    if let Some(path) = &args.machine {
+        workload = workload.on(&measured::machine(path)?);
+    }
+    if let Some(seconds) = args.seconds {
+        workload.seconds = seconds;
+    }
+    if let Some(cores) = args.cores {
+        workload.cores = cores;
+    }
+    if args.costs {
+        return say(&costs(&workload.costs));
+    }
+    if args.print {
+        return say(&workload
+            .to_text()
+            .context("cannot write the workload as text")?);
+    }
+    let chosen = designs(&args.design).unwrap_or_else(|e| usage_error(&e.to_string()));
+    let page = args
+        .html
+        .as_deref()
+        .map(|path| Output::create(path, Kept::IfWhole))
+        .transpose()?;
+    let bar = std::io::stderr()
+        .is_terminal()
+        .then(|| indicatif::ProgressBar::new(0));
+    let compared = compare(&workload, &chosen, args.sweep, args.seed, |done, all| {
+        if let Some(bar) = &bar {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let compared = compared?;
+    if let Some((page, mut file)) = page {
+        let text = html::page(&compared).map_err(anyhow::Error::msg)?;
+        page.finish(file.write_all(text.as_bytes()).map(|()| file))?;
+    }
+    if args.json {
+        let mut text = serde_json::to_string_pretty(&compared)?;
+        text.push('\n');
+        say(&text)
+    } else {
+        say(&tables(&compared))
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(e).context("cannot write the answer")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn load(name: &str) -> anyhow::Result<Workload> {
+    if let Some(workload) = faultless_whatif::workload::built_in(name) {
+        return Ok(workload);
+    }
+    let path = std::path::Path::new(name);
+    if !path.exists() {
+        let names: Vec<&str> = BUILT_IN.iter().map(|b| b.0).collect();
+        usage_error(&format!(
+            "there is no workload and no file {name}; built in are {}",
+            names.join(", ")
+        ));
+    }
+    let file = std::fs::File::open(path).with_context(|| format!("cannot open {name}"))?;
+    match faultless_trace::Reader::new(std::io::BufReader::new(file)) {
+        Ok(trace) => {
+            let cannot = || format!("cannot read the trace {name}");
+            let recording = Recording::read(trace).with_context(cannot)?;
+            return Workload::of_recording(name, recording).map_err(anyhow::Error::new);
+        }
+        // Then it is text.
+        Err(faultless_trace::Error::NotATrace) => {}
+        Err(e) => return Err(e).with_context(|| format!("cannot read the trace {name}")),
+    }
+    let text = std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?;
+    Workload::parse(&text).with_context(|| format!("{name} is no workload"))
+}
+
+fn list() -> String {
+    let mut t = table(&["Workload", "what it is"]);
+    for (name, _) in BUILT_IN {
+        if let Some(w) = faultless_whatif::workload::built_in(name) {
+            t.add_row([name.to_owned(), w.about]);
+        }
+    }
+    let mut d = table(&["Design", "what it does", "when"]);
+    for design in DESIGNS {
+        d.add_row([design.id, design.what, design.when]);
+    }
+    format!("{t}\n\n{d}\n")
+}
+
+fn costs(costs: &Costs) -> String {
+    let mut t = table(&["Cost", "ns", "what it is", "source"]);
+    for (name, ns, what, source) in costs.explained() {
+        t.add_row([
+            name.replace('_', "-"),
+            ns.to_string(),
+            what,
+            source.to_owned(),
+        ]);
+    }
+    format!("{t}\n")
+}
+
+/// Microseconds, with their unit.
+fn time(us: f64) -> String {
+    faultless_observe::duration(us / 1e3)
+}
+
+fn rate(per_second: f64) -> String {
+    match per_second {
+        r if r >= 100_000.0 => format!("{:.0} k", r / 1e3),
+        r if r >= 10_000.0 => format!("{:.1} k", r / 1e3),
+        r if r >= 100.0 => format!("{r:.0}"),
+        r => format!("{r:.1}"),
+    }
+}
+
+fn tables(c: &Comparison) -> String {
+    let mut text = format!(
+        "{}: {} ({} processors; a model, not a measurement)\n\n{}\n\n",
+        c.workload.name, c.workload.about, c.workload.cores, c.verdict
+    );
+    for group in c.outcomes.first().iter().flat_map(|o| &o.groups) {
+        if group.name == "monitor" {
+            continue;
+        }
+        let today = c
+            .outcomes
+            .iter()
+            .find(|o| o.design == TODAY)
+            .and_then(|o| o.group(&group.name))
+            .map(|g| g.per_second);
+        let title = format!("{} × {}", group.name, group.threads);
+        let mut t = table(&[
+            &title,
+            "rounds/s",
+            "× today",
+            "p50",
+            "p99",
+            "p99.9",
+            "max",
+            "mmap_lock read",
+            "write",
+            "VMA",
+            "CPU",
+        ]);
+        for o in c.recorded.iter().chain(&c.outcomes) {
+            let Some(g) = o.group(&group.name) else {
+                continue;
+            };
+            let ratio = match today {
+                Some(t) if t > 0.0 => format!("{:.2}", g.per_second / t),
+                _ => "–".to_owned(),
+            };
+            let waited = |key: &str| match g.waited_ms_per_second.get(key) {
+                Some(ms) if *ms > 0.0005 => format!("{:.1} %", ms / 10.0 / f64::from(g.threads)),
+                _ => "–".to_owned(),
+            };
+            t.add_row([
+                o.design.clone(),
+                rate(g.per_second),
+                ratio,
+                time(g.round_us.p50),
+                time(g.round_us.p99),
+                time(g.round_us.p999),
+                time(g.round_us.max),
+                waited("mmap_lock_read"),
+                waited("mmap_lock_write"),
+                waited("vma_write"),
+                waited("processor"),
+            ]);
+        }
+        right_align(&mut t, 1);
+        let _ = writeln!(text, "{t}\n");
+    }
+    text.push_str("(The last four: how much of its time a thread waits for that.)\n\n");
+    let mut t = table(&[
+        "Machine",
+        "mmap_lock/s",
+        "reads/s",
+        "read again",
+        "gone at retry",
+        "processors busy",
+    ]);
+    for o in &c.outcomes {
+        t.add_row([
+            o.design.clone(),
+            rate(o.mmap_locks_per_second),
+            rate(o.reads_per_second),
+            format!("{:.1} %", o.read_again_percent),
+            format!("{:.1} %", o.gone_at_retry_percent),
+            format!("{:.0} %", o.processors_percent),
+        ]);
+    }
+    right_align(&mut t, 1);
+    let _ = writeln!(text, "{t}\n");
+    if let Some(sweep) = &c.sweep {
+        let names: Vec<String> = std::iter::once(sweep.knob.name())
+            .chain(c.outcomes.iter().map(|o| o.design.clone()))
+            .collect();
+        let group = c.outcomes.first().and_then(|o| o.groups.first());
+        let _ = writeln!(
+            text,
+            "Rounds a second of {}, by {}:",
+            group.map_or("", |g| g.name.as_str()),
+            sweep.knob.name()
+        );
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut t = table(&names);
+        for p in &c.points {
+            let rates = p
+                .outcomes
+                .iter()
+                .map(|o| rate(faultless_whatif::compare::throughput(o)));
+            t.add_row(std::iter::once(p.value.to_string()).chain(rates));
+        }
+        right_align(&mut t, 1);
+        let _ = writeln!(text, "{t}\n");
+    }
+    text.push_str("The longest wait for mmap_lock:\n");
+    for o in &c.outcomes {
+        let _ = writeln!(text, "  {}: {}", o.design, worst(o));
+    }
+    text
+}
+
+fn worst(o: &Outcome) -> String {
+    match &o.worst {
+        Some(chain) if chain.waited_ms >= 0.1 => chain.to_string(),
+        _ => "under 0.1 ms".to_owned(),
+    }
+}

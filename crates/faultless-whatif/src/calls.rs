@@ -1,0 +1,206 @@
+//! What changes an address space, and what looks at it: mmap, munmap, fork, smaps, MADV_PAGEOUT. Today's kernel, under any design of
+//! the fault.
+
+use crate::designs::range::Span;
+use crate::kernel::{Access, Kernel, Mm, Thread};
+use crate::vma::{Backing, Vma};
+use std::rc::Rc;
+
+/// `mmap`: a new mapping.
+pub(crate) async fn mmap(
+    k: &Kernel,
+    t: &Thread,
+    backing: Backing,
+    pages: u64,
+    read_ahead: u32,
+) -> Rc<Vma> {
+    let before = k.now_does(t.tid, "mmap");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    let vma = k.new_vma(backing, pages, read_ahead);
+    lock(k, t, Span::Mapping(vma.no)).await;
+    k.cpu.work(t.tid, k.costs.mmap).await;
+    t.mm.vmas.borrow_mut().push(Rc::clone(&vma));
+    unlock(k, t).await;
+    k.now_does(t.tid, before);
+    vma
+}
+
+/// `munmap`: out of the tree under the write lock, then downgraded; pages are freed under the read lock.
+pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
+    let before = k.now_does(t.tid, "munmap");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    lock(k, t, Span::Mapping(vma.no)).await;
+    k.cpu.work(t.tid, k.costs.munmap).await;
+    if k.design.has_vma_locks() {
+        k.vma_write(t, vma).await;
+    }
+    vma.gone.set(true);
+    t.mm.vmas.borrow_mut().retain(|v| !Rc::ptr_eq(v, vma));
+    if k.design.has_vma_locks() {
+        vma.end_write();
+    }
+    if !k.design.has_range_locks() {
+        t.mm.mmap_lock.downgrade(k, t.tid).await;
+    }
+    vma.tell_apart();
+    let present = std::mem::take(&mut *vma.present.borrow_mut());
+    k.cpu
+        .work(t.tid, k.costs.unmap_page * present.len() as u64)
+        .await;
+    if !present.is_empty() {
+        let others = k.cpu.others_running(t.mm.no, t.tid);
+        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
+        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+    }
+    let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count();
+    k.cache.count(-(anonymous as i64));
+    if let Backing::Anonymous { object } = vma.backing {
+        k.cache.forget(object, vma.pages);
+        k.stats.forget(object);
+    }
+    if k.design.has_range_locks() {
+        t.mm.ranges.unlock(k, t).await;
+    } else {
+        t.mm.mmap_lock.unlock_read(k, t.tid).await;
+    }
+    k.now_does(t.tid, before);
+}
+
+/// `fork`, in the parent: every VMA is locked while its page tables are copied. The child ends at once; the parent waits for it.
+pub(crate) async fn fork(k: &Kernel, t: &Thread) {
+    let before = k.now_does(t.tid, "fork");
+    k.cpu.work(t.tid, k.costs.syscall + k.costs.fork / 2).await;
+    lock(k, t, Span::All).await;
+    let vmas: Vec<Rc<Vma>> = t.mm.vmas.borrow().clone();
+    let mut copied = 0;
+    for vma in &vmas {
+        if k.design.has_vma_locks() {
+            k.vma_write(t, vma).await;
+        }
+        // File mappings are not copied: the child faults them in again (`vma_needs_copy`).
+        let anonymous = matches!(vma.backing, Backing::Anonymous { .. });
+        if anonymous {
+            let pages = vma.resident();
+            k.cpu.work(t.tid, k.costs.fork_page * pages).await;
+            copied += pages;
+        }
+    }
+    if copied > 0 {
+        // What was writable is write-protected.
+        let others = k.cpu.others_running(t.mm.no, t.tid);
+        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
+        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+    }
+    if k.design.has_vma_locks() {
+        vmas.iter().for_each(|v| v.end_write());
+    }
+    unlock(k, t).await;
+    k.now_does(t.tid, "wait");
+    k.cpu.work(t.tid, k.costs.fork / 2).await;
+    // The child takes its copy of the page tables apart, on another processor where there is one.
+    k.cpu
+        .sleep(t.tid, k.costs.exit_page * copied + k.costs.wakeup)
+        .await;
+    k.now_does(t.tid, before);
+}
+
+/// Reads `/proc/PID/smaps_rollup` of a process: under its lock for reading, which is given up between mappings where somebody waits.
+pub(crate) async fn smaps(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
+    let before = k.now_does(t.tid, "read of smaps_rollup");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    lock_to_look(k, t, of).await;
+    let vmas: Vec<Rc<Vma>> = of.vmas.borrow().clone();
+    for vma in vmas {
+        let pages = vma.resident();
+        k.cpu.work(t.tid, k.costs.smaps_page * pages).await;
+        if !k.design.has_range_locks() && of.mmap_lock.is_contended() {
+            of.mmap_lock.unlock_read(k, t.tid).await;
+            k.mmap_read(t, of).await;
+        }
+    }
+    if k.design.has_range_locks() {
+        of.ranges.unlock(k, t).await;
+    } else {
+        of.mmap_lock.unlock_read(k, t.tid).await;
+    }
+    k.now_does(t.tid, before);
+}
+
+/// MADV_PAGEOUT of an anonymous mapping: what is in memory goes to swap.
+pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
+    let before = k.now_does(t.tid, "madvise(MADV_PAGEOUT)");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    lock_to_look(k, t, &t.mm).await;
+    vma.tell_apart();
+    let present: Vec<u64> = {
+        let mut pages: Vec<u64> = vma.present.borrow().keys().copied().collect();
+        pages.sort_unstable();
+        pages
+    };
+    for page in present {
+        k.cpu.work(t.tid, k.costs.reclaim_page).await;
+        let Some(stamp) = vma.present.borrow_mut().remove(&page) else {
+            continue;
+        };
+        let a = Access {
+            vma: Rc::clone(vma),
+            page,
+            read: None,
+        };
+        k.stats.swap_out(a.key());
+        if stamp == u64::MAX {
+            k.cache.count(-1);
+        } else {
+            k.cache.drop_page(a.key());
+        }
+    }
+    if k.design.has_range_locks() {
+        t.mm.ranges.unlock(k, t).await;
+    } else {
+        t.mm.mmap_lock.unlock_read(k, t.tid).await;
+    }
+    k.now_does(t.tid, before);
+}
+
+/// Touches a page: nothing, if it is present, else a fault, again until it is.
+pub(crate) async fn touch(k: &Kernel, t: &Thread, a: &Access) {
+    if k.is_present(a) {
+        return;
+    }
+    let from = k.cpu.now();
+    let before = k.now_does(t.tid, "page fault");
+    while !a.vma.gone.get() {
+        k.cpu.work(t.tid, k.costs.fault).await;
+        k.design.fault(k, t, a).await;
+        k.slow_down(t).await;
+        if k.is_present(a) {
+            break;
+        }
+    }
+    k.now_does(t.tid, before);
+    k.stats.fault(t.tid, k.cpu.now() - from);
+}
+
+async fn lock(k: &Kernel, t: &Thread, span: Span) {
+    if k.design.has_range_locks() {
+        t.mm.ranges.lock(k, t, span, true).await;
+    } else {
+        k.mmap_write(t, &t.mm).await;
+    }
+}
+
+async fn unlock(k: &Kernel, t: &Thread) {
+    if k.design.has_range_locks() {
+        t.mm.ranges.unlock(k, t).await;
+    } else {
+        t.mm.mmap_lock.unlock_write(k, t.tid).await;
+    }
+}
+
+async fn lock_to_look(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
+    if k.design.has_range_locks() {
+        of.ranges.lock(k, t, Span::All, false).await;
+    } else {
+        k.mmap_read(t, of).await;
+    }
+}

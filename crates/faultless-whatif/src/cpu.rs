@@ -1,0 +1,624 @@
+//! Time and processors: an event queue, and a fair scheduler.
+//!
+//! Simulated threads are futures. Whatever a thread does between two awaits takes no time and happens on a processor; time
+//! passes in [`Cpu::work`], [`Cpu::sleep`], [`Cpu::block`] and [`Cpu::spin`] alone. One queue holds whatever will happen,
+//! in order of time and, at the same instant, in the order in which it was asked for; so a run is a function of its input.
+//!
+//! The scheduler is the kernel's fair one, without its run queue per processor: a thread that can run takes an idle processor,
+//! else it takes one whose thread has used up its slice, or waits: for another thread to become runnable, or a tick to come,
+//! when a slice is used up (`kernel/sched/fair.c`, RUN_TO_PARITY: a woken thread does not cut a slice short). Of those that wait, the
+//! one that has run least is next.
+
+use crate::costs::Costs;
+use faultless_trace::Nanos;
+use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::future::poll_fn;
+use std::task::Poll;
+
+/// A simulated thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Tid(pub(crate) u32);
+
+impl Tid {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What will happen at an instant, other than on a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alarm {
+    /// A thread's sleep is over.
+    Wake(Tid),
+    /// A read from storage has ended.
+    Read(u32),
+    /// The longest wait is looked at.
+    Sample,
+    /// What came before does not count.
+    WarmedUp,
+    /// The run is over.
+    End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Happening {
+    /// The thread on a processor gets to its next step, or its slice ends; if it is still that run of it.
+    Core {
+        core: u32,
+        run: u64,
+    },
+    Alarm(Alarm),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running(u32),
+    Runnable,
+    Blocked,
+    Ended,
+}
+
+/// How spinning ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spun {
+    /// Somebody said that there is something to see.
+    Notified,
+    /// Another thread needs the processor.
+    Reschedule,
+    /// It has been long enough.
+    TimedOut,
+}
+
+const FOREVER: Nanos = Nanos::MAX / 4;
+
+#[derive(Debug)]
+struct Thread {
+    state: State,
+    /// The address space that it runs in.
+    mm: u32,
+    /// Time on a processor, for fairness.
+    ran: Nanos,
+    /// What it has still to compute before its next step.
+    left: Nanos,
+    spinning: Option<Option<Spun>>,
+    /// A wake-up that came before the thread slept.
+    woken_early: bool,
+    runnable_since: Nanos,
+    waited_to_run: Nanos,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Core {
+    current: Option<Tid>,
+    /// When `left` of the current thread was last brought up to date.
+    since: Nanos,
+    /// When the slice of the current thread is used up.
+    slice_used: Nanos,
+    /// The tick at which that is noticed, if nothing else happens before.
+    slice_end: Nanos,
+    /// Counts changes of plan: events of former plans are stale.
+    run: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: BinaryHeap<Reverse<(Nanos, u64, Happening)>>,
+    asked: u64,
+    threads: Vec<Thread>,
+    cores: Vec<Core>,
+    idle: Vec<u32>,
+    /// Threads that can run and have no processor, by time that they have run.
+    runnable: BTreeSet<(Nanos, u64, Tid)>,
+    /// How much the thread has run that was put on a processor last.
+    least: Nanos,
+    ready: VecDeque<Tid>,
+    /// Processors in use, by when the slice of the thread on them is used up.
+    slices: BTreeSet<(Nanos, u32)>,
+    busy: Nanos,
+}
+
+/// The processors, and the clock.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    now: Cell<Nanos>,
+    events: Cell<u64>,
+    inner: RefCell<Inner>,
+    switch: Nanos,
+    wakeup: Nanos,
+    slice: Nanos,
+    tick: Nanos,
+}
+
+impl Cpu {
+    pub(crate) fn new(cores: u32, costs: &Costs) -> Cpu {
+        Cpu {
+            now: Cell::new(0),
+            events: Cell::new(0),
+            inner: RefCell::new(Inner {
+                queue: BinaryHeap::new(),
+                asked: 0,
+                threads: Vec::new(),
+                cores: vec![Core::default(); cores as usize],
+                idle: (0..cores).rev().collect(),
+                runnable: BTreeSet::new(),
+                least: 0,
+                ready: VecDeque::new(),
+                slices: BTreeSet::new(),
+                busy: 0,
+            }),
+            switch: costs.context_switch,
+            wakeup: costs.wakeup,
+            slice: costs.slice,
+            tick: costs.tick.max(1),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Nanos {
+        self.now.get()
+    }
+
+    /// Steps of threads and alarms so far.
+    pub(crate) fn events(&self) -> u64 {
+        self.events.get()
+    }
+
+    /// Time that processors have been used, all together.
+    pub(crate) fn busy(&self) -> Nanos {
+        let inner = self.inner.borrow();
+        let now = self.now.get();
+        let open = inner.cores.iter().filter(|c| c.current.is_some());
+        inner.busy + open.map(|c| now.saturating_sub(c.since)).sum::<Nanos>()
+    }
+
+    /// Time that a thread could have run and had no processor.
+    pub(crate) fn waited_to_run(&self, t: Tid) -> Nanos {
+        let inner = self.inner.borrow();
+        let thread = &inner.threads[t.index()];
+        let open = match thread.state {
+            State::Runnable => self.now.get() - thread.runnable_since,
+            _ => 0,
+        };
+        thread.waited_to_run + open
+    }
+
+    pub(crate) fn is_running(&self, t: Tid) -> bool {
+        matches!(
+            self.inner.borrow().threads[t.index()].state,
+            State::Running(_)
+        )
+    }
+
+    /// Processors, besides a thread's own, on which threads of an address space run.
+    pub(crate) fn others_running(&self, mm: u32, t: Tid) -> u32 {
+        let inner = self.inner.borrow();
+        let others = inner.cores.iter().filter_map(|c| c.current);
+        others
+            .filter(|&o| o != t && inner.threads[o.index()].mm == mm)
+            .count() as u32
+    }
+
+    /// Takes time from the threads of an address space that run on other processors: they answer an interrupt.
+    pub(crate) fn interrupt(&self, mm: u32, t: Tid, ns: Nanos) {
+        let inner = &mut *self.inner.borrow_mut();
+        let now = self.now.get();
+        for no in 0..inner.cores.len() {
+            let Some(other) = inner.cores[no].current else {
+                continue;
+            };
+            if other == t || inner.threads[other.index()].mm != mm {
+                continue;
+            }
+            inner.bring_up_to_date(no, now);
+            let thread = &mut inner.threads[other.index()];
+            if thread.left < FOREVER / 2 {
+                thread.left += ns;
+            }
+            self.plan(inner, no as u32);
+        }
+    }
+
+    // ---- Threads ----
+
+    /// A new thread, which can run.
+    pub(crate) fn spawn(&self, mm: u32) -> Tid {
+        let inner = &mut *self.inner.borrow_mut();
+        let t = Tid(inner.threads.len() as u32);
+        inner.threads.push(Thread {
+            state: State::Blocked,
+            mm,
+            ran: inner.least,
+            left: 0,
+            spinning: None,
+            woken_early: false,
+            runnable_since: self.now.get(),
+            waited_to_run: 0,
+        });
+        self.make_runnable(inner, t);
+        t
+    }
+
+    /// The thread is over; its processor is free.
+    pub(crate) fn exit(&self, t: Tid) {
+        let inner = &mut *self.inner.borrow_mut();
+        self.leave(inner, t, State::Ended);
+    }
+
+    /// Computes for a while.
+    pub(crate) async fn work(&self, t: Tid, ns: Nanos) {
+        if ns == 0 {
+            return;
+        }
+        let mut begun = false;
+        poll_fn(|_| {
+            if begun {
+                return Poll::Ready(());
+            }
+            begun = true;
+            let inner = &mut *self.inner.borrow_mut();
+            let State::Running(core) = inner.threads[t.index()].state else {
+                unreachable!("a thread computes where it has no processor");
+            };
+            // Nothing else happens meanwhile: no event is needed.
+            let until = self.now.get() + ns;
+            let next = inner.queue.peek().map_or(FOREVER, |Reverse(e)| e.0);
+            if until < next
+                && inner.ready.is_empty()
+                && until < inner.cores[core as usize].slice_end
+            {
+                self.now.set(until);
+                self.events.set(self.events.get() + 1);
+                return Poll::Ready(());
+            }
+            inner.bring_up_to_date(core as usize, self.now.get());
+            inner.threads[t.index()].left = ns;
+            self.plan(inner, core);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Sleeps for a time.
+    pub(crate) async fn sleep(&self, t: Tid, ns: Nanos) {
+        let until = self.now() + ns;
+        self.alarm(ns, Alarm::Wake(t));
+        while self.now() < until {
+            self.block(t).await;
+        }
+    }
+
+    /// Sleeps until it is woken; or not at all, if that has come before. It may have been meant for an earlier sleep, so who
+    /// sleeps looks whether what it waits for has come.
+    pub(crate) async fn block(&self, t: Tid) {
+        let mut begun = false;
+        poll_fn(|_| {
+            if begun {
+                return Poll::Ready(());
+            }
+            begun = true;
+            let inner = &mut *self.inner.borrow_mut();
+            let thread = &mut inner.threads[t.index()];
+            if std::mem::take(&mut thread.woken_early) {
+                return Poll::Ready(());
+            }
+            self.leave(inner, t, State::Blocked);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Computes until somebody has something to say, another thread needs the processor, or a time is over.
+    pub(crate) async fn spin(&self, t: Tid, at_most: Nanos) -> Spun {
+        let mut begun = false;
+        poll_fn(|_| {
+            let inner = &mut *self.inner.borrow_mut();
+            let thread = &mut inner.threads[t.index()];
+            if begun {
+                let how = thread.spinning.take().flatten();
+                return Poll::Ready(how.unwrap_or(Spun::TimedOut));
+            }
+            begun = true;
+            let State::Running(core) = thread.state else {
+                unreachable!("a thread spins where it has no processor");
+            };
+            thread.spinning = Some(None);
+            inner.bring_up_to_date(core as usize, self.now.get());
+            inner.threads[t.index()].left = at_most.clamp(1, FOREVER);
+            self.plan(inner, core);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Tells a spinning thread that there is something to see; it sees it after a while.
+    pub(crate) fn notify(&self, t: Tid, after: Nanos) {
+        let inner = &mut *self.inner.borrow_mut();
+        let thread = &mut inner.threads[t.index()];
+        if thread.spinning != Some(None) {
+            return;
+        }
+        thread.spinning = Some(Some(Spun::Notified));
+        let State::Running(core) = thread.state else {
+            unreachable!("a thread spins where it has no processor");
+        };
+        inner.bring_up_to_date(core as usize, self.now.get());
+        inner.threads[t.index()].left = after.max(1);
+        self.plan(inner, core);
+    }
+
+    /// Whether another thread waits for the processor of this one, whose slice is over.
+    pub(crate) fn must_reschedule(&self, t: Tid) -> bool {
+        let inner = self.inner.borrow();
+        let State::Running(core) = inner.threads[t.index()].state else {
+            return true;
+        };
+        !inner.runnable.is_empty() && inner.cores[core as usize].slice_used <= self.now.get()
+    }
+
+    /// Wakes a thread.
+    pub(crate) fn wake(&self, t: Tid) {
+        let inner = &mut *self.inner.borrow_mut();
+        match inner.threads[t.index()].state {
+            State::Blocked => self.make_runnable(inner, t),
+            State::Ended => {}
+            _ => inner.threads[t.index()].woken_early = true,
+        }
+    }
+
+    pub(crate) fn alarm(&self, after: Nanos, alarm: Alarm) {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.ask(self.now.get() + after, Happening::Alarm(alarm));
+    }
+
+    // ---- The loop ----
+
+    /// What is next: a thread's step, or an alarm. None: nothing will happen any more.
+    pub(crate) fn next(&self) -> Option<Next> {
+        let inner = &mut *self.inner.borrow_mut();
+        loop {
+            if let Some(t) = inner.ready.pop_front() {
+                self.events.set(self.events.get() + 1);
+                return Some(Next::Step(t));
+            }
+            let Reverse((at, _, happening)) = inner.queue.pop()?;
+            match happening {
+                Happening::Alarm(alarm) => {
+                    self.now.set(at.max(self.now.get()));
+                    self.events.set(self.events.get() + 1);
+                    return Some(Next::Alarm(alarm));
+                }
+                Happening::Core { core, run } => {
+                    if inner.cores[core as usize].run != run {
+                        continue;
+                    }
+                    self.now.set(at.max(self.now.get()));
+                    self.core_is_due(inner, core);
+                }
+            }
+        }
+    }
+
+    fn core_is_due(&self, inner: &mut Inner, core: u32) {
+        let now = self.now.get();
+        inner.bring_up_to_date(core as usize, now);
+        let Some(t) = inner.cores[core as usize].current else {
+            return;
+        };
+        let thread = &mut inner.threads[t.index()];
+        if thread.left == 0 {
+            inner.ready.push_back(t);
+            return;
+        }
+        // The slice is over.
+        if inner.runnable.is_empty() {
+            inner.cores[core as usize].slice_end = FOREVER;
+            self.plan(inner, core);
+            return;
+        }
+        self.preempt(inner, core);
+    }
+
+    /// Takes the processor from its thread, whose slice is used up, and which has something left to do.
+    fn preempt(&self, inner: &mut Inner, core: u32) {
+        let Some(t) = inner.cores[core as usize].current else {
+            return;
+        };
+        let thread = &mut inner.threads[t.index()];
+        if thread.spinning == Some(None) {
+            // It gives up by itself.
+            thread.spinning = Some(Some(Spun::Reschedule));
+            thread.left = 0;
+            inner.cores[core as usize].run += 1;
+            inner.ready.push_back(t);
+            return;
+        }
+        thread.state = State::Runnable;
+        thread.runnable_since = self.now.get();
+        inner.free(core);
+        inner.enqueue(t);
+        self.fill(inner, core);
+    }
+
+    fn leave(&self, inner: &mut Inner, t: Tid, state: State) {
+        let State::Running(core) = inner.threads[t.index()].state else {
+            unreachable!("a thread leaves a processor that it has not got");
+        };
+        inner.bring_up_to_date(core as usize, self.now.get());
+        inner.threads[t.index()].state = state;
+        inner.free(core);
+        self.fill(inner, core);
+    }
+
+    /// Gives a free processor to the thread that has run least, if there is one.
+    fn fill(&self, inner: &mut Inner, core: u32) {
+        match inner.runnable.pop_first() {
+            Some((_, _, t)) => self.dispatch(inner, core, t, self.switch),
+            None => inner.idle.push(core),
+        }
+    }
+
+    fn make_runnable(&self, inner: &mut Inner, t: Tid) {
+        let least = inner.least;
+        let now = self.now.get();
+        let thread = &mut inner.threads[t.index()];
+        thread.state = State::Runnable;
+        thread.runnable_since = now;
+        // Who slept does not save up for it.
+        thread.ran = thread.ran.max(least.saturating_sub(self.slice));
+        if let Some(core) = inner.idle.pop() {
+            self.dispatch(inner, core, t, self.wakeup);
+            return;
+        }
+        inner.enqueue(t);
+        if let Some(&(used, core)) = inner.slices.first()
+            && used <= now
+        {
+            inner.bring_up_to_date(core as usize, now);
+            let current = inner.cores[core as usize].current;
+            // One that is at its next step just now is left alone until then.
+            if current.is_some_and(|t| inner.threads[t.index()].left > 0) {
+                self.preempt(inner, core);
+            } else {
+                inner.cores[core as usize].slice_end = now;
+            }
+        }
+    }
+
+    fn tick_after(&self, core: u32, at: Nanos) -> Nanos {
+        // Ticks of different processors do not come together.
+        let offset = u64::from(core) * 997_001 % self.tick;
+        (at.saturating_sub(offset) / self.tick + 1) * self.tick + offset
+    }
+
+    fn dispatch(&self, inner: &mut Inner, core: u32, t: Tid, cost: Nanos) {
+        let now = self.now.get();
+        let thread = &mut inner.threads[t.index()];
+        thread.waited_to_run += now - thread.runnable_since;
+        thread.state = State::Running(core);
+        thread.left += cost.max(1);
+        inner.least = inner.least.max(thread.ran);
+        let at = &mut inner.cores[core as usize];
+        at.current = Some(t);
+        at.since = now;
+        at.slice_used = now + self.slice;
+        at.slice_end = self.tick_after(core, now + self.slice - 1);
+        let used = at.slice_used;
+        inner.slices.insert((used, core));
+        self.plan(inner, core);
+    }
+
+    /// Asks for the moment at which something changes on a processor.
+    fn plan(&self, inner: &mut Inner, core: u32) {
+        let at = &mut inner.cores[core as usize];
+        let Some(t) = at.current else { return };
+        at.run += 1;
+        let run = at.run;
+        let done = at.since.saturating_add(inner.threads[t.index()].left);
+        let until = done.min(at.slice_end.max(self.now.get()));
+        if until < FOREVER / 2 {
+            inner.ask(until, Happening::Core { core, run });
+        }
+    }
+}
+
+impl Inner {
+    fn ask(&mut self, at: Nanos, happening: Happening) {
+        self.asked += 1;
+        self.queue.push(Reverse((at, self.asked, happening)));
+    }
+
+    fn enqueue(&mut self, t: Tid) {
+        self.asked += 1;
+        let ran = self.threads[t.index()].ran;
+        self.runnable.insert((ran, self.asked, t));
+    }
+
+    /// Nobody is on a processor any more.
+    fn free(&mut self, core: u32) {
+        let at = &mut self.cores[core as usize];
+        at.current = None;
+        at.run += 1;
+        self.slices.remove(&(at.slice_used, core));
+    }
+
+    /// Takes the time that has gone by from what the current thread has to do.
+    fn bring_up_to_date(&mut self, core: usize, now: Nanos) {
+        let at = &mut self.cores[core];
+        let Some(t) = at.current else { return };
+        let gone = now.saturating_sub(at.since);
+        at.since = at.since.max(now);
+        let thread = &mut self.threads[t.index()];
+        thread.ran += gone;
+        if thread.left < FOREVER / 2 {
+            thread.left = thread.left.saturating_sub(gone);
+        }
+        self.busy += gone;
+    }
+}
+
+/// What the loop is to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Next {
+    Step(Tid),
+    Alarm(Alarm),
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::script::{Body, MS, play};
+
+    fn works(name: &'static str, after: u64, ns: u64) -> Body {
+        Box::new(move |k, t, log| {
+            Box::pin(async move {
+                k.cpu.sleep(t.tid, after).await;
+                k.cpu.work(t.tid, ns).await;
+                log.tell(k, name);
+            })
+        })
+    }
+
+    #[test]
+    fn one_processor_is_shared_in_slices() {
+        let log = play(
+            1,
+            "faultless",
+            MS,
+            1 << 20,
+            vec![works("a", 0, 10 * MS), works("b", 0, 10 * MS)],
+        );
+        let (first, last) = (log[0].0, log[1].0);
+        assert!((last - 20.0).abs() < 0.1, "{log:?}");
+        // Neither waits until the other has done all.
+        assert!(first > 15.0, "{log:?}");
+    }
+
+    #[test]
+    fn as_many_threads_as_processors_do_not_wait() {
+        let log = play(
+            2,
+            "faultless",
+            MS,
+            1 << 20,
+            vec![works("a", 0, 10 * MS), works("b", 0, 10 * MS)],
+        );
+        assert!(log.iter().all(|l| (l.0 - 10.0).abs() < 0.05), "{log:?}");
+    }
+
+    #[test]
+    fn one_that_slept_runs_when_a_slice_is_used_up() {
+        let log = play(
+            1,
+            "faultless",
+            MS,
+            1 << 20,
+            vec![
+                works("hog", MS / 10, 50 * MS),
+                works("slept", 3 * MS, MS / 10),
+            ],
+        );
+        // The hog has had more than its slice of 1.4 ms when the other wakes.
+        assert_eq!(log[0].1, "slept");
+        assert!((log[0].0 - 3.1).abs() < 0.05, "{log:?}");
+    }
+}

@@ -1,0 +1,108 @@
+//! `uffd-monitor`: a userfaultfd, whose events monitor threads read; these read the page themselves and install it with
+//! UFFDIO_COPY. The thread that faulted sleeps meanwhile, and retries under `mmap_lock`.
+//!
+//! Linux 4.3. One wait queue for each descriptor: an event is found, and its thread woken, by going through all that wait, under a
+//! spin lock.
+
+use super::{About, Design};
+use crate::cpu::Tid;
+use crate::kernel::{Access, Kernel, On, Running, Thread, Turn};
+use faultless_trace::Nanos;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+pub(crate) const ABOUT: About = About {
+    id: "uffd-monitor",
+    what: "userfaultfd with monitor threads",
+    when: "Linux 4.3",
+    source: "fs/userfaultfd.c",
+};
+
+/// Monitor threads of a process.
+const MONITORS: u32 = 4;
+
+/// The descriptor.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    lock: Turn,
+    events: RefCell<VecDeque<(Tid, Access)>>,
+    served: RefCell<Vec<Tid>>,
+    idle: RefCell<Vec<Tid>>,
+    asleep: std::cell::Cell<u64>,
+}
+
+pub(crate) struct UffdMonitor;
+
+impl Design for UffdMonitor {
+    fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
+        Box::pin(async move {
+            let vma = a.vma.start_read(k, t.tid).await;
+            if a.is_anonymous() {
+                // Not registered: the kernel's own.
+                if vma {
+                    k.look(t, a).await;
+                    a.vma.end_read(k, t.tid).await;
+                } else {
+                    super::under_mmap_lock(k, t, a).await;
+                }
+                return;
+            }
+            if vma {
+                a.vma.end_read(k, t.tid).await;
+            }
+            // A userfault is not handled under the VMA's lock: it says VM_FAULT_RETRY, which means mmap_lock.
+            let q = &t.mm.monitor;
+            k.mmap_read(t, &t.mm).await;
+            q.asleep.set(q.asleep.get() + 1);
+            q.lock.pass(k, t.tid, k.costs.uffd_queue).await;
+            q.events.borrow_mut().push_back((t.tid, a.clone()));
+            let monitor = q.idle.borrow_mut().pop();
+            if let Some(monitor) = monitor {
+                k.cpu.work(t.tid, k.costs.wake).await;
+                k.cpu.wake(monitor);
+            }
+            t.mm.mmap_lock.unlock_read(k, t.tid).await;
+            let sleep = async {
+                while !q.served.borrow().contains(&t.tid) {
+                    k.cpu.block(t.tid).await;
+                }
+            };
+            k.waits(t.tid, On::Monitor, sleep).await;
+            q.served.borrow_mut().retain(|&s| s != t.tid);
+            q.asleep.set(q.asleep.get() - 1);
+            k.mmap_read(t, &t.mm).await;
+            k.cpu.work(t.tid, k.costs.fault).await;
+            t.mm.mmap_lock.unlock_read(k, t.tid).await;
+        })
+    }
+
+    fn monitors(&self) -> u32 {
+        MONITORS
+    }
+}
+
+/// What a monitor thread does.
+pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
+    let q = &t.mm.monitor;
+    loop {
+        let next = q.events.borrow_mut().pop_front();
+        let Some((faulter, access)) = next else {
+            if !q.idle.borrow().contains(&t.tid) {
+                q.idle.borrow_mut().push(t.tid);
+            }
+            k.cpu.block(t.tid).await;
+            q.idle.borrow_mut().retain(|&i| i != t.tid);
+            continue;
+        };
+        // All that wait in the queue are looked at, for the event and for the wake-up.
+        let all: Nanos = q.asleep.get() * k.costs.uffd_queue;
+        q.lock.pass(k, t.tid, all).await;
+        k.cpu.work(t.tid, k.costs.uffd_event).await;
+        super::faultless::pread(k, t, &access).await;
+        super::faultless::copy(k, t, &access).await;
+        q.lock.pass(k, t.tid, all).await;
+        q.served.borrow_mut().push(faulter);
+        k.cpu.work(t.tid, k.costs.wake).await;
+        k.cpu.wake(faulter);
+    }
+}

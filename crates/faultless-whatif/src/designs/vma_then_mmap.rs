@@ -1,0 +1,31 @@
+//! `vma-then-mmap`: the first attempt is made under the VMA's own lock; where a read is needed that is dropped, and the second
+//! attempt is made under `mmap_lock`.
+//!
+//! Linux 6.4 (Suren Baghdasaryan, 2023) to today.
+
+use super::{About, Design, retry_under_mmap_lock, under_mmap_lock};
+use crate::kernel::{Access, Kernel, Looked, Running, Thread};
+
+pub(crate) const ABOUT: About = About {
+    id: "vma-then-mmap",
+    what: "per-VMA lock; drops it for the read, retries under mmap_lock",
+    when: "Linux 6.4 to today",
+    source: "arch/x86/mm/fault.c, mm/filemap.c of 6.18",
+};
+
+pub(crate) struct VmaThenMmap;
+
+impl Design for VmaThenMmap {
+    fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
+        Box::pin(async move {
+            if !a.vma.start_read(k, t.tid).await {
+                return under_mmap_lock(k, t, a).await;
+            }
+            let looked = k.look(t, a).await;
+            a.vma.end_read(k, t.tid).await;
+            let Looked::Reading(no) = looked else { return };
+            k.wait_for_page(t, a, no).await;
+            retry_under_mmap_lock(k, t, a).await;
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! Storage: how long a read takes, by how many are under way, with its scatter.
+
+use crate::cpu::{Alarm, Cpu};
+use faultless_trace::Nanos;
+use rand::{Rng, SeedableRng};
+use rand_xoshiro::Xoshiro256PlusPlus;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Device {
+    /// Median time of a read in microseconds, by reads that are under way: `[[1, 85.0], [16, 190.0]]`. Between two points
+    /// it is interpolated.
+    pub latency_us: Vec<(u32, f64)>,
+    /// How much reads scatter: the standard deviation of the logarithm of their time (0: not at all).
+    pub scatter: f64,
+    /// Reads under way at a time; others wait.
+    pub depth: u32,
+    /// Reads a second that it takes on at most; 0: as many as come.
+    pub per_second: f64,
+}
+
+impl Default for Device {
+    fn default() -> Device {
+        Device {
+            latency_us: vec![(1, 80.0)],
+            scatter: 0.25,
+            depth: 256,
+            per_second: 0.0,
+        }
+    }
+}
+
+impl Device {
+    /// A device all of whose reads take the same time.
+    pub fn fixed(us: f64) -> Device {
+        Device {
+            latency_us: vec![(1, us)],
+            scatter: 0.0,
+            ..Device::default()
+        }
+    }
+
+    /// The median with so many under way, in nanoseconds.
+    fn median(&self, under_way: u32) -> f64 {
+        let n = f64::from(under_way.max(1));
+        let mut before: Option<(f64, f64)> = None;
+        for &(at, us) in &self.latency_us {
+            let at = f64::from(at);
+            if n <= at {
+                return 1e3
+                    * match before {
+                        Some((from, low)) if at > from => {
+                            low + (us - low) * (n - from) / (at - from)
+                        }
+                        _ => us,
+                    };
+            }
+            before = Some((at, us));
+        }
+        before.map_or(0.0, |(_, us)| us * 1e3)
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    under_way: u32,
+    waiting: VecDeque<(u32, Option<Nanos>)>,
+    /// When the next read may begin.
+    free_at: Nanos,
+    random: Xoshiro256PlusPlus,
+}
+
+/// The device at work.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    device: Device,
+    state: RefCell<State>,
+}
+
+impl Storage {
+    pub(crate) fn new(device: Device, seed: u64) -> Storage {
+        Storage {
+            device,
+            state: RefCell::new(State {
+                under_way: 0,
+                waiting: VecDeque::new(),
+                free_at: 0,
+                random: Xoshiro256PlusPlus::seed_from_u64(seed),
+            }),
+        }
+    }
+
+    /// Begins a read; an alarm says that it has ended. How long it takes is given, where it was recorded.
+    pub(crate) fn read(&self, cpu: &Cpu, no: u32, given: Option<Nanos>) {
+        let s = &mut *self.state.borrow_mut();
+        if s.under_way >= self.device.depth {
+            s.waiting.push_back((no, given));
+            return;
+        }
+        self.begin(s, cpu, no, given);
+    }
+
+    /// A read has ended: there is room for another.
+    pub(crate) fn ended(&self, cpu: &Cpu) {
+        let s = &mut *self.state.borrow_mut();
+        s.under_way -= 1;
+        if let Some((no, given)) = s.waiting.pop_front() {
+            self.begin(s, cpu, no, given);
+        }
+    }
+
+    fn begin(&self, s: &mut State, cpu: &Cpu, no: u32, given: Option<Nanos>) {
+        s.under_way += 1;
+        let ns = given.unwrap_or_else(|| {
+            let median = self.device.median(s.under_way);
+            // Box and Muller: a normal number of two uniform ones.
+            let (a, b): (f64, f64) = (s.random.random(), s.random.random());
+            let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+            (median * (self.device.scatter * normal).exp()) as Nanos
+        });
+        let mut before = 0;
+        if self.device.per_second > 0.0 {
+            let now = cpu.now();
+            s.free_at = s.free_at.max(now) + (1e9 / self.device.per_second) as Nanos;
+            before = s.free_at - now;
+        }
+        // It is served while it waits for its turn.
+        cpu.alarm(ns.max(before).max(1), Alarm::Read(no));
+    }
+}

@@ -40,10 +40,19 @@ struct Page {
     newer: u32,
     older: u32,
     waiters: Vec<Tid>,
+    /// Threads that wait for it, or have waited and have not looked again: they hold references.
+    pins: u32,
     /// Who reads it.
     reader: Tid,
     /// No other page has had it: a page-table entry that carries another stamp is of a page that has gone.
     stamp: u64,
+}
+
+impl Page {
+    /// It is being read, or somebody has a reference to it.
+    fn is_kept(&self) -> bool {
+        !self.up_to_date || self.pins > 0
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -165,6 +174,7 @@ impl Cache {
         s.stamps += 1;
         let page = Page {
             stamp: s.stamps,
+            pins: 0,
             key,
             up_to_date: false,
             touched: 0,
@@ -199,6 +209,16 @@ impl Cache {
         assert!(!page.up_to_date, "a page is read twice");
         page.up_to_date = true;
         std::mem::take(&mut page.waiters)
+    }
+
+    /// Takes a reference to a page: it stays until that is given back.
+    pub(crate) fn pin(&self, no: u32) {
+        self.state.borrow_mut().pages[no as usize].pins += 1;
+    }
+
+    /// Gives a reference back.
+    pub(crate) fn unpin(&self, no: u32) {
+        self.state.borrow_mut().pages[no as usize].pins -= 1;
     }
 
     /// Has a thread woken when the page is read.
@@ -240,21 +260,6 @@ impl Cache {
         true
     }
 
-    /// Takes all pages of an object out that are not locked. How many.
-    pub(crate) fn forget(&self, object: u32, pages: u64) -> u64 {
-        let s = &mut *self.state.borrow_mut();
-        let mut gone = 0;
-        for page in 0..pages {
-            if let Some(&no) = s.by_key.get(&PageKey { object, page })
-                && s.pages[no as usize].up_to_date
-            {
-                s.remove(no);
-                gone += 1;
-            }
-        }
-        gone
-    }
-
     /// Has a page be there, up to date, or not be there; unless somebody reads it just now.
     pub(crate) fn set(&self, key: PageKey, there: bool, t: Tid) {
         match (self.find(key), there) {
@@ -271,7 +276,7 @@ impl Cache {
     pub(crate) fn drop_page(&self, key: PageKey) {
         let s = &mut *self.state.borrow_mut();
         if let Some(&no) = s.by_key.get(&key)
-            && s.pages[no as usize].up_to_date
+            && !s.pages[no as usize].is_kept()
         {
             s.remove(no);
         }
@@ -318,7 +323,7 @@ impl Cache {
                 break;
             }
             let page = &s.pages[no as usize];
-            if !page.up_to_date || page.touched > 0 {
+            if page.is_kept() || page.touched > 0 {
                 let active = page.touched > 1 || (page.touched > 0 && page.referenced);
                 s.unlink(no);
                 let page = &mut s.pages[no as usize];

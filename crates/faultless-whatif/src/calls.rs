@@ -55,8 +55,9 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count();
     k.cache.count(-(anonymous as i64));
     if let Backing::Anonymous { object } = vma.backing {
-        k.cache.forget(object, vma.pages);
-        k.stats.forget(object);
+        for page in k.stats.forget(object) {
+            k.cache.drop_page(crate::cache::PageKey { object, page });
+        }
     }
     if k.design.has_range_locks() {
         t.mm.ranges.unlock(k, t).await;
@@ -97,9 +98,9 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
     unlock(k, t).await;
     k.now_does(t.tid, "wait");
     k.cpu.work(t.tid, k.costs.fork / 2).await;
-    // The child takes its copy of the page tables apart, on another processor where there is one.
+    // The child takes its copy of the page tables apart; the parent, which waits for it, stands for it.
     k.cpu
-        .sleep(t.tid, k.costs.exit_page * copied + k.costs.wakeup)
+        .work(t.tid, k.costs.exit_page * copied + k.costs.wakeup)
         .await;
     k.now_does(t.tid, before);
 }

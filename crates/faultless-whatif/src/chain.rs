@@ -15,7 +15,7 @@ pub struct Chain {
     pub waited_ms: f64,
     /// When, from the beginning of the run, in milliseconds.
     pub at_ms: f64,
-    /// How many waited for the same lock.
+    /// How many others waited for such a lock.
     pub others: u64,
     /// One link after the other.
     pub links: Vec<String>,
@@ -31,6 +31,9 @@ impl std::fmt::Display for Chain {
 
 /// Looks at the longest wait for `mmap_lock` or for ranges just now, and keeps it if there has been none like it.
 pub(crate) fn sample(k: &Kernel) {
+    if !k.stats.counts() {
+        return;
+    }
     let now = k.cpu.now();
     let waiting = k.waiting.borrow();
     let is_lock = |on: &On| matches!(on, On::MmapLock { .. } | On::Range { .. });

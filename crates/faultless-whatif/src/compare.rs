@@ -126,6 +126,12 @@ impl Knob {
                     name: w.name.clone(),
                     what: "it has no second group of threads to be swept as writers".to_owned(),
                 })?;
+                if small == 0 && *self == Knob::Threads {
+                    return Err(Error::Wrong {
+                        name: w.name.clone(),
+                        what: "threads=0: then there is nobody to be judged by".to_owned(),
+                    });
+                }
                 group.count = small;
                 if small == 0 {
                     changed.threads.remove(no);

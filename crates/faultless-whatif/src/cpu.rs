@@ -159,6 +159,10 @@ impl Cpu {
         self.now.get()
     }
 
+    pub(crate) fn cores(&self) -> u32 {
+        self.inner.borrow().cores.len() as u32
+    }
+
     /// Steps of threads and alarms so far.
     pub(crate) fn events(&self) -> u64 {
         self.events.get()
@@ -412,7 +416,7 @@ impl Cpu {
         }
         // The slice is over.
         if inner.runnable.is_empty() {
-            inner.cores[core as usize].slice_end = FOREVER;
+            inner.cores[core as usize].slice_end = self.tick_after(core, now);
             self.plan(inner, core);
             return;
         }

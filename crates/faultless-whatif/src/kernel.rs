@@ -255,6 +255,26 @@ impl Kernel {
             .waited(LockKind::VmaWrite, t.tid, self.cpu.now() - from);
     }
 
+    /// `vma_start_read`, and what the first fault in anonymous memory needs besides: an `anon_vma`, for which it tries to get
+    /// `mmap_lock` (`__vmf_anon_prepare`). Where that fails, the fault has to be made under `mmap_lock`.
+    pub(crate) async fn vma_read(&self, t: &Thread, a: &Access) -> bool {
+        if !a.vma.start_read(self, t.tid).await {
+            return false;
+        }
+        if a.is_anonymous() && !a.vma.has_anon_vma.get() {
+            let from = self.cpu.now();
+            if !t.mm.mmap_lock.try_read(self, t.tid).await {
+                a.vma.end_read(self, t.tid).await;
+                return false;
+            }
+            a.vma.has_anon_vma.set(true);
+            t.mm.mmap_lock.unlock_read(self, t.tid).await;
+            self.stats
+                .waited(LockKind::MmapRead, t.tid, self.cpu.now() - from);
+        }
+        true
+    }
+
     // ---- Pages ----
 
     /// Looks for the page of an access. One that is there, or that needs no reading, is mapped; else a read has begun.
@@ -273,6 +293,7 @@ impl Kernel {
                 Found::Locked(no) => return Looked::Reading(no),
                 Found::Absent => match a.vma.backing {
                     Backing::Anonymous { .. } if !self.stats.is_swapped(a.key()) => {
+                        a.vma.has_anon_vma.set(true);
                         self.charge(t, 1).await;
                         let ns = self.costs.alloc_page + self.costs.zero_page + self.costs.map_page;
                         self.cpu.work(t.tid, ns).await;
@@ -361,6 +382,7 @@ impl Kernel {
             return;
         }
         let mine = self.cache.reader(no) == t.tid;
+        self.cache.pin(no);
         let sleep = async {
             while self.cache.find(a.key()) == Found::Locked(no) {
                 self.cache.wait(no, t.tid);
@@ -371,6 +393,7 @@ impl Kernel {
         if mine {
             self.cpu.work(t.tid, self.costs.complete_read).await;
         }
+        self.cache.unpin(no);
         self.stats
             .waited(LockKind::Page, t.tid, self.cpu.now() - from);
     }

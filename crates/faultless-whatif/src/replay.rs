@@ -474,7 +474,11 @@ async fn hold_again(
     if !downgraded {
         match (ranges, write) {
             // A call changes a mapping of its own; one that forks or looks, all of them.
-            (true, true) if !forks => mm.ranges.lock(k, t, Span::Mapping(u32::MAX), true).await,
+            (true, true) if !forks => {
+                mm.ranges
+                    .lock(k, t, Span::Mapping(u32::MAX - t.tid.0), true)
+                    .await
+            }
             (true, _) => mm.ranges.lock(k, t, Span::All, write).await,
             (false, true) => k.mmap_write(t, mm).await,
             (false, false) => k.mmap_read(t, mm).await,

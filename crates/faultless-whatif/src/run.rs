@@ -109,6 +109,8 @@ struct Named {
 struct Machine {
     kernel: Rc<Kernel>,
     mms: BTreeMap<String, Rc<Mm>>,
+    /// Objects of files that threads share, by name.
+    files: BTreeMap<String, u32>,
     /// By process and name.
     named: BTreeMap<(String, String), Rc<Named>>,
 }
@@ -141,6 +143,7 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
     let mut machine = Machine {
         kernel: Rc::clone(&kernel),
         mms: BTreeMap::new(),
+        files: BTreeMap::new(),
         named: BTreeMap::new(),
     };
     machine.lay_out(w);
@@ -215,6 +218,7 @@ impl Machine {
         };
         for file in w.files.iter().filter(|f| !f.each) {
             let object = k.new_object();
+            self.files.insert(file.name.clone(), object);
             let backing = Backing::File {
                 object,
                 holes: file.holes,
@@ -339,7 +343,7 @@ async fn body(
                         continue;
                     };
                     let object = own.get(name.as_str()).copied();
-                    let shared = machine.named(process, name).map(|n| n.vma.backing.object());
+                    let shared = machine.files.get(name).copied();
                     let backing = Backing::File {
                         object: object.or(shared).unwrap_or(0),
                         holes: file.holes,

@@ -7,6 +7,7 @@ use faultless_trace::Nanos;
 use hdrhistogram::Histogram;
 use rustc_hash::FxHashSet;
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What threads wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub(crate) struct Stats {
     pub(crate) retries: Cell<u64>,
     pub(crate) gone: Cell<u64>,
     /// Pages of anonymous memory that have been swapped out.
-    swapped: RefCell<FxHashSet<PageKey>>,
+    swapped: RefCell<BTreeMap<u32, BTreeSet<u64>>>,
     pub(crate) mmap_locks: Cell<u64>,
     pub(crate) chain: RefCell<Option<crate::chain::Chain>>,
 }
@@ -125,6 +126,11 @@ impl Stats {
 
     pub(crate) fn end(&self, k: &Kernel) {
         self.until.set(k.cpu.now());
+        let most = u128::from(k.cpu.now()) * u128::from(k.cpu.cores());
+        assert!(
+            u128::from(k.cpu.busy()) <= most,
+            "processors were used for longer than there is time"
+        );
         self.busy.set(k.cpu.busy() - self.busy.get());
         let before = self.runnable_before.borrow();
         for t in (0..self.group_of.borrow().len() as u32).map(Tid) {
@@ -178,15 +184,26 @@ impl Stats {
 
     pub(crate) fn is_swapped(&self, key: PageKey) -> bool {
         let swapped = self.swapped.borrow();
-        !swapped.is_empty() && swapped.contains(&key)
+        swapped
+            .get(&key.object)
+            .is_some_and(|s| s.contains(&key.page))
     }
 
     pub(crate) fn swap_out(&self, key: PageKey) {
-        self.swapped.borrow_mut().insert(key);
+        let mut swapped = self.swapped.borrow_mut();
+        swapped.entry(key.object).or_default().insert(key.page);
     }
 
-    /// Nothing is known of an object any more.
-    pub(crate) fn forget(&self, object: u32) {
-        self.swapped.borrow_mut().retain(|k| k.object != object);
+    /// Nothing is known of an object any more. Its pages that were swapped out.
+    pub(crate) fn forget(&self, object: u32) -> BTreeSet<u64> {
+        self.swapped
+            .borrow_mut()
+            .remove(&object)
+            .unwrap_or_default()
+    }
+
+    /// Whether the warm-up is over.
+    pub(crate) fn counts(&self) -> bool {
+        self.counts.get()
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Vma {
     pub(crate) present: RefCell<FxHashMap<u64, u64>>,
     /// All pages are present, and anonymous: for what is there from the beginning.
     full: Cell<bool>,
+    /// Its first page has been touched: it has an `anon_vma`.
+    pub(crate) has_anon_vma: Cell<bool>,
     /// It has been unmapped.
     pub(crate) gone: Cell<bool>,
 }
@@ -62,6 +64,7 @@ impl Vma {
             line: Cell::new((None, 0)),
             present: RefCell::default(),
             full: Cell::new(false),
+            has_anon_vma: Cell::new(false),
             gone: Cell::new(false),
         }
     }
@@ -69,6 +72,7 @@ impl Vma {
     /// All pages are there, and anonymous.
     pub(crate) fn fill(&self) {
         self.full.set(true);
+        self.has_anon_vma.set(true);
     }
 
     /// Each page by itself, where pages are to go.

@@ -409,6 +409,13 @@ impl Workload {
         if !(0.0..=3600.0).contains(&self.warm_up) {
             return wrong(format!("warm-up = {}; it must be up to 3600", self.warm_up));
         }
+        let costs = self.costs.explained();
+        if let Some((name, ns, ..)) = costs.iter().find(|c| c.1 > 1_000_000_000) {
+            return wrong(format!("the cost {name} is {ns} ns; a second is the most"));
+        }
+        if self.costs.slice == 0 || self.costs.tick == 0 {
+            return wrong("the costs slice and tick must be at least 1 ns".into());
+        }
         let points = &self.device.latency_us;
         let rises = points.windows(2).all(|w| w[0].0 < w[1].0);
         if points.is_empty() || !rises || points.iter().any(|p| !(0.0..=1e9).contains(&p.1)) {
@@ -449,6 +456,17 @@ impl Workload {
                 match step {
                     Step::Read { of, .. } | Step::PageOut(of) if !is_named(of) => {
                         return wrong(format!("{}: there is no file or region {of}", threads.name));
+                    }
+                    Step::Read { of, .. } | Step::PageOut(of)
+                        if self
+                            .regions
+                            .iter()
+                            .any(|r| &r.name == of && r.process != threads.process) =>
+                    {
+                        return wrong(format!(
+                            "{}: the region {of} is another process's",
+                            threads.name
+                        ));
                     }
                     Step::PageOut(of) if !self.regions.iter().any(|r| &r.name == of) => {
                         return wrong(format!("{}: {of} is no region", threads.name));

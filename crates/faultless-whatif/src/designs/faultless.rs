@@ -4,7 +4,7 @@
 //! delivers SIGBUS; the handler reads the page directly into a buffer, with no lock of the memory management held, and installs it with
 //! UFFDIO_COPY, under the VMA's lock again. `mmap_lock` is taken only where a writer has the VMA just then.
 
-use super::{About, Design, under_mmap_lock};
+use super::{About, Design, vma_then_mmap};
 use crate::cache::Found;
 use crate::kernel::{Access, Kernel, Running, Thread};
 
@@ -22,12 +22,7 @@ impl Design for Faultless {
         Box::pin(async move {
             if a.is_anonymous() {
                 // Not the engine's: the kernel's own.
-                if a.vma.start_read(k, t.tid).await {
-                    k.look(t, a).await;
-                    a.vma.end_read(k, t.tid).await;
-                } else {
-                    under_mmap_lock(k, t, a).await;
-                }
+                vma_then_mmap::fault(k, t, a).await;
                 return;
             }
             locked(k, t, a).await;

@@ -19,7 +19,7 @@ pub(crate) struct RetryHard;
 impl Design for RetryHard {
     fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
         Box::pin(async move {
-            if !a.vma.start_read(k, t.tid).await {
+            if !k.vma_read(t, a).await {
                 return under_mmap_lock(k, t, a).await;
             }
             let looked = k.look(t, a).await;

@@ -36,23 +36,16 @@ pub(crate) struct UffdMonitor;
 impl Design for UffdMonitor {
     fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
         Box::pin(async move {
-            let vma = a.vma.start_read(k, t.tid).await;
             if a.is_anonymous() {
                 // Not registered: the kernel's own.
-                if vma {
-                    k.look(t, a).await;
-                    a.vma.end_read(k, t.tid).await;
-                } else {
-                    super::under_mmap_lock(k, t, a).await;
-                }
-                return;
+                return super::vma_then_mmap::fault(k, t, a).await;
             }
-            if vma {
-                a.vma.end_read(k, t.tid).await;
-            }
-            // A userfault is not handled under the VMA's lock: it says VM_FAULT_RETRY, which means mmap_lock.
+            let vma = a.vma.start_read(k, t.tid).await;
+            // The event is sent under the VMA's lock (since Linux 6.6), which is given up for the sleep.
             let q = &t.mm.monitor;
-            k.mmap_read(t, &t.mm).await;
+            if !vma {
+                k.mmap_read(t, &t.mm).await;
+            }
             q.asleep.set(q.asleep.get() + 1);
             q.lock.pass(k, t.tid, k.costs.uffd_queue).await;
             q.events.borrow_mut().push_back((t.tid, a.clone()));
@@ -61,7 +54,11 @@ impl Design for UffdMonitor {
                 k.cpu.work(t.tid, k.costs.wake).await;
                 k.cpu.wake(monitor);
             }
-            t.mm.mmap_lock.unlock_read(k, t.tid).await;
+            if vma {
+                a.vma.end_read(k, t.tid).await;
+            } else {
+                t.mm.mmap_lock.unlock_read(k, t.tid).await;
+            }
             let sleep = async {
                 while !q.served.borrow().contains(&t.tid) {
                     k.cpu.block(t.tid).await;
@@ -70,6 +67,7 @@ impl Design for UffdMonitor {
             k.waits(t.tid, On::Monitor, sleep).await;
             q.served.borrow_mut().retain(|&s| s != t.tid);
             q.asleep.set(q.asleep.get() - 1);
+            // VM_FAULT_RETRY: the second attempt is made under mmap_lock.
             k.mmap_read(t, &t.mm).await;
             k.cpu.work(t.tid, k.costs.fault).await;
             t.mm.mmap_lock.unlock_read(k, t.tid).await;

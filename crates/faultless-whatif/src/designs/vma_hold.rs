@@ -22,7 +22,7 @@ impl Design for VmaHold {
 }
 
 pub(crate) async fn fault(k: &Kernel, t: &Thread, a: &Access) {
-    if !a.vma.start_read(k, t.tid).await {
+    if !k.vma_read(t, a).await {
         return under_mmap_lock(k, t, a).await;
     }
     stay(k, t, a).await;

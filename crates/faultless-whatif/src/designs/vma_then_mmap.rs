@@ -17,15 +17,25 @@ pub(crate) struct VmaThenMmap;
 
 impl Design for VmaThenMmap {
     fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
-        Box::pin(async move {
-            if !a.vma.start_read(k, t.tid).await {
-                return under_mmap_lock(k, t, a).await;
-            }
-            let looked = k.look(t, a).await;
-            a.vma.end_read(k, t.tid).await;
-            let Looked::Reading(no) = looked else { return };
-            k.wait_for_page(t, a, no).await;
-            retry_under_mmap_lock(k, t, a).await;
-        })
+        Box::pin(fault(k, t, a))
+    }
+}
+
+pub(crate) async fn fault(k: &Kernel, t: &Thread, a: &Access) {
+    if !k.vma_read(t, a).await {
+        return under_mmap_lock(k, t, a).await;
+    }
+    let looked = k.look(t, a).await;
+    let Looked::Reading(no) = looked else {
+        return a.vma.end_read(k, t.tid).await;
+    };
+    // FAULT_FLAG_TRIED is set for a fault that was major: one that waited for another's read may give the lock up again.
+    let is_major = k.cache.reader(no) == t.tid;
+    a.vma.end_read(k, t.tid).await;
+    k.wait_for_page(t, a, no).await;
+    if is_major {
+        retry_under_mmap_lock(k, t, a).await;
+    } else {
+        under_mmap_lock(k, t, a).await;
     }
 }

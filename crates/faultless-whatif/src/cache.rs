@@ -2,12 +2,13 @@
 //!
 //! Pages are on two lists, as in `mm/vmscan.c`: a page begins on the inactive one; when it gets to its end it goes, unless it has been
 //! touched: once, then it gets another round; twice, then it becomes active. The active list gives up its oldest pages while it is
-//! the longer one. A page that is locked (being read, or waited for by its reader) stays; a page that has been read and that nobody has
+//! the longer one. A page that is locked (being read, mapped, paged out) or waited for stays; a page that has been read and that nobody has
 //! mapped yet has not been touched, and goes with the others: that is the page that is gone at the retry.
 
 use crate::cpu::Tid;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
+use std::mem::take;
 
 /// A page of a file, or of anonymous memory that has been swapped out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,8 +22,10 @@ pub(crate) struct PageKey {
 pub(crate) enum Found {
     Absent,
     /// Somebody reads it.
-    Locked(u32),
+    Reading(u32),
     UpToDate(u32),
+    /// Up to date, and locked: somebody maps it, or takes it out.
+    Busy(u32),
 }
 
 const NONE: u32 = u32::MAX;
@@ -36,7 +39,10 @@ struct Page {
     /// It has been touched before its last round.
     referenced: bool,
     active: bool,
-    mapped: bool,
+    /// The mapping whose page table it is in; further ones are in [`State::mappers`].
+    mapper: u32,
+    /// Somebody maps it, or takes it out.
+    locked: bool,
     newer: u32,
     older: u32,
     waiters: Vec<Tid>,
@@ -49,9 +55,9 @@ struct Page {
 }
 
 impl Page {
-    /// It is being read, or somebody has a reference to it.
+    /// It is locked, or somebody has a reference to it.
     fn is_kept(&self) -> bool {
-        !self.up_to_date || self.pins > 0
+        !self.up_to_date || self.locked || self.pins > 0
     }
 }
 
@@ -72,6 +78,8 @@ const EMPTY: List = List {
 struct State {
     pages: Vec<Page>,
     free: Vec<u32>,
+    /// Mappings of pages that are in several page tables, but for the first.
+    mappers: FxHashMap<u32, Vec<u32>>,
     by_key: FxHashMap<PageKey, u32>,
     /// Inactive, active.
     lists: [List; 2],
@@ -81,6 +89,17 @@ struct State {
     /// `memory.high`: who takes more is slowed down.
     high: u64,
     stamps: u64,
+}
+
+/// What reclaim has done.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaimed {
+    /// Pages that have gone.
+    pub(crate) pages: u64,
+    /// Pages that were looked at.
+    pub(crate) scanned: u64,
+    /// Page tables that they have to be taken out of: the number of the mapping, and the page.
+    pub(crate) unmapped: Vec<(u32, u64)>,
 }
 
 /// The page cache of a machine, or of a control group.
@@ -129,9 +148,15 @@ impl State {
         self.by_key.len() as u64 + self.others
     }
 
-    fn remove(&mut self, no: u32) {
+    fn remove(&mut self, no: u32, unmapped: &mut Vec<(u32, u64)>) {
         self.unlink(no);
-        let key = self.pages[no as usize].key;
+        let page = &mut self.pages[no as usize];
+        let key = page.key;
+        if page.mapper != NONE {
+            unmapped.push((page.mapper, key.page));
+            let more = self.mappers.remove(&no).unwrap_or_default();
+            unmapped.extend(more.into_iter().map(|m| (m, key.page)));
+        }
         self.by_key.remove(&key);
         self.free.push(no);
     }
@@ -144,6 +169,7 @@ impl Cache {
             state: RefCell::new(State {
                 pages: Vec::new(),
                 free: Vec::new(),
+                mappers: FxHashMap::default(),
                 by_key: FxHashMap::default(),
                 lists: [EMPTY; 2],
                 others: 0,
@@ -158,8 +184,11 @@ impl Cache {
         let s = self.state.borrow();
         match s.by_key.get(&key) {
             None => Found::Absent,
-            Some(&no) if s.pages[no as usize].up_to_date => Found::UpToDate(no),
-            Some(&no) => Found::Locked(no),
+            Some(&no) => match &s.pages[no as usize] {
+                p if !p.up_to_date => Found::Reading(no),
+                p if p.locked => Found::Busy(no),
+                _ => Found::UpToDate(no),
+            },
         }
     }
 
@@ -180,7 +209,8 @@ impl Cache {
             touched: 0,
             referenced: false,
             active: false,
-            mapped: false,
+            mapper: NONE,
+            locked: false,
             newer: NONE,
             older: NONE,
             waiters: Vec::new(),
@@ -208,7 +238,22 @@ impl Cache {
         let page = &mut s.pages[no as usize];
         assert!(!page.up_to_date, "a page is read twice");
         page.up_to_date = true;
-        std::mem::take(&mut page.waiters)
+        take(&mut page.waiters)
+    }
+
+    /// Locks a page that is up to date.
+    pub(crate) fn lock(&self, no: u32) {
+        let page = &mut self.state.borrow_mut().pages[no as usize];
+        assert!(page.up_to_date && !page.locked, "a page is locked twice");
+        page.locked = true;
+    }
+
+    /// Unlocks it. Who is to be woken.
+    pub(crate) fn unlock(&self, no: u32) -> Vec<Tid> {
+        let page = &mut self.state.borrow_mut().pages[no as usize];
+        assert!(page.locked, "a page is unlocked twice");
+        page.locked = false;
+        take(&mut page.waiters)
     }
 
     /// Takes a reference to a page: it stays until that is given back.
@@ -230,20 +275,45 @@ impl Cache {
         }
     }
 
-    /// A thread maps a page, which touches it. Its stamp.
-    pub(crate) fn touch(&self, no: u32) -> u64 {
+    /// A page gets into the page table of a mapping, and is touched or not. Its stamp.
+    pub(crate) fn map(&self, no: u32, vma: u32, touched: bool) -> u64 {
         let s = &mut *self.state.borrow_mut();
         let page = &mut s.pages[no as usize];
-        page.mapped = true;
-        page.touched = (page.touched + 1).min(2);
+        if page.mapper == NONE {
+            page.mapper = vma;
+        } else if page.mapper != vma {
+            let more = s.mappers.entry(no).or_default();
+            if !more.contains(&vma) {
+                more.push(vma);
+            }
+        }
+        page.touched = (page.touched + u8::from(touched)).min(2);
         page.stamp
     }
 
-    /// A page is mapped with its neighbours, and has not been touched. Its stamp.
-    pub(crate) fn map(&self, no: u32) -> u64 {
+    /// A page is taken out of the page table of a mapping.
+    pub(crate) fn unmap(&self, key: PageKey, stamp: u64, vma: u32) {
         let s = &mut *self.state.borrow_mut();
-        s.pages[no as usize].mapped = true;
-        s.pages[no as usize].stamp
+        let Some(&no) = s.by_key.get(&key) else {
+            return;
+        };
+        let page = &mut s.pages[no as usize];
+        if page.stamp != stamp {
+            return;
+        }
+        if page.mapper != vma {
+            if let Some(more) = s.mappers.get_mut(&no) {
+                more.retain(|&m| m != vma);
+            }
+            return;
+        }
+        page.mapper = NONE;
+        if let Some(more) = s.mappers.get_mut(&no) {
+            page.mapper = more.pop().unwrap_or(NONE);
+            if more.is_empty() {
+                s.mappers.remove(&no);
+            }
+        }
     }
 
     /// Touches a page through a page-table entry; whether that is still of this page.
@@ -261,25 +331,28 @@ impl Cache {
     }
 
     /// Has a page be there, up to date, or not be there; unless somebody reads it just now.
-    pub(crate) fn set(&self, key: PageKey, there: bool, t: Tid) {
+    pub(crate) fn set(&self, key: PageKey, there: bool, t: Tid) -> Vec<(u32, u64)> {
         match (self.find(key), there) {
             (Found::Absent, true) => {
                 let no = self.insert(key, t);
                 self.read(no);
             }
-            (Found::UpToDate(_), false) => self.drop_page(key),
+            (Found::UpToDate(_), false) => return self.drop_page(key),
             _ => {}
         }
+        Vec::new()
     }
 
-    /// Takes a page out that is not locked.
-    pub(crate) fn drop_page(&self, key: PageKey) {
+    /// Takes a page out that is not locked. The page tables that it has to be taken out of, too.
+    pub(crate) fn drop_page(&self, key: PageKey) -> Vec<(u32, u64)> {
         let s = &mut *self.state.borrow_mut();
+        let mut unmapped = Vec::new();
         if let Some(&no) = s.by_key.get(&key)
             && !s.pages[no as usize].is_kept()
         {
-            s.remove(no);
+            s.remove(no, &mut unmapped);
         }
+        unmapped
     }
 
     /// Counts anonymous pages, or no longer.
@@ -303,14 +376,30 @@ impl Cache {
         (s.used() + more).saturating_sub(s.limit)
     }
 
-    /// Gives pages up, the oldest first. How many, and how many of them were mapped.
-    pub(crate) fn reclaim(&self, wanted: u64) -> (u64, u64) {
+    /// Room for so many pages.
+    pub(crate) fn limit(&self) -> u64 {
+        self.state.borrow().limit
+    }
+
+    /// Whether there is a `memory.high`.
+    pub(crate) fn has_high(&self) -> bool {
+        self.state.borrow().high < u64::MAX
+    }
+
+    /// Pages that can still be taken.
+    pub(crate) fn room(&self) -> u64 {
+        let s = self.state.borrow();
+        s.limit.saturating_sub(s.used())
+    }
+
+    /// Gives pages up, the oldest first.
+    pub(crate) fn reclaim(&self, wanted: u64) -> Reclaimed {
         let s = &mut *self.state.borrow_mut();
-        let (mut gone, mut mapped) = (0, 0);
+        let mut did = Reclaimed::default();
         // Each page is looked at twice at most.
-        let mut looks = 2 * (s.lists[0].len + s.lists[1].len);
-        while gone < wanted && looks > 0 {
-            looks -= 1;
+        let looks = 2 * (s.lists[0].len + s.lists[1].len);
+        while did.pages < wanted && did.scanned < looks {
+            did.scanned += 1;
             if s.lists[1].len > s.lists[0].len {
                 let no = s.lists[1].oldest;
                 s.unlink(no);
@@ -332,11 +421,10 @@ impl Cache {
                 s.link(no, active);
                 continue;
             }
-            mapped += u64::from(page.mapped);
-            s.remove(no);
-            gone += 1;
+            s.remove(no, &mut did.unmapped);
+            did.pages += 1;
         }
-        (gone, mapped)
+        did
     }
 
     /// Every page is on a list or free, and there are no more than the limit allows, but for those that are locked.
@@ -371,17 +459,24 @@ mod tests {
         let cache = Cache::new(4, None);
         let locked = cache.insert(key(0), Tid(0));
         let touched = read(&cache, 1);
-        cache.touch(touched);
+        cache.map(touched, 5, true);
+        cache.map(touched, 6, false);
+        cache.map(touched, 7, false);
         read(&cache, 2);
         assert_eq!(cache.excess(2), 1);
-        assert_eq!(cache.reclaim(1), (1, 0));
+        let did = cache.reclaim(1);
+        assert_eq!((did.pages, did.unmapped), (1, vec![]));
         assert_eq!(cache.find(key(2)), Found::Absent);
-        assert_eq!(cache.find(key(0)), Found::Locked(locked));
+        assert_eq!(cache.find(key(0)), Found::Reading(locked));
         assert_eq!(cache.find(key(1)), Found::UpToDate(touched));
-        // It has had its round.
-        assert_eq!(cache.reclaim(1), (1, 1));
+        let stamp = cache.map(touched, 5, false);
+        cache.unmap(key(1), stamp, 5);
+        // It has had its round; the page tables that it is still in are told.
+        let mut did = cache.reclaim(1);
+        did.unmapped.sort_unstable();
+        assert_eq!((did.pages, did.unmapped), (1, vec![(6, 1), (7, 1)]));
         assert_eq!(cache.find(key(1)), Found::Absent);
-        assert_eq!(cache.reclaim(1), (0, 0));
+        assert_eq!(cache.reclaim(1).pages, 0);
         cache.check();
     }
 
@@ -389,7 +484,7 @@ mod tests {
     fn what_is_touched_often_outlives_a_scan() {
         let cache = Cache::new(64, None);
         let hot = read(&cache, 1_000_000);
-        let stamp = cache.touch(hot);
+        let stamp = cache.map(hot, 1, true);
         for page in 0..10_000 {
             if cache.excess(1) > 0 {
                 cache.reclaim(8);
@@ -406,7 +501,7 @@ mod tests {
     fn a_page_table_entry_of_a_page_that_went_is_of_no_use_when_it_is_back() {
         let cache = Cache::new(8, None);
         let no = read(&cache, 7);
-        let stamp = cache.touch(no);
+        let stamp = cache.map(no, 1, true);
         cache.reclaim(1);
         cache.reclaim(1);
         assert_eq!(cache.find(key(7)), Found::Absent);

@@ -1,8 +1,10 @@
 //! What changes an address space, and what looks at it: mmap, munmap, fork, smaps, MADV_PAGEOUT. Today's kernel, under any design of
 //! the fault.
 
+use crate::cache::{Found, PageKey};
 use crate::designs::range::Span;
 use crate::kernel::{Access, Kernel, Mm, Thread};
+use crate::rwsem::wake_all;
 use crate::vma::{Backing, Vma};
 use std::rc::Rc;
 
@@ -44,6 +46,11 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     }
     vma.tell_apart();
     let present = std::mem::take(&mut *vma.present.borrow_mut());
+    k.forget_vma(vma);
+    let object = vma.backing.object();
+    for (&page, &stamp) in present.iter().filter(|p| *p.1 != u64::MAX) {
+        k.cache.unmap(PageKey { object, page }, stamp, vma.no);
+    }
     k.cpu
         .work(t.tid, k.costs.unmap_page * present.len() as u64)
         .await;
@@ -56,7 +63,7 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     k.cache.count(-(anonymous as i64));
     if let Backing::Anonymous { object } = vma.backing {
         for page in k.stats.forget(object) {
-            k.cache.drop_page(crate::cache::PageKey { object, page });
+            k.cache.drop_page(PageKey { object, page });
         }
     }
     if k.design.has_range_locks() {
@@ -82,9 +89,11 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
         let anonymous = matches!(vma.backing, Backing::Anonymous { .. });
         if anonymous {
             let pages = vma.resident();
-            k.cpu.work(t.tid, k.costs.fork_page * pages).await;
+            let ns = k.costs.fork_page.saturating_mul(pages);
+            k.cpu.work(t.tid, ns).await;
             copied += pages;
         }
+        k.cpu.work(t.tid, k.costs.fork_vma).await;
     }
     if copied > 0 {
         // What was writable is write-protected.
@@ -99,9 +108,10 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
     k.now_does(t.tid, "wait");
     k.cpu.work(t.tid, k.costs.fork / 2).await;
     // The child takes its copy of the page tables apart; the parent, which waits for it, stands for it.
-    k.cpu
-        .work(t.tid, k.costs.exit_page * copied + k.costs.wakeup)
-        .await;
+    let child = (k.costs.exit_page.saturating_mul(copied))
+        .saturating_add(k.costs.fork_vma / 2 * vmas.len() as u64)
+        .saturating_add(k.costs.wakeup);
+    k.cpu.work(t.tid, child).await;
     k.now_does(t.tid, before);
 }
 
@@ -113,7 +123,8 @@ pub(crate) async fn smaps(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
     let vmas: Vec<Rc<Vma>> = of.vmas.borrow().clone();
     for vma in vmas {
         let pages = vma.resident();
-        k.cpu.work(t.tid, k.costs.smaps_page * pages).await;
+        let ns = k.costs.smaps_page.saturating_mul(pages);
+        k.cpu.work(t.tid, ns).await;
         if !k.design.has_range_locks() && of.mmap_lock.is_contended() {
             of.mmap_lock.unlock_read(k, t.tid).await;
             k.mmap_read(t, of).await;
@@ -133,32 +144,64 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     k.cpu.work(t.tid, k.costs.syscall).await;
     lock_to_look(k, t, &t.mm).await;
     vma.tell_apart();
+    let object = vma.backing.object();
+    k.cpu
+        .work(t.tid, k.costs.walk_page.saturating_mul(vma.pages))
+        .await;
     let present: Vec<u64> = {
         let mut pages: Vec<u64> = vma.present.borrow().keys().copied().collect();
         pages.sort_unstable();
         pages
     };
     for page in present {
-        k.cpu.work(t.tid, k.costs.reclaim_page).await;
+        let key = PageKey { object, page };
+        // Somebody else has locked it: it is passed over.
+        if matches!(k.cache.find(key), Found::Busy(_) | Found::Reading(_)) {
+            continue;
+        }
         let Some(stamp) = vma.present.borrow_mut().remove(&page) else {
             continue;
         };
-        let a = Access {
-            vma: Rc::clone(vma),
-            page,
-            read: None,
-        };
-        k.stats.swap_out(a.key());
+        // In the swap cache, locked, while it is written.
         if stamp == u64::MAX {
             k.cache.count(-1);
-        } else {
-            k.cache.drop_page(a.key());
+            k.cache.set(key, true, t.tid);
         }
+        k.stats.swap_out(key);
+        let Found::UpToDate(no) = k.cache.find(key) else {
+            continue;
+        };
+        k.cache.lock(no);
+        k.cpu.work(t.tid, k.costs.reclaim_page).await;
+        let woken = k.cache.unlock(no);
+        k.cache.drop_page(key);
+        wake_all(k, t.tid, &woken).await;
     }
     if k.design.has_range_locks() {
         t.mm.ranges.unlock(k, t).await;
     } else {
         t.mm.mmap_lock.unlock_read(k, t.tid).await;
+    }
+    k.now_does(t.tid, before);
+}
+
+/// `fallocate(FALLOC_FL_PUNCH_HOLE)` of a page of a file: under its `invalidate_lock`, so after the reads that are under way, and
+/// before all later ones.
+pub(crate) async fn punch(k: &Kernel, t: &Thread, vma: &Rc<Vma>, page: u64) {
+    let before = k.now_does(t.tid, "fallocate(PUNCH_HOLE)");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    k.inode_lock(t, vma, true).await;
+    k.cpu.work(t.tid, k.costs.punch).await;
+    let object = vma.backing.object();
+    let unmapped = k.cache.drop_page(PageKey { object, page });
+    k.unmap(&unmapped);
+    if !unmapped.is_empty() {
+        let others = k.cpu.others_running(t.mm.no, t.tid);
+        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
+        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+    }
+    if let Some(inode) = &vma.inode {
+        inode.unlock_write(k, t.tid).await;
     }
     k.now_does(t.tid, before);
 }

@@ -121,7 +121,16 @@ fn links(k: &Kernel, first: Tid) -> Vec<String> {
                 (what, inside.first().copied())
             }
             On::Page => ("a page to be read from storage".to_owned(), None),
-            On::Range { holder } => {
+            On::Inode { vma, write } => {
+                let holders = vma.inode.as_ref().map_or_else(Vec::new, |i| i.holders());
+                let what = format!(
+                    "the invalidate_lock of the file of VMA {} for {}",
+                    vma.no,
+                    if write { "writing" } else { "reading" }
+                );
+                (what, holders.first().copied())
+            }
+            On::Range { holder, .. } => {
                 let what = match holder {
                     Some(holder) => format!("a range that {} holds or waits for", name(holder)),
                     None => "a range".to_owned(),
@@ -129,6 +138,7 @@ fn links(k: &Kernel, first: Tid) -> Vec<String> {
                 (what, holder)
             }
             On::Monitor => ("a monitor thread of the userfaultfd".to_owned(), None),
+            On::Work => ("something to do".to_owned(), None),
         };
         all.push(format!("{} has waited {ms:.1} ms for {what}", name(t)));
         match next {

@@ -74,6 +74,8 @@ costs! {
     unmap_page: 120, "measured: munmap of 1 GiB that was touched, by page";
     /// Copying a page-table entry at fork, with the page's reference.
     fork_page: 45, "measured: fork with 1 GiB touched, by page";
+    /// Copying a mapping at fork, without its pages.
+    fork_vma: 600, "measured: fork with 8,000 mappings, less one without, by mapping; the child's end takes half as much";
     /// fork and the end of the child, without page tables.
     fork: 120_000, "measured: fork and wait of a small process";
     /// Taking a page-table entry of an inherited page apart, when the child ends.
@@ -86,6 +88,12 @@ costs! {
     ipi_more: 500, "typical: the requests are sent one after the other, the answers overlap";
     /// Answering it.
     ipi_handle: 1_500, "typical";
+    /// Looking at a page-table entry, in calls that walk over memory without taking anything.
+    walk_page: 3, "mm/pagewalk.c; typical";
+    /// Punching a hole of a page into a file, without locks.
+    punch: 8_000, "estimate: the journal of the file system";
+    /// Taking a page off its list for reclaim, under the lock of the list.
+    scan_page: 60, "estimate: isolate_lru_folios and back";
     /// Unmapping and dropping a page of the page cache, at reclaim.
     reclaim_page: 900, "measured: reads over a full control group, less those that fit";
     /// Delivering SIGBUS and returning from the handler.

@@ -194,6 +194,12 @@ impl Cpu {
         )
     }
 
+    pub(crate) fn is_blocked(&self, t: Tid) -> bool {
+        let inner = self.inner.borrow();
+        let thread = &inner.threads[t.index()];
+        thread.state == State::Blocked && !thread.woken_early
+    }
+
     /// Processors, besides a thread's own, on which threads of an address space run.
     pub(crate) fn others_running(&self, mm: u32, t: Tid) -> u32 {
         let inner = self.inner.borrow();
@@ -265,7 +271,7 @@ impl Cpu {
                 unreachable!("a thread computes where it has no processor");
             };
             // Nothing else happens meanwhile: no event is needed.
-            let until = self.now.get() + ns;
+            let until = self.now.get().saturating_add(ns);
             let next = inner.queue.peek().map_or(FOREVER, |Reverse(e)| e.0);
             if until < next
                 && inner.ready.is_empty()
@@ -285,7 +291,7 @@ impl Cpu {
 
     /// Sleeps for a time.
     pub(crate) async fn sleep(&self, t: Tid, ns: Nanos) {
-        let until = self.now() + ns;
+        let until = self.now().saturating_add(ns);
         self.alarm(ns, Alarm::Wake(t));
         while self.now() < until {
             self.block(t).await;
@@ -372,7 +378,8 @@ impl Cpu {
 
     pub(crate) fn alarm(&self, after: Nanos, alarm: Alarm) {
         let inner = &mut *self.inner.borrow_mut();
-        inner.ask(self.now.get() + after, Happening::Alarm(alarm));
+        let at = self.now.get().saturating_add(after);
+        inner.ask(at, Happening::Alarm(alarm));
     }
 
     // ---- The loop ----

@@ -3,7 +3,7 @@
 //! A design of the fault ([`crate::designs`]) uses this and nothing else; so does whatever changes an address space
 //! ([`crate::calls`]).
 
-use crate::cache::{Cache, Found, PageKey};
+use crate::cache::{Cache, Found, PageKey, Reclaimed};
 use crate::costs::Costs;
 use crate::cpu::{Alarm, Cpu, Next, Tid};
 use crate::designs::Design;
@@ -63,7 +63,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    pub(crate) async fn pass(&self, k: &Kernel, t: Tid, section: Nanos) {
+    pub(crate) async fn pass(&self, k: &Kernel, t: Tid, kind: LockKind, section: Nanos) {
         let now = k.cpu.now();
         let transfer = match self.last.replace(Some(t)) {
             Some(last) if last != t => k.costs.line,
@@ -71,7 +71,7 @@ impl Turn {
         };
         let until = self.free_at.get().max(now) + transfer + section;
         self.free_at.set(until);
-        k.stats.waited(LockKind::Siglock, t, until - now - section);
+        k.stats.waited(kind, t, until - now - section);
         k.cpu.work(t, until - now).await;
     }
 }
@@ -108,20 +108,70 @@ impl Access {
 /// What a thread waits for.
 #[derive(Debug, Clone)]
 pub(crate) enum On {
-    MmapLock { mm: Rc<Mm>, write: bool },
-    Vma { vma: Rc<Vma> },
+    MmapLock {
+        mm: Rc<Mm>,
+        write: bool,
+    },
+    Vma {
+        vma: Rc<Vma>,
+    },
+    Inode {
+        vma: Rc<Vma>,
+        write: bool,
+    },
     Page,
-    Range { holder: Option<Tid> },
+    Range {
+        holder: Option<Tid>,
+        write: bool,
+    },
     Monitor,
+    /// Something to do.
+    Work,
 }
 
 /// How a look for a page ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Looked {
     /// It is mapped now.
     Mapped,
-    /// It is being read; a thread that wants it waits for the page.
-    Reading(u32),
+    /// It has to be waited for, by way of [`Kernel::get`].
+    Missing(Missing),
+}
+
+/// A page that has to be waited for.
+#[derive(Debug)]
+pub(crate) struct Missing {
+    /// Where it is in the cache; None: nobody has put it there yet.
+    page: Option<u32>,
+    /// The thread that looked is to read it.
+    is_major: bool,
+    /// It is up to date, and locked for a moment.
+    is_busy: bool,
+    /// The `invalidate_lock` is held.
+    holds_inode: bool,
+}
+
+impl Missing {
+    /// Whether the fault is a major one: the thread that looked is to read the page.
+    pub(crate) fn is_major(&self) -> bool {
+        self.is_major
+    }
+
+    /// Whether the page is up to date: somebody has locked it for a moment.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.is_busy
+    }
+}
+
+/// What of the machine is not the same for all workloads.
+pub(crate) struct Machine {
+    pub(crate) cores: u32,
+    pub(crate) costs: Costs,
+    pub(crate) storage: Storage,
+    /// Room for pages, and `memory.high`.
+    pub(crate) memory: (u64, Option<u64>),
+    /// Whether a rwsem may be taken before those that sleep (since Linux 3.10).
+    pub(crate) steals: bool,
 }
 
 /// The machine.
@@ -141,34 +191,42 @@ pub(crate) struct Kernel {
     doing: RefCell<Vec<&'static str>>,
     /// Pages that are read together with another one.
     ahead: RefCell<FxHashMap<u32, Vec<u32>>>,
-    /// Pages that each thread has taken since it was last looked at for `memory.high`.
-    charged: RefCell<Vec<u64>>,
+    /// Pages that each thread has been charged for and has not taken yet; and those beyond `memory.high`.
+    charged: RefCell<Vec<(u64, u64)>>,
+    /// The spin lock of the lists of pages.
+    lru_lock: Turn,
+    /// The thread that reclaims ahead of need, if there is one; and whether it sleeps.
+    pub(crate) kswapd: Cell<Option<Tid>>,
+    /// The `invalidate_lock` of each file.
+    inodes: RefCell<FxHashMap<u32, Rc<Rwsem>>>,
+    /// Mappings whose pages can be reclaimed, by their number.
+    mappings: RefCell<FxHashMap<u32, Rc<Vma>>>,
+    /// Threads that have been granted what they wait for and will be woken.
+    pub(crate) waking: Cell<u64>,
     next_object: Cell<u32>,
     next_vma: Cell<u32>,
 }
 
 impl Kernel {
-    pub(crate) fn new(
-        cores: u32,
-        costs: Costs,
-        storage: Storage,
-        memory: (u64, Option<u64>),
-        design: Rc<dyn Design>,
-        steals: bool,
-    ) -> Kernel {
+    pub(crate) fn new(machine: Machine, design: Rc<dyn Design>) -> Kernel {
         Kernel {
-            cpu: Cpu::new(cores, &costs),
-            costs,
-            storage,
-            cache: Cache::new(memory.0, memory.1),
+            cpu: Cpu::new(machine.cores, &machine.costs),
+            costs: machine.costs,
+            storage: machine.storage,
+            cache: Cache::new(machine.memory.0, machine.memory.1),
             design,
             stats: Stats::default(),
-            steals,
+            steals: machine.steals,
             mms: RefCell::default(),
             waiting: RefCell::default(),
             doing: RefCell::default(),
             ahead: RefCell::default(),
             charged: RefCell::default(),
+            lru_lock: Turn::default(),
+            kswapd: Cell::new(None),
+            inodes: RefCell::default(),
+            mappings: RefCell::default(),
+            waking: Cell::new(0),
             next_object: Cell::new(0),
             next_vma: Cell::new(0),
         }
@@ -185,7 +243,7 @@ impl Kernel {
         let tid = self.cpu.spawn(mm.no);
         self.waiting.borrow_mut().push(None);
         self.doing.borrow_mut().push("");
-        self.charged.borrow_mut().push(0);
+        self.charged.borrow_mut().push((0, 0));
         self.stats.new_thread(tid, group);
         Thread {
             tid,
@@ -199,7 +257,21 @@ impl Kernel {
 
     pub(crate) fn new_vma(&self, backing: Backing, pages: u64, read_ahead: u32) -> Rc<Vma> {
         let no = self.next_vma.replace(self.next_vma.get() + 1);
-        Rc::new(Vma::new(no, backing, pages, read_ahead))
+        let inode = match backing {
+            Backing::Anonymous { .. } => None,
+            Backing::File { object, .. } => {
+                let mut inodes = self.inodes.borrow_mut();
+                Some(Rc::clone(inodes.entry(object).or_default()))
+            }
+        };
+        let vma = Rc::new(Vma::new(no, backing, pages, read_ahead, inode));
+        self.mappings.borrow_mut().insert(no, Rc::clone(&vma));
+        vma
+    }
+
+    /// A mapping has gone, with its page table.
+    pub(crate) fn forget_vma(&self, vma: &Vma) {
+        self.mappings.borrow_mut().remove(&vma.no);
     }
 
     pub(crate) fn now_does(&self, t: Tid, what: &'static str) -> &'static str {
@@ -275,84 +347,177 @@ impl Kernel {
         true
     }
 
+    /// `filemap_invalidate_lock` of a file, shared or not.
+    pub(crate) async fn inode_lock(&self, t: &Thread, vma: &Rc<Vma>, write: bool) {
+        let Some(inode) = &vma.inode else { return };
+        let from = self.cpu.now();
+        let on = On::Inode {
+            vma: Rc::clone(vma),
+            write,
+        };
+        let wait = async {
+            match write {
+                true => inode.write(self, t.tid).await,
+                false => inode.read(self, t.tid).await,
+            }
+        };
+        self.waits(t.tid, on, wait).await;
+        self.stats
+            .waited(LockKind::Inode, t.tid, self.cpu.now() - from);
+    }
+
+    /// And back.
+    pub(crate) async fn inode_unlock_shared(&self, t: &Thread, vma: &Vma) {
+        if let Some(inode) = &vma.inode {
+            inode.unlock_read(self, t.tid).await;
+        }
+    }
+
     // ---- Pages ----
 
-    /// Looks for the page of an access. One that is there, or that needs no reading, is mapped; else a read has begun.
+    /// Looks for the page of an access. One that is there, or that needs no reading, is mapped; for another one it has to wait.
+    ///
+    /// (`filemap_fault`, `do_swap_page`, `do_anonymous_page`, up to where the fault may give up the lock that it is made under.)
     pub(crate) async fn look(&self, t: &Thread, a: &Access) -> Looked {
-        loop {
+        let mut holds_inode = false;
+        let missing = |page, is_major, is_busy, holds_inode| {
+            Looked::Missing(Missing {
+                page,
+                is_major,
+                is_busy,
+                holds_inode,
+            })
+        };
+        let looked = loop {
             match self.cache.find(a.key()) {
                 Found::UpToDate(no) => {
+                    self.cache.lock(no);
                     self.cpu.work(t.tid, self.costs.map_page).await;
-                    // It may have been reclaimed meanwhile.
-                    if self.cache.find(a.key()) == Found::UpToDate(no) {
-                        self.map(a, Some(no));
-                        self.map_around(t, a).await;
-                        return Looked::Mapped;
-                    }
+                    self.map(a, Some(no));
+                    let woken = self.cache.unlock(no);
+                    wake_all(self, t.tid, &woken).await;
+                    self.map_around(t, a).await;
+                    break Looked::Mapped;
                 }
-                Found::Locked(no) => return Looked::Reading(no),
-                Found::Absent => match a.vma.backing {
-                    Backing::Anonymous { .. } if !self.stats.is_swapped(a.key()) => {
+                Found::Busy(no) => break missing(Some(no), false, true, holds_inode),
+                Found::Absent if a.is_anonymous() => {
+                    if !self.stats.is_swapped(a.key()) {
                         a.vma.has_anon_vma.set(true);
                         self.charge(t, 1).await;
                         let ns = self.costs.alloc_page + self.costs.zero_page + self.costs.map_page;
                         self.cpu.work(t.tid, ns).await;
-                        if !a.vma.gone.get() {
+                        if !a.vma.gone.get() && !a.vma.present.borrow().contains_key(&a.page) {
                             self.cache.count(1);
                             self.map(a, None);
                         }
-                        return Looked::Mapped;
+                        break Looked::Mapped;
                     }
-                    backing => {
-                        self.charge(t, 1).await;
-                        self.cpu.work(t.tid, self.costs.alloc_page).await;
-                        // While memory was found, another thread may have come first.
-                        if self.cache.find(a.key()) != Found::Absent {
-                            continue;
-                        }
-                        return Looked::Reading(self.begin_read(t, a, backing).await);
+                    // Swap is asked before the lock is given up.
+                    if let Some(no) = self.insert(t, a).await {
+                        self.begin_read(t, a, no).await;
+                        break missing(Some(no), true, false, false);
                     }
-                },
+                }
+                Found::Reading(no) if a.is_anonymous() => {
+                    break missing(Some(no), self.cache.reader(no) == t.tid, false, false);
+                }
+                // do_sync_mmap_readahead gives the lock up before it does anything.
+                Found::Absent if a.vma.read_ahead > 1 => {
+                    break missing(None, true, false, holds_inode);
+                }
+                // With MADV_RANDOM, and where somebody reads the page already, the invalidate_lock comes first.
+                Found::Absent | Found::Reading(_) if !holds_inode => {
+                    self.inode_lock(t, &a.vma, false).await;
+                    holds_inode = true;
+                }
+                Found::Reading(no) => break missing(Some(no), false, false, true),
+                Found::Absent => {
+                    if let Some(no) = self.insert(t, a).await {
+                        break missing(Some(no), true, false, true);
+                    }
+                }
             }
+        };
+        if holds_inode && matches!(looked, Looked::Mapped) {
+            self.inode_unlock_shared(t, &a.vma).await;
+        }
+        looked
+    }
+
+    /// Waits for a page that was missing; reads it, if that falls to this thread.
+    pub(crate) async fn get(&self, t: &Thread, a: &Access, missing: Missing) {
+        let mut m = missing;
+        if m.page.is_none() {
+            if !m.holds_inode {
+                self.inode_lock(t, &a.vma, false).await;
+                m.holds_inode = true;
+            }
+            m.page = self.insert(t, a).await;
+            // Another thread may have come first.
+            m.is_major = m.page.is_some();
+            if let Found::Reading(no) | Found::Busy(no) = self.cache.find(a.key()) {
+                m.page = Some(no);
+            }
+        }
+        if let Some(no) = m.page {
+            if m.is_major && !a.is_anonymous() {
+                self.begin_read(t, a, no).await;
+            }
+            self.wait_for_page(t, a, no, m.is_major).await;
+        }
+        if m.holds_inode {
+            self.inode_unlock_shared(t, &a.vma).await;
         }
     }
 
-    /// Puts the page of an access into the cache, with what is read ahead around it, and has them read.
-    async fn begin_read(&self, t: &Thread, a: &Access, backing: Backing) -> u32 {
+    /// Puts the page of an access into the cache, locked, unless another thread has done so meanwhile.
+    async fn insert(&self, t: &Thread, a: &Access) -> Option<u32> {
+        self.charge(t, 1).await;
+        self.cpu.work(t.tid, self.costs.alloc_page).await;
+        if self.cache.find(a.key()) != Found::Absent {
+            return None;
+        }
         let no = self.cache.insert(a.key(), t.tid);
         self.stats.read_begins(a.key());
+        Some(no)
+    }
+
+    /// Has the page of an access read, and those around it that are read ahead.
+    async fn begin_read(&self, t: &Thread, a: &Access, no: u32) {
         let mut ahead = Vec::new();
         let window = u64::from(a.vma.read_ahead);
         if window > 1 {
-            let from = a.page.saturating_sub(window / 4);
+            // do_sync_mmap_readahead: read around.
+            let from = a.page.saturating_sub(window / 2);
             for page in from..(from + window).min(a.vma.pages) {
                 let key = PageKey { page, ..a.key() };
                 if self.cache.find(key) == Found::Absent {
                     ahead.push(self.cache.insert(key, t.tid));
+                    self.stats.read_begins(key);
                 }
             }
-            // They are charged as well; what is over the limit then is reclaimed by whoever comes next.
-            self.charged.borrow_mut()[t.tid.index()] += ahead.len() as u64;
-            self.cpu
-                .work(t.tid, self.costs.alloc_page * ahead.len() as u64)
-                .await;
+            self.charge(t, ahead.len() as u64).await;
+            let ns = self.costs.alloc_page * ahead.len() as u64;
+            self.cpu.work(t.tid, ns).await;
         }
-        if matches!(backing, Backing::File { holes: true, .. }) {
+        if matches!(a.vma.backing, Backing::File { holes: true, .. }) {
             // Nothing is read: zeros are made, here and now.
             let pages = 1 + ahead.len() as u64;
             self.cpu.work(t.tid, self.costs.zero_page * pages).await;
+            // The thread itself has a reference to what it wants.
+            self.cache.pin(no);
             for no in std::iter::once(no).chain(ahead) {
                 let woken = self.cache.read(no);
                 wake_all(self, t.tid, &woken).await;
             }
-            return no;
+            self.cache.unpin(no);
+            return;
         }
         self.cpu.work(t.tid, self.costs.submit_read).await;
         if !ahead.is_empty() {
             self.ahead.borrow_mut().insert(no, ahead);
         }
         self.storage.read(&self.cpu, no, a.read);
-        no
     }
 
     /// Maps the pages around that are in the cache (`do_fault_around`), where pages are read ahead.
@@ -363,11 +528,12 @@ impl Kernel {
         let from = a.page - a.page % FAULT_AROUND;
         let mut mapped = 0;
         for page in (from..(from + FAULT_AROUND).min(a.vma.pages)).filter(|&p| p != a.page) {
-            let near = Access { page, ..a.clone() };
+            let key = PageKey { page, ..a.key() };
             if !a.vma.present.borrow().contains_key(&page)
-                && let Found::UpToDate(no) = self.cache.find(near.key())
+                && let Found::UpToDate(no) = self.cache.find(key)
+                && !a.vma.gone.get()
             {
-                let stamp = self.cache.map(no);
+                let stamp = self.cache.map(no, a.vma.no, false);
                 a.vma.present.borrow_mut().insert(page, stamp);
                 mapped += 1;
             }
@@ -375,22 +541,25 @@ impl Kernel {
         self.cpu.work(t.tid, self.costs.map_around * mapped).await;
     }
 
-    /// Sleeps until the page of an access has been read.
-    pub(crate) async fn wait_for_page(&self, t: &Thread, a: &Access, no: u32) {
+    /// Sleeps until the page of an access has been read, or is not locked any more.
+    pub(crate) async fn wait_for_page(&self, t: &Thread, a: &Access, no: u32, is_mine: bool) {
         let from = self.cpu.now();
-        if self.cache.find(a.key()) != Found::Locked(no) {
+        let is_locked = || {
+            let found = self.cache.find(a.key());
+            found == Found::Reading(no) || found == Found::Busy(no)
+        };
+        if !is_locked() {
             return;
         }
-        let mine = self.cache.reader(no) == t.tid;
         self.cache.pin(no);
         let sleep = async {
-            while self.cache.find(a.key()) == Found::Locked(no) {
+            while is_locked() {
                 self.cache.wait(no, t.tid);
                 self.cpu.block(t.tid).await;
             }
         };
         self.waits(t.tid, On::Page, sleep).await;
-        if mine {
+        if is_mine {
             self.cpu.work(t.tid, self.costs.complete_read).await;
         }
         self.cache.unpin(no);
@@ -403,7 +572,7 @@ impl Kernel {
         if a.vma.gone.get() {
             return;
         }
-        let stamp = no.map_or(u64::MAX, |no| self.cache.touch(no));
+        let stamp = no.map_or(u64::MAX, |no| self.cache.map(no, a.vma.no, true));
         a.vma.present.borrow_mut().insert(a.page, stamp);
     }
 
@@ -417,46 +586,142 @@ impl Kernel {
 
     /// Takes memory: reclaims if there is none (`try_charge_memcg`).
     pub(crate) async fn charge(&self, t: &Thread, pages: u64) {
-        self.charged.borrow_mut()[t.tid.index()] += pages;
         for _ in 0..4 {
+            self.wake_kswapd(t.tid).await;
             let excess = self.cache.excess(pages);
             if excess == 0 {
-                return;
+                break;
             }
             let from = self.cpu.now();
-            let (gone, mapped) = self.cache.reclaim(excess.max(RECLAIM_BATCH));
-            let mut ns = gone * self.costs.reclaim_page;
-            if mapped > 0 {
-                let others = self.cpu.others_running(t.mm.no, t.tid);
-                ns += self.costs.shootdown(others);
-                self.cpu.interrupt(t.mm.no, t.tid, self.costs.ipi_handle);
-            }
-            self.cpu.work(t.tid, ns.max(1_000)).await;
+            self.reclaim(t.tid, t.mm.no, excess.max(RECLAIM_BATCH))
+                .await;
             self.stats
                 .waited(LockKind::Reclaim, t.tid, self.cpu.now() - from);
         }
+        if !self.cache.has_high() {
+            return;
+        }
+        // Charges come in batches, of which the rest is kept for later ones.
+        let over = {
+            let (stock, over) = &mut self.charged.borrow_mut()[t.tid.index()];
+            if *stock >= pages {
+                *stock -= pages;
+                return;
+            }
+            let batch = pages.max(CHARGE_BATCH);
+            *stock += batch - pages;
+            if self.cache.over_high().0 == 0 {
+                return;
+            }
+            *over += batch;
+            *over
+        };
+        // More than a batch since it got into the kernel: it is held up here and now, with the locks that it has.
+        if over > CHARGE_BATCH {
+            self.handle_over_high(t).await;
+        }
     }
 
-    /// On the way back to user space: who has taken pages beyond `memory.high` reclaims as many, and sleeps for the longer the
-    /// further it is exceeded (`mem_cgroup_handle_over_high`).
+    /// On the way back to user space: who has taken pages beyond `memory.high` is held up.
     pub(crate) async fn slow_down(&self, t: &Thread) {
-        let taken = self.charged.borrow()[t.tid.index()];
-        if taken < CHARGE_BATCH {
-            return;
+        if self.charged.borrow()[t.tid.index()].1 > 0 {
+            self.handle_over_high(t).await;
         }
-        self.charged.borrow_mut()[t.tid.index()] = 0;
-        if self.cache.over_high().0 == 0 {
-            return;
-        }
-        let (gone, _) = self.cache.reclaim(taken);
-        self.cpu.work(t.tid, gone * self.costs.reclaim_page).await;
-        let (over, high) = self.cache.over_high();
-        // calculate_high_delay(), with its shifts: seconds = (overage x 2^20)^2 >> 20 >> 14, for each batch of 64 pages.
-        let overage = over as f64 / high as f64 * f64::from(1 << 20);
-        let seconds = overage * overage / f64::from(1 << 20) / f64::from(1 << 14);
-        let seconds = (seconds * taken as f64 / CHARGE_BATCH as f64).min(2.0);
-        if seconds > 0.01 {
+    }
+
+    /// `__mem_cgroup_handle_over_high`: reclaims as much as was taken, and more while that helps; where nothing can be reclaimed it
+    /// sleeps, for the longer the further `memory.high` is exceeded.
+    async fn handle_over_high(&self, t: &Thread) {
+        let taken = std::mem::take(&mut self.charged.borrow_mut()[t.tid.index()].1);
+        let from = self.cpu.now();
+        let (mut wanted, mut retries) = (taken, 16);
+        loop {
+            let mut gone = 0;
+            if self.cache.over_high().0 > 0 {
+                gone = self.reclaim(t.tid, t.mm.no, wanted).await;
+            }
+            wanted = RECLAIM_BATCH;
+            let (over, high) = self.cache.over_high();
+            // calculate_high_delay(), with its shifts: seconds = (overage x 2^20)^2 >> 20 >> 14, for each batch of 64 pages.
+            let overage = over as f64 / high as f64 * f64::from(1 << 20);
+            let seconds = overage * overage / f64::from(1 << 20) / f64::from(1 << 14);
+            let seconds = (seconds * taken as f64 / CHARGE_BATCH as f64).min(2.0);
+            if seconds <= 0.01 {
+                break;
+            }
+            if gone > 0 {
+                continue;
+            }
+            if retries > 0 {
+                retries -= 1;
+                continue;
+            }
             self.cpu.sleep(t.tid, (seconds * 1e9) as Nanos).await;
+            break;
+        }
+        self.stats
+            .waited(LockKind::Reclaim, t.tid, self.cpu.now() - from);
+    }
+
+    /// Reclaims pages (`shrink_inactive_list`): off the lists under their spin lock, out of page tables, with an interrupt to the
+    /// processors that may have them in their TLBs. How many.
+    async fn reclaim(&self, t: Tid, mm: u32, wanted: u64) -> u64 {
+        let Reclaimed {
+            pages,
+            scanned,
+            unmapped,
+        } = self.cache.reclaim(wanted);
+        let section = self.costs.scan_page * scanned.max(1);
+        self.lru_lock
+            .pass(self, t, LockKind::Reclaim, section)
+            .await;
+        self.unmap(&unmapped);
+        let mut ns = pages * self.costs.reclaim_page;
+        if !unmapped.is_empty() {
+            let others = self.cpu.others_running(mm, t);
+            ns += self.costs.shootdown(others);
+            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
+        }
+        self.cpu.work(t, ns.max(1_000)).await;
+        pages
+    }
+
+    /// Takes pages that have gone out of page tables.
+    pub(crate) fn unmap(&self, unmapped: &[(u32, u64)]) {
+        let mappings = self.mappings.borrow();
+        for (vma, page) in unmapped {
+            if let Some(vma) = mappings.get(vma) {
+                vma.present.borrow_mut().remove(page);
+            }
+        }
+    }
+
+    /// How much room kswapd sees to: it is woken when there is less than the first, and sleeps when there is the second
+    /// (`__setup_per_zone_wmarks`: a thousandth of memory, or a quarter of `min_free_kbytes`, above the minimum; twice that).
+    fn watermarks(&self) -> (u64, u64) {
+        let limit = self.cache.limit();
+        let min_free_pages = ((limit * 4) as f64).sqrt() as u64;
+        let step = (limit / 1_000).max(min_free_pages / 4).max(RECLAIM_BATCH);
+        (step, 2 * step)
+    }
+
+    async fn wake_kswapd(&self, t: Tid) {
+        if let Some(kswapd) = self.kswapd.get()
+            && self.cache.room() < self.watermarks().0
+            && self.waiting.borrow()[kswapd.index()].is_some()
+        {
+            self.cpu.work(t, self.costs.wake).await;
+            self.cpu.wake(kswapd);
+        }
+    }
+
+    /// What kswapd does.
+    pub(crate) async fn reclaim_ahead(&self, t: &Thread) {
+        loop {
+            while self.cache.room() < self.watermarks().1
+                && self.reclaim(t.tid, t.mm.no, RECLAIM_BATCH).await > 0
+            {}
+            self.waits(t.tid, On::Work, self.cpu.block(t.tid)).await;
         }
     }
 
@@ -511,6 +776,31 @@ impl Kernel {
         }
         self.stats.end(self);
         self.cache.check();
+        self.check_waits();
+    }
+
+    /// Nobody sleeps for something that has come.
+    fn check_waits(&self) {
+        if self.waking.get() > 0 {
+            return;
+        }
+        for (no, wait) in self.waiting.borrow().iter().enumerate() {
+            let Some((on, _)) = wait else { continue };
+            let t = Tid(no as u32);
+            if !self.cpu.is_blocked(t) {
+                continue;
+            }
+            let lost = match on {
+                On::MmapLock { mm, .. } => mm.mmap_lock.has_forgotten(&self.cpu, t),
+                On::Inode { vma, .. } => vma
+                    .inode
+                    .as_ref()
+                    .is_some_and(|i| i.has_forgotten(&self.cpu, t)),
+                On::Vma { vma } => vma.readers().is_empty(),
+                On::Range { .. } | On::Page | On::Monitor | On::Work => false,
+            };
+            assert!(!lost, "thread {no} sleeps for {on:?}, which is to be had");
+        }
     }
 }
 

@@ -213,8 +213,22 @@ impl Recording {
         for (name, threads) in self.groups() {
             let (mut round, mut fault) = (histogram(), histogram());
             let scripts = self.scripts.values().filter(|s| s.group == name);
+            let mut begun = None;
             for action in scripts.flat_map(|s| &s.actions) {
-                let ns = action.to - action.from;
+                let (downgrades, downgraded) = match action.deed {
+                    Deed::Hold {
+                        downgrades,
+                        downgraded,
+                        ..
+                    } => (downgrades, downgraded),
+                    Deed::Fault { .. } => (false, false),
+                };
+                let from = begun.filter(|_| downgraded).unwrap_or(action.from);
+                begun = downgrades.then_some(from);
+                if downgrades {
+                    continue;
+                }
+                let ns = action.to.saturating_sub(from);
                 round.saturating_record(ns);
                 if matches!(action.deed, Deed::Fault { .. }) {
                     fault.saturating_record(ns);
@@ -257,7 +271,8 @@ impl Recording {
             for action in &script.actions {
                 if let Deed::Fault { file, .. } = action.deed {
                     vmas.entry((script.pid, file)).or_insert_with(|| {
-                        let object = file.map_or(u32::MAX, |f| f);
+                        // Files are shared by processes; anonymous memory is not.
+                        let object = file.unwrap_or(u32::MAX - script.pid);
                         let backing = match file {
                             Some(_) => Backing::File {
                                 object,
@@ -306,7 +321,7 @@ fn fault(e: &Fault) -> Action {
             } else {
                 e.address >> 12
             },
-            read: (e.file.is_some() && e.major && device > 0).then_some(device),
+            read: (e.major && device > 0).then_some(device),
         },
     }
 }
@@ -391,7 +406,7 @@ async fn play(
     given: bool,
     computed: f64,
 ) {
-    let mut before = 0;
+    let (mut before, mut begun) = (0, None);
     for action in &script.actions {
         let pause = action.from.saturating_sub(before);
         before = before.max(action.to);
@@ -409,7 +424,12 @@ async fn play(
         } else {
             k.cpu.work(t.tid, (pause as f64 * computed) as Nanos).await;
         }
-        let from = k.cpu.now();
+        // What follows a downgrade is the same call.
+        let from = match (is_next, begun) {
+            (true, Some(begun)) => begun,
+            _ => k.cpu.now(),
+        };
+        begun = Some(from);
         match &action.deed {
             Deed::Fault { file, page, read } => {
                 let a = Access {
@@ -418,7 +438,13 @@ async fn play(
                     read: read.filter(|_| given),
                 };
                 if file.is_some() {
-                    k.cache.set(a.key(), read.is_none(), t.tid);
+                    let unmapped = k.cache.set(a.key(), read.is_none(), t.tid);
+                    k.unmap(&unmapped);
+                } else if read.is_some() {
+                    // It comes from swap.
+                    let unmapped = k.cache.drop_page(a.key());
+                    k.unmap(&unmapped);
+                    k.stats.swap_out(a.key());
                 }
                 a.vma.present.borrow_mut().remove(page);
                 crate::calls::touch(k, &t, &a).await;

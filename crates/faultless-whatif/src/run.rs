@@ -3,7 +3,7 @@
 use crate::calls;
 use crate::chain::Chain;
 use crate::designs;
-use crate::kernel::{Access, Kernel, Mm, Running, Thread};
+use crate::kernel::{self, Access, Kernel, Mm, Running, Thread};
 use crate::stats::{Group, LOCK_KEYS};
 use crate::storage::Storage;
 use crate::vma::{Backing, Vma};
@@ -130,15 +130,16 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
         let all: Vec<&str> = designs::DESIGNS.iter().map(|d| d.id).collect();
         Error::Design(design.to_owned(), all.join(", "))
     })?;
-    let monitors = chosen.monitors();
-    let storage = Storage::new(w.device.clone(), seed);
+    let monitors = if chosen.has_monitors() { w.monitors } else { 0 };
     let kernel = Rc::new(Kernel::new(
-        w.cores,
-        w.costs,
-        storage,
-        (w.memory.pages(), w.memory_high.map(|h| h.pages())),
+        kernel::Machine {
+            cores: w.cores,
+            costs: w.costs,
+            storage: Storage::new(w.device.clone(), seed),
+            memory: (w.memory.pages(), w.memory_high.map(|h| h.pages())),
+            steals: w.rwsem_steals,
+        },
         chosen,
-        w.rwsem_steals,
     ));
     let mut machine = Machine {
         kernel: Rc::clone(&kernel),
@@ -180,12 +181,25 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
             }
         }
     }
+    if w.kswapd {
+        let no = kernel.stats.new_group("kswapd");
+        let thread = kernel.new_thread(&kernel.new_mm("kernel"), no);
+        kernel.kswapd.set(Some(thread.tid));
+        let k = &kernel;
+        bodies.push((
+            thread.tid,
+            Box::pin(async move { k.reclaim_ahead(&thread).await }),
+        ));
+    }
     let ns = |s: f64| (s * 1e9) as u64;
     let (warm_up, measured) = match &w.recorded {
-        Some(recording) => (0, ns(recording.seconds * LONGEST_REPLAY) + 1_000_000_000),
+        Some(recording) => (
+            0,
+            ns(recording.seconds * LONGEST_REPLAY).saturating_add(1_000_000_000),
+        ),
         None => (ns(w.warm_up), ns(w.seconds).max(1)),
     };
-    kernel.run(bodies, ends, warm_up + measured, warm_up);
+    kernel.run(bodies, ends, warm_up.saturating_add(measured), warm_up);
     Ok(outcome(w, design, &kernel))
 }
 
@@ -202,6 +216,14 @@ impl Machine {
             let Some(mm) = self.mms.get(process) else {
                 return;
             };
+            // One mapping of a file in each process.
+            if matches!(backing, Backing::File { .. })
+                && self
+                    .named
+                    .contains_key(&(process.to_owned(), name.to_owned()))
+            {
+                return;
+            }
             let vma = k.new_vma(backing, pages, read_ahead);
             if touched {
                 vma.fill();
@@ -224,7 +246,10 @@ impl Machine {
                 holes: file.holes,
             };
             for group in &w.threads {
-                let reads = |s: &Step| matches!(s, Step::Read { of, .. } if *of == file.name);
+                let reads = |s: &Step| match s {
+                    Step::Read { of, .. } | Step::Punch(of) => *of == file.name,
+                    _ => false,
+                };
                 if group.r#loop.iter().any(reads) {
                     add(
                         &group.process,
@@ -238,16 +263,18 @@ impl Machine {
             }
         }
         for region in &w.regions {
-            let object = k.new_object();
-            let backing = Backing::Anonymous { object };
-            add(
-                &region.process,
-                &region.name,
-                backing,
-                region.size.pages(),
-                0,
-                region.touched,
-            );
+            for _ in 0..region.count {
+                let object = k.new_object();
+                let backing = Backing::Anonymous { object };
+                add(
+                    &region.process,
+                    &region.name,
+                    backing,
+                    region.size.pages(),
+                    0,
+                    region.touched,
+                );
+            }
         }
     }
 
@@ -293,7 +320,7 @@ async fn body(
         .filter(|f| f.each)
         .map(|f| (f.name.as_str(), k.new_object()))
         .collect();
-    let mut sequential = 0;
+    let mut sequential: BTreeMap<&str, u64> = BTreeMap::new();
     let mut mapped: Vec<Rc<Vma>> = Vec::new();
     // Threads do not begin all at once.
     k.cpu
@@ -320,8 +347,9 @@ async fn body(
                             (u128::from(rank) * u128::from(named.stride) % u128::from(pages)) as u64
                         }
                         Order::Sequential => {
-                            sequential += 1;
-                            (sequential - 1) % pages
+                            let next = sequential.entry(of).or_default();
+                            *next += 1;
+                            (*next - 1) % pages
                         }
                     };
                     let a = Access {
@@ -373,6 +401,12 @@ async fn body(
                 Step::PageOut(of) => {
                     if let Some(named) = machine.named(process, of) {
                         calls::page_out(k, &t, &named.vma).await;
+                    }
+                }
+                Step::Punch(of) => {
+                    if let Some(named) = machine.named(process, of) {
+                        let page = random.random_range(0..named.vma.pages);
+                        calls::punch(k, &t, &named.vma, page).await;
                     }
                 }
                 Step::WorkUs(us) => k.cpu.work(t.tid, (us * 1e3) as u64).await,

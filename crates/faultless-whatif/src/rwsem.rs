@@ -11,6 +11,7 @@
 //! * Who lets go wakes the first that sleeps. If that is a writer, it has to try again, and may find the lock stolen; after 4 ms of
 //!   that it asks for the *hand-off*, and then nobody steals any more. If it is a reader, all readers of the queue get the lock
 //!   at once, up to 256 of them, those behind writers as well.
+//! * The lock is free from the release until the wake-up: a spinner gets it in between.
 //! * A writer that downgrades to a reader lets the readers in at the head of the queue, if it has any there.
 //!
 //! Invariant: never a writer together with a reader, or with another writer; checked at each acquisition.
@@ -83,7 +84,9 @@ impl State {
     }
 
     /// `rwsem_mark_wake`: who is to be woken. Readers have the lock then.
-    fn mark(&mut self, how: Wake, now: Nanos) -> Vec<Tid> {
+    ///
+    /// A lock that goes in order (`in_order`: Linux before 3.10) lets in the readers at the head alone.
+    fn mark(&mut self, how: Wake, now: Nanos, in_order: bool) -> Vec<Tid> {
         let Some(first) = self.waiters.front_mut() else {
             return Vec::new();
         };
@@ -103,8 +106,10 @@ impl State {
         }
         let mut woken = Vec::new();
         let mut kept = VecDeque::with_capacity(self.waiters.len());
+        let mut stopped = false;
         for waiter in std::mem::take(&mut self.waiters) {
-            if waiter.write || woken.len() >= READERS_AT_A_TIME {
+            stopped |= waiter.write && in_order;
+            if waiter.write || stopped || woken.len() >= READERS_AT_A_TIME {
                 kept.push_back(waiter);
             } else {
                 self.handoff &= !waiter.handoff;
@@ -119,21 +124,24 @@ impl State {
     }
 
     /// `rwsem_cond_wake_waiter`.
-    fn mark_if_possible(&mut self, now: Nanos) -> Vec<Tid> {
+    fn mark_if_possible(&mut self, now: Nanos, in_order: bool) -> Vec<Tid> {
         if self.writer.is_some() || self.handoff {
             return Vec::new();
         }
         if self.readers.is_empty() {
             self.not_spinnable = false;
-            self.mark(Wake::Any, now)
+            self.mark(Wake::Any, now, in_order)
         } else {
-            self.mark(Wake::Readers, now)
+            self.mark(Wake::Readers, now, in_order)
         }
     }
 
     /// `rwsem_try_write_lock`, of one that waits.
-    fn try_write(&mut self, t: Tid, now: Nanos) -> bool {
+    fn try_write(&mut self, t: Tid, now: Nanos, in_order: bool) -> bool {
         let is_first = self.waiters.front().is_some_and(|w| w.t == t);
+        if in_order && !is_first {
+            return false;
+        }
         if self.handoff && !is_first && self.waiters.front().is_some_and(|w| w.handoff) {
             return false;
         }
@@ -159,6 +167,15 @@ impl Rwsem {
     pub(crate) fn holders(&self) -> Vec<Tid> {
         let s = self.state.borrow();
         s.writer.iter().chain(&s.readers).copied().collect()
+    }
+
+    /// Whether a thread sleeps for it that nobody will wake: the lock is free, and the first that waits for it sleeps; or
+    /// the thread holds it.
+    pub(crate) fn has_forgotten(&self, cpu: &Cpu, t: Tid) -> bool {
+        let s = self.state.borrow();
+        let first = s.waiters.front().map(|w| w.t);
+        s.readers.contains(&t)
+            || (s.is_free() && s.spinners.is_empty() && first.is_some_and(|f| cpu.is_blocked(f)))
     }
 
     /// The first writer that waits.
@@ -216,7 +233,7 @@ impl Rwsem {
             if k.steals && s.is_free() && !s.handoff {
                 // Stolen, and shared with the readers that wait at the head.
                 s.take_read(t);
-                Err(s.mark(Wake::Readers, now))
+                Err(s.mark(Wake::Readers, now, false))
             } else {
                 s.waiters.push_back(Waiter {
                     t,
@@ -224,7 +241,7 @@ impl Rwsem {
                     patience: now + HANDOFF_AFTER,
                     handoff: false,
                 });
-                Ok(s.mark_if_possible(now))
+                Ok(s.mark_if_possible(now, !k.steals))
             }
         };
         match woken {
@@ -245,21 +262,34 @@ impl Rwsem {
     /// Lets go.
     pub(crate) async fn unlock_read(&self, k: &Kernel, t: Tid) {
         self.touch(k, t).await;
-        let woken = {
+        let is_last = {
             let mut s = self.state.borrow_mut();
             let at = s.readers.iter().position(|&r| r == t);
             s.readers
                 .swap_remove(at.expect("a reader lets go of what it holds"));
-            if !s.readers.is_empty() {
-                Vec::new()
-            } else {
-                s.not_spinnable = false;
-                let woken = s.mark(Wake::Any, k.cpu.now());
-                tell_spinner(&s, &k.cpu, k.costs.line);
-                woken
-            }
+            s.readers.is_empty()
         };
+        if is_last {
+            self.state.borrow_mut().not_spinnable = false;
+            self.wake_next(k, t).await;
+        }
+    }
+
+    /// `rwsem_wake`, of one that has let go. A spinner sees before that the lock is free, and takes it.
+    async fn wake_next(&self, k: &Kernel, t: Tid) {
+        k.waking.set(k.waking.get() + 1);
+        let spinner = self.state.borrow().spinners.front().copied();
+        if let Some(spinner) = spinner {
+            k.cpu.notify(spinner, k.costs.line.max(1));
+            // The line goes to the spinner first, then back for the list of those that wait.
+            k.cpu.work(t, 2 * k.costs.line.max(1)).await;
+        }
+        let woken = self
+            .state
+            .borrow_mut()
+            .mark(Wake::Any, k.cpu.now(), !k.steals);
         wake_all(k, t, &woken).await;
+        k.waking.set(k.waking.get() - 1);
     }
 
     /// Takes it for writing. Whether it had to wait.
@@ -286,14 +316,14 @@ impl Rwsem {
                 handoff: false,
             });
             if others {
-                s.mark_if_possible(now)
+                s.mark_if_possible(now, !k.steals)
             } else {
                 Vec::new()
             }
         };
         wake_all(k, t, &woken).await;
         loop {
-            if self.state.borrow_mut().try_write(t, k.cpu.now()) {
+            if self.state.borrow_mut().try_write(t, k.cpu.now(), !k.steals) {
                 return true;
             }
             k.cpu.block(t).await;
@@ -303,15 +333,12 @@ impl Rwsem {
     /// Lets go.
     pub(crate) async fn unlock_write(&self, k: &Kernel, t: Tid) {
         self.touch(k, t).await;
-        let woken = {
+        {
             let mut s = self.state.borrow_mut();
             assert_eq!(s.writer, Some(t), "a writer lets go of what it holds");
             s.writer = None;
-            let woken = s.mark(Wake::Any, k.cpu.now());
-            tell_spinner(&s, &k.cpu, k.costs.line);
-            woken
-        };
-        wake_all(k, t, &woken).await;
+        }
+        self.wake_next(k, t).await;
     }
 
     /// From writer to reader.
@@ -322,7 +349,7 @@ impl Rwsem {
             assert_eq!(s.writer, Some(t), "a writer downgrades what it holds");
             s.writer = None;
             s.take_read(t);
-            s.mark(Wake::Readers, k.cpu.now())
+            s.mark(Wake::Readers, k.cpu.now(), !k.steals)
         };
         wake_all(k, t, &woken).await;
     }
@@ -394,21 +421,15 @@ impl Rwsem {
     }
 }
 
-fn tell_spinner(s: &State, cpu: &Cpu, line: Nanos) {
-    if let Some(&spinner) = s.spinners.front()
-        && s.is_free()
-    {
-        cpu.notify(spinner, line.max(1));
-    }
-}
-
 /// Wakes threads, one after the other.
 pub(crate) async fn wake_all(k: &Kernel, t: Tid, woken: &[Tid]) {
+    k.waking.set(k.waking.get() + woken.len() as u64);
     for &other in woken {
         if other != t {
             k.cpu.work(t, k.costs.wake).await;
             k.cpu.wake(other);
         }
+        k.waking.set(k.waking.get() - 1);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::costs::Costs;
 use crate::cpu::Tid;
-use crate::kernel::{Kernel, Mm, Running, Thread};
+use crate::kernel::{Kernel, Machine, Mm, Running, Thread};
 use crate::storage::{Device, Storage};
 use faultless_trace::Nanos;
 use std::cell::RefCell;
@@ -50,14 +50,14 @@ pub(crate) fn play_on(
 ) -> (Vec<(f64, String)>, Rc<Kernel>) {
     let storage = Storage::new(Device::fixed(read as f64 / 1e3), 1);
     let design = crate::designs::of(design).expect("a design");
-    let k = Rc::new(Kernel::new(
+    let machine = Machine {
         cores,
-        Costs::none(),
+        costs: Costs::none(),
         storage,
-        (memory, None),
-        design,
-        true,
-    ));
+        memory: (memory, None),
+        steals: true,
+    };
+    let k = Rc::new(Kernel::new(machine, design));
     let mm: Rc<Mm> = k.new_mm("app");
     let group = k.stats.new_group("thread");
     let log = Log::default();

@@ -2,7 +2,7 @@
 
 use crate::cache::PageKey;
 use crate::cpu::Tid;
-use crate::kernel::{Access, Kernel};
+use crate::kernel::{Access, Kernel, On};
 use faultless_trace::Nanos;
 use hdrhistogram::Histogram;
 use rustc_hash::FxHashSet;
@@ -18,10 +18,13 @@ pub(crate) enum LockKind {
     Page,
     Siglock,
     Reclaim,
+    Inode,
+    Ranges,
+    Uffd,
 }
 
 /// How many there are.
-pub(crate) const LOCK_KINDS: usize = 6;
+pub(crate) const LOCK_KINDS: usize = 9;
 
 /// For machines; in the order of [`LockKind`].
 pub(crate) const LOCK_KEYS: [&str; LOCK_KINDS] = [
@@ -31,6 +34,9 @@ pub(crate) const LOCK_KEYS: [&str; LOCK_KINDS] = [
     "page",
     "siglock",
     "reclaim",
+    "invalidate_lock",
+    "range_tree",
+    "userfaultfd_queue",
 ];
 
 /// Times of a group of threads.
@@ -132,6 +138,22 @@ impl Stats {
             "processors were used for longer than there is time"
         );
         self.busy.set(k.cpu.busy() - self.busy.get());
+        // Waits that are not over.
+        for (no, wait) in k.waiting.borrow().iter().enumerate() {
+            let Some((on, since)) = wait else { continue };
+            let kind = match on {
+                On::MmapLock { write: false, .. } | On::Range { write: false, .. } => {
+                    LockKind::MmapRead
+                }
+                On::MmapLock { .. } | On::Range { .. } => LockKind::MmapWrite,
+                On::Vma { .. } => LockKind::VmaWrite,
+                On::Inode { .. } => LockKind::Inode,
+                On::Page => LockKind::Page,
+                On::Monitor | On::Work => continue,
+            };
+            let ns = k.cpu.now() - (*since).max(self.from.get());
+            self.with(Tid(no as u32), |g| g.waited[kind as usize] += ns);
+        }
         let before = self.runnable_before.borrow();
         for t in (0..self.group_of.borrow().len() as u32).map(Tid) {
             let ns = k.cpu.waited_to_run(t) - before.get(t.index()).copied().unwrap_or(0);

@@ -8,8 +8,10 @@
 
 use crate::cpu::Tid;
 use crate::kernel::Kernel;
+use crate::rwsem::{Rwsem, wake_all};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 /// What is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(crate) struct Vma {
     pub(crate) pages: u64,
     /// Pages that are read with the one that is missing; 0 or 1: none.
     pub(crate) read_ahead: u32,
+    /// The `invalidate_lock` of the file.
+    pub(crate) inode: Option<Rc<Rwsem>>,
     readers: RefCell<Vec<Tid>>,
     writer: Cell<Option<Tid>>,
     writer_waits: Cell<bool>,
@@ -52,12 +56,19 @@ pub(crate) struct Vma {
 }
 
 impl Vma {
-    pub(crate) fn new(no: u32, backing: Backing, pages: u64, read_ahead: u32) -> Vma {
+    pub(crate) fn new(
+        no: u32,
+        backing: Backing,
+        pages: u64,
+        read_ahead: u32,
+        inode: Option<Rc<Rwsem>>,
+    ) -> Vma {
         Vma {
             no,
             backing,
             pages,
             read_ahead,
+            inode,
             readers: RefCell::default(),
             writer: Cell::new(None),
             writer_waits: Cell::new(false),
@@ -131,8 +142,7 @@ impl Vma {
         };
         if last && self.writer_waits.replace(false) {
             let writer = self.writer.get().expect("a writer that waits");
-            k.cpu.work(t, k.costs.wake).await;
-            k.cpu.wake(writer);
+            wake_all(k, t, &[writer]).await;
         }
     }
 

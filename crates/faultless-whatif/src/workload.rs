@@ -31,9 +31,15 @@ pub const PAGE: u64 = 4096;
 
 /// So many threads, at most, in a workload.
 const THREADS_MAX: u64 = 4096;
+/// So many mappings at the beginning, at most.
+const VMAS_MAX: u64 = 1 << 20;
+/// Pages of a region that is paged out, at most.
+const PAGE_OUT_MAX: u64 = 1 << 22;
+/// Groups of threads that the model adds by itself.
+pub(crate) const OWN_GROUPS: [&str; 2] = ["monitor", "kswapd"];
 
 /// A size in bytes, written as `64 KiB`, `4 GiB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Bytes(pub u64);
 
 impl Bytes {
@@ -129,6 +135,9 @@ pub struct Region {
     /// Whether all of it has been touched.
     #[serde(default)]
     pub touched: bool,
+    /// So many of them, each a mapping of its own; steps get at the last.
+    #[serde(default = "one")]
+    pub count: u32,
 }
 
 /// Threads that do the same.
@@ -196,6 +205,8 @@ pub enum Step {
     Smaps(String),
     /// Gives the pages of a region up (MADV_PAGEOUT).
     PageOut(String),
+    /// Punches a hole into a file that it has mapped from the beginning: a page, any.
+    Punch(String),
     /// Computes, for so many microseconds.
     WorkUs(f64),
     /// Sleeps, for so many microseconds.
@@ -217,6 +228,9 @@ pub struct Workload {
     /// Room for pages, of files and anonymous ones together: of the machine, or of a control group.
     #[serde(default = "plenty")]
     pub memory: Bytes,
+    /// `memory` is the machine's: kswapd reclaims ahead of need. (A control group has none.)
+    #[serde(default)]
+    pub kswapd: bool,
     /// `memory.high` of the control group: who takes more is slowed down.
     #[serde(default)]
     pub memory_high: Option<Bytes>,
@@ -229,6 +243,9 @@ pub struct Workload {
     /// Whether mmap_lock may be taken before those that sleep for it, as since Linux 3.10; else it goes in order.
     #[serde(default = "yes")]
     pub rwsem_steals: bool,
+    /// Threads of each process that read the events of its userfaultfd, under uffd-monitor.
+    #[serde(default = "four")]
+    pub monitors: u32,
     /// What is read from.
     #[serde(default)]
     pub device: Device,
@@ -257,6 +274,10 @@ fn yes() -> bool {
 
 fn two() -> u32 {
     2
+}
+
+fn four() -> u32 {
+    4
 }
 
 fn plenty() -> Bytes {
@@ -359,7 +380,9 @@ impl Workload {
             ),
             cores: recording.processors,
             memory: plenty(),
+            kswapd: false,
             memory_high: None,
+            monitors: four(),
             seconds: recording.seconds.clamp(0.001, 3600.0),
             warm_up: 0.0,
             rwsem_steals: true,
@@ -433,6 +456,44 @@ impl Workload {
         if (count == 0 && self.recorded.is_none()) || count > THREADS_MAX {
             return wrong(format!("{count} threads; there must be 1 to {THREADS_MAX}"));
         }
+        let mut names: Vec<&str> = self.files.iter().map(|f| f.name.as_str()).collect();
+        names.extend(self.regions.iter().map(|r| r.name.as_str()));
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|n| n[0] == n[1]) {
+            return wrong(format!("two files or regions are named {}", twice[0]));
+        }
+        let mut names: Vec<&str> = self.threads.iter().map(|t| t.name.as_str()).collect();
+        names.extend(OWN_GROUPS);
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|n| n[0] == n[1]) {
+            return wrong(match OWN_GROUPS.contains(&twice[0]) {
+                true => format!("threads may not be named {}: the model has some", twice[0]),
+                false => format!("two groups of threads are named {}", twice[0]),
+            });
+        }
+        if !(1..=1024).contains(&self.monitors) {
+            return wrong(format!(
+                "monitors = {}; it must be 1 to 1024",
+                self.monitors
+            ));
+        }
+        let vmas: u64 = self.regions.iter().map(|r| u64::from(r.count)).sum();
+        if self.regions.iter().any(|r| r.count == 0) || vmas > VMAS_MAX {
+            return wrong(format!(
+                "{vmas} regions; count must be at least 1, and all together at most {VMAS_MAX}"
+            ));
+        }
+        if let Some(high) = self.memory_high
+            && (high.0 == 0 || high > self.memory)
+        {
+            return wrong(format!(
+                "memory-high = {high}; it must be more than 0, and at most memory ({})",
+                self.memory
+            ));
+        }
+        if self.kswapd && self.memory_high.is_some() {
+            return wrong("a control group, which memory-high is of, has no kswapd".into());
+        }
         let is_named = |name: &str| {
             let file = self.files.iter().any(|f| f.name == name);
             file || self.regions.iter().any(|r| r.name == name)
@@ -470,6 +531,24 @@ impl Workload {
                     }
                     Step::PageOut(of) if !self.regions.iter().any(|r| &r.name == of) => {
                         return wrong(format!("{}: {of} is no region", threads.name));
+                    }
+                    Step::PageOut(of)
+                        if self
+                            .regions
+                            .iter()
+                            .any(|r| &r.name == of && r.size.pages() > PAGE_OUT_MAX) =>
+                    {
+                        return wrong(format!(
+                            "{}: {of} is too large to be paged out; {} is the most",
+                            threads.name,
+                            Bytes(PAGE_OUT_MAX * PAGE)
+                        ));
+                    }
+                    Step::Punch(of) if !self.files.iter().any(|f| &f.name == of && !f.each) => {
+                        return wrong(format!(
+                            "{}: there is no file {of} that all threads share",
+                            threads.name
+                        ));
                     }
                     Step::MapFile(of) if !self.files.iter().any(|f| &f.name == of) => {
                         return wrong(format!("{}: there is no file {of}", threads.name));

@@ -94,8 +94,10 @@ fn where_memory_is_tight_a_retry_finds_pages_gone_and_holding_the_lock_does_not(
     .expect("a workload");
     let today = under(&w, "vma-then-mmap");
     assert!(today.gone_at_retry_percent > 1.0, "{today:?}");
+    assert!(today.read_again_percent > 1.0, "{today:?}");
     let hold = under(&w, "vma-hold");
-    assert_eq!(hold.gone_at_retry_percent, 0.0);
+    // (A page can go in the moment between its read and its mapping.)
+    assert!(hold.read_again_percent < 0.1, "{hold:?}");
 }
 
 #[test]
@@ -174,6 +176,7 @@ fn step() -> impl Strategy<Value = Vec<String>> {
         ]),
         Just(vec!["{ page-out = \"heap\" }".to_owned()]),
         Just(vec!["\"fork\"".to_owned()]),
+        Just(vec!["{ punch = \"data\" }".to_owned()]),
         Just(vec!["{ smaps = \"app\" }".to_owned()]),
         Just(vec!["{ work-us = 3.0 }".to_owned()]),
         Just(vec!["{ sleep-us = 50.0 }".to_owned()]),
@@ -212,8 +215,8 @@ proptest! {
         let w = Workload::parse(&text).expect("a workload");
         let jobs: Vec<(Workload, String)> = DESIGNS.iter().map(|d| (w.clone(), d.id.to_owned())).collect();
         for o in run_all(&jobs, seed, |_| {}).expect("they run") {
-            // A lost wake-up would leave nothing to do but samples, one a millisecond.
-            prop_assert!(o.events > 30, "{} stands still: {o:?}", o.design);
+            let rounds: f64 = o.groups.iter().map(|g| g.per_second).sum();
+            prop_assert!(rounds > 0.0, "{} stands still: {o:?}", o.design);
         }
     }
 }

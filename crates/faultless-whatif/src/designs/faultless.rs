@@ -7,6 +7,7 @@
 use super::{About, Design, vma_then_mmap};
 use crate::cache::Found;
 use crate::kernel::{Access, Kernel, Running, Thread};
+use crate::stats::LockKind;
 
 pub(crate) const ABOUT: About = About {
     id: "faultless",
@@ -26,7 +27,9 @@ impl Design for Faultless {
                 return;
             }
             locked(k, t, a).await;
-            t.mm.siglock.pass(k, t.tid, k.costs.siglock).await;
+            t.mm.siglock
+                .pass(k, t.tid, LockKind::Siglock, k.costs.siglock)
+                .await;
             k.cpu.work(t.tid, k.costs.signal + k.costs.engine).await;
             pread(k, t, a).await;
             copy(k, t, a).await;
@@ -44,12 +47,13 @@ async fn locked(k: &Kernel, t: &Thread, a: &Access) {
     }
 }
 
-/// Reads a page directly; a page that another thread reads is waited for.
+/// Reads a page directly, under the file's own lock, which a direct read shares as a fault does its `invalidate_lock`; a page that
+/// another thread reads is waited for.
 pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) {
     loop {
         match k.cache.find(a.key()) {
-            Found::UpToDate(_) => return,
-            Found::Locked(no) => k.wait_for_page(t, a, no).await,
+            Found::UpToDate(_) | Found::Busy(_) => return,
+            Found::Reading(no) => k.wait_for_page(t, a, no, false).await,
             Found::Absent => {
                 k.charge(t, 1).await;
                 if k.cache.find(a.key()) != Found::Absent {
@@ -57,9 +61,11 @@ pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) {
                 }
                 let no = k.cache.insert(a.key(), t.tid);
                 k.stats.read_begins(a.key());
+                k.inode_lock(t, &a.vma, false).await;
                 k.cpu.work(t.tid, k.costs.pread + k.costs.submit_read).await;
                 k.storage.read(&k.cpu, no, a.read);
-                k.wait_for_page(t, a, no).await;
+                k.wait_for_page(t, a, no, true).await;
+                k.inode_unlock_shared(t, &a.vma).await;
             }
         }
     }
@@ -72,7 +78,7 @@ pub(crate) async fn copy(k: &Kernel, t: &Thread, a: &Access) {
         k.mmap_read(t, &t.mm).await;
     }
     k.cpu.work(t.tid, k.costs.uffd_copy).await;
-    if let Found::UpToDate(no) = k.cache.find(a.key()) {
+    if let Found::UpToDate(no) | Found::Busy(no) = k.cache.find(a.key()) {
         k.map(a, Some(no));
     }
     if inside {

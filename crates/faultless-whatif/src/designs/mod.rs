@@ -33,9 +33,9 @@ pub(crate) trait Design {
         false
     }
 
-    /// Threads of the process that serve its faults.
-    fn monitors(&self) -> u32 {
-        0
+    /// Whether threads of the process serve its faults.
+    fn has_monitors(&self) -> bool {
+        false
     }
 }
 
@@ -92,20 +92,20 @@ pub(crate) fn of(id: &str) -> Option<std::rc::Rc<dyn Design>> {
 
 /// Looks for the page until it is mapped, and waits for reads with whatever locks are held: the last attempt of most designs.
 pub(crate) async fn stay(k: &Kernel, t: &Thread, a: &Access) {
-    while let Looked::Reading(no) = k.look(t, a).await {
-        k.wait_for_page(t, a, no).await;
+    while let Looked::Missing(missing) = k.look(t, a).await {
+        k.get(t, a, missing).await;
     }
 }
 
 /// A fault under `mmap_lock` from the start, which gives it up for one read: `drop-retry`, and what others fall back to.
 pub(crate) async fn under_mmap_lock(k: &Kernel, t: &Thread, a: &Access) {
     k.mmap_read(t, &t.mm).await;
-    let Looked::Reading(no) = k.look(t, a).await else {
-        t.mm.mmap_lock.unlock_read(k, t.tid).await;
+    let looked = k.look(t, a).await;
+    t.mm.mmap_lock.unlock_read(k, t.tid).await;
+    let Looked::Missing(missing) = looked else {
         return;
     };
-    t.mm.mmap_lock.unlock_read(k, t.tid).await;
-    k.wait_for_page(t, a, no).await;
+    k.get(t, a, missing).await;
     retry_under_mmap_lock(k, t, a).await;
 }
 

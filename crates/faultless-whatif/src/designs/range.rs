@@ -63,7 +63,7 @@ pub(crate) struct Ranges {
 impl Ranges {
     pub(crate) async fn lock(&self, k: &Kernel, t: &Thread, span: Span, write: bool) {
         let from = k.cpu.now();
-        self.tree.pass(k, t.tid, TREE).await;
+        self.tree.pass(k, t.tid, LockKind::Ranges, TREE).await;
         let request = Request {
             t: t.tid,
             span,
@@ -74,7 +74,10 @@ impl Ranges {
             self.held.borrow_mut().push(request);
         } else {
             self.waiting.borrow_mut().push(request);
-            let on = On::Range { holder: blocker };
+            let on = On::Range {
+                holder: blocker,
+                write,
+            };
             let wait = async {
                 while !self.held.borrow().iter().any(|h| h.t == t.tid) {
                     k.cpu.block(t.tid).await;
@@ -91,7 +94,7 @@ impl Ranges {
     }
 
     pub(crate) async fn unlock(&self, k: &Kernel, t: &Thread) {
-        self.tree.pass(k, t.tid, TREE).await;
+        self.tree.pass(k, t.tid, LockKind::Ranges, TREE).await;
         self.held.borrow_mut().retain(|h| h.t != t.tid);
         let mut woken = Vec::new();
         let mut no = 0;

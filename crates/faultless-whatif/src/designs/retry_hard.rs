@@ -24,8 +24,10 @@ impl Design for RetryHard {
             }
             let looked = k.look(t, a).await;
             a.vma.end_read(k, t.tid).await;
-            let Looked::Reading(no) = looked else { return };
-            k.wait_for_page(t, a, no).await;
+            let Looked::Missing(missing) = looked else {
+                return;
+            };
+            k.get(t, a, missing).await;
             while !a.vma.start_read(k, t.tid).await {
                 if a.vma.gone.get() {
                     return;

@@ -6,7 +6,7 @@
 
 use super::{About, Design, under_mmap_lock};
 use crate::cache::Found;
-use crate::kernel::{Access, Kernel, Running, Thread};
+use crate::kernel::{Access, Kernel, Looked, Running, Thread};
 
 pub(crate) const ABOUT: About = About {
     id: "speculative",
@@ -23,12 +23,14 @@ impl Design for Speculative {
             let there = match k.cache.find(a.key()) {
                 Found::UpToDate(_) => true,
                 Found::Absent => a.is_anonymous() && !k.stats.is_swapped(a.key()),
-                Found::Locked(_) => false,
+                Found::Reading(_) | Found::Busy(_) => false,
             };
             // A writer that is at work bumps the sequence count: the attempt is in vain.
             if there && !t.mm.mmap_lock.is_written() {
-                k.look(t, a).await;
-                return;
+                match k.look(t, a).await {
+                    Looked::Mapped => return,
+                    Looked::Missing(missing) => k.get(t, a, missing).await,
+                }
             }
             under_mmap_lock(k, t, a).await;
         })

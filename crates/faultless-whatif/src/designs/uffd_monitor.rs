@@ -7,6 +7,7 @@
 use super::{About, Design};
 use crate::cpu::Tid;
 use crate::kernel::{Access, Kernel, On, Running, Thread, Turn};
+use crate::stats::LockKind;
 use faultless_trace::Nanos;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,9 +18,6 @@ pub(crate) const ABOUT: About = About {
     when: "Linux 4.3",
     source: "fs/userfaultfd.c",
 };
-
-/// Monitor threads of a process.
-const MONITORS: u32 = 4;
 
 /// The descriptor.
 #[derive(Debug, Default)]
@@ -47,7 +45,9 @@ impl Design for UffdMonitor {
                 k.mmap_read(t, &t.mm).await;
             }
             q.asleep.set(q.asleep.get() + 1);
-            q.lock.pass(k, t.tid, k.costs.uffd_queue).await;
+            q.lock
+                .pass(k, t.tid, LockKind::Uffd, k.costs.uffd_queue)
+                .await;
             q.events.borrow_mut().push_back((t.tid, a.clone()));
             let monitor = q.idle.borrow_mut().pop();
             if let Some(monitor) = monitor {
@@ -74,8 +74,8 @@ impl Design for UffdMonitor {
         })
     }
 
-    fn monitors(&self) -> u32 {
-        MONITORS
+    fn has_monitors(&self) -> bool {
+        true
     }
 }
 
@@ -94,11 +94,11 @@ pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
         };
         // All that wait in the queue are looked at, for the event and for the wake-up.
         let all: Nanos = q.asleep.get() * k.costs.uffd_queue;
-        q.lock.pass(k, t.tid, all).await;
+        q.lock.pass(k, t.tid, LockKind::Uffd, all).await;
         k.cpu.work(t.tid, k.costs.uffd_event).await;
         super::faultless::pread(k, t, &access).await;
         super::faultless::copy(k, t, &access).await;
-        q.lock.pass(k, t.tid, all).await;
+        q.lock.pass(k, t.tid, LockKind::Uffd, all).await;
         q.served.borrow_mut().push(faulter);
         k.cpu.work(t.tid, k.costs.wake).await;
         k.cpu.wake(faulter);

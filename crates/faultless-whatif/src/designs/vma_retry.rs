@@ -27,8 +27,10 @@ pub(crate) async fn fault(k: &Kernel, t: &Thread, a: &Access) {
     }
     let looked = k.look(t, a).await;
     a.vma.end_read(k, t.tid).await;
-    let Looked::Reading(no) = looked else { return };
-    k.wait_for_page(t, a, no).await;
+    let Looked::Missing(missing) = looked else {
+        return;
+    };
+    k.get(t, a, missing).await;
     if !a.vma.start_read(k, t.tid).await {
         return retry_under_mmap_lock(k, t, a).await;
     }

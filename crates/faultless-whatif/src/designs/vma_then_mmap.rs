@@ -4,7 +4,7 @@
 //! Linux 6.4 (Suren Baghdasaryan, 2023) to today.
 
 use super::{About, Design, retry_under_mmap_lock, under_mmap_lock};
-use crate::kernel::{Access, Kernel, Looked, Running, Thread};
+use crate::kernel::{Access, Kernel, Looked, Missing, Running, Thread};
 
 pub(crate) const ABOUT: About = About {
     id: "vma-then-mmap",
@@ -26,13 +26,18 @@ pub(crate) async fn fault(k: &Kernel, t: &Thread, a: &Access) {
         return under_mmap_lock(k, t, a).await;
     }
     let looked = k.look(t, a).await;
-    let Looked::Reading(no) = looked else {
-        return a.vma.end_read(k, t.tid).await;
-    };
-    // FAULT_FLAG_TRIED is set for a fault that was major: one that waited for another's read may give the lock up again.
-    let is_major = k.cache.reader(no) == t.tid;
     a.vma.end_read(k, t.tid).await;
-    k.wait_for_page(t, a, no).await;
+    let Looked::Missing(missing) = looked else {
+        return;
+    };
+    get_and_retry(k, t, a, missing).await;
+}
+
+/// With the VMA's lock given up: waits for the page, and makes the second attempt.
+pub(crate) async fn get_and_retry(k: &Kernel, t: &Thread, a: &Access, missing: Missing) {
+    // FAULT_FLAG_TRIED is set for a fault that was major: one that waited for another's read may give the lock up again.
+    let is_major = missing.is_major();
+    k.get(t, a, missing).await;
     if is_major {
         retry_under_mmap_lock(k, t, a).await;
     } else {

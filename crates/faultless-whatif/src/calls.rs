@@ -16,20 +16,20 @@ pub(crate) async fn mmap(
     pages: u64,
     read_ahead: u32,
 ) -> Rc<Vma> {
-    let before = k.now_does(t.tid, "mmap");
+    let before = k.enter(t.tid, "mmap");
     k.cpu.work(t.tid, k.costs.syscall).await;
     let vma = k.new_vma(backing, pages, read_ahead);
     lock(k, t, Span::Mapping(vma.no)).await;
     k.cpu.work(t.tid, k.costs.mmap).await;
     t.mm.vmas.borrow_mut().push(Rc::clone(&vma));
     unlock(k, t).await;
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
     vma
 }
 
 /// `munmap`: out of the tree under the write lock, then downgraded; pages are freed under the read lock.
 pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
-    let before = k.now_does(t.tid, "munmap");
+    let before = k.enter(t.tid, "munmap");
     k.cpu.work(t.tid, k.costs.syscall).await;
     lock(k, t, Span::Mapping(vma.no)).await;
     k.cpu.work(t.tid, k.costs.munmap).await;
@@ -52,7 +52,7 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         k.cache.unmap(PageKey { object, page }, stamp, vma.no);
     }
     k.cpu
-        .work(t.tid, k.costs.unmap_page * present.len() as u64)
+        .walk(t.tid, k.costs.unmap_page * present.len() as u64)
         .await;
     if !present.is_empty() {
         let others = k.cpu.others_running(t.mm.no, t.tid);
@@ -71,12 +71,12 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     } else {
         t.mm.mmap_lock.unlock_read(k, t.tid).await;
     }
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
 }
 
 /// `fork`, in the parent: every VMA is locked while its page tables are copied. The child ends at once; the parent waits for it.
 pub(crate) async fn fork(k: &Kernel, t: &Thread) {
-    let before = k.now_does(t.tid, "fork");
+    let before = k.enter(t.tid, "fork");
     k.cpu.work(t.tid, k.costs.syscall + k.costs.fork / 2).await;
     lock(k, t, Span::All).await;
     let vmas: Vec<Rc<Vma>> = t.mm.vmas.borrow().clone();
@@ -90,10 +90,10 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
         if anonymous {
             let pages = vma.resident();
             let ns = k.costs.fork_page.saturating_mul(pages);
-            k.cpu.work(t.tid, ns).await;
+            k.cpu.walk(t.tid, ns).await;
             copied += pages;
         }
-        k.cpu.work(t.tid, k.costs.fork_vma).await;
+        k.cpu.walk(t.tid, k.costs.fork_vma).await;
     }
     if copied > 0 {
         // What was writable is write-protected.
@@ -111,20 +111,20 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
     let child = (k.costs.exit_page.saturating_mul(copied))
         .saturating_add(k.costs.fork_vma / 2 * vmas.len() as u64)
         .saturating_add(k.costs.wakeup);
-    k.cpu.work(t.tid, child).await;
-    k.now_does(t.tid, before);
+    k.cpu.walk(t.tid, child).await;
+    k.leave(t.tid, before).await;
 }
 
 /// Reads `/proc/PID/smaps_rollup` of a process: under its lock for reading, which is given up between mappings where somebody waits.
 pub(crate) async fn smaps(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
-    let before = k.now_does(t.tid, "read of smaps_rollup");
+    let before = k.enter(t.tid, "read of smaps_rollup");
     k.cpu.work(t.tid, k.costs.syscall).await;
     lock_to_look(k, t, of).await;
     let vmas: Vec<Rc<Vma>> = of.vmas.borrow().clone();
     for vma in vmas {
         let pages = vma.resident();
         let ns = k.costs.smaps_page.saturating_mul(pages);
-        k.cpu.work(t.tid, ns).await;
+        k.cpu.walk(t.tid, ns).await;
         if !k.design.has_range_locks() && of.mmap_lock.is_contended() {
             of.mmap_lock.unlock_read(k, t.tid).await;
             k.mmap_read(t, of).await;
@@ -135,12 +135,12 @@ pub(crate) async fn smaps(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
     } else {
         of.mmap_lock.unlock_read(k, t.tid).await;
     }
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
 }
 
 /// MADV_PAGEOUT of an anonymous mapping: what is in memory goes to swap.
 pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
-    let before = k.now_does(t.tid, "madvise(MADV_PAGEOUT)");
+    let before = k.enter(t.tid, "madvise(MADV_PAGEOUT)");
     k.cpu.work(t.tid, k.costs.syscall).await;
     lock_to_look(k, t, &t.mm).await;
     vma.tell_apart();
@@ -182,13 +182,13 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     } else {
         t.mm.mmap_lock.unlock_read(k, t.tid).await;
     }
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
 }
 
 /// `fallocate(FALLOC_FL_PUNCH_HOLE)` of a page of a file: under its `invalidate_lock`, so after the reads that are under way, and
 /// before all later ones.
 pub(crate) async fn punch(k: &Kernel, t: &Thread, vma: &Rc<Vma>, page: u64) {
-    let before = k.now_does(t.tid, "fallocate(PUNCH_HOLE)");
+    let before = k.enter(t.tid, "fallocate(PUNCH_HOLE)");
     k.cpu.work(t.tid, k.costs.syscall).await;
     k.inode_lock(t, vma, true).await;
     k.cpu.work(t.tid, k.costs.punch).await;
@@ -203,7 +203,7 @@ pub(crate) async fn punch(k: &Kernel, t: &Thread, vma: &Rc<Vma>, page: u64) {
     if let Some(inode) = &vma.inode {
         inode.unlock_write(k, t.tid).await;
     }
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
 }
 
 /// Touches a page: nothing, if it is present, else a fault, again until it is.
@@ -212,7 +212,7 @@ pub(crate) async fn touch(k: &Kernel, t: &Thread, a: &Access) {
         return;
     }
     let from = k.cpu.now();
-    let before = k.now_does(t.tid, "page fault");
+    let before = k.enter(t.tid, "page fault");
     while !a.vma.gone.get() {
         k.cpu.work(t.tid, k.costs.fault).await;
         k.design.fault(k, t, a).await;
@@ -221,7 +221,7 @@ pub(crate) async fn touch(k: &Kernel, t: &Thread, a: &Access) {
             break;
         }
     }
-    k.now_does(t.tid, before);
+    k.leave(t.tid, before).await;
     k.stats.fault(t.tid, k.cpu.now() - from);
 }
 

@@ -4,10 +4,17 @@
 //! passes in [`Cpu::work`], [`Cpu::sleep`], [`Cpu::block`] and [`Cpu::spin`] alone. One queue holds whatever will happen,
 //! in order of time and, at the same instant, in the order in which it was asked for; so a run is a function of its input.
 //!
-//! The scheduler is the kernel's fair one, without its run queue per processor: a thread that can run takes an idle processor,
-//! else it takes one whose thread has used up its slice, or waits: for another thread to become runnable, or a tick to come,
-//! when a slice is used up (`kernel/sched/fair.c`, RUN_TO_PARITY: a woken thread does not cut a slice short). Of those that wait, the
-//! one that has run least is next.
+//! The scheduler is the kernel's, EEVDF (`kernel/sched/fair.c` of Linux 6.18), for threads of the same weight, with one queue for all
+//! processors instead of one for each:
+//!
+//! * Each thread has a virtual time, which is how long it has run. Whoever is not ahead of the average of all that want to run is
+//!   *eligible*; of these, the one with the earliest *deadline* (its virtual time when it got its slice, and the slice) is next.
+//! * Who sleeps keeps its lag behind the average, and gets it back when it wakes; who is ahead of the average waits until that has
+//!   caught up. So one that sleeps most of the time runs as soon as it wakes.
+//! * Who runs is protected until its slice is used up, as long as it is eligible (RUN_TO_PARITY). That is looked at when somebody wakes
+//!   on its processor, and at ticks.
+//! * A kernel without preemption takes the processor from a thread only on its way back to user space, or where it says that it may
+//!   (`cond_resched`): so not from one that holds `mmap_lock`, but for long walks.
 
 use crate::costs::Costs;
 use faultless_trace::Nanos;
@@ -78,8 +85,17 @@ struct Thread {
     state: State,
     /// The address space that it runs in.
     mm: u32,
-    /// Time on a processor, for fairness.
-    ran: Nanos,
+    /// Virtual time.
+    ran: i64,
+    deadline: i64,
+    /// How far behind the average it was when it went to sleep; negative: how far ahead.
+    lag: i64,
+    /// The processor that it ran on last.
+    core: u32,
+    /// It is in the kernel, where nobody takes the processor from it.
+    in_kernel: bool,
+    /// Another thread is to have its processor.
+    need_resched: bool,
     /// What it has still to compute before its next step.
     left: Nanos,
     spinning: Option<Option<Spun>>,
@@ -92,12 +108,10 @@ struct Thread {
 #[derive(Debug, Default, Clone)]
 struct Core {
     current: Option<Tid>,
-    /// When `left` of the current thread was last brought up to date.
+    /// When the time of the current thread was last brought up to date.
     since: Nanos,
-    /// When the slice of the current thread is used up.
-    slice_used: Nanos,
-    /// The tick at which that is noticed, if nothing else happens before.
-    slice_end: Nanos,
+    /// The next tick.
+    tick: Nanos,
     /// Counts changes of plan: events of former plans are stale.
     run: u64,
 }
@@ -109,13 +123,17 @@ struct Inner {
     threads: Vec<Thread>,
     cores: Vec<Core>,
     idle: Vec<u32>,
-    /// Threads that can run and have no processor, by time that they have run.
-    runnable: BTreeSet<(Nanos, u64, Tid)>,
-    /// How much the thread has run that was put on a processor last.
-    least: Nanos,
+    /// Threads that can run and have no processor, by deadline.
+    runnable: BTreeSet<(i64, u64, Tid)>,
+    /// Of all that run or can: how many, and the sum of their virtual times, at `since` of their processors.
+    able: i64,
+    ran: i64,
+    /// Of those that run: how many, and the sum of `since`.
+    running: i64,
+    since: i64,
+    /// The average when there was somebody.
+    average: i64,
     ready: VecDeque<Tid>,
-    /// Processors in use, by when the slice of the thread on them is used up.
-    slices: BTreeSet<(Nanos, u32)>,
     busy: Nanos,
 }
 
@@ -127,12 +145,14 @@ pub(crate) struct Cpu {
     inner: RefCell<Inner>,
     switch: Nanos,
     wakeup: Nanos,
-    slice: Nanos,
+    slice: i64,
     tick: Nanos,
+    /// The kernel is preempted as well (CONFIG_PREEMPT).
+    preempts: bool,
 }
 
 impl Cpu {
-    pub(crate) fn new(cores: u32, costs: &Costs) -> Cpu {
+    pub(crate) fn new(cores: u32, costs: &Costs, preempts: bool) -> Cpu {
         Cpu {
             now: Cell::new(0),
             events: Cell::new(0),
@@ -143,15 +163,19 @@ impl Cpu {
                 cores: vec![Core::default(); cores as usize],
                 idle: (0..cores).rev().collect(),
                 runnable: BTreeSet::new(),
-                least: 0,
+                able: 0,
+                ran: 0,
+                running: 0,
+                since: 0,
+                average: 0,
                 ready: VecDeque::new(),
-                slices: BTreeSet::new(),
                 busy: 0,
             }),
             switch: costs.context_switch,
             wakeup: costs.wakeup,
-            slice: costs.slice,
+            slice: costs.slice.max(1) as i64,
             tick: costs.tick.max(1),
+            preempts,
         }
     }
 
@@ -222,10 +246,10 @@ impl Cpu {
             }
             inner.bring_up_to_date(no, now);
             let thread = &mut inner.threads[other.index()];
+            // (Who comes to its next step too early for that plans again.)
             if thread.left < FOREVER / 2 {
                 thread.left += ns;
             }
-            self.plan(inner, no as u32);
         }
     }
 
@@ -238,7 +262,12 @@ impl Cpu {
         inner.threads.push(Thread {
             state: State::Blocked,
             mm,
-            ran: inner.least,
+            ran: 0,
+            deadline: 0,
+            lag: 0,
+            core: t.0 % inner.cores.len() as u32,
+            in_kernel: false,
+            need_resched: false,
             left: 0,
             spinning: None,
             woken_early: false,
@@ -273,10 +302,7 @@ impl Cpu {
             // Nothing else happens meanwhile: no event is needed.
             let until = self.now.get().saturating_add(ns);
             let next = inner.queue.peek().map_or(FOREVER, |Reverse(e)| e.0);
-            if until < next
-                && inner.ready.is_empty()
-                && until < inner.cores[core as usize].slice_end
-            {
+            if until < next && inner.ready.is_empty() && until < inner.cores[core as usize].tick {
                 self.now.set(until);
                 self.events.set(self.events.get() + 1);
                 return Poll::Ready(());
@@ -285,6 +311,50 @@ impl Cpu {
             inner.threads[t.index()].left = ns;
             self.plan(inner, core);
             Poll::Pending
+        })
+        .await;
+    }
+
+    /// Computes for long in the kernel, at a place where the processor may be taken.
+    pub(crate) async fn walk(&self, t: Tid, ns: Nanos) {
+        let inside = std::mem::replace(&mut self.thread(t).in_kernel, false);
+        self.give_way(t).await;
+        self.work(t, ns).await;
+        self.thread(t).in_kernel = inside;
+    }
+
+    /// Gets into the kernel.
+    pub(crate) fn enter_kernel(&self, t: Tid) {
+        self.thread(t).in_kernel = !self.preempts;
+    }
+
+    /// Gets back to user space.
+    pub(crate) async fn leave_kernel(&self, t: Tid) {
+        self.thread(t).in_kernel = false;
+        self.give_way(t).await;
+    }
+
+    fn thread(&self, t: Tid) -> std::cell::RefMut<'_, Thread> {
+        std::cell::RefMut::map(self.inner.borrow_mut(), |i| &mut i.threads[t.index()])
+    }
+
+    /// Lets another thread have the processor, if one is to have it.
+    async fn give_way(&self, t: Tid) {
+        let mut begun = false;
+        poll_fn(|_| {
+            let inner = &mut *self.inner.borrow_mut();
+            if begun || !std::mem::take(&mut inner.threads[t.index()].need_resched) {
+                return Poll::Ready(());
+            }
+            begun = true;
+            let State::Running(core) = inner.threads[t.index()].state else {
+                unreachable!("a thread is in user space where it has no processor");
+            };
+            inner.bring_up_to_date(core as usize, self.now.get());
+            match self.reschedule(inner, core) {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
         })
         .await;
     }
@@ -357,13 +427,11 @@ impl Cpu {
         self.plan(inner, core);
     }
 
-    /// Whether another thread waits for the processor of this one, whose slice is over.
+    /// Whether another thread is to have the processor of this one.
     pub(crate) fn must_reschedule(&self, t: Tid) -> bool {
         let inner = self.inner.borrow();
-        let State::Running(core) = inner.threads[t.index()].state else {
-            return true;
-        };
-        !inner.runnable.is_empty() && inner.cores[core as usize].slice_used <= self.now.get()
+        let thread = &inner.threads[t.index()];
+        thread.need_resched || !matches!(thread.state, State::Running(_))
     }
 
     /// Wakes a thread.
@@ -416,39 +484,74 @@ impl Cpu {
         let Some(t) = inner.cores[core as usize].current else {
             return;
         };
-        let thread = &mut inner.threads[t.index()];
-        if thread.left == 0 {
+        if inner.cores[core as usize].tick <= now {
+            inner.cores[core as usize].tick = self.tick_after(core, now);
+            if self.is_used_up(inner, t) && self.preempt(inner, core) {
+                return;
+            }
+        }
+        if inner.threads[t.index()].left == 0 {
+            inner.cores[core as usize].run += 1;
             inner.ready.push_back(t);
-            return;
-        }
-        // The slice is over.
-        if inner.runnable.is_empty() {
-            inner.cores[core as usize].slice_end = self.tick_after(core, now);
+        } else {
             self.plan(inner, core);
-            return;
         }
-        self.preempt(inner, core);
     }
 
-    /// Takes the processor from its thread, whose slice is used up, and which has something left to do.
-    fn preempt(&self, inner: &mut Inner, core: u32) {
+    /// `update_deadline`: whether the slice of a thread that runs is used up. It gets another one then.
+    fn is_used_up(&self, inner: &mut Inner, t: Tid) -> bool {
+        let thread = &mut inner.threads[t.index()];
+        let used_up = thread.ran >= thread.deadline;
+        if used_up {
+            thread.deadline = thread.ran + self.slice;
+        }
+        used_up && !inner.runnable.is_empty()
+    }
+
+    /// Another thread is to have a processor, if it deserves it: as soon as the one that is there can give it up. Whether it has.
+    fn preempt(&self, inner: &mut Inner, core: u32) -> bool {
         let Some(t) = inner.cores[core as usize].current else {
-            return;
+            return false;
         };
         let thread = &mut inner.threads[t.index()];
         if thread.spinning == Some(None) {
-            // It gives up by itself.
+            // It stops by itself.
+            thread.need_resched = true;
             thread.spinning = Some(Some(Spun::Reschedule));
             thread.left = 0;
             inner.cores[core as usize].run += 1;
             inner.ready.push_back(t);
-            return;
+            return true;
         }
+        // One that is at its next step just now gives it up on its way to user space, or at the next tick.
+        if thread.in_kernel || thread.left == 0 {
+            thread.need_resched = true;
+            return false;
+        }
+        self.reschedule(inner, core)
+    }
+
+    /// `pick_next_task`: whether another thread has the processor then.
+    fn reschedule(&self, inner: &mut Inner, core: u32) -> bool {
+        let Some(t) = inner.cores[core as usize].current else {
+            return false;
+        };
+        let average = inner.average(self.now.get());
+        let Some(next) = inner.pick(average) else {
+            return false;
+        };
+        let thread = &inner.threads[t.index()];
+        if thread.ran <= average && thread.deadline < next.0 {
+            return false;
+        }
+        let thread = &mut inner.threads[t.index()];
         thread.state = State::Runnable;
+        thread.need_resched = false;
         thread.runnable_since = self.now.get();
         inner.free(core);
         inner.enqueue(t);
         self.fill(inner, core);
+        true
     }
 
     fn leave(&self, inner: &mut Inner, t: Tid, state: State) {
@@ -456,43 +559,68 @@ impl Cpu {
             unreachable!("a thread leaves a processor that it has not got");
         };
         inner.bring_up_to_date(core as usize, self.now.get());
-        inner.threads[t.index()].state = state;
+        let average = inner.average(self.now.get());
+        let most = (2 * self.slice).max(self.tick as i64);
+        let thread = &mut inner.threads[t.index()];
+        thread.state = state;
+        thread.need_resched = false;
+        thread.lag = (average - thread.ran).clamp(-most, most);
+        let ran = thread.ran;
         inner.free(core);
+        inner.average = average;
+        inner.able -= 1;
+        inner.ran -= ran;
         self.fill(inner, core);
     }
 
-    /// Gives a free processor to the thread that has run least, if there is one.
+    /// Gives a free processor to the thread that is next, if there is one.
     fn fill(&self, inner: &mut Inner, core: u32) {
-        match inner.runnable.pop_first() {
-            Some((_, _, t)) => self.dispatch(inner, core, t, self.switch),
+        let average = inner.average(self.now.get());
+        match inner.pick(average) {
+            Some(next) => {
+                inner.runnable.remove(&next);
+                self.dispatch(inner, core, next.2, self.switch);
+            }
             None => inner.idle.push(core),
         }
     }
 
     fn make_runnable(&self, inner: &mut Inner, t: Tid) {
-        let least = inner.least;
         let now = self.now.get();
+        let average = inner.average(now);
+        let able = inner.able;
         let thread = &mut inner.threads[t.index()];
         thread.state = State::Runnable;
         thread.runnable_since = now;
-        // Who slept does not save up for it.
-        thread.ran = thread.ran.max(least.saturating_sub(self.slice));
+        // `place_entity`: the lag is as it was once the thread is counted among those of which the average is.
+        thread.ran = match thread.lag {
+            lag if lag >= 0 => average - lag * (able + 1) / able.max(1),
+            _ => thread.ran.max(average),
+        };
+        thread.deadline = thread.ran + self.slice;
+        let core = thread.core;
+        inner.able += 1;
+        inner.ran += inner.threads[t.index()].ran;
+        if let Some(at) = inner.idle.iter().rposition(|&i| i == core) {
+            inner.idle.swap_remove(at);
+            self.dispatch(inner, core, t, self.wakeup);
+            return;
+        }
         if let Some(core) = inner.idle.pop() {
             self.dispatch(inner, core, t, self.wakeup);
             return;
         }
         inner.enqueue(t);
-        if let Some(&(used, core)) = inner.slices.first()
-            && used <= now
-        {
-            inner.bring_up_to_date(core as usize, now);
-            let current = inner.cores[core as usize].current;
-            // One that is at its next step just now is left alone until then.
-            if current.is_some_and(|t| inner.threads[t.index()].left > 0) {
-                self.preempt(inner, core);
-            } else {
-                inner.cores[core as usize].slice_end = now;
-            }
+        // `check_preempt_wakeup_fair`.
+        inner.bring_up_to_date(core as usize, now);
+        let Some(current) = inner.cores[core as usize].current else {
+            return;
+        };
+        let used_up = self.is_used_up(inner, current);
+        let average = inner.average(now);
+        let is_protected = !used_up && inner.threads[current.index()].ran <= average;
+        if used_up || (!is_protected && inner.pick(average).is_some_and(|n| n.2 == t)) {
+            self.preempt(inner, core);
         }
     }
 
@@ -507,15 +635,14 @@ impl Cpu {
         let thread = &mut inner.threads[t.index()];
         thread.waited_to_run += now - thread.runnable_since;
         thread.state = State::Running(core);
+        thread.core = core;
         thread.left += cost.max(1);
-        inner.least = inner.least.max(thread.ran);
         let at = &mut inner.cores[core as usize];
         at.current = Some(t);
         at.since = now;
-        at.slice_used = now + self.slice;
-        at.slice_end = self.tick_after(core, now + self.slice - 1);
-        let used = at.slice_used;
-        inner.slices.insert((used, core));
+        at.tick = self.tick_after(core, now);
+        inner.running += 1;
+        inner.since += now as i64;
         self.plan(inner, core);
     }
 
@@ -526,7 +653,7 @@ impl Cpu {
         at.run += 1;
         let run = at.run;
         let done = at.since.saturating_add(inner.threads[t.index()].left);
-        let until = done.min(at.slice_end.max(self.now.get()));
+        let until = done.min(at.tick.max(self.now.get()));
         if until < FOREVER / 2 {
             inner.ask(until, Happening::Core { core, run });
         }
@@ -541,8 +668,26 @@ impl Inner {
 
     fn enqueue(&mut self, t: Tid) {
         self.asked += 1;
-        let ran = self.threads[t.index()].ran;
-        self.runnable.insert((ran, self.asked, t));
+        let deadline = self.threads[t.index()].deadline;
+        self.runnable.insert((deadline, self.asked, t));
+    }
+
+    /// `avg_vruntime`.
+    fn average(&self, now: Nanos) -> i64 {
+        match self.able {
+            0 => self.average,
+            n => (self.ran + self.running * now as i64 - self.since) / n,
+        }
+    }
+
+    /// `pick_eevdf`, of those that have no processor: the earliest deadline of one that is eligible. (Where those that are
+    /// eligible run already, on other processors, it is the one that has run least.)
+    fn pick(&self, average: i64) -> Option<(i64, u64, Tid)> {
+        let ran = |e: &(i64, u64, Tid)| self.threads[e.2.index()].ran;
+        let eligible = self.runnable.iter().find(|e| ran(e) <= average);
+        eligible
+            .or_else(|| self.runnable.iter().min_by_key(|e| (ran(e), e.1)))
+            .copied()
     }
 
     /// Nobody is on a processor any more.
@@ -550,7 +695,8 @@ impl Inner {
         let at = &mut self.cores[core as usize];
         at.current = None;
         at.run += 1;
-        self.slices.remove(&(at.slice_used, core));
+        self.running -= 1;
+        self.since -= at.since as i64;
     }
 
     /// Takes the time that has gone by from what the current thread has to do.
@@ -558,12 +704,14 @@ impl Inner {
         let at = &mut self.cores[core];
         let Some(t) = at.current else { return };
         let gone = now.saturating_sub(at.since);
-        at.since = at.since.max(now);
+        at.since += gone;
         let thread = &mut self.threads[t.index()];
-        thread.ran += gone;
+        thread.ran += gone as i64;
         if thread.left < FOREVER / 2 {
             thread.left = thread.left.saturating_sub(gone);
         }
+        self.ran += gone as i64;
+        self.since += gone as i64;
         self.busy += gone;
     }
 }

@@ -172,6 +172,8 @@ pub(crate) struct Machine {
     pub(crate) memory: (u64, Option<u64>),
     /// Whether a rwsem may be taken before those that sleep (since Linux 3.10).
     pub(crate) steals: bool,
+    /// Whether the kernel is preempted (CONFIG_PREEMPT).
+    pub(crate) preempts: bool,
 }
 
 /// The machine.
@@ -210,7 +212,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) fn new(machine: Machine, design: Rc<dyn Design>) -> Kernel {
         Kernel {
-            cpu: Cpu::new(machine.cores, &machine.costs),
+            cpu: Cpu::new(machine.cores, &machine.costs, machine.preempts),
             costs: machine.costs,
             storage: machine.storage,
             cache: Cache::new(machine.memory.0, machine.memory.1),
@@ -272,6 +274,20 @@ impl Kernel {
     /// A mapping has gone, with its page table.
     pub(crate) fn forget_vma(&self, vma: &Vma) {
         self.mappings.borrow_mut().remove(&vma.no);
+    }
+
+    /// Gets into the kernel, to do something. What it did before.
+    pub(crate) fn enter(&self, t: Tid, what: &'static str) -> &'static str {
+        self.cpu.enter_kernel(t);
+        self.now_does(t, what)
+    }
+
+    /// Goes on with what it did before.
+    pub(crate) async fn leave(&self, t: Tid, before: &'static str) {
+        self.now_does(t, before);
+        if before.is_empty() {
+            self.cpu.leave_kernel(t).await;
+        }
     }
 
     pub(crate) fn now_does(&self, t: Tid, what: &'static str) -> &'static str {

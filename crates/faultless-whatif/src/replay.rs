@@ -460,7 +460,7 @@ async fn play(
                 forks,
                 what,
             } => {
-                let outer = k.now_does(t.tid, what);
+                let outer = k.enter(t.tid, what);
                 let mm = &mms[of];
                 hold_again(
                     k,
@@ -474,7 +474,7 @@ async fn play(
                     *forks,
                 )
                 .await;
-                k.now_does(t.tid, outer);
+                k.leave(t.tid, outer).await;
                 if !downgrades {
                     k.stats.round(t.tid, k.cpu.now() - from);
                 }
@@ -517,7 +517,7 @@ async fn hold_again(
     for vma in &locked {
         k.vma_write(t, vma).await;
     }
-    k.cpu.work(t.tid, runs).await;
+    k.cpu.walk(t.tid, runs).await;
     if sleeps > 0 {
         k.cpu.sleep(t.tid, sleeps).await;
     }

@@ -56,6 +56,7 @@ pub(crate) fn play_on(
         storage,
         memory: (memory, None),
         steals: true,
+        preempts: true,
     };
     let k = Rc::new(Kernel::new(machine, design));
     let mm: Rc<Mm> = k.new_mm("app");

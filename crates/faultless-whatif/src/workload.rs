@@ -243,6 +243,9 @@ pub struct Workload {
     /// Whether mmap_lock may be taken before those that sleep for it, as since Linux 3.10; else it goes in order.
     #[serde(default = "yes")]
     pub rwsem_steals: bool,
+    /// Whether the kernel itself is preempted (CONFIG_PREEMPT), and not only what runs in user space.
+    #[serde(default)]
+    pub preempt: bool,
     /// Threads of each process that read the events of its userfaultfd, under uffd-monitor.
     #[serde(default = "four")]
     pub monitors: u32,
@@ -298,6 +301,9 @@ fn tenth() -> f64 {
 pub struct Machine {
     /// Processors.
     pub cores: u32,
+    /// Whether the kernel itself is preempted (CONFIG_PREEMPT).
+    #[serde(default)]
+    pub preempt: bool,
     /// What is read from.
     pub device: Device,
     /// What things cost.
@@ -382,6 +388,7 @@ impl Workload {
             memory: plenty(),
             kswapd: false,
             memory_high: None,
+            preempt: false,
             monitors: four(),
             seconds: recording.seconds.clamp(0.001, 3600.0),
             warm_up: 0.0,
@@ -400,6 +407,7 @@ impl Workload {
     pub fn on(&self, machine: &Machine) -> Workload {
         Workload {
             cores: machine.cores,
+            preempt: machine.preempt,
             device: machine.device.clone(),
             costs: machine.costs,
             ..self.clone()

@@ -127,6 +127,7 @@ fn machine_of(measured: &Micro) -> Machine {
     costs.slice = 700_000 * u64::from(1 + cores.min(8).ilog2());
     Machine {
         cores,
+        preempt: is_preempted(),
         device: Device {
             latency_us: measured.latency_us.clone(),
             scatter: measured.scatter.clamp(0.0, 3.0),
@@ -134,6 +135,18 @@ fn machine_of(measured: &Micro) -> Machine {
         },
         costs,
     }
+}
+
+/// Whether the kernel itself is preempted here: what the build says, or what was chosen at boot.
+fn is_preempted() -> bool {
+    let chosen = std::fs::read_to_string("/sys/kernel/debug/sched/preempt").unwrap_or_default();
+    if !chosen.is_empty() {
+        return chosen.contains("(full)");
+    }
+    let build = std::fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
+    build
+        .split_whitespace()
+        .any(|w| w == "PREEMPT" || w == "PREEMPT_RT")
 }
 
 /// A setting: what was measured, and what was predicted.

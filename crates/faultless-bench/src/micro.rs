@@ -31,6 +31,9 @@ const BESIDE: u64 = 16;
 /// Reads under way at which the device is measured.
 const DEPTHS: [u32; 5] = [1, 4, 16, 64, 128];
 
+/// Shares of the reads whose times are told.
+const SHARES: [f64; 9] = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98, 0.995, 1.0];
+
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Micro {
@@ -38,8 +41,8 @@ pub struct Micro {
     pub costs: BTreeMap<&'static str, u64>,
     /// Median time of a direct read of 4 KiB in microseconds, less the processor's part, by reads that are under way.
     pub latency_us: Vec<(u32, f64)>,
-    /// Standard deviation of the logarithm of that time.
-    pub scatter: f64,
+    /// How that time scatters: of a share of the reads, how many medians they take at most.
+    pub spread: Vec<(f64, f64)>,
 }
 
 /// Memory of our own.
@@ -96,13 +99,29 @@ fn timed(f: impl FnOnce()) -> u64 {
     began.elapsed().as_nanos() as u64
 }
 
+/// Processors that this process may run on.
+fn allowed() -> anyhow::Result<Vec<usize>> {
+    // SAFETY: a set of processors is plain bits; the call fills it.
+    let (got, set) = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        let got = libc::sched_getaffinity(0, size_of_val(&set), &mut set);
+        (got, set)
+    };
+    ensure!(got == 0, "cannot ask for the processors that may be used");
+    // SAFETY: the numbers are below the set's size.
+    let is_in = |cpu: &usize| unsafe { libc::CPU_ISSET(*cpu, &set) };
+    Ok((0..libc::CPU_SETSIZE as usize).filter(is_in).collect())
+}
+
+/// Keeps this thread on a processor that it may run on.
 fn pin(cpu: usize) {
     // SAFETY: a set of processors is plain bits; the call reads it.
-    unsafe {
+    let done = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of_val(&set), &set);
-    }
+        libc::sched_setaffinity(0, size_of_val(&set), &set)
+    };
+    assert_eq!(done, 0, "processor {cpu} has gone");
 }
 
 /// Two threads that wake each other in turn; nanoseconds for each wake-up.
@@ -211,6 +230,18 @@ fn fork() -> (f64, f64) {
     (forked[REPEAT / 2] as f64, waited[REPEAT / 2] as f64)
 }
 
+/// Nanoseconds that each further mapping adds to a fork.
+fn fork_vma(without: f64) -> anyhow::Result<f64> {
+    const MAPPINGS: usize = 8_000;
+    // Mappings of one page each, that are not merged: every other one may be written.
+    let m = Memory::new(2 * MAPPINGS * PAGE)?;
+    for at in (m.start..m.start + m.len).step_by(2 * PAGE) {
+        // SAFETY: in our mapping, which nobody uses.
+        unsafe { libc::mprotect(at as *mut libc::c_void, PAGE, libc::PROT_READ) };
+    }
+    Ok((fork().0 - without).max(0.0) / (2 * MAPPINGS) as f64)
+}
+
 fn smaps() -> f64 {
     median(1, || {
         timed(|| drop(black_box(std::fs::read("/proc/self/smaps_rollup"))))
@@ -227,10 +258,15 @@ fn direct(path: &Path) -> anyhow::Result<File> {
 }
 
 /// Times of direct reads, in nanoseconds, with so many threads that read.
-fn device(path: &Path, pages: u64, depth: u32, beginning: u64) -> anyhow::Result<Vec<u64>> {
+fn device(
+    path: &Path,
+    pages: u64,
+    depth: u32,
+    each: u64,
+    beginning: u64,
+) -> anyhow::Result<Vec<u64>> {
     let order = Permutation::new(pages);
     let file = direct(path)?;
-    let each = (READS / u64::from(depth)).max(150);
     let mut all = Vec::new();
     std::thread::scope(|s| -> anyhow::Result<()> {
         let threads: Vec<_> = (0..u64::from(depth))
@@ -266,6 +302,17 @@ fn device(path: &Path, pages: u64, depth: u32, beginning: u64) -> anyhow::Result
     Ok(all)
 }
 
+/// Reads a second of the device, from a few hundred reads, 32 at a time.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub fn device_rate(path: &Path, bytes: u64, beginning: u64) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let times = device(path, bytes / PAGE as u64, 32, 24, beginning)?;
+    Ok(times.len() as f64 / began.elapsed().as_secs_f64())
+}
+
 /// Measures everything, with a file of test data that is not in memory.
 ///
 /// # Errors
@@ -273,8 +320,10 @@ fn device(path: &Path, pages: u64, depth: u32, beginning: u64) -> anyhow::Result
 /// When the file cannot be read, or memory is short.
 pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyhow::Result<Micro> {
     let pages = bytes / PAGE as u64;
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let other = usize::from(processors > 1);
+    let allowed = allowed()?;
+    let processors = allowed.len();
+    let one = *allowed.first().context("no processor may be used")?;
+    let other = *allowed.get(1).unwrap_or(&one);
     let mut costs = BTreeMap::new();
     let mut set = |name: &'static str, ns: f64| {
         costs.insert(name, ns.max(1.0).round() as u64);
@@ -285,9 +334,9 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
         timed(|| (0..100_000).for_each(|_| _ = black_box(raw::getpid())))
     });
     set("syscall", syscall);
-    let same = hand_over([0, 0]);
-    let across = hand_over([0, other]);
-    let wake = wake([0, other]);
+    let same = hand_over([one, one]);
+    let across = hand_over([one, other]);
+    let wake = wake([one, other]);
     set("wake", wake);
     // A turn on one processor is a wake-up (without an interrupt), two system calls and a switch.
     let switch = (same - 2.0 * syscall) * 0.6;
@@ -350,6 +399,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     drop(m);
     let n = (LARGE / PAGE) as f64;
     set("fork", small_fork + small_wait);
+    set("fork_vma", fork_vma(small_fork)?);
     set("fork_page", (large_fork - small_fork) / n);
     set("exit_page", (large_wait - small_wait) / n);
     set("smaps_page", (large_smaps - small_smaps) / n);
@@ -357,22 +407,28 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     progress("reads from the device");
     // A processor that goes idle between reads charges its wake-up to them; so several read at a time.
     let processor = cpu_seconds();
-    let several = device(path, pages, BESIDE as u32, 0)?;
+    let several = device(path, pages, BESIDE as u32, READS / BESIDE, 0)?;
     let pread = (cpu_seconds() - processor) * 1e9 / several.len() as f64;
     let mut latency_us = Vec::new();
+    let mut spread: Vec<(f64, f64)> = SHARES.iter().map(|&share| (share, 0.0)).collect();
     for (no, &depth) in DEPTHS.iter().enumerate() {
-        let times = device(path, pages, depth, no as u64 * READS * 2)?;
-        let us = (times[times.len() / 2] as f64 - pread) / 1e3;
-        latency_us.push((depth, us.max(1.0)));
+        let each = (READS / u64::from(depth)).max(40);
+        let times = device(path, pages, depth, each, no as u64 * READS * 2)?;
+        let us = |share: f64| {
+            let at = (share * (times.len() - 1) as f64).round() as usize;
+            ((times[at] as f64 - pread) / 1e3).max(1.0)
+        };
+        latency_us.push((depth, us(0.5)));
+        // The geometric mean over all depths.
+        for (share, medians) in &mut spread {
+            *medians += (us(*share) / us(0.5)).ln() / DEPTHS.len() as f64;
+        }
     }
+    spread.iter_mut().for_each(|p| p.1 = p.1.exp());
     // (Noise must not make the device faster under load.)
     for i in 1..latency_us.len() {
         latency_us[i].1 = latency_us[i].1.max(latency_us[i - 1].1);
     }
-    let deep = device(path, pages, 16, READS * 11)?;
-    let q = |share: f64| (deep[(share * (deep.len() - 1) as f64) as usize] as f64).ln();
-    // From the quartiles, so that outliers do not count.
-    let scatter = (q(0.75) - q(0.25)) / 1.349;
 
     progress("major faults");
     drop_cache(path)?;
@@ -416,7 +472,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     set("use_page", used);
     let map_page = (minor - fault * 0.75).max(100.0);
     set("map_page", map_page);
-    let alloc = (touch - fault * 0.75 - zero - map_page).max(100.0);
+    let alloc = (touch - fault * 0.75 - zero).max(100.0);
     set("alloc_page", alloc);
     let io = (major - fault * 0.75 - alloc - map_page).max(1_000.0);
     set("submit_read", io * 0.65);
@@ -434,7 +490,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     Ok(Micro {
         costs,
         latency_us,
-        scatter,
+        spread,
     })
 }
 

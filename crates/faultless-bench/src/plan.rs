@@ -52,6 +52,8 @@ pub struct Plan {
     pub size: Bytes,
     /// Budget of the contenders that have one.
     pub memory: Bytes,
+    /// Monitor threads of the userfaultfd; `None`: several numbers are tried.
+    pub monitors: Option<usize>,
     /// The data is served by a storage that answers after so long, in every scenario.
     pub storage_delay: Option<Duration>,
 }
@@ -262,7 +264,7 @@ impl Plan {
         match kind {
             Kind::UffdMonitor => {
                 let mut counts = self.monitors();
-                if self.delay(scenario).is_some() {
+                if self.monitors.is_none() && self.delay(scenario).is_some() {
                     // As many reads in flight as there are readers.
                     counts.extend(scenario.threads().iter().map(|&n| n.min(256)));
                     counts.extend(self.threads.map(|n| n.min(256)));
@@ -279,6 +281,9 @@ impl Plan {
 
     /// Numbers of monitor threads that are tried: as many as processors, 16, and 48.
     fn monitors(&self) -> Vec<usize> {
+        if let Some(n) = self.monitors {
+            return vec![n];
+        }
         let mut counts = vec![
             std::thread::available_parallelism().map_or(1, usize::from),
             16,

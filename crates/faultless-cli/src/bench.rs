@@ -204,6 +204,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         file: args.file,
         size: args.size,
         memory: args.memory,
+        monitors: None,
         storage_delay: args.storage_delay,
     };
     // Checked before minutes are spent: the engine itself refuses such a budget.

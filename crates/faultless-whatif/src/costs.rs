@@ -54,12 +54,12 @@ costs! {
     syscall: 150, "measured: getppid";
     /// Into the kernel and out of it, by a fault.
     fault: 700, "measured: minor fault on a present page, less what the page costs";
-    /// Looking a page up in the page cache, and putting it into the page table.
+    /// Looking a page of a file up in the page cache, and putting it into the page table.
     map_page: 600, "measured: fault on a page in the page cache, less `fault`";
     /// Each further page that a fault maps with it.
     map_around: 60, "mm/filemap.c: filemap_map_pages; measured: reading a cached file through a mapping, by page";
-    /// A fresh page: taken, charged to the control group, put on a list.
-    alloc_page: 350, "measured: fault on anonymous memory, less `fault`, `zero_page` and `map_page`";
+    /// A fresh page: taken, charged to the control group, put on a list, and into the page table or the page cache.
+    alloc_page: 700, "measured: fault on anonymous memory, less `fault` and `zero_page`";
     /// Zeroing a page of 4 KiB.
     zero_page: 250, "measured: memset of a page that is not in a cache";
     /// Building and sending a request for a page: file system and block layer.

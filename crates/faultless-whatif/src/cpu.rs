@@ -4,8 +4,8 @@
 //! passes in [`Cpu::work`], [`Cpu::sleep`], [`Cpu::block`] and [`Cpu::spin`] alone. One queue holds whatever will happen,
 //! in order of time and, at the same instant, in the order in which it was asked for; so a run is a function of its input.
 //!
-//! The scheduler is the kernel's, EEVDF (`kernel/sched/fair.c` of Linux 6.18), for threads of the same weight, with one queue for all
-//! processors instead of one for each:
+//! The scheduler is the kernel's, EEVDF (`kernel/sched/fair.c` of Linux 6.18), for threads of the same weight. Each processor has a
+//! queue of its own:
 //!
 //! * Each thread has a virtual time, which is how long it has run. Whoever is not ahead of the average of all that want to run is
 //!   *eligible*; of these, the one with the earliest *deadline* (its virtual time when it got its slice, and the slice) is next.
@@ -13,6 +13,10 @@
 //!   caught up. So one that sleeps most of the time runs as soon as it wakes.
 //! * Who runs is protected until its slice is used up, as long as it is eligible (RUN_TO_PARITY). That is looked at when somebody wakes
 //!   on its processor, and at ticks.
+//! * Who wakes gets the processor that it had last, if that is idle, or another idle one, which is looked for unless processors have been
+//!   busy of late (SIS_UTIL); or else it waits for the one that it had. A processor that becomes idle takes a thread from the longest queue, but none
+//!   that has run in the last half millisecond (`task_hot`); if there is none, it stays idle until a tick finds a queue. So a processor can be
+//!   idle while threads wait for another one, as on real machines.
 //! * A kernel without preemption takes the processor from a thread only on its way back to user space, or where it says that it may
 //!   (`cond_resched`): so not from one that holds `mmap_lock`, but for long walks.
 
@@ -79,6 +83,8 @@ pub(crate) enum Spun {
 }
 
 const FOREVER: Nanos = Nanos::MAX / 4;
+/// Who has run so shortly before is not moved to another processor (`sysctl_sched_migration_cost`).
+const HOT: Nanos = 500_000;
 
 #[derive(Debug)]
 struct Thread {
@@ -103,11 +109,23 @@ struct Thread {
     woken_early: bool,
     runnable_since: Nanos,
     waited_to_run: Nanos,
+    /// When it last had a processor.
+    ran_until: Nanos,
 }
+
+/// Who waits in a queue: the deadline, a number that orders those with the same, the thread.
+type Entry = (i64, u64, Tid);
 
 #[derive(Debug, Default, Clone)]
 struct Core {
     current: Option<Tid>,
+    /// Threads that wait for this processor, by deadline.
+    queue: BTreeSet<Entry>,
+    /// Of these and the current one: how many, and the sum of their virtual times (the current one's at `since`).
+    able: i64,
+    ran: i64,
+    /// The average when there was somebody.
+    average: i64,
     /// When the time of the current thread was last brought up to date.
     since: Nanos,
     /// The next tick.
@@ -122,19 +140,14 @@ struct Inner {
     asked: u64,
     threads: Vec<Thread>,
     cores: Vec<Core>,
-    idle: Vec<u32>,
-    /// Threads that can run and have no processor, by deadline.
-    runnable: BTreeSet<(i64, u64, Tid)>,
-    /// Of all that run or can: how many, and the sum of their virtual times, at `since` of their processors.
-    able: i64,
-    ran: i64,
-    /// Of those that run: how many, and the sum of `since`.
-    running: i64,
-    since: i64,
-    /// The average when there was somebody.
-    average: i64,
+    idle: BTreeSet<u32>,
+    /// Threads that wait for a processor.
+    queued: usize,
     ready: VecDeque<Tid>,
     busy: Nanos,
+    /// How busy processors have been of late, as a share, and how long all had been busy when that was looked at.
+    used: f64,
+    used_at: (Nanos, Nanos),
 }
 
 /// The processors, and the clock.
@@ -161,15 +174,12 @@ impl Cpu {
                 asked: 0,
                 threads: Vec::new(),
                 cores: vec![Core::default(); cores as usize],
-                idle: (0..cores).rev().collect(),
-                runnable: BTreeSet::new(),
-                able: 0,
-                ran: 0,
-                running: 0,
-                since: 0,
-                average: 0,
+                idle: (0..cores).collect(),
+                queued: 0,
                 ready: VecDeque::new(),
                 busy: 0,
+                used: 0.0,
+                used_at: (0, 0),
             }),
             switch: costs.context_switch,
             wakeup: costs.wakeup,
@@ -198,6 +208,20 @@ impl Cpu {
         let now = self.now.get();
         let open = inner.cores.iter().filter(|c| c.current.is_some());
         inner.busy + open.map(|c| now.saturating_sub(c.since)).sum::<Nanos>()
+    }
+
+    /// Looks how busy processors are, for `used`: it has a half-life of 32 ms, as `util_avg` has.
+    pub(crate) fn look_at_use(&self) {
+        let (busy, now) = (self.busy(), self.now.get());
+        let inner = &mut *self.inner.borrow_mut();
+        let (busy_then, then) = inner.used_at;
+        if now > then {
+            let gone = (now - then) as f64;
+            let share = (busy - busy_then) as f64 / gone / inner.cores.len() as f64;
+            let keeps = 0.5_f64.powf(gone / 32e6);
+            inner.used = inner.used * keeps + share * (1.0 - keeps);
+            inner.used_at = (busy, now);
+        }
     }
 
     /// Time that a thread could have run and had no processor.
@@ -273,6 +297,7 @@ impl Cpu {
             woken_early: false,
             runnable_since: self.now.get(),
             waited_to_run: 0,
+            ran_until: 0,
         });
         self.make_runnable(inner, t);
         t
@@ -486,6 +511,12 @@ impl Cpu {
         };
         if inner.cores[core as usize].tick <= now {
             inner.cores[core as usize].tick = self.tick_after(core, now);
+            // Who waits here may run elsewhere.
+            if !inner.cores[core as usize].queue.is_empty()
+                && let Some(&idle) = inner.idle.first()
+            {
+                self.balance(inner, idle);
+            }
             if self.is_used_up(inner, t) && self.preempt(inner, core) {
                 return;
             }
@@ -498,14 +529,14 @@ impl Cpu {
         }
     }
 
-    /// `update_deadline`: whether the slice of a thread that runs is used up. It gets another one then.
+    /// `update_deadline`: whether the slice of a thread that runs is used up, and another one waits. It gets another slice then.
     fn is_used_up(&self, inner: &mut Inner, t: Tid) -> bool {
         let thread = &mut inner.threads[t.index()];
         let used_up = thread.ran >= thread.deadline;
         if used_up {
             thread.deadline = thread.ran + self.slice;
         }
-        used_up && !inner.runnable.is_empty()
+        used_up && !inner.cores[thread.core as usize].queue.is_empty()
     }
 
     /// Another thread is to have a processor, if it deserves it: as soon as the one that is there can give it up. Whether it has.
@@ -533,23 +564,24 @@ impl Cpu {
 
     /// `pick_next_task`: whether another thread has the processor then.
     fn reschedule(&self, inner: &mut Inner, core: u32) -> bool {
+        let now = self.now.get();
         let Some(t) = inner.cores[core as usize].current else {
             return false;
         };
-        let average = inner.average(self.now.get());
-        let Some(next) = inner.pick(average) else {
+        let average = inner.average(core, now);
+        let Some(next) = inner.pick(core, average) else {
             return false;
         };
-        let thread = &inner.threads[t.index()];
+        let thread = &mut inner.threads[t.index()];
         if thread.ran <= average && thread.deadline < next.0 {
             return false;
         }
-        let thread = &mut inner.threads[t.index()];
         thread.state = State::Runnable;
         thread.need_resched = false;
-        thread.runnable_since = self.now.get();
+        thread.runnable_since = now;
+        thread.ran_until = now;
         inner.free(core);
-        inner.enqueue(t);
+        inner.enqueue(t, core);
         self.fill(inner, core);
         true
     }
@@ -558,69 +590,89 @@ impl Cpu {
         let State::Running(core) = inner.threads[t.index()].state else {
             unreachable!("a thread leaves a processor that it has not got");
         };
-        inner.bring_up_to_date(core as usize, self.now.get());
-        let average = inner.average(self.now.get());
-        let most = (2 * self.slice).max(self.tick as i64);
+        let now = self.now.get();
+        inner.bring_up_to_date(core as usize, now);
+        inner.free(core);
+        inner.dequeue(t, core, now, self.lag_most());
         let thread = &mut inner.threads[t.index()];
         thread.state = state;
         thread.need_resched = false;
-        thread.lag = (average - thread.ran).clamp(-most, most);
-        let ran = thread.ran;
-        inner.free(core);
-        inner.average = average;
-        inner.able -= 1;
-        inner.ran -= ran;
+        thread.ran_until = now;
         self.fill(inner, core);
     }
 
-    /// Gives a free processor to the thread that is next, if there is one.
+    /// What lag is kept, at most (`update_entity_lag`).
+    fn lag_most(&self) -> i64 {
+        (2 * self.slice).max(self.tick as i64)
+    }
+
+    /// Gives a free processor to the thread that is next; to one of another queue, if its own is empty.
     fn fill(&self, inner: &mut Inner, core: u32) {
-        let average = inner.average(self.now.get());
-        match inner.pick(average) {
-            Some(next) => {
-                inner.runnable.remove(&next);
-                self.dispatch(inner, core, next.2, self.switch);
-            }
-            None => inner.idle.push(core),
+        let average = inner.average(core, self.now.get());
+        if let Some(next) = inner.pick(core, average) {
+            inner.cores[core as usize].queue.remove(&next);
+            inner.queued -= 1;
+            self.dispatch(inner, core, next.2, self.switch);
+            return;
         }
+        inner.idle.insert(core);
+        self.balance(inner, core);
+    }
+
+    /// `sched_balance_newidle`, `nohz_idle_balance`: an idle processor takes a thread of the longest queue. Whether it has.
+    fn balance(&self, inner: &mut Inner, core: u32) -> bool {
+        if inner.queued == 0 {
+            return false;
+        }
+        let now = self.now.get();
+        let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
+        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].queue.len(), !c));
+        let Some(from) = longest else { return false };
+        let Some(&entry) = inner.cores[from].queue.iter().find(is_cold) else {
+            return false;
+        };
+        inner.cores[from].queue.remove(&entry);
+        inner.queued -= 1;
+        let t = entry.2;
+        inner.dequeue(t, from as u32, now, self.lag_most());
+        inner.place(t, core, now, self.slice);
+        inner.idle.remove(&core);
+        self.dispatch(inner, core, t, self.switch);
+        true
     }
 
     fn make_runnable(&self, inner: &mut Inner, t: Tid) {
         let now = self.now.get();
-        let average = inner.average(now);
-        let able = inner.able;
         let thread = &mut inner.threads[t.index()];
         thread.state = State::Runnable;
         thread.runnable_since = now;
-        // `place_entity`: the lag is as it was once the thread is counted among those of which the average is.
-        thread.ran = match thread.lag {
-            lag if lag >= 0 => average - lag * (able + 1) / able.max(1),
-            _ => thread.ran.max(average),
+        let last = thread.core;
+        // `update_idle_cpu_scan`: as many are looked at, and none if that is not one.
+        let looks = inner.cores.len() as f64 * (1.0 - 1.17 * 1.17 * inner.used * inner.used);
+        let idle = match inner.idle.contains(&last) {
+            true => Some(last),
+            false if looks >= 1.0 => inner.idle.first().copied(),
+            false => None,
         };
-        thread.deadline = thread.ran + self.slice;
-        let core = thread.core;
-        inner.able += 1;
-        inner.ran += inner.threads[t.index()].ran;
-        if let Some(at) = inner.idle.iter().rposition(|&i| i == core) {
-            inner.idle.swap_remove(at);
+        if let Some(core) = idle {
+            inner.idle.remove(&core);
+            inner.place(t, core, now, self.slice);
             self.dispatch(inner, core, t, self.wakeup);
             return;
         }
-        if let Some(core) = inner.idle.pop() {
-            self.dispatch(inner, core, t, self.wakeup);
-            return;
-        }
-        inner.enqueue(t);
+        inner.place(t, last, now, self.slice);
+        inner.enqueue(t, last);
         // `check_preempt_wakeup_fair`.
-        inner.bring_up_to_date(core as usize, now);
-        let Some(current) = inner.cores[core as usize].current else {
+        inner.bring_up_to_date(last as usize, now);
+        let Some(current) = inner.cores[last as usize].current else {
             return;
         };
         let used_up = self.is_used_up(inner, current);
-        let average = inner.average(now);
-        let is_protected = !used_up && inner.threads[current.index()].ran <= average;
-        if used_up || (!is_protected && inner.pick(average).is_some_and(|n| n.2 == t)) {
-            self.preempt(inner, core);
+        let average = inner.average(last, now);
+        let is_protected = inner.threads[current.index()].ran <= average;
+        let is_next = || inner.pick(last, average).is_some_and(|n| n.2 == t);
+        if used_up || (!is_protected && is_next()) {
+            self.preempt(inner, last);
         }
     }
 
@@ -641,8 +693,6 @@ impl Cpu {
         at.current = Some(t);
         at.since = now;
         at.tick = self.tick_after(core, now);
-        inner.running += 1;
-        inner.since += now as i64;
         self.plan(inner, core);
     }
 
@@ -666,27 +716,63 @@ impl Inner {
         self.queue.push(Reverse((at, self.asked, happening)));
     }
 
-    fn enqueue(&mut self, t: Tid) {
+    fn enqueue(&mut self, t: Tid, core: u32) {
         self.asked += 1;
         let deadline = self.threads[t.index()].deadline;
-        self.runnable.insert((deadline, self.asked, t));
+        self.cores[core as usize]
+            .queue
+            .insert((deadline, self.asked, t));
+        self.queued += 1;
+    }
+
+    /// `place_entity`: a thread is counted among those of a processor. Its lag is as it was, once it is; but who was ahead, and has been
+    /// caught up with, is not ahead any more.
+    fn place(&mut self, t: Tid, core: u32, now: Nanos, slice: i64) {
+        let average = self.average(core, now);
+        let thread = &mut self.threads[t.index()];
+        let at = &mut self.cores[core as usize];
+        thread.ran = match thread.lag {
+            lag if lag >= 0 => average - lag * (at.able + 1) / at.able.max(1),
+            _ if thread.core == core => thread.ran.max(average),
+            _ => average,
+        };
+        thread.deadline = thread.ran + slice;
+        thread.core = core;
+        at.able += 1;
+        at.ran += thread.ran;
+    }
+
+    /// A thread is counted no longer; its lag is kept.
+    fn dequeue(&mut self, t: Tid, core: u32, now: Nanos, most: i64) {
+        let average = self.average(core, now);
+        let thread = &mut self.threads[t.index()];
+        thread.lag = (average - thread.ran).clamp(-most, most);
+        let at = &mut self.cores[core as usize];
+        at.average = average;
+        at.able -= 1;
+        at.ran -= thread.ran;
     }
 
     /// `avg_vruntime`.
-    fn average(&self, now: Nanos) -> i64 {
-        match self.able {
-            0 => self.average,
-            n => (self.ran + self.running * now as i64 - self.since) / n,
+    fn average(&self, core: u32, now: Nanos) -> i64 {
+        let at = &self.cores[core as usize];
+        let running = match at.current {
+            Some(_) => now.saturating_sub(at.since) as i64,
+            None => 0,
+        };
+        match at.able {
+            0 => at.average,
+            n => (at.ran + running) / n,
         }
     }
 
-    /// `pick_eevdf`, of those that have no processor: the earliest deadline of one that is eligible. (Where those that are
-    /// eligible run already, on other processors, it is the one that has run least.)
-    fn pick(&self, average: i64) -> Option<(i64, u64, Tid)> {
-        let ran = |e: &(i64, u64, Tid)| self.threads[e.2.index()].ran;
-        let eligible = self.runnable.iter().find(|e| ran(e) <= average);
+    /// `pick_eevdf`, of those that wait: the earliest deadline of one that is eligible; if none is, whoever has run least.
+    fn pick(&self, core: u32, average: i64) -> Option<Entry> {
+        let queue = &self.cores[core as usize].queue;
+        let ran = |e: &Entry| self.threads[e.2.index()].ran;
+        let eligible = queue.iter().find(|e| ran(e) <= average);
         eligible
-            .or_else(|| self.runnable.iter().min_by_key(|e| (ran(e), e.1)))
+            .or_else(|| queue.iter().min_by_key(|e| (ran(e), e.1)))
             .copied()
     }
 
@@ -695,8 +781,6 @@ impl Inner {
         let at = &mut self.cores[core as usize];
         at.current = None;
         at.run += 1;
-        self.running -= 1;
-        self.since -= at.since as i64;
     }
 
     /// Takes the time that has gone by from what the current thread has to do.
@@ -705,13 +789,12 @@ impl Inner {
         let Some(t) = at.current else { return };
         let gone = now.saturating_sub(at.since);
         at.since += gone;
+        at.ran += gone as i64;
         let thread = &mut self.threads[t.index()];
         thread.ran += gone as i64;
         if thread.left < FOREVER / 2 {
             thread.left = thread.left.saturating_sub(gone);
         }
-        self.ran += gone as i64;
-        self.since += gone as i64;
         self.busy += gone;
     }
 }

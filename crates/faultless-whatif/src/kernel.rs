@@ -420,7 +420,7 @@ impl Kernel {
                     if !self.stats.is_swapped(a.key()) {
                         a.vma.has_anon_vma.set(true);
                         self.charge(t, 1).await;
-                        let ns = self.costs.alloc_page + self.costs.zero_page + self.costs.map_page;
+                        let ns = self.costs.alloc_page + self.costs.zero_page;
                         self.cpu.work(t.tid, ns).await;
                         if !a.vma.gone.get() && !a.vma.present.borrow().contains_key(&a.page) {
                             self.cache.count(1);
@@ -785,6 +785,7 @@ impl Kernel {
                 Next::Alarm(Alarm::WarmedUp) => self.stats.begin(self),
                 Next::Alarm(Alarm::Sample) => {
                     crate::chain::sample(self);
+                    self.cpu.look_at_use();
                     self.cpu.alarm(SAMPLE_EVERY, Alarm::Sample);
                 }
                 Next::Alarm(Alarm::End) => break,

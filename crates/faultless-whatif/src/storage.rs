@@ -17,6 +17,9 @@ pub struct Device {
     pub latency_us: Vec<(u32, f64)>,
     /// How much reads scatter: the standard deviation of the logarithm of their time (0: not at all).
     pub scatter: f64,
+    /// How much they scatter, as it was measured: `[[0.5, 1.0], [0.99, 4.0]]`: a share of the reads takes up to so many medians.
+    /// Instead of `scatter`, if there is anything.
+    pub spread: Vec<(f64, f64)>,
     /// Reads under way at a time; others wait.
     pub depth: u32,
     /// Reads a second that it takes on at most; 0: as many as come.
@@ -28,6 +31,7 @@ impl Default for Device {
         Device {
             latency_us: vec![(1, 80.0)],
             scatter: 0.25,
+            spread: Vec::new(),
             depth: 256,
             per_second: 0.0,
         }
@@ -41,6 +45,21 @@ impl Device {
             latency_us: vec![(1, us)],
             scatter: 0.0,
             ..Device::default()
+        }
+    }
+
+    /// How many medians a read takes that is longer than such a share of all.
+    fn spread_at(&self, share: f64) -> f64 {
+        let after = self.spread.partition_point(|p| p.0 < share);
+        match (
+            after.checked_sub(1).map(|b| self.spread[b]),
+            self.spread.get(after),
+        ) {
+            (Some((from, low)), Some(&(to, high))) if to > from => {
+                (low.ln() + (high.ln() - low.ln()) * (share - from) / (to - from)).exp()
+            }
+            (_, Some(&(_, at))) | (Some((_, at)), None) => at,
+            (None, None) => 1.0,
         }
     }
 
@@ -117,6 +136,9 @@ impl Storage {
         s.under_way += 1;
         let ns = given.unwrap_or_else(|| {
             let median = self.device.median(s.under_way);
+            if !self.device.spread.is_empty() {
+                return (median * self.device.spread_at(s.random.random())) as Nanos;
+            }
             // Box and Muller: a normal number of two uniform ones.
             let (a, b): (f64, f64) = (s.random.random(), s.random.random());
             let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();

@@ -460,6 +460,16 @@ impl Workload {
         if self.device.depth == 0 || !(0.0..=3.0).contains(&self.device.scatter) {
             return wrong("device.depth must be at least 1, and device.scatter 0 to 3".into());
         }
+        let spread = &self.device.spread;
+        let rises = spread
+            .windows(2)
+            .all(|w| w[0].0 <= w[1].0 && w[0].1 <= w[1].1);
+        let is_fine = |p: &(f64, f64)| (0.0..=1.0).contains(&p.0) && p.1 > 0.0 && p.1 <= 1e6;
+        if !rises || !spread.iter().all(is_fine) {
+            return wrong(
+                "device.spread must have points [share, medians], which rise, with shares of 0 to 1".into(),
+            );
+        }
         let count: u64 = self.threads.iter().map(|t| u64::from(t.count)).sum();
         if (count == 0 && self.recorded.is_none()) || count > THREADS_MAX {
             return wrong(format!("{count} threads; there must be 1 to {THREADS_MAX}"));

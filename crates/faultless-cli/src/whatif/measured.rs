@@ -7,7 +7,7 @@ use anyhow::Context;
 use faultless::Bytes;
 use faultless_bench::contender::Kind;
 use faultless_bench::micro::{Micro, measure};
-use faultless_bench::plan::{Plan, Report};
+use faultless_bench::plan::Plan;
 use faultless_bench::scenario::Scenario;
 use faultless_whatif::Device;
 use faultless_whatif::compare::{run_all, tail, throughput};
@@ -32,6 +32,14 @@ const CONTENDERS: [(&str, Kind); 3] = [
     ("uffd-monitor", Kind::UffdMonitor),
     ("faultless", Kind::Faultless),
 ];
+
+/// Monitor threads of the userfaultfd, measured and predicted.
+const MONITORS: usize = 16;
+/// A measurement is made so often, at most, if the device is held back meanwhile.
+const ATTEMPTS: u32 = 4;
+/// Looks at a device that is held back, at most, with a pause after each.
+const RECOVERS: u32 = 60;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Calibrate {
@@ -63,7 +71,7 @@ pub(super) struct Validate {
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
     /// Length of a measurement, in seconds.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.4)]
     seconds: f64,
     /// Measurements of each contender in each setting.
     #[arg(long, default_value_t = 3)]
@@ -101,9 +109,14 @@ fn calibrated(data: &Data) -> anyhow::Result<Machine> {
     if let Err(e) = faultless_bench::data::check_size(data.size) {
         usage_error(&format!("--size: {e}"));
     }
-    let bar = spinner();
     faultless_bench::data::prepare(&data.file, data.size, |_, _| {})?;
+    Ok(machine_of(&calibrate_once(data, &|_| {})?))
+}
+
+fn calibrate_once(data: &Data, says: &dyn Fn(&str)) -> anyhow::Result<Micro> {
+    let bar = spinner();
     let measured = measure(&data.file, data.size.get(), |what| {
+        says(what);
         if let Some(bar) = &bar {
             bar.set_message(format!("measuring {what}"));
             bar.tick();
@@ -112,7 +125,32 @@ fn calibrated(data: &Data) -> anyhow::Result<Machine> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    Ok(machine_of(&measured))
+    Ok(measured)
+}
+
+/// Of several calibrations, the median of each figure.
+fn middle(all: &[Micro]) -> Micro {
+    let of =
+        |figure: &dyn Fn(&Micro) -> f64| median(&mut all.iter().map(figure).collect::<Vec<_>>());
+    let first = &all[0];
+    Micro {
+        costs: first
+            .costs
+            .keys()
+            .map(|&name| {
+                (
+                    name,
+                    of(&|m| m.costs.get(name).map_or(0.0, |&ns| ns as f64)) as u64,
+                )
+            })
+            .collect(),
+        latency_us: (0..first.latency_us.len())
+            .map(|i| (first.latency_us[i].0, of(&|m| m.latency_us[i].1)))
+            .collect(),
+        spread: (0..first.spread.len())
+            .map(|i| (first.spread[i].0, of(&|m| m.spread[i].1)))
+            .collect(),
+    }
 }
 
 fn machine_of(measured: &Micro) -> Machine {
@@ -130,7 +168,7 @@ fn machine_of(measured: &Micro) -> Machine {
         preempt: is_preempted(),
         device: Device {
             latency_us: measured.latency_us.clone(),
-            scatter: measured.scatter.clamp(0.0, 3.0),
+            spread: measured.spread.clone(),
             ..Device::default()
         },
         costs,
@@ -150,7 +188,7 @@ fn is_preempted() -> bool {
 }
 
 /// A setting: what was measured, and what was predicted.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Setting {
     scenario: String,
     design: String,
@@ -161,6 +199,23 @@ struct Setting {
     predicted_per_s: f64,
     measured_p99_us: f64,
     predicted_p99_us: f64,
+    /// Measurements that were made again, because the device was held back.
+    repeated: u32,
+    #[serde(skip)]
+    rates: Vec<f64>,
+    #[serde(skip)]
+    tails: Vec<f64>,
+}
+
+impl Setting {
+    fn new(scenario: &str, design: &str, threads: u32) -> Setting {
+        Setting {
+            scenario: scenario.to_owned(),
+            design: design.to_owned(),
+            threads,
+            ..Setting::default()
+        }
+    }
 }
 
 fn error(predicted: f64, measured: f64) -> f64 {
@@ -173,6 +228,8 @@ struct Validation {
     settings: Vec<Setting>,
     median_error_reads: f64,
     median_error_p99: f64,
+    /// Measurements that were made again, because the device was held back.
+    repeated: u32,
     /// Pairs of contenders in a scenario whose medians differ by more than their spread; and those of them whose order was
     /// predicted.
     pairs: usize,
@@ -199,75 +256,100 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     if !(0.05..=600.0).contains(&args.seconds) || !(1..=100).contains(&args.rounds) {
         usage_error("--seconds must be 0.05 to 600, and --rounds 1 to 100");
     }
-    let machine = match &args.machine {
-        Some(path) => machine(path)?,
-        None => calibrated(&args.data)?,
-    };
+    let machine = args.machine.as_deref().map(machine).transpose()?;
+    if let Err(e) = faultless_bench::data::check_size(args.data.size) {
+        usage_error(&format!("--size: {e}"));
+    }
+    faultless_bench::data::prepare(&args.data.file, args.data.size, |_, _| {})?;
     let bar = spinner();
-    let mut measured: Vec<(u32, Vec<Report>)> = Vec::new();
+    let say_so = |what: String| {
+        if let Some(bar) = &bar {
+            bar.set_message(what);
+            bar.tick();
+        }
+    };
+    let mut settings: Vec<Setting> = Vec::new();
     for &threads in &args.threads {
-        let mut rounds = Vec::new();
-        for round in 0..args.rounds {
-            if let Some(bar) = &bar {
-                bar.set_message(format!("measuring {threads} threads, round {}", round + 1));
-                bar.tick();
+        for (name, _) in &chosen {
+            for (design, _) in CONTENDERS {
+                settings.push(Setting::new(name, design, threads));
             }
+        }
+    }
+    let mut calibrations = Vec::new();
+    let mut device = DeviceWatch::default();
+    for round in 1..=args.rounds {
+        // The machine is not the same all the time: it is calibrated beside what it is to predict.
+        if machine.is_none() {
+            device.wait(&args.data, &say_so)?;
+            calibrations.push(calibrate_once(&args.data, &|what| say_so(what.to_owned()))?);
+        }
+        for setting in &mut settings {
+            let (_, scenario) = chosen
+                .iter()
+                .find(|c| c.0 == setting.scenario)
+                .context("a scenario")?;
+            let (_, kind) = CONTENDERS
+                .iter()
+                .find(|c| c.0 == setting.design)
+                .context("a contender")?;
+            let what = format!(
+                "round {round} of {}: {}, {} threads, {}",
+                args.rounds, setting.scenario, setting.threads, setting.design
+            );
             let plan = Plan {
-                scenarios: chosen.iter().map(|s| s.1).collect(),
-                contenders: CONTENDERS.iter().map(|c| c.1).collect(),
-                threads: Some(threads as usize),
+                scenarios: vec![*scenario],
+                contenders: vec![*kind],
+                threads: Some(setting.threads as usize),
                 seconds: args.seconds,
                 rounds: 1,
                 file: args.data.file.clone(),
                 size: args.data.size,
                 memory: Bytes::gib(2),
+                monitors: Some(MONITORS),
                 storage_delay: None,
             };
-            let report = plan.run(&mut |_| {
-                if let Some(bar) = &bar {
-                    bar.tick();
-                }
-            })?;
-            let wrong = report.wrong_bytes();
-            anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong");
-            rounds.push(report);
-        }
-        measured.push((threads, rounds));
-    }
-    if let Some(bar) = &bar {
-        bar.set_message("predicting");
-    }
-    let mut jobs: Vec<(Workload, String)> = Vec::new();
-    let mut settings = Vec::new();
-    for (threads, rounds) in &measured {
-        for (name, scenario) in &chosen {
-            for (design, kind) in CONTENDERS {
-                let mut rates = Vec::new();
-                let mut tails = Vec::new();
-                let rows = rounds.iter().flat_map(|r| &r.rows);
-                for row in rows.filter(|r| r.scenario == *scenario && r.contender == kind) {
-                    rates.push(row.reads_per_s);
-                    tails.push(row.p99_us);
-                }
-                if rates.is_empty() {
+            for attempt in 1..=ATTEMPTS {
+                device.wait(&args.data, &say_so)?;
+                say_so(what.clone());
+                let report = plan.run(&mut |_| {})?;
+                let wrong = report.wrong_bytes();
+                anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong");
+                let row = report.rows.first().with_context(|| {
+                    let why = report.left_out.iter().chain(&report.failed).next();
+                    format!(
+                        "{what}: {}",
+                        why.map_or("nothing was measured", String::as_str)
+                    )
+                })?;
+                // The device gave out meanwhile: that says nothing of designs.
+                if attempt < ATTEMPTS && device.is_slow(&args.data)? {
+                    setting.repeated += 1;
                     continue;
                 }
-                let mut workload = built_in(name).context("a built-in workload")?.on(&machine);
-                workload.threads[0].count = *threads;
-                jobs.push((workload, design.to_owned()));
-                let per_s = median(&mut rates);
-                settings.push(Setting {
-                    scenario: (*name).to_owned(),
-                    design: design.to_owned(),
-                    threads: *threads,
-                    measured_per_s: per_s,
-                    spread: (rates[rates.len() - 1] - rates[0]) / per_s.max(1e-9),
-                    predicted_per_s: 0.0,
-                    measured_p99_us: median(&mut tails),
-                    predicted_p99_us: 0.0,
-                });
+                setting.rates.push(row.reads_per_s);
+                setting.tails.push(row.p99_us);
+                break;
             }
         }
+    }
+    say_so("predicting".to_owned());
+    let machine = match machine {
+        Some(machine) => machine,
+        None => machine_of(&middle(&calibrations)),
+    };
+    let mut jobs: Vec<(Workload, String)> = Vec::new();
+    for setting in &mut settings {
+        setting.measured_per_s = median(&mut setting.rates);
+        setting.measured_p99_us = median(&mut setting.tails);
+        let (least, most) = (setting.rates[0], setting.rates[setting.rates.len() - 1]);
+        setting.spread = (most - least) / setting.measured_per_s.max(1e-9);
+        let mut workload = built_in(&setting.scenario)
+            .context("a built-in workload")?
+            .on(&machine);
+        workload.threads[0].count = setting.threads;
+        workload.monitors = MONITORS as u32;
+        jobs.push((workload, setting.design.clone()));
     }
     for (setting, outcome) in settings.iter_mut().zip(run_all(&jobs, 1, |_| {})?) {
         setting.predicted_per_s = throughput(&outcome);
@@ -281,6 +363,7 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     let validation = Validation {
         median_error_reads: errors(|s| error(s.predicted_per_s, s.measured_per_s)),
         median_error_p99: errors(|s| error(s.predicted_p99_us, s.measured_p99_us)),
+        repeated: settings.iter().map(|s| s.repeated).sum(),
         machine,
         settings,
         pairs,
@@ -292,6 +375,41 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
         return say(&text);
     }
     say(&tables(&validation))
+}
+
+/// Devices of virtual machines are held back once they have given much for a while. Measurements are made while this one gives
+/// what it can.
+#[derive(Debug, Default)]
+struct DeviceWatch {
+    /// Reads a second, the most that it has given.
+    best: f64,
+    /// Where the next look begins, so that no page is read twice soon.
+    at: u64,
+}
+
+impl DeviceWatch {
+    fn is_slow(&mut self, data: &Data) -> anyhow::Result<bool> {
+        self.at += 1_000;
+        let rate = faultless_bench::micro::device_rate(&data.file, data.size.get(), self.at)?;
+        self.best = self.best.max(rate);
+        Ok(rate < self.best * 0.4)
+    }
+
+    /// Waits until it gives what it can again, for a while.
+    fn wait(&mut self, data: &Data, says: &dyn Fn(String)) -> anyhow::Result<()> {
+        for waited in 0..RECOVERS {
+            if !self.is_slow(data)? {
+                if waited > 0 {
+                    // It has just begun to.
+                    std::thread::sleep(2 * PAUSE);
+                }
+                break;
+            }
+            says("waiting for the device, which is held back".to_owned());
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
 }
 
 /// The middle one; they are in order afterwards.
@@ -359,5 +477,12 @@ fn tables(v: &Validation) -> String {
         v.pairs,
         v.right_pairs
     );
+    if v.repeated > 0 {
+        let _ = writeln!(
+            text,
+            "{} measurements were made again, because the device was held back meanwhile.",
+            v.repeated
+        );
+    }
     text
 }

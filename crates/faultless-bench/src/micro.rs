@@ -359,6 +359,25 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
         m.discard();
         timed(|| m.write(PAGE))
     });
+    // Each touch by itself: how much they scatter. A hundredth at either end does not count.
+    m.discard();
+    let mut touches: Vec<u64> = (m.start..m.start + m.len)
+        .step_by(PAGE)
+        .map(|at| {
+            // SAFETY: in our mapping, which is writable and known to nobody else.
+            timed(|| unsafe { core::ptr::write_volatile(at as *mut u8, 1) })
+        })
+        .collect();
+    touches.sort_unstable();
+    let middle = &touches[touches.len() / 100..touches.len() - touches.len() / 100];
+    let mean = middle.iter().sum::<u64>() as f64 / middle.len() as f64;
+    let squares = middle.iter().map(|&ns| (ns as f64 - mean).powi(2));
+    let deviation = (squares.sum::<f64>() / middle.len() as f64).sqrt();
+    // That of numbers which are spread evenly, from so much less to so much more.
+    set(
+        "scatter",
+        (100.0 * 3f64.sqrt() * deviation / mean).min(100.0),
+    );
     let unmap = median(n, || {
         m.write(PAGE);
         timed(|| m.discard())

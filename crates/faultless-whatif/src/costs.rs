@@ -48,6 +48,8 @@ costs! {
     slice: 1_400_000, "kernel/sched/fair.c: base slice 0.7 ms x (1 + log2 of the processors, at most 8)";
     /// How often the scheduler looks.
     tick: 4_000_000, "CONFIG_HZ=250";
+    /// Percent by which the same work takes longer or shorter, at most: caches, branches, interrupts.
+    scatter: 30, "measured: touches of anonymous memory, one by one; without it threads that do the same fall into step";
     /// A cache line that another processor has written last: of a lock, a reference count.
     line: 60, "typical of one socket; 100 to 300 between sockets";
     /// Into the kernel and out of it, by a system call.
@@ -123,6 +125,7 @@ impl Costs {
         for name in names {
             *costs.named(name).expect("a cost of that name") = 0;
         }
+        costs.scatter = 0;
         (costs.slice, costs.tick) = (1_400_000, 4_000_000);
         costs
     }

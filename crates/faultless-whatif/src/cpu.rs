@@ -162,10 +162,13 @@ pub(crate) struct Cpu {
     tick: Nanos,
     /// The kernel is preempted as well (CONFIG_PREEMPT).
     preempts: bool,
+    /// By how many percent times scatter.
+    scatter: u64,
+    random: Cell<u64>,
 }
 
 impl Cpu {
-    pub(crate) fn new(cores: u32, costs: &Costs, preempts: bool) -> Cpu {
+    pub(crate) fn new(cores: u32, costs: &Costs, preempts: bool, seed: u64) -> Cpu {
         Cpu {
             now: Cell::new(0),
             events: Cell::new(0),
@@ -186,6 +189,8 @@ impl Cpu {
             slice: costs.slice.max(1) as i64,
             tick: costs.tick.max(1),
             preempts,
+            scatter: costs.scatter.min(100),
+            random: Cell::new(seed),
         }
     }
 
@@ -309,6 +314,22 @@ impl Cpu {
         self.leave(inner, t, State::Ended);
     }
 
+    /// Caches, branches and interrupts make the same work take longer or shorter: evenly around what it costs.
+    fn scattered(&self, ns: Nanos) -> Nanos {
+        // splitmix64.
+        let seed = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(seed);
+        let mut z = seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let z = (z ^ (z >> 31)) >> 32;
+        // A number from -scatter to scatter percent.
+        let percent = (z * (2 * self.scatter + 1)) >> 32;
+        (ns / 100)
+            .saturating_mul(100 + percent - self.scatter)
+            .saturating_add(ns % 100)
+    }
+
     /// Computes for a while.
     pub(crate) async fn work(&self, t: Tid, ns: Nanos) {
         if ns == 0 {
@@ -320,6 +341,7 @@ impl Cpu {
                 return Poll::Ready(());
             }
             begun = true;
+            let ns = self.scattered(ns);
             let inner = &mut *self.inner.borrow_mut();
             let State::Running(core) = inner.threads[t.index()].state else {
                 unreachable!("a thread computes where it has no processor");

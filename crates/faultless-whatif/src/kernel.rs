@@ -174,6 +174,7 @@ pub(crate) struct Machine {
     pub(crate) steals: bool,
     /// Whether the kernel is preempted (CONFIG_PREEMPT).
     pub(crate) preempts: bool,
+    pub(crate) seed: u64,
 }
 
 /// The machine.
@@ -212,7 +213,12 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) fn new(machine: Machine, design: Rc<dyn Design>) -> Kernel {
         Kernel {
-            cpu: Cpu::new(machine.cores, &machine.costs, machine.preempts),
+            cpu: Cpu::new(
+                machine.cores,
+                &machine.costs,
+                machine.preempts,
+                machine.seed,
+            ),
             costs: machine.costs,
             storage: machine.storage,
             cache: Cache::new(machine.memory.0, machine.memory.1),

@@ -139,6 +139,7 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
             memory: (w.memory.pages(), w.memory_high.map(|h| h.pages())),
             steals: w.rwsem_steals,
             preempts: w.preempt,
+            seed,
         },
         chosen,
     ));

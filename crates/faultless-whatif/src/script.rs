@@ -57,6 +57,7 @@ pub(crate) fn play_on(
         memory: (memory, None),
         steals: true,
         preempts: true,
+        seed: 1,
     };
     let k = Rc::new(Kernel::new(machine, design));
     let mm: Rc<Mm> = k.new_mm("app");

@@ -302,14 +302,15 @@ fn device(
     Ok(all)
 }
 
-/// Reads a second of the device, from a few hundred reads, 32 at a time.
+/// Reads a second of the device, from a hundred reads, 16 at a time: no more, since a device that is held back must not be used while it
+/// recovers.
 ///
 /// # Errors
 ///
 /// When the file cannot be read.
 pub fn device_rate(path: &Path, bytes: u64, beginning: u64) -> anyhow::Result<f64> {
     let began = Instant::now();
-    let times = device(path, bytes / PAGE as u64, 32, 24, beginning)?;
+    let times = device(path, bytes / PAGE as u64, 16, 8, beginning)?;
     Ok(times.len() as f64 / began.elapsed().as_secs_f64())
 }
 

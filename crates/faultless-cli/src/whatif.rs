@@ -1,6 +1,7 @@
 //! `faultless whatif`.
 
 mod measured;
+mod published;
 
 use crate::bench::usage_error;
 use crate::output::{Kept, Output, right_align, table};
@@ -23,6 +24,7 @@ use std::path::PathBuf;
   faultless whatif churn --sweep threads=1..256 --html churn.html
   faultless whatif my.toml --design vma-retry,vma-hold,faultless --sweep io-latency=50,500,5000
   faultless whatif server.trace
+  faultless whatif all
   faultless whatif --list
 
 A workload is a name from --list, or a file (docs/whatif.md). The first group of threads in it is what a design is judged by.")]
@@ -30,7 +32,7 @@ A workload is a name from --list, or a file (docs/whatif.md). The first group of
 pub(crate) struct Args {
     #[command(subcommand)]
     measure: Option<Measure>,
-    /// A built-in workload, a file with one (TOML), or a trace that `faultless observe --trace` recorded.
+    /// A built-in workload, a file with one (TOML), or a trace that `faultless observe --trace` recorded; all: a table of all that are built in.
     #[arg(default_value = "churn")]
     workload: String,
     /// Designs, separated by commas; all of them, if none is named.
@@ -72,6 +74,8 @@ pub(crate) struct Args {
 enum Measure {
     /// Measure what single operations cost here, and print it for --machine.
     Calibrate(measured::Calibrate),
+    /// Predict what was published of designs, and set that beside it.
+    Published(published::Args),
     /// Measure the designs that exist here, beside neighbours, and set the model's predictions beside that.
     Validate(measured::Validate),
 }
@@ -80,21 +84,35 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.measure {
         Some(Measure::Calibrate(args)) => return measured::calibrate(&args),
         Some(Measure::Validate(args)) => return measured::validate(args),
+        Some(Measure::Published(args)) => return published::run(&args),
         None => {}
     }
     if args.list {
         return say(&list());
     }
-    let mut workload = load(&args.workload)?;
-    if let Some(path) = &args.machine {
-        workload = workload.on(&measured::machine(path)?);
+    let machine = args.machine.as_deref().map(measured::machine).transpose()?;
+    let changed = |mut workload: Workload| {
+        if let Some(machine) = &machine {
+            workload = workload.on(machine);
+        }
+        if let Some(seconds) = args.seconds {
+            workload.seconds = seconds;
+        }
+        if let Some(cores) = args.cores {
+            workload.cores = cores;
+        }
+        workload
+    };
+    if args.workload == "all" {
+        if args.sweep.is_some() || args.html.is_some() || args.print || args.costs {
+            usage_error(
+                "all is a table of all workloads; --sweep, --html, --print and --costs are for one of them",
+            );
+        }
+        let chosen = designs(&args.design).unwrap_or_else(|e| usage_error(&e.to_string()));
+        return matrix(&chosen, &changed, args.seed, args.json);
     }
-    if let Some(seconds) = args.seconds {
-        workload.seconds = seconds;
-    }
-    if let Some(cores) = args.cores {
-        workload.cores = cores;
-    }
+    let workload = changed(load(&args.workload)?);
     if args.costs {
         return say(&costs(&workload.costs));
     }
@@ -133,6 +151,73 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     } else {
         say(&tables(&compared))
     }
+}
+
+/// All built-in workloads under designs.
+fn matrix(
+    chosen: &[String],
+    changed: &dyn Fn(Workload) -> Workload,
+    seed: u64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let names = BUILT_IN.iter().map(|b| b.0);
+    let workloads = names.filter_map(faultless_whatif::workload::built_in);
+    let workloads: Vec<Workload> = workloads.map(changed).collect();
+    let mut jobs = Vec::new();
+    for w in &workloads {
+        jobs.extend(chosen.iter().map(|d| (w.clone(), d.clone())));
+    }
+    let bar = std::io::stderr()
+        .is_terminal()
+        .then(|| indicatif::ProgressBar::new(jobs.len() as u64));
+    let outcomes = faultless_whatif::compare::run_all(&jobs, seed, |done| {
+        if let Some(bar) = &bar {
+            bar.set_position(done as u64);
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let outcomes = outcomes?;
+    if json {
+        let mut text = serde_json::to_string_pretty(&outcomes)?;
+        text.push('\n');
+        return say(&text);
+    }
+    let mut text = String::new();
+    for (what, of) in [
+        (
+            "Rounds a second, × today",
+            faultless_whatif::compare::throughput as fn(&Outcome) -> f64,
+        ),
+        (
+            "99 % of the rounds within, × today",
+            faultless_whatif::compare::tail,
+        ),
+    ] {
+        let mut head = vec![what];
+        head.extend(workloads.iter().map(|w| w.name.as_str()));
+        let mut t = table(&head);
+        for design in chosen {
+            let mut row = vec![design.clone()];
+            for w in &workloads {
+                let find = |d: &str| {
+                    let mut all = outcomes.iter();
+                    all.find(|o| o.workload == w.name && o.design == d).map(of)
+                };
+                row.push(match (find(design), find(TODAY)) {
+                    (Some(x), Some(today)) if today > 0.0 => format!("{:.2}", x / today),
+                    (Some(x), _) => format!("{x:.0}"),
+                    _ => "–".to_owned(),
+                });
+            }
+            t.add_row(row);
+        }
+        right_align(&mut t, 1);
+        let _ = writeln!(text, "{t}\n");
+    }
+    text.push_str("(Of the first group of threads of each workload; without today's kernel among the designs: rounds a second, and microseconds.)\n");
+    say(&text)
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

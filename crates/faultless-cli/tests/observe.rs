@@ -79,12 +79,18 @@ struct Convoy {
 impl Convoy {
     fn start(mode: &str, rounds: u32, more: &[&Path]) -> Convoy {
         let program = compile("convoy", &[]);
-        let mut process = Command::new("timeout")
-            .args(["--foreground", "--signal=KILL", "120"])
-            .arg(program)
-            .args([mode, &rounds.to_string()])
-            .arg(cold_file())
-            .args(more)
+        Convoy::of(
+            Command::new("timeout")
+                .args(["--foreground", "--signal=KILL", "120"])
+                .arg(program)
+                .args([mode, &rounds.to_string()])
+                .arg(cold_file())
+                .args(more),
+        )
+    }
+
+    fn of(command: &mut Command) -> Convoy {
+        let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -346,6 +352,141 @@ fn a_fault_that_reads_under_the_lock() {
         );
         sums
     });
+}
+
+/// The model of mmap_lock in `faultless whatif`, beside the kernel's: the same requests get it in the same order.
+#[test]
+fn the_kernel_grants_mmap_lock_in_the_order_of_the_model() {
+    const DELAY: Duration = Duration::from_millis(400);
+    const PATTERNS: [&str; 7] = [
+        "wr",
+        "rwr",
+        "wwr",
+        "wrwrrw",
+        "wwrrw",
+        "rrwrwrwr",
+        "wrrrwwrrwr",
+    ];
+    let len = (PATTERNS.len() as u64) * 64 * 4096;
+    let mut storage = None;
+    let possibly = observable().and_then(|()| {
+        let serve = |at: &Path| {
+            let mut c = Command::new(FAULTLESS);
+            c.arg("bench-storage").arg(at).arg(len.to_string());
+            c
+        };
+        storage = Some(Storage::start(serve).map_err(|e| e.to_string())?);
+        Ok(())
+    });
+    if !possible(
+        "the_kernel_grants_mmap_lock_in_the_order_of_the_model",
+        possibly,
+    ) {
+        return;
+    }
+    let mut storage = storage.expect("started");
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let program = compile("queue", &[]);
+    let trace = scratch().join("queue.trace");
+    attempts(|| {
+        storage
+            .set(&Faults {
+                delay: Delay::fixed(DELAY),
+                broken_once: (0..PATTERNS.len() as u64)
+                    .map(|i| i * 64 * 4096..i * 64 * 4096 + 1)
+                    .collect(),
+                ..Faults::default()
+            })
+            .expect("it listens");
+        let convoy = Convoy::of(
+            Command::new("timeout")
+                .args(["--foreground", "--signal=KILL", "120"])
+                .arg(&program)
+                .arg(storage.file())
+                .arg(DELAY.as_millis().to_string())
+                .args(PATTERNS),
+        );
+        let pid = convoy.pid;
+        let path = trace.to_str().expect("Unicode");
+        let (_, truth) = observed(convoy, &["--trace", path]);
+        let scenes = truth.0.as_array().expect("a list");
+        assert_eq!(scenes.len(), PATTERNS.len());
+        let file = std::fs::File::open(&trace).expect("written");
+        let waits: Vec<faultless_trace::Wait> =
+            faultless_trace::Reader::new(std::io::BufReader::new(file))
+                .expect("a trace")
+                .filter_map(|event| match event.expect("whole") {
+                    faultless_trace::Event::Wait(w) if w.target == pid && !w.failed => Some(w),
+                    _ => None,
+                })
+                .collect();
+        for (pattern, scene) in PATTERNS.iter().zip(scenes) {
+            in_the_same_order(pattern, scene, &waits)?;
+        }
+        Ok(())
+    });
+}
+
+/// Whether those that came in the order of a pattern got the lock as the model says. An error: they came in another order.
+fn in_the_same_order(
+    pattern: &str,
+    scene: &Value,
+    waits: &[faultless_trace::Wait],
+) -> Result<(), String> {
+    use faultless_whatif::lock::{Request, granted};
+    const MS: u64 = 1_000_000;
+    let comers: Vec<bool> = pattern.chars().map(|c| c == 'w').collect();
+    let mut requests = vec![Request {
+        at: 0,
+        write: false,
+        keep: 1_000 * MS,
+    }];
+    requests.extend(comers.iter().enumerate().map(|(no, &write)| Request {
+        at: (no as u64 + 1) * 10 * MS,
+        write,
+        keep: MS,
+    }));
+    let expected = granted(&requests);
+    // When each came and got it; None: without waiting.
+    let seen: Vec<Option<(u64, u64)>> = comers
+        .iter()
+        .enumerate()
+        .map(|(no, &write)| {
+            let tid = scene[no + 1].as_u64();
+            let is_its = |w: &&faultless_trace::Wait| {
+                Some(u64::from(w.tid)) == tid && w.write == write && w.took > MS
+            };
+            waits.iter().find(is_its).map(|w| (w.at, w.at + w.took))
+        })
+        .collect();
+    let came: Vec<u64> = seen.iter().flatten().map(|s| s.0).collect();
+    if !came.is_sorted() {
+        return Err(format!("{pattern}: they came at {came:?}"));
+    }
+    for (no, (&expected, request)) in expected.iter().zip(&requests).enumerate().skip(1) {
+        let waits_in_the_model = expected - request.at > MS;
+        if waits_in_the_model != seen[no - 1].is_some() {
+            return Err(format!(
+                "{pattern}: number {no} waits in the model: {waits_in_the_model}; here: {:?}",
+                seen[no - 1]
+            ));
+        }
+    }
+    for a in 1..=comers.len() {
+        for b in 1..=comers.len() {
+            let (Some((_, first)), Some((_, then))) = (seen[a - 1], seen[b - 1]) else {
+                continue;
+            };
+            if expected[a] + MS / 2 < expected[b] {
+                assert!(
+                    first < then,
+                    "{pattern}: the model lets number {a} in before number {b}, the kernel does not: {seen:?}"
+                );
+            }
+        }
+    }
+    println!("{pattern}: as in the model");
+    Ok(())
 }
 
 /// Another process reads this one's smaps_rollup; a writer queues up behind it, and faults behind that.

@@ -63,7 +63,7 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    pub(crate) async fn pass(&self, k: &Kernel, t: Tid, kind: LockKind, section: Nanos) {
+    pub(crate) async fn pass(&self, k: &Kernel, t: Tid, kind: Option<LockKind>, section: Nanos) {
         let now = k.cpu.now();
         let transfer = match self.last.replace(Some(t)) {
             Some(last) if last != t => k.costs.line,
@@ -71,7 +71,9 @@ impl Turn {
         };
         let until = self.free_at.get().max(now) + transfer + section;
         self.free_at.set(until);
-        k.stats.waited(kind, t, until - now - section);
+        if let Some(kind) = kind {
+            k.stats.waited(kind, t, until - now - section);
+        }
         k.cpu.work(t, until - now).await;
     }
 }
@@ -694,9 +696,7 @@ impl Kernel {
             unmapped,
         } = self.cache.reclaim(wanted);
         let section = self.costs.scan_page * scanned.max(1);
-        self.lru_lock
-            .pass(self, t, LockKind::Reclaim, section)
-            .await;
+        self.lru_lock.pass(self, t, None, section).await;
         self.unmap(&unmapped);
         let mut ns = pages * self.costs.reclaim_page;
         if !unmapped.is_empty() {

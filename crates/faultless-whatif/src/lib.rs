@@ -7,8 +7,10 @@
 //! * [`run`]: runs one under a design; [`chain`]: who waited for whom in it.
 //! * [`compare`]: all designs on one workload, sweeps, and the verdict.
 //! * [`replay`]: a recorded trace as a workload.
+//! * [`published`]: what was published, and what the model says of it.
 //! * [`designs`]: the designs, a file each.
 //! * `kernel`: what designs are made of. `calls`: what changes an address space. `rwsem`, `vma`, `cache`, `storage`: the parts.
+//!   [`lock`]: `mmap_lock` by itself.
 //! * `cpu`: time, processors, the scheduler, the queue of events. Threads are futures.
 //! * [`costs`]: what things cost, with the source of each figure.
 //!
@@ -41,6 +43,8 @@ mod cpu;
 pub mod designs;
 pub mod html;
 mod kernel;
+pub mod lock;
+pub mod published;
 pub mod replay;
 pub mod run;
 mod rwsem;

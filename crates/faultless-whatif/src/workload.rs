@@ -600,7 +600,7 @@ impl Workload {
 }
 
 /// Workloads that are built in: their names and texts.
-pub const BUILT_IN: [(&str, &str); 8] = [
+pub const BUILT_IN: [(&str, &str); 10] = [
     ("quiet", include_str!("../workloads/quiet.toml")),
     ("churn", include_str!("../workloads/churn.toml")),
     ("smaps", include_str!("../workloads/smaps.toml")),
@@ -609,6 +609,11 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("loop-2010", include_str!("../workloads/loop-2010.toml")),
     ("app-start", include_str!("../workloads/app-start.toml")),
     ("slow-fault", include_str!("../workloads/slow-fault.toml")),
+    (
+        "memcg-thrash",
+        include_str!("../workloads/memcg-thrash.toml"),
+    ),
+    ("swap-in", include_str!("../workloads/swap-in.toml")),
 ];
 
 /// A built-in workload.

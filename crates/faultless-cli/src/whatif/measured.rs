@@ -38,8 +38,8 @@ const MONITORS: usize = 16;
 /// A measurement is made so often, at most, if the device is held back meanwhile.
 const ATTEMPTS: u32 = 4;
 /// Looks at a device that is held back, at most, with a pause after each.
-const RECOVERS: u32 = 60;
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+const RECOVERS: u32 = 15;
+const PAUSE: std::time::Duration = std::time::Duration::from_secs(4);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Calibrate {
@@ -401,7 +401,7 @@ impl DeviceWatch {
             if !self.is_slow(data)? {
                 if waited > 0 {
                     // It has just begun to.
-                    std::thread::sleep(2 * PAUSE);
+                    std::thread::sleep(PAUSE);
                 }
                 break;
             }

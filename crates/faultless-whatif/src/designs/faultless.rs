@@ -28,7 +28,7 @@ impl Design for Faultless {
             }
             locked(k, t, a).await;
             t.mm.siglock
-                .pass(k, t.tid, LockKind::Siglock, k.costs.siglock)
+                .pass(k, t.tid, Some(LockKind::Siglock), k.costs.siglock)
                 .await;
             k.cpu.work(t.tid, k.costs.signal + k.costs.engine).await;
             pread(k, t, a).await;

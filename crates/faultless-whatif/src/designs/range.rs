@@ -63,7 +63,7 @@ pub(crate) struct Ranges {
 impl Ranges {
     pub(crate) async fn lock(&self, k: &Kernel, t: &Thread, span: Span, write: bool) {
         let from = k.cpu.now();
-        self.tree.pass(k, t.tid, LockKind::Ranges, TREE).await;
+        self.tree.pass(k, t.tid, Some(LockKind::Ranges), TREE).await;
         let request = Request {
             t: t.tid,
             span,
@@ -94,7 +94,7 @@ impl Ranges {
     }
 
     pub(crate) async fn unlock(&self, k: &Kernel, t: &Thread) {
-        self.tree.pass(k, t.tid, LockKind::Ranges, TREE).await;
+        self.tree.pass(k, t.tid, Some(LockKind::Ranges), TREE).await;
         self.held.borrow_mut().retain(|h| h.t != t.tid);
         let mut woken = Vec::new();
         let mut no = 0;

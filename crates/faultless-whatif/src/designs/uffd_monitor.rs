@@ -46,7 +46,7 @@ impl Design for UffdMonitor {
             }
             q.asleep.set(q.asleep.get() + 1);
             q.lock
-                .pass(k, t.tid, LockKind::Uffd, k.costs.uffd_queue)
+                .pass(k, t.tid, Some(LockKind::Uffd), k.costs.uffd_queue)
                 .await;
             q.events.borrow_mut().push_back((t.tid, a.clone()));
             let monitor = q.idle.borrow_mut().pop();
@@ -94,11 +94,11 @@ pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
         };
         // All that wait in the queue are looked at, for the event and for the wake-up.
         let all: Nanos = q.asleep.get() * k.costs.uffd_queue;
-        q.lock.pass(k, t.tid, LockKind::Uffd, all).await;
+        q.lock.pass(k, t.tid, Some(LockKind::Uffd), all).await;
         k.cpu.work(t.tid, k.costs.uffd_event).await;
         super::faultless::pread(k, t, &access).await;
         super::faultless::copy(k, t, &access).await;
-        q.lock.pass(k, t.tid, LockKind::Uffd, all).await;
+        q.lock.pass(k, t.tid, Some(LockKind::Uffd), all).await;
         q.served.borrow_mut().push(faulter);
         k.cpu.work(t.tid, k.costs.wake).await;
         k.cpu.wake(faulter);

@@ -456,7 +456,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     // SAFETY: a new mapping of a file that nobody changes meanwhile.
     let mapped = unsafe { map_file(&file, bytes as usize)? };
     let order = Permutation::new(pages);
-    let at = |i: u64| mapped.start + order.at(READS * 20 + i) as usize % pages as usize * PAGE;
+    let at = |i: u64| mapped.start + order.at((READS * 20 + i) % pages) as usize * PAGE;
     let before = cpu_seconds();
     std::thread::scope(|s| {
         for t in 0..BESIDE {

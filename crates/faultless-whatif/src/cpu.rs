@@ -83,6 +83,8 @@ pub(crate) enum Spun {
 }
 
 const FOREVER: Nanos = Nanos::MAX / 4;
+/// A busy processor looks for longer queues each so many ticks.
+const BALANCE_TICKS: u64 = 16;
 /// Who has run so shortly before is not moved to another processor (`sysctl_sched_migration_cost`).
 const HOT: Nanos = 500_000;
 
@@ -533,6 +535,9 @@ impl Cpu {
         };
         if inner.cores[core as usize].tick <= now {
             inner.cores[core as usize].tick = self.tick_after(core, now);
+            if (now / self.tick).is_multiple_of(BALANCE_TICKS) {
+                self.balance_busy(inner, core);
+            }
             // Who waits here may run elsewhere.
             if !inner.cores[core as usize].queue.is_empty()
                 && let Some(&idle) = inner.idle.first()
@@ -716,6 +721,26 @@ impl Cpu {
         at.since = now;
         at.tick = self.tick_after(core, now);
         self.plan(inner, core);
+    }
+
+    /// `sched_balance_rq` of a processor that is busy: takes half of what the longest queue has more.
+    fn balance_busy(&self, inner: &mut Inner, core: u32) {
+        let now = self.now.get();
+        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].able, !c));
+        let Some(from) = longest else { return };
+        let more = inner.cores[from].able - inner.cores[core as usize].able;
+        for _ in 0..more / 2 {
+            let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
+            let Some(&entry) = inner.cores[from].queue.iter().find(is_cold) else {
+                return;
+            };
+            inner.cores[from].queue.remove(&entry);
+            inner.queued -= 1;
+            let t = entry.2;
+            inner.dequeue(t, from as u32, now, self.lag_most());
+            inner.place(t, core, now, self.slice);
+            inner.enqueue(t, core);
+        }
     }
 
     /// Asks for the moment at which something changes on a processor.

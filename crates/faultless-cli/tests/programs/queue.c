@@ -2,8 +2,8 @@
  *
  *   queue SLOW DELAY_MS PATTERN…
  *
- * For each PATTERN, such as rwwr: thread `holder` touches a page of SLOW, whose reads take DELAY_MS and of which the first fails,
- * so that the second is made under mmap_lock (for reading). While that goes on, one thread for each letter comes for the
+ * For each PATTERN, such as rwwr: thread `holder` touches a page of SLOW, whose first read fails and whose second takes DELAY_MS;
+ * that one is made under mmap_lock (for reading). While that goes on, one thread for each letter comes for the
  * lock, in that order: r calls mincore (reading), w calls mmap (writing). Prints "ready PID", waits for a line, and ends with
  * a line of JSON: for each pattern the thread numbers, the holder's first.
  */
@@ -62,8 +62,8 @@ int main(int argc, char **argv)
 		pthread_t threads[33];
 		CHECK(n <= 32);
 		for (int i = 1; i <= n; i++) {
-			/* The lock is had once the first read has failed. */
-			all[i] = (struct comer){ pattern[i - 1], 0, delay_us + delay_us / 4 + i * APART_US, page };
+			/* The first read fails at once. */
+			all[i] = (struct comer){ pattern[i - 1], 0, delay_us / 4 + i * APART_US, page };
 			CHECK(!pthread_create(&threads[i], NULL, come, &all[i]));
 		}
 		CHECK(!pthread_create(&threads[0], NULL, hold, &all[0]));

@@ -1,7 +1,12 @@
 //! What single operations cost on this machine, with nobody else about: the parameters of `faultless whatif`.
 //!
-//! Each is the median of several repetitions. Nothing here is measured under contention: predictions of contended scenarios
-//! would otherwise predict what they have been told.
+//! Each is the median of several repetitions. Nothing here is measured beside a neighbour: predictions of such scenarios
+//! would otherwise predict what they have been told. The processor time of a read, with `pread` and by a fault, is measured with sixteen
+//! threads that read, since a processor that idles between reads would charge its wake-ups to them; that is the `quiet` scenario. What switching
+//! between these threads costs is subtracted, since it is a cost of its own.
+//!
+//! Some costs are parts of what was measured together, in a fixed share (mmap and munmap, the submission and the completion of a
+//! read, a signal and the engine): predictions depend on the sum.
 
 #![allow(unsafe_code, reason = "maps, touches, unmaps, forks, pins threads")]
 
@@ -204,6 +209,17 @@ fn page_loop(beside: bool) -> f64 {
         over.store(true, Ordering::Relaxed);
         ns
     })
+}
+
+/// Switches of this process's threads so far, of their own accord or not.
+fn switches() -> u64 {
+    // SAFETY: plain numbers, which the call fills.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    (usage.ru_nvcsw + usage.ru_nivcsw) as u64
 }
 
 /// Nanoseconds of a fork in the parent, and until the child, which ends at once, has ended.
@@ -426,9 +442,10 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
 
     progress("reads from the device");
     // A processor that goes idle between reads charges its wake-up to them; so several read at a time.
-    let processor = cpu_seconds();
+    let (processor, switches) = (cpu_seconds(), switches());
     let several = device(path, pages, BESIDE as u32, READS / BESIDE, 0)?;
-    let pread = (cpu_seconds() - processor) * 1e9 / several.len() as f64;
+    let switched = (self::switches() - switches) as f64 * switch;
+    let pread = ((cpu_seconds() - processor) * 1e9 - switched) / several.len() as f64;
     let mut latency_us = Vec::new();
     let mut spread: Vec<(f64, f64)> = SHARES.iter().map(|&share| (share, 0.0)).collect();
     for (no, &depth) in DEPTHS.iter().enumerate() {
@@ -457,7 +474,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     let mapped = unsafe { map_file(&file, bytes as usize)? };
     let order = Permutation::new(pages);
     let at = |i: u64| mapped.start + order.at((READS * 20 + i) % pages) as usize * PAGE;
-    let before = cpu_seconds();
+    let (before, switches) = (cpu_seconds(), self::switches());
     std::thread::scope(|s| {
         for t in 0..BESIDE {
             let at = &at;
@@ -469,7 +486,8 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
             });
         }
     });
-    let major = (cpu_seconds() - before) * 1e9 / READS as f64;
+    let switched = (self::switches() - switches) as f64 * switch;
+    let major = ((cpu_seconds() - before) * 1e9 - switched) / READS as f64;
     // The same pages once more, which are in the page cache and in no page table.
     // SAFETY: a mapping of a file, which can be read again.
     let _ = unsafe { mem::madvise(mapped.start, mapped.len, libc::MADV_DONTNEED) };

@@ -17,6 +17,9 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 
+/// Workloads and machines are shorter.
+const TEXT_MAX: u64 = 1 << 20;
+
 /// Say what each design of the page fault would do to a workload: a model.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -87,6 +90,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(Measure::Published(args)) => return published::run(&args),
         None => {}
     }
+    if args.cores.is_some_and(|n| !(1..=1024).contains(&n)) {
+        usage_error("--cores must be 1 to 1024");
+    }
+    if args.seconds.is_some_and(|s| !(s > 0.0 && s <= 3600.0)) {
+        usage_error("--seconds must be more than 0, and at most 3600");
+    }
     if args.list {
         return say(&list());
     }
@@ -113,6 +122,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         return matrix(&chosen, &changed, args.seed, args.json);
     }
     let workload = changed(load(&args.workload)?);
+    if workload.recorded.is_some() && (args.print || args.seconds.is_some()) {
+        usage_error(
+            "a trace is replayed from its beginning to its end, and has no text: --print and --seconds are for workloads",
+        );
+    }
+    for value in args.sweep.iter().flat_map(|s| &s.values) {
+        let set = args.sweep.as_ref().map(|s| s.knob.set(&workload, *value));
+        if let Some(Err(e)) = set {
+            usage_error(&format!("--sweep: {e}"));
+        }
+    }
     if args.costs {
         return say(&costs(&workload.costs));
     }
@@ -253,8 +273,24 @@ fn load(name: &str) -> anyhow::Result<Workload> {
         Err(faultless_trace::Error::NotATrace) => {}
         Err(e) => return Err(e).with_context(|| format!("cannot read the trace {name}")),
     }
-    let text = std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?;
+    let text = text_of(path)?;
     Workload::parse(&text).with_context(|| format!("{name} is no workload"))
+}
+
+/// A text that is not absurdly long.
+fn text_of(path: &std::path::Path) -> anyhow::Result<String> {
+    use std::io::Read as _;
+    let cannot = || format!("cannot read {}", path.display());
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(cannot)?;
+    let read = file.take(TEXT_MAX + 1).read_to_string(&mut text);
+    anyhow::ensure!(
+        read.with_context(cannot)? as u64 <= TEXT_MAX,
+        "{} is no workload or machine: it is longer than {} KiB",
+        path.display(),
+        TEXT_MAX >> 10
+    );
+    Ok(text)
 }
 
 fn list() -> String {
@@ -304,9 +340,6 @@ fn tables(c: &Comparison) -> String {
         c.workload.name, c.workload.about, c.workload.cores, c.verdict
     );
     for group in c.outcomes.first().iter().flat_map(|o| &o.groups) {
-        if group.name == "monitor" {
-            continue;
-        }
         let today = c
             .outcomes
             .iter()
@@ -400,7 +433,20 @@ fn tables(c: &Comparison) -> String {
         right_align(&mut t, 1);
         let _ = writeln!(text, "{t}\n");
     }
-    text.push_str("The longest wait for mmap_lock:\n");
+    let unfinished: Vec<&str> = c
+        .outcomes
+        .iter()
+        .filter(|o| o.unfinished)
+        .map(|o| o.design.as_str())
+        .collect();
+    if !unfinished.is_empty() {
+        let _ = writeln!(
+            text,
+            "Not all of the trace was done again in twenty times its length: {}.\n",
+            unfinished.join(", ")
+        );
+    }
+    text.push_str("The longest wait for mmap_lock, and what it was behind when it was looked at (once a millisecond):\n");
     for o in &c.outcomes {
         let _ = writeln!(text, "  {}: {}", o.design, worst(o));
     }
@@ -409,7 +455,11 @@ fn tables(c: &Comparison) -> String {
 
 fn worst(o: &Outcome) -> String {
     match &o.worst {
-        Some(chain) if chain.waited_ms >= 0.1 => chain.to_string(),
-        _ => "under 0.1 ms".to_owned(),
+        _ if o.longest_mmap_wait_ms < 0.1 => "under 0.1 ms".to_owned(),
+        Some(chain) if chain.waited_ms >= o.longest_mmap_wait_ms / 2.0 => {
+            format!("{:.1} ms; {chain}", o.longest_mmap_wait_ms)
+        }
+        // It was over before anybody looked.
+        _ => format!("{:.1} ms", o.longest_mmap_wait_ms),
     }
 }

@@ -91,6 +91,15 @@ struct State {
     stamps: u64,
 }
 
+/// A page table that a page has to be taken out of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Unmapped {
+    /// The number of the mapping.
+    pub(crate) vma: u32,
+    pub(crate) page: u64,
+    pub(crate) stamp: u64,
+}
+
 /// What reclaim has done.
 #[derive(Debug, Default)]
 pub(crate) struct Reclaimed {
@@ -98,8 +107,8 @@ pub(crate) struct Reclaimed {
     pub(crate) pages: u64,
     /// Pages that were looked at.
     pub(crate) scanned: u64,
-    /// Page tables that they have to be taken out of: the number of the mapping, and the page.
-    pub(crate) unmapped: Vec<(u32, u64)>,
+    /// Page tables that they have to be taken out of.
+    pub(crate) unmapped: Vec<Unmapped>,
 }
 
 /// The page cache of a machine, or of a control group.
@@ -148,14 +157,20 @@ impl State {
         self.by_key.len() as u64 + self.others
     }
 
-    fn remove(&mut self, no: u32, unmapped: &mut Vec<(u32, u64)>) {
+    fn remove(&mut self, no: u32, unmapped: &mut Vec<Unmapped>) {
         self.unlink(no);
         let page = &mut self.pages[no as usize];
         let key = page.key;
         if page.mapper != NONE {
-            unmapped.push((page.mapper, key.page));
+            let stamp = page.stamp;
+            let of = |vma| Unmapped {
+                vma,
+                page: key.page,
+                stamp,
+            };
+            unmapped.push(of(page.mapper));
             let more = self.mappers.remove(&no).unwrap_or_default();
-            unmapped.extend(more.into_iter().map(|m| (m, key.page)));
+            unmapped.extend(more.into_iter().map(of));
         }
         self.by_key.remove(&key);
         self.free.push(no);
@@ -239,6 +254,12 @@ impl Cache {
         assert!(!page.up_to_date, "a page is read twice");
         page.up_to_date = true;
         take(&mut page.waiters)
+    }
+
+    /// Whether somebody reads a page, or has locked it.
+    pub(crate) fn is_locked(&self, no: u32) -> bool {
+        let page = &self.state.borrow().pages[no as usize];
+        !page.up_to_date || page.locked
     }
 
     /// Locks a page that is up to date.
@@ -331,7 +352,7 @@ impl Cache {
     }
 
     /// Has a page be there, up to date, or not be there; unless somebody reads it just now.
-    pub(crate) fn set(&self, key: PageKey, there: bool, t: Tid) -> Vec<(u32, u64)> {
+    pub(crate) fn set(&self, key: PageKey, there: bool, t: Tid) -> Vec<Unmapped> {
         match (self.find(key), there) {
             (Found::Absent, true) => {
                 let no = self.insert(key, t);
@@ -344,7 +365,7 @@ impl Cache {
     }
 
     /// Takes a page out that is not locked. The page tables that it has to be taken out of, too.
-    pub(crate) fn drop_page(&self, key: PageKey) -> Vec<(u32, u64)> {
+    pub(crate) fn drop_page(&self, key: PageKey) -> Vec<Unmapped> {
         let s = &mut *self.state.borrow_mut();
         let mut unmapped = Vec::new();
         if let Some(&no) = s.by_key.get(&key)
@@ -427,7 +448,7 @@ impl Cache {
         did
     }
 
-    /// Every page is on a list or free, and there are no more than the limit allows, but for those that are locked.
+    /// Every page is on a list or free, and none is referred to by nobody.
     pub(crate) fn check(&self) {
         let s = self.state.borrow();
         let listed = s.lists[0].len + s.lists[1].len;
@@ -474,7 +495,8 @@ mod tests {
         // It has had its round; the page tables that it is still in are told.
         let mut did = cache.reclaim(1);
         did.unmapped.sort_unstable();
-        assert_eq!((did.pages, did.unmapped), (1, vec![(6, 1), (7, 1)]));
+        let vmas: Vec<u32> = did.unmapped.iter().map(|u| u.vma).collect();
+        assert_eq!((did.pages, vmas), (1, vec![6, 7]));
         assert_eq!(cache.find(key(1)), Found::Absent);
         assert_eq!(cache.reclaim(1).pages, 0);
         cache.check();

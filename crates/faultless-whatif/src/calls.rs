@@ -8,6 +8,9 @@ use crate::rwsem::wake_all;
 use crate::vma::{Backing, Vma};
 use std::rc::Rc;
 
+/// Pages that MADV_PAGEOUT takes out of page tables at a time (`SWAP_CLUSTER_MAX`).
+const FLUSH_BATCH: usize = 32;
+
 /// `mmap`: a new mapping.
 pub(crate) async fn mmap(
     k: &Kernel,
@@ -18,7 +21,7 @@ pub(crate) async fn mmap(
 ) -> Rc<Vma> {
     let before = k.enter(t.tid, "mmap");
     k.cpu.work(t.tid, k.costs.syscall).await;
-    let vma = k.new_vma(backing, pages, read_ahead);
+    let vma = k.new_vma(&t.mm, backing, pages, read_ahead);
     lock(k, t, Span::Mapping(vma.no)).await;
     k.cpu.work(t.tid, k.costs.mmap).await;
     t.mm.vmas.borrow_mut().push(Rc::clone(&vma));
@@ -153,7 +156,13 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         pages.sort_unstable();
         pages
     };
-    for page in present {
+    for (no, page) in present.into_iter().enumerate() {
+        // Pages are taken out of the page table in batches (`try_to_unmap_flush`).
+        if no % FLUSH_BATCH == 0 {
+            let others = k.cpu.others_running(t.mm.no, t.tid);
+            k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
+            k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+        }
         let key = PageKey { object, page };
         // Somebody else has locked it: it is passed over.
         if matches!(k.cache.find(key), Found::Busy(_) | Found::Reading(_)) {
@@ -185,6 +194,30 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     k.leave(t.tid, before).await;
 }
 
+/// `mprotect` of a mapping that others may be faulting in: its lock is taken under `mmap_lock`.
+pub(crate) async fn protect(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
+    let before = k.enter(t.tid, "mprotect");
+    k.cpu.work(t.tid, k.costs.syscall).await;
+    lock(k, t, Span::Mapping(vma.no)).await;
+    if k.design.has_vma_locks() {
+        k.vma_write(t, vma).await;
+    }
+    k.cpu.work(t.tid, k.costs.mprotect).await;
+    let pages = vma.resident();
+    let ns = k.costs.mprotect_page.saturating_mul(pages);
+    k.cpu.walk(t.tid, ns).await;
+    if pages > 0 {
+        let others = k.cpu.others_running(t.mm.no, t.tid);
+        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
+        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+    }
+    if k.design.has_vma_locks() {
+        vma.end_write();
+    }
+    unlock(k, t).await;
+    k.leave(t.tid, before).await;
+}
+
 /// `fallocate(FALLOC_FL_PUNCH_HOLE)` of a page of a file: under its `invalidate_lock`, so after the reads that are under way, and
 /// before all later ones.
 pub(crate) async fn punch(k: &Kernel, t: &Thread, vma: &Rc<Vma>, page: u64) {
@@ -195,11 +228,7 @@ pub(crate) async fn punch(k: &Kernel, t: &Thread, vma: &Rc<Vma>, page: u64) {
     let object = vma.backing.object();
     let unmapped = k.cache.drop_page(PageKey { object, page });
     k.unmap(&unmapped);
-    if !unmapped.is_empty() {
-        let others = k.cpu.others_running(t.mm.no, t.tid);
-        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
-        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
-    }
+    k.flush(t.tid, &unmapped).await;
     if let Some(inode) = &vma.inode {
         inode.unlock_write(k, t.tid).await;
     }

@@ -120,7 +120,7 @@ fn links(k: &Kernel, first: Tid) -> Vec<String> {
                 );
                 (what, inside.first().copied())
             }
-            On::Page => ("a page to be read from storage".to_owned(), None),
+            On::Page(_) => ("a page to be read from storage".to_owned(), None),
             On::Inode { vma, write } => {
                 let holders = vma.inode.as_ref().map_or_else(Vec::new, |i| i.holders());
                 let what = format!(

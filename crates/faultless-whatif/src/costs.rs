@@ -100,8 +100,14 @@ costs! {
     reclaim_page: 900, "measured: reads over a full control group, less those that fit";
     /// Delivering SIGBUS and returning from the handler.
     signal: 2_200, "measured: SIGBUS and UFFDIO_COPY without I/O, less `uffd_copy`";
-    /// The part of it that is under the process's siglock.
-    siglock: 200, "estimate: force_sig and dequeue_signal, twice 0.1 us";
+    /// Under the process's siglock, each of three times: force_sig, dequeue_signal, rt_sigreturn.
+    siglock: 70, "estimate";
+    /// Finding a place in a tree of locked ranges, under its spin lock.
+    range_tree: 150, "estimate";
+    /// mprotect of a mapping, without locks and pages.
+    mprotect: 1_500, "typical: as munmap, without what is freed";
+    /// Changing the protection of a page that is mapped.
+    mprotect_page: 15, "typical: a walk, and a write";
     /// UFFDIO_COPY of a page.
     uffd_copy: 1_900, "measured: the ioctl alone";
     /// Reading an event of a userfaultfd, and waking the thread of it.

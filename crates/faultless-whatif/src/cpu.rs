@@ -146,6 +146,8 @@ struct Inner {
     /// Threads that wait for a processor.
     queued: usize,
     ready: VecDeque<Tid>,
+    /// Alarms to come that wake threads.
+    alarms: u64,
     busy: Nanos,
     /// How busy processors have been of late, as a share, and how long all had been busy when that was looked at.
     used: f64,
@@ -182,6 +184,7 @@ impl Cpu {
                 idle: (0..cores).collect(),
                 queued: 0,
                 ready: VecDeque::new(),
+                alarms: 0,
                 busy: 0,
                 used: 0.0,
                 used_at: (0, 0),
@@ -249,6 +252,20 @@ impl Cpu {
         )
     }
 
+    /// The processor that a thread has, or had last.
+    pub(crate) fn core(&self, t: Tid) -> u32 {
+        self.inner.borrow().threads[t.index()].core
+    }
+
+    /// Nobody runs or can run, and nothing will happen that could wake anybody.
+    pub(crate) fn stands_still(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.ready.is_empty()
+            && inner.queued == 0
+            && inner.alarms == 0
+            && inner.idle.len() == inner.cores.len()
+    }
+
     pub(crate) fn is_blocked(&self, t: Tid) -> bool {
         let inner = self.inner.borrow();
         let thread = &inner.threads[t.index()];
@@ -279,7 +296,7 @@ impl Cpu {
             let thread = &mut inner.threads[other.index()];
             // (Who comes to its next step too early for that plans again.)
             if thread.left < FOREVER / 2 {
-                thread.left += ns;
+                thread.left = thread.left.saturating_add(ns);
             }
         }
     }
@@ -348,6 +365,16 @@ impl Cpu {
             let State::Running(core) = inner.threads[t.index()].state else {
                 unreachable!("a thread computes where it has no processor");
             };
+            // A kernel that is preempted gives way here, to whom it has woken.
+            if inner.threads[t.index()].need_resched && !inner.threads[t.index()].in_kernel {
+                inner.bring_up_to_date(core as usize, self.now.get());
+                inner.threads[t.index()].left = ns;
+                inner.threads[t.index()].need_resched = false;
+                if self.reschedule(inner, core) {
+                    return Poll::Pending;
+                }
+                inner.threads[t.index()].left = 0;
+            }
             // Nothing else happens meanwhile: no event is needed.
             let until = self.now.get().saturating_add(ns);
             let next = inner.queue.peek().map_or(FOREVER, |Reverse(e)| e.0);
@@ -496,6 +523,7 @@ impl Cpu {
     pub(crate) fn alarm(&self, after: Nanos, alarm: Alarm) {
         let inner = &mut *self.inner.borrow_mut();
         let at = self.now.get().saturating_add(after);
+        inner.alarms += u64::from(matches!(alarm, Alarm::Wake(_) | Alarm::Read(_)));
         inner.ask(at, Happening::Alarm(alarm));
     }
 
@@ -512,6 +540,7 @@ impl Cpu {
             let Reverse((at, _, happening)) = inner.queue.pop()?;
             match happening {
                 Happening::Alarm(alarm) => {
+                    inner.alarms -= u64::from(matches!(alarm, Alarm::Wake(_) | Alarm::Read(_)));
                     self.now.set(at.max(self.now.get()));
                     self.events.set(self.events.get() + 1);
                     return Some(Next::Alarm(alarm));
@@ -715,7 +744,7 @@ impl Cpu {
         thread.waited_to_run += now - thread.runnable_since;
         thread.state = State::Running(core);
         thread.core = core;
-        thread.left += cost.max(1);
+        thread.left = thread.left.saturating_add(cost.max(1));
         let at = &mut inner.cores[core as usize];
         at.current = Some(t);
         at.since = now;

@@ -3,7 +3,7 @@
 //! A design of the fault ([`crate::designs`]) uses this and nothing else; so does whatever changes an address space
 //! ([`crate::calls`]).
 
-use crate::cache::{Cache, Found, PageKey, Reclaimed};
+use crate::cache::{Cache, Found, PageKey, Reclaimed, Unmapped};
 use crate::costs::Costs;
 use crate::cpu::{Alarm, Cpu, Next, Tid};
 use crate::designs::Design;
@@ -24,6 +24,10 @@ pub(crate) type Running<'a, T = ()> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Pages that direct reclaim takes at a time (`SWAP_CLUSTER_MAX`).
 const RECLAIM_BATCH: u64 = 32;
+/// Attempts at that before it goes beyond the limit. (A control group would kill somebody.)
+const RECLAIM_TRIES: u32 = 16;
+/// How long a miss that has no memory waits before it looks again.
+const EVICTION_POLL: Nanos = 50_000;
 /// Pages that are charged at a time (`MEMCG_CHARGE_BATCH`).
 const CHARGE_BATCH: u64 = 64;
 /// Pages that a fault maps at a time (`fault_around_bytes`).
@@ -36,6 +40,8 @@ pub(crate) struct Mm {
     pub(crate) name: String,
     pub(crate) mmap_lock: Rwsem,
     pub(crate) siglock: Turn,
+    /// `map_changing_lock` of the userfaultfd, which copies share.
+    pub(crate) map_changing: Turn,
     pub(crate) vmas: RefCell<Vec<Rc<Vma>>>,
     pub(crate) monitor: crate::designs::uffd_monitor::Queue,
     pub(crate) ranges: crate::designs::range::Ranges,
@@ -48,6 +54,7 @@ impl Mm {
             name: name.to_owned(),
             mmap_lock: Rwsem::default(),
             siglock: Turn::default(),
+            map_changing: Turn::default(),
             vmas: RefCell::default(),
             monitor: crate::designs::uffd_monitor::Queue::default(),
             ranges: crate::designs::range::Ranges::default(),
@@ -59,14 +66,15 @@ impl Mm {
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     free_at: Cell<Nanos>,
-    last: Cell<Option<Tid>>,
+    /// The processor that had it last.
+    last: Cell<Option<u32>>,
 }
 
 impl Turn {
     pub(crate) async fn pass(&self, k: &Kernel, t: Tid, kind: Option<LockKind>, section: Nanos) {
-        let now = k.cpu.now();
-        let transfer = match self.last.replace(Some(t)) {
-            Some(last) if last != t => k.costs.line,
+        let (now, core) = (k.cpu.now(), k.cpu.core(t));
+        let transfer = match self.last.replace(Some(core)) {
+            Some(last) if last != core => k.costs.line,
             _ => 0,
         };
         let until = self.free_at.get().max(now) + transfer + section;
@@ -121,7 +129,8 @@ pub(crate) enum On {
         vma: Rc<Vma>,
         write: bool,
     },
-    Page,
+    /// By its place in the cache.
+    Page(u32),
     Range {
         holder: Option<Tid>,
         write: bool,
@@ -200,14 +209,16 @@ pub(crate) struct Kernel {
     charged: RefCell<Vec<(u64, u64)>>,
     /// The spin lock of the lists of pages.
     lru_lock: Turn,
-    /// The thread that reclaims ahead of need, if there is one; and whether it sleeps.
-    pub(crate) kswapd: Cell<Option<Tid>>,
+    /// The thread that reclaims ahead of need, if there is one: kswapd, or the evictor of the process.
+    pub(crate) reclaimer: Cell<Option<Tid>>,
     /// The `invalidate_lock` of each file.
     inodes: RefCell<FxHashMap<u32, Rc<Rwsem>>>,
     /// Mappings whose pages can be reclaimed, by their number.
     mappings: RefCell<FxHashMap<u32, Rc<Vma>>>,
     /// Threads that have been granted what they wait for and will be woken.
     pub(crate) waking: Cell<u64>,
+    /// Threads that were to end had not when time was over.
+    pub(crate) unfinished: Cell<bool>,
     next_object: Cell<u32>,
     next_vma: Cell<u32>,
 }
@@ -233,10 +244,11 @@ impl Kernel {
             ahead: RefCell::default(),
             charged: RefCell::default(),
             lru_lock: Turn::default(),
-            kswapd: Cell::new(None),
+            reclaimer: Cell::new(None),
             inodes: RefCell::default(),
             mappings: RefCell::default(),
             waking: Cell::new(0),
+            unfinished: Cell::new(false),
             next_object: Cell::new(0),
             next_vma: Cell::new(0),
         }
@@ -265,7 +277,13 @@ impl Kernel {
         self.next_object.replace(self.next_object.get() + 1)
     }
 
-    pub(crate) fn new_vma(&self, backing: Backing, pages: u64, read_ahead: u32) -> Rc<Vma> {
+    pub(crate) fn new_vma(
+        &self,
+        mm: &Mm,
+        backing: Backing,
+        pages: u64,
+        read_ahead: u32,
+    ) -> Rc<Vma> {
         let no = self.next_vma.replace(self.next_vma.get() + 1);
         let inode = match backing {
             Backing::Anonymous { .. } => None,
@@ -274,7 +292,7 @@ impl Kernel {
                 Some(Rc::clone(inodes.entry(object).or_default()))
             }
         };
-        let vma = Rc::new(Vma::new(no, backing, pages, read_ahead, inode));
+        let vma = Rc::new(Vma::new(no, mm.no, backing, pages, read_ahead, inode));
         self.mappings.borrow_mut().insert(no, Rc::clone(&vma));
         vma
     }
@@ -582,7 +600,7 @@ impl Kernel {
                 self.cpu.block(t.tid).await;
             }
         };
-        self.waits(t.tid, On::Page, sleep).await;
+        self.waits(t.tid, On::Page(no), sleep).await;
         if is_mine {
             self.cpu.work(t.tid, self.costs.complete_read).await;
         }
@@ -610,15 +628,19 @@ impl Kernel {
 
     /// Takes memory: reclaims if there is none (`try_charge_memcg`).
     pub(crate) async fn charge(&self, t: &Thread, pages: u64) {
-        for _ in 0..4 {
-            self.wake_kswapd(t.tid).await;
+        for _ in 0..RECLAIM_TRIES {
+            self.wake_reclaimer(t.tid).await;
             let excess = self.cache.excess(pages);
             if excess == 0 {
                 break;
             }
+            if self.design.has_evictor() && self.reclaimer.get().is_some() {
+                // The budget is gone: it waits for the evictor.
+                self.cpu.sleep(t.tid, EVICTION_POLL).await;
+                continue;
+            }
             let from = self.cpu.now();
-            self.reclaim(t.tid, t.mm.no, excess.max(RECLAIM_BATCH))
-                .await;
+            self.reclaim(t.tid, excess.max(RECLAIM_BATCH)).await;
             self.stats
                 .waited(LockKind::Reclaim, t.tid, self.cpu.now() - from);
         }
@@ -662,7 +684,7 @@ impl Kernel {
         loop {
             let mut gone = 0;
             if self.cache.over_high().0 > 0 {
-                gone = self.reclaim(t.tid, t.mm.no, wanted).await;
+                gone = self.reclaim(t.tid, wanted).await;
             }
             wanted = RECLAIM_BATCH;
             let (over, high) = self.cache.over_high();
@@ -689,7 +711,7 @@ impl Kernel {
 
     /// Reclaims pages (`shrink_inactive_list`): off the lists under their spin lock, out of page tables, with an interrupt to the
     /// processors that may have them in their TLBs. How many.
-    async fn reclaim(&self, t: Tid, mm: u32, wanted: u64) -> u64 {
+    pub(crate) async fn reclaim(&self, t: Tid, wanted: u64) -> u64 {
         let Reclaimed {
             pages,
             scanned,
@@ -698,52 +720,79 @@ impl Kernel {
         let section = self.costs.scan_page * scanned.max(1);
         self.lru_lock.pass(self, t, None, section).await;
         self.unmap(&unmapped);
-        let mut ns = pages * self.costs.reclaim_page;
-        if !unmapped.is_empty() {
-            let others = self.cpu.others_running(mm, t);
-            ns += self.costs.shootdown(others);
-            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
-        }
+        self.flush(t, &unmapped).await;
+        let ns = pages.saturating_mul(self.costs.reclaim_page);
         self.cpu.work(t, ns.max(1_000)).await;
         pages
     }
 
     /// Takes pages that have gone out of page tables.
-    pub(crate) fn unmap(&self, unmapped: &[(u32, u64)]) {
+    pub(crate) fn unmap(&self, unmapped: &[Unmapped]) {
         let mappings = self.mappings.borrow();
-        for (vma, page) in unmapped {
-            if let Some(vma) = mappings.get(vma) {
-                vma.present.borrow_mut().remove(page);
+        for u in unmapped {
+            let Some(vma) = mappings.get(&u.vma) else {
+                continue;
+            };
+            // It may have been read and mapped again since.
+            let mut present = vma.present.borrow_mut();
+            if present.get(&u.page) == Some(&u.stamp) {
+                present.remove(&u.page);
             }
+        }
+    }
+
+    /// Has the processors forget pages that were taken out of page tables: those that run threads of the processes.
+    pub(crate) async fn flush(&self, t: Tid, unmapped: &[Unmapped]) {
+        let mut mms: Vec<u32> = {
+            let mappings = self.mappings.borrow();
+            let mms = unmapped.iter().filter_map(|u| mappings.get(&u.vma));
+            mms.map(|vma| vma.mm).collect()
+        };
+        mms.sort_unstable();
+        mms.dedup();
+        for mm in mms {
+            let others = self.cpu.others_running(mm, t);
+            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
+            self.cpu.work(t, self.costs.shootdown(others)).await;
         }
     }
 
     /// How much room kswapd sees to: it is woken when there is less than the first, and sleeps when there is the second
     /// (`__setup_per_zone_wmarks`: a thousandth of memory, or a quarter of `min_free_kbytes`, above the minimum; twice that).
-    fn watermarks(&self) -> (u64, u64) {
+    pub(crate) fn watermarks(&self) -> (u64, u64) {
         let limit = self.cache.limit();
         let min_free_pages = ((limit * 4) as f64).sqrt() as u64;
         let step = (limit / 1_000).max(min_free_pages / 4).max(RECLAIM_BATCH);
         (step, 2 * step)
     }
 
-    async fn wake_kswapd(&self, t: Tid) {
-        if let Some(kswapd) = self.kswapd.get()
+    async fn wake_reclaimer(&self, t: Tid) {
+        if let Some(reclaimer) = self.reclaimer.get()
             && self.cache.room() < self.watermarks().0
-            && self.waiting.borrow()[kswapd.index()].is_some()
+            && matches!(
+                self.waiting.borrow()[reclaimer.index()],
+                Some((On::Work, _))
+            )
         {
             self.cpu.work(t, self.costs.wake).await;
-            self.cpu.wake(kswapd);
+            self.cpu.wake(reclaimer);
         }
     }
 
     /// What kswapd does.
     pub(crate) async fn reclaim_ahead(&self, t: &Thread) {
+        let before = self.enter(t.tid, "reclaim");
         loop {
-            while self.cache.room() < self.watermarks().1
-                && self.reclaim(t.tid, t.mm.no, RECLAIM_BATCH).await > 0
-            {}
+            while self.cache.room() < self.watermarks().1 {
+                let gone = self.reclaim(t.tid, RECLAIM_BATCH).await;
+                self.cpu.walk(t.tid, 1).await;
+                if gone == 0 {
+                    break;
+                }
+            }
+            self.now_does(t.tid, before);
             self.waits(t.tid, On::Work, self.cpu.block(t.tid)).await;
+            self.now_does(t.tid, "reclaim");
         }
     }
 
@@ -790,6 +839,10 @@ impl Kernel {
                 }
                 Next::Alarm(Alarm::WarmedUp) => self.stats.begin(self),
                 Next::Alarm(Alarm::Sample) => {
+                    assert!(
+                        !self.cpu.stands_still(),
+                        "every thread waits for another one"
+                    );
                     crate::chain::sample(self);
                     self.cpu.look_at_use();
                     self.cpu.alarm(SAMPLE_EVERY, Alarm::Sample);
@@ -797,6 +850,7 @@ impl Kernel {
                 Next::Alarm(Alarm::End) => break,
             }
         }
+        self.unfinished.set(alive > 0);
         self.stats.end(self);
         self.cache.check();
         self.check_waits();
@@ -820,7 +874,8 @@ impl Kernel {
                     .as_ref()
                     .is_some_and(|i| i.has_forgotten(&self.cpu, t)),
                 On::Vma { vma } => vma.readers().is_empty(),
-                On::Range { .. } | On::Page | On::Monitor | On::Work => false,
+                On::Page(no) => !self.cache.is_locked(*no),
+                On::Range { .. } | On::Monitor | On::Work => false,
             };
             assert!(!lost, "thread {no} sleeps for {on:?}, which is to be had");
         }

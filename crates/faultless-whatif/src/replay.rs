@@ -6,7 +6,8 @@
 //!
 //! What is not in a trace is guessed: faults that neither slept nor took the lock, and what threads compute. A pause of a millisecond
 //! at most counts as computing, a longer one as sleep; and all that computing is cut down, if need be, to what the processors can have
-//! had time for. Holds for writing lock the VMAs of fork only; others concern VMAs of their own.
+//! had time for. A hold for writing locks VMAs as well: a fork's all of them; that of mprotect, munmap and madvise those in which there
+//! were faults at the addresses that it is about (a file that is mapped several times counts as one VMA); others none.
 
 use crate::kernel::{Access, Kernel, Mm, Running, Thread};
 use crate::stats::histogram;
@@ -19,6 +20,10 @@ use std::rc::Rc;
 
 /// fork, vfork, clone, clone3 on x86-64.
 const FORKS: [u16; 4] = [56, 57, 58, 435];
+/// mprotect, munmap, madvise on x86-64: those whose arguments say which mapping they change.
+const MPROTECT: u16 = 10;
+const MUNMAP: u16 = 11;
+const MADVISE: u16 = 28;
 /// A longer pause is sleep.
 const COMPUTES_MAX: Nanos = 1_000_000;
 /// What a fault computes, about.
@@ -47,6 +52,8 @@ enum Deed {
         runs: Nanos,
         sleeps: Nanos,
         forks: bool,
+        /// The addresses that a call that writes is about.
+        range: (u64, u64),
         what: &'static str,
     },
 }
@@ -81,6 +88,8 @@ pub struct Recording {
     pub cut_off: bool,
     /// Of a short pause, so much was spent computing.
     computed: f64,
+    /// By process and file (none: anonymous memory), the addresses at which there were faults: from, to.
+    ranges: BTreeMap<(u32, Option<u32>), (u64, u64)>,
 }
 
 impl Recording {
@@ -94,6 +103,7 @@ impl Recording {
         let mut names: HashMap<u32, (u32, String)> = HashMap::new();
         let mut scripts: BTreeMap<u32, (u32, Vec<Action>)> = BTreeMap::new();
         let mut waits: HashMap<u32, Wait> = HashMap::new();
+        let mut ranges: BTreeMap<(u32, Option<u32>), (u64, u64)> = BTreeMap::new();
         let (mut cut_off, mut last) = (false, 0);
         for event in &mut trace {
             let event = match event {
@@ -110,6 +120,11 @@ impl Recording {
                     names.insert(e.tid, (e.pid, e.name));
                 }
                 Event::Fault(e) if !e.open => {
+                    let file = e.file.map(|f| f.0);
+                    let range = ranges
+                        .entry((e.pid, file))
+                        .or_insert((e.address, e.address));
+                    *range = (range.0.min(e.address), range.1.max(e.address));
                     let script = scripts.entry(e.tid).or_insert_with(|| (e.pid, Vec::new()));
                     script.1.push(fault(&e));
                 }
@@ -156,22 +171,23 @@ impl Recording {
             );
         }
         targets.sort_unstable();
-        let (mut paused, mut busy) = (0, 0);
+        let (mut paused, mut busy): (Nanos, Nanos) = (0, 0);
         for script in whole.values() {
             let mut before = 0;
             for action in &script.actions {
                 let pause = action.from.saturating_sub(before);
                 before = before.max(action.to);
                 if pause <= COMPUTES_MAX {
-                    paused += pause;
+                    paused = pause.saturating_add(paused);
                 }
-                busy += match action.deed {
+                let ran = match action.deed {
                     Deed::Hold { runs, .. } => runs,
                     Deed::Fault { .. } => FAULT_RUNS,
                 };
+                busy = ran.saturating_add(busy);
             }
         }
-        let had = (u64::from(processors) * last).saturating_sub(busy);
+        let had = (u64::from(processors).saturating_mul(last)).saturating_sub(busy);
         Ok(Recording {
             computed: (had as f64 / (paused as f64).max(1.0)).min(1.0),
             scripts: whole,
@@ -180,6 +196,7 @@ impl Recording {
             seconds: last as f64 / 1e9,
             processors,
             cut_off,
+            ranges,
         })
     }
 
@@ -280,7 +297,7 @@ impl Recording {
                             },
                             None => Backing::Anonymous { object },
                         };
-                        let vma = k.new_vma(backing, u64::MAX, 0);
+                        let vma = k.new_vma(&mms[&script.pid], backing, u64::MAX, 0);
                         mms[&script.pid].vmas.borrow_mut().push(Rc::clone(&vma));
                         vma
                     });
@@ -299,11 +316,22 @@ impl Recording {
                 .filter(|(key, _)| key.0 == script.pid)
                 .map(|(key, vma)| (key.1, Rc::clone(vma)))
                 .collect();
+            let mine = own
+                .iter()
+                .filter_map(|(file, vma)| {
+                    let range = self.ranges.get(&(script.pid, *file))?;
+                    Some((Rc::clone(vma), *range))
+                })
+                .collect();
             let mms = mms.clone();
-            bodies.push((
-                t.tid,
-                Box::pin(play(k, script, t, own, mms, given, self.computed)),
-            ));
+            let again = Again {
+                vmas: own,
+                mine,
+                mms,
+                given,
+                computed: self.computed,
+            };
+            bodies.push((t.tid, Box::pin(play(k, script, t, again))));
         }
         bodies
     }
@@ -384,6 +412,11 @@ fn hold(e: &Hold, waited: Option<&Wait>) -> Option<Action> {
             runs: e.took.saturating_sub(slept).saturating_sub(without),
             sleeps: slept,
             forks: FORKS.contains(&call),
+            range: match call {
+                _ if !e.write || e.downgraded => (0, 0),
+                MPROTECT | MUNMAP | MADVISE => (e.address, e.address.saturating_add(e.length)),
+                _ => (0, 0),
+            },
             what: if !e.reads.is_empty() {
                 "read of a file of /proc"
             } else if FORKS.contains(&call) {
@@ -397,15 +430,27 @@ fn hold(e: &Hold, waited: Option<&Wait>) -> Option<Action> {
     })
 }
 
-async fn play(
-    k: &Rc<Kernel>,
-    script: &Script,
-    t: Thread,
+/// What a thread that does something again needs for it.
+struct Again {
+    /// The mappings of its process, by file.
     vmas: BTreeMap<Option<u32>, Rc<Vma>>,
+    /// The same, with the addresses at which there were faults.
+    mine: Vec<(Rc<Vma>, (u64, u64))>,
     mms: BTreeMap<u32, Rc<Mm>>,
+    /// Reads take as long as they did.
     given: bool,
+    /// Of a short pause, so much was spent computing.
     computed: f64,
-) {
+}
+
+async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
+    let Again {
+        vmas,
+        mine,
+        mms,
+        given,
+        computed,
+    } = again;
     let (mut before, mut begun) = (0, None);
     for action in &script.actions {
         let pause = action.from.saturating_sub(before);
@@ -452,28 +497,12 @@ async fn play(
             }
             Deed::Hold {
                 of,
-                write,
-                downgrades,
-                downgraded,
-                runs,
-                sleeps,
-                forks,
                 what,
+                downgrades,
+                ..
             } => {
                 let outer = k.enter(t.tid, what);
-                let mm = &mms[of];
-                hold_again(
-                    k,
-                    &t,
-                    mm,
-                    *write,
-                    *downgrades,
-                    *downgraded,
-                    *runs,
-                    *sleeps,
-                    *forks,
-                )
-                .await;
+                hold_again(k, &t, &mms[of], &action.deed, &mine).await;
                 k.leave(t.tid, outer).await;
                 if !downgrades {
                     k.stats.round(t.tid, k.cpu.now() - from);
@@ -483,35 +512,53 @@ async fn play(
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of a deed")]
+/// The same hold; `mine` are the mappings of the thread's process, with the addresses at which there were faults.
 async fn hold_again(
     k: &Kernel,
     t: &Thread,
     mm: &Rc<Mm>,
-    write: bool,
-    downgrades: bool,
-    downgraded: bool,
-    runs: Nanos,
-    sleeps: Nanos,
-    forks: bool,
+    deed: &Deed,
+    mine: &[(Rc<Vma>, (u64, u64))],
 ) {
     use crate::designs::range::Span;
+    let &Deed::Hold {
+        write,
+        downgrades,
+        downgraded,
+        runs,
+        sleeps,
+        forks,
+        range: (from, to),
+        ..
+    } = deed
+    else {
+        return;
+    };
+    // A fork changes all mappings; a call that says where, those in which there were faults there; another one, none of these.
+    let changed: Vec<Rc<Vma>> = match write {
+        true if forks => mm.vmas.borrow().clone(),
+        true => mine
+            .iter()
+            .filter(|(_, (first, last))| *first < to && from <= *last)
+            .map(|(vma, _)| Rc::clone(vma))
+            .collect(),
+        false => Vec::new(),
+    };
     let ranges = k.design.has_range_locks();
     if !downgraded {
         match (ranges, write) {
-            // A call changes a mapping of its own; one that forks or looks, all of them.
             (true, true) if !forks => {
-                mm.ranges
-                    .lock(k, t, Span::Mapping(u32::MAX - t.tid.0), true)
-                    .await
+                let own = u32::MAX - t.tid.0;
+                let span = Span::Mapping(changed.first().map_or(own, |vma| vma.no));
+                mm.ranges.lock(k, t, span, true).await;
             }
             (true, _) => mm.ranges.lock(k, t, Span::All, write).await,
             (false, true) => k.mmap_write(t, mm).await,
             (false, false) => k.mmap_read(t, mm).await,
         }
     }
-    let locked: Vec<Rc<Vma>> = match write && forks && k.design.has_vma_locks() {
-        true => mm.vmas.borrow().clone(),
+    let locked = match k.design.has_vma_locks() {
+        true => changed,
         false => Vec::new(),
     };
     for vma in &locked {

@@ -86,7 +86,11 @@ pub struct Outcome {
     pub gone_at_retry_percent: f64,
     /// Processors in use, of all, in %.
     pub processors_percent: f64,
-    /// The longest wait for mmap_lock.
+    /// A recording had not been done again, all of it, when its time was over (twenty times as long as it took).
+    pub unfinished: bool,
+    /// The longest wait for mmap_lock, in milliseconds.
+    pub longest_mmap_wait_ms: f64,
+    /// The longest wait for mmap_lock that was under way at a look at all threads, which is made each simulated millisecond.
     pub worst: Option<Chain>,
     /// Events that were simulated.
     pub events: u64,
@@ -183,10 +187,23 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
             }
         }
     }
-    if w.kswapd {
+    let judged = w
+        .threads
+        .first()
+        .map(|g| Rc::clone(&machine.mms[&g.process]));
+    if let Some(mm) = judged.filter(|_| w.is_limited() && kernel.design.has_evictor()) {
+        let no = kernel.stats.new_group("evictor");
+        let thread = kernel.new_thread(&mm, no);
+        kernel.reclaimer.set(Some(thread.tid));
+        let k = &kernel;
+        bodies.push((
+            thread.tid,
+            Box::pin(async move { designs::faultless::evict(k, &thread).await }),
+        ));
+    } else if w.kswapd {
         let no = kernel.stats.new_group("kswapd");
         let thread = kernel.new_thread(&kernel.new_mm("kernel"), no);
-        kernel.kswapd.set(Some(thread.tid));
+        kernel.reclaimer.set(Some(thread.tid));
         let k = &kernel;
         bodies.push((
             thread.tid,
@@ -226,7 +243,7 @@ impl Machine {
             {
                 return;
             }
-            let vma = k.new_vma(backing, pages, read_ahead);
+            let vma = k.new_vma(mm, backing, pages, read_ahead);
             if touched {
                 vma.fill();
                 k.cache.count(pages as i64);
@@ -249,7 +266,7 @@ impl Machine {
             };
             for group in &w.threads {
                 let reads = |s: &Step| match s {
-                    Step::Read { of, .. } | Step::Punch(of) => *of == file.name,
+                    Step::Read { of, .. } | Step::Punch(of) | Step::Protect(of) => *of == file.name,
                     _ => false,
                 };
                 if group.r#loop.iter().any(reads) {
@@ -411,6 +428,11 @@ async fn body(
                         calls::punch(k, &t, &named.vma, page).await;
                     }
                 }
+                Step::Protect(of) => {
+                    if let Some(named) = machine.named(process, of) {
+                        calls::protect(k, &t, &named.vma).await;
+                    }
+                }
                 Step::WorkUs(us) => k.cpu.work(t.tid, (us * 1e3) as u64).await,
                 Step::SleepUs(us) => k.cpu.sleep(t.tid, (us * 1e3).max(1.0) as u64).await,
             }
@@ -448,6 +470,8 @@ pub(crate) fn recorded(w: &Workload) -> Option<Outcome> {
         read_again_percent: 0.0,
         gone_at_retry_percent: 0.0,
         processors_percent: 0.0,
+        unfinished: recording.cut_off,
+        longest_mmap_wait_ms: 0.0,
         worst: None,
         events: 0,
     })
@@ -485,6 +509,8 @@ fn outcome(w: &Workload, design: &str, k: &Kernel) -> Outcome {
         read_again_percent: percent(s.reads_again.get(), s.reads.get()),
         gone_at_retry_percent: percent(s.gone.get(), s.retries.get()),
         processors_percent: 100.0 * s.busy.get() as f64 / 1e9 / seconds / f64::from(w.cores),
+        unfinished: w.recorded.is_some() && k.unfinished.get(),
+        longest_mmap_wait_ms: s.longest_mmap_wait.get() as f64 / 1e6,
         worst: s.chain.borrow().clone(),
         events: k.cpu.events(),
     }

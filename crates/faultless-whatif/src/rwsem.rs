@@ -48,8 +48,8 @@ struct State {
     spinners: VecDeque<Tid>,
     /// Readers held it for so long that spinning is in vain.
     not_spinnable: bool,
-    /// Who wrote the lock's cache line last.
-    touched: Option<Tid>,
+    /// Which processor wrote the lock's cache line last.
+    touched: Option<u32>,
     free_at: Nanos,
 }
 
@@ -199,12 +199,13 @@ impl Rwsem {
         let ns = {
             let mut s = self.state.borrow_mut();
             let now = k.cpu.now();
-            let transfer = if s.touched == Some(t) {
+            let core = k.cpu.core(t);
+            let transfer = if s.touched == Some(core) {
                 0
             } else {
                 k.costs.line
             };
-            s.touched = Some(t);
+            s.touched = Some(core);
             s.free_at = s.free_at.max(now) + transfer;
             s.free_at - now
         };

@@ -76,6 +76,7 @@ pub(crate) struct Stats {
     /// Pages of anonymous memory that have been swapped out.
     swapped: RefCell<BTreeMap<u32, BTreeSet<u64>>>,
     pub(crate) mmap_locks: Cell<u64>,
+    pub(crate) longest_mmap_wait: Cell<Nanos>,
     pub(crate) chain: RefCell<Option<crate::chain::Chain>>,
 }
 
@@ -148,10 +149,14 @@ impl Stats {
                 On::MmapLock { .. } | On::Range { .. } => LockKind::MmapWrite,
                 On::Vma { .. } => LockKind::VmaWrite,
                 On::Inode { .. } => LockKind::Inode,
-                On::Page => LockKind::Page,
+                On::Page(_) => LockKind::Page,
                 On::Monitor | On::Work => continue,
             };
             let ns = k.cpu.now() - (*since).max(self.from.get());
+            if matches!(kind, LockKind::MmapRead | LockKind::MmapWrite) {
+                self.longest_mmap_wait
+                    .set(self.longest_mmap_wait.get().max(ns));
+            }
             self.with(Tid(no as u32), |g| g.waited[kind as usize] += ns);
         }
         let before = self.runnable_before.borrow();
@@ -165,6 +170,8 @@ impl Stats {
         let is_mmap = matches!(kind, LockKind::MmapRead | LockKind::MmapWrite);
         if is_mmap && self.counts.get() {
             self.mmap_locks.set(self.mmap_locks.get() + 1);
+            self.longest_mmap_wait
+                .set(self.longest_mmap_wait.get().max(ns));
         }
         self.with(t, |g| {
             g.waited[kind as usize] += ns;

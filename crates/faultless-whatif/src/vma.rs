@@ -34,6 +34,8 @@ impl Backing {
 #[derive(Debug)]
 pub(crate) struct Vma {
     pub(crate) no: u32,
+    /// Whose: the number of the address space.
+    pub(crate) mm: u32,
     pub(crate) backing: Backing,
     pub(crate) pages: u64,
     /// Pages that are read with the one that is missing; 0 or 1: none.
@@ -43,8 +45,8 @@ pub(crate) struct Vma {
     readers: RefCell<Vec<Tid>>,
     writer: Cell<Option<Tid>>,
     writer_waits: Cell<bool>,
-    /// Who wrote the cache line of `vm_refcnt` last, and until when it is on its way.
-    line: Cell<(Option<Tid>, u64)>,
+    /// Which processor wrote the cache line of `vm_refcnt` last, and until when it is on its way.
+    line: Cell<(Option<u32>, u64)>,
     /// Pages in the page table: with the stamp of the page in the cache.
     pub(crate) present: RefCell<FxHashMap<u64, u64>>,
     /// All pages are present, and anonymous: for what is there from the beginning.
@@ -58,6 +60,7 @@ pub(crate) struct Vma {
 impl Vma {
     pub(crate) fn new(
         no: u32,
+        mm: u32,
         backing: Backing,
         pages: u64,
         read_ahead: u32,
@@ -65,6 +68,7 @@ impl Vma {
     ) -> Vma {
         Vma {
             no,
+            mm,
             backing,
             pages,
             read_ahead,
@@ -111,10 +115,10 @@ impl Vma {
 
     async fn touch_line(&self, k: &Kernel, t: Tid) {
         let (last, free_at) = self.line.get();
-        let now = k.cpu.now();
-        let transfer = if last == Some(t) { 0 } else { k.costs.line };
+        let (now, core) = (k.cpu.now(), k.cpu.core(t));
+        let transfer = if last == Some(core) { 0 } else { k.costs.line };
         let free_at = free_at.max(now) + transfer;
-        self.line.set((Some(t), free_at));
+        self.line.set((Some(core), free_at));
         k.cpu.work(t, free_at - now).await;
     }
 

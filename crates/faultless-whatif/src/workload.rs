@@ -36,7 +36,15 @@ const VMAS_MAX: u64 = 1 << 20;
 /// Pages of a region that is paged out, at most.
 const PAGE_OUT_MAX: u64 = 1 << 22;
 /// Groups of threads that the model adds by itself.
-pub(crate) const OWN_GROUPS: [&str; 2] = ["monitor", "kswapd"];
+pub(crate) const OWN_GROUPS: [&str; 3] = ["monitor", "kswapd", "evictor"];
+/// Groups of threads, at most.
+const GROUPS_MAX: usize = 256;
+/// Pages that are read at a time, at most.
+const READ_AHEAD_MAX: u32 = 8192;
+/// Pages of a mapping that a thread makes, at most.
+const MAP_MAX: u64 = 1 << 24;
+/// The scheduler looks so often, at most, in nanoseconds.
+const TICK_MIN: u64 = 10_000;
 
 /// A size in bytes, written as `64 KiB`, `4 GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -207,6 +215,8 @@ pub enum Step {
     PageOut(String),
     /// Punches a hole into a file that it has mapped from the beginning: a page, any.
     Punch(String),
+    /// Changes the protection of a file or region that it has mapped from the beginning (mprotect), in which others may be faulting.
+    Protect(String),
     /// Computes, for so many microseconds.
     WorkUs(f64),
     /// Sleeps, for so many microseconds.
@@ -376,6 +386,15 @@ impl Workload {
                 what: "the trace has no faults and no holds of mmap_lock in it".to_owned(),
             });
         }
+        if recording.seconds > 86_400.0 {
+            return Err(Error::Wrong {
+                name: name.to_owned(),
+                what: format!(
+                    "the trace is {:.0} hours long; a day is the most",
+                    recording.seconds / 3600.0
+                ),
+            });
+        }
         Ok(Workload {
             name: name.to_owned(),
             about: format!(
@@ -423,8 +442,17 @@ impl Workload {
         toml::to_string(self)
     }
 
+    /// Whether memory is short at all.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.memory < plenty()
+    }
+
     /// Whether it can be run.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// What of it cannot be.
+    pub fn check(&self) -> Result<(), Error> {
         let wrong = |what: String| {
             Err(Error::Wrong {
                 name: self.name.clone(),
@@ -444,8 +472,22 @@ impl Workload {
         if let Some((name, ns, ..)) = costs.iter().find(|c| c.1 > 1_000_000_000) {
             return wrong(format!("the cost {name} is {ns} ns; a second is the most"));
         }
-        if self.costs.slice == 0 || self.costs.tick == 0 {
-            return wrong("the costs slice and tick must be at least 1 ns".into());
+        if self.costs.slice < TICK_MIN || self.costs.tick < TICK_MIN {
+            return wrong(format!(
+                "the costs slice and tick must be at least {TICK_MIN} ns"
+            ));
+        }
+        if self.threads.len() > GROUPS_MAX {
+            return wrong(format!(
+                "{} groups of threads; {GROUPS_MAX} is the most",
+                self.threads.len()
+            ));
+        }
+        if let Some(file) = self.files.iter().find(|f| f.read_ahead > READ_AHEAD_MAX) {
+            return wrong(format!(
+                "{}: read-ahead = {}; {READ_AHEAD_MAX} pages is the most",
+                file.name, file.read_ahead
+            ));
         }
         let points = &self.device.latency_us;
         let rises = points.windows(2).all(|w| w[0].0 < w[1].0);
@@ -533,10 +575,20 @@ impl Workload {
             let mut mapped = 0i32;
             for step in &threads.r#loop {
                 match step {
-                    Step::Read { of, .. } | Step::PageOut(of) if !is_named(of) => {
+                    Step::Read { of, .. } | Step::Protect(of)
+                        if self.files.iter().any(|f| &f.name == of && f.each) =>
+                    {
+                        return wrong(format!(
+                            "{}: of {of} each thread has one of its own: map it (map-file)",
+                            threads.name
+                        ));
+                    }
+                    Step::Read { of, .. } | Step::PageOut(of) | Step::Protect(of)
+                        if !is_named(of) =>
+                    {
                         return wrong(format!("{}: there is no file or region {of}", threads.name));
                     }
-                    Step::Read { of, .. } | Step::PageOut(of)
+                    Step::Read { of, .. } | Step::PageOut(of) | Step::Protect(of)
                         if self
                             .regions
                             .iter()
@@ -576,6 +628,25 @@ impl Workload {
                     }
                     Step::Map(size) if size.0 == 0 => {
                         return wrong(format!("{}: maps nothing", threads.name));
+                    }
+                    Step::Map(size) if size.pages() > MAP_MAX => {
+                        return wrong(format!(
+                            "{}: maps {size}; {} is the most",
+                            threads.name,
+                            Bytes(MAP_MAX * PAGE)
+                        ));
+                    }
+                    Step::MapFile(of)
+                        if self
+                            .files
+                            .iter()
+                            .any(|f| &f.name == of && f.size.pages() > MAP_MAX) =>
+                    {
+                        return wrong(format!(
+                            "{}: maps {of}, which is too large for that; {} is the most",
+                            threads.name,
+                            Bytes(MAP_MAX * PAGE)
+                        ));
                     }
                     Step::WorkUs(us) | Step::SleepUs(us) if !(0.0..=1e9).contains(us) => {
                         return wrong(format!("{}: {us} microseconds", threads.name));

@@ -6,7 +6,7 @@
 
 use super::{About, Design, vma_then_mmap};
 use crate::cache::Found;
-use crate::kernel::{Access, Kernel, Running, Thread};
+use crate::kernel::{Access, Kernel, On, Running, Thread};
 use crate::stats::LockKind;
 
 pub(crate) const ABOUT: About = About {
@@ -16,9 +16,16 @@ pub(crate) const ABOUT: About = About {
     source: "ARCHITECTURE.md",
 };
 
+/// Pages that the evictor takes at a time.
+const EVICTED_AT_A_TIME: u64 = 256;
+
 pub(crate) struct Faultless;
 
 impl Design for Faultless {
+    fn has_evictor(&self) -> bool {
+        true
+    }
+
     fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
         Box::pin(async move {
             if a.is_anonymous() {
@@ -27,13 +34,37 @@ impl Design for Faultless {
                 return;
             }
             locked(k, t, a).await;
-            t.mm.siglock
-                .pass(k, t.tid, Some(LockKind::Siglock), k.costs.siglock)
-                .await;
+            // force_sig and dequeue_signal; rt_sigreturn, which restores the mask, on the way back.
+            siglock(k, t).await;
+            siglock(k, t).await;
             k.cpu.work(t.tid, k.costs.signal + k.costs.engine).await;
-            pread(k, t, a).await;
-            copy(k, t, a).await;
+            let no = pread(k, t, a).await;
+            copy(k, t, a, no).await;
+            siglock(k, t).await;
         })
+    }
+}
+
+async fn siglock(k: &Kernel, t: &Thread) {
+    let kind = Some(LockKind::Siglock);
+    t.mm.siglock.pass(k, t.tid, kind, k.costs.siglock).await;
+}
+
+/// What the engine's evictor does: it keeps room for misses, ahead of need, in batches, each under `mmap_lock` for reading (MADV_DONTNEED).
+pub(crate) async fn evict(k: &Kernel, t: &Thread) {
+    loop {
+        while k.cache.room() < k.watermarks().1 {
+            let before = k.enter(t.tid, "madvise(MADV_DONTNEED)");
+            k.cpu.work(t.tid, k.costs.syscall).await;
+            k.mmap_read(t, &t.mm).await;
+            let gone = k.reclaim(t.tid, EVICTED_AT_A_TIME).await;
+            t.mm.mmap_lock.unlock_read(k, t.tid).await;
+            k.leave(t.tid, before).await;
+            if gone == 0 {
+                break;
+            }
+        }
+        k.waits(t.tid, On::Work, k.cpu.block(t.tid)).await;
     }
 }
 
@@ -49,10 +80,15 @@ async fn locked(k: &Kernel, t: &Thread, a: &Access) {
 
 /// Reads a page directly, under the file's own lock, which a direct read shares as a fault does its `invalidate_lock`; a page that
 /// another thread reads is waited for.
-pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) {
+///
+/// The page stays, since its bytes are in a buffer of the engine's, until [`copy`] gives it back.
+pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) -> u32 {
     loop {
         match k.cache.find(a.key()) {
-            Found::UpToDate(_) | Found::Busy(_) => return,
+            Found::UpToDate(no) | Found::Busy(no) => {
+                k.cache.pin(no);
+                return no;
+            }
             Found::Reading(no) => k.wait_for_page(t, a, no, false).await,
             Found::Absent => {
                 k.charge(t, 1).await;
@@ -64,23 +100,27 @@ pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) {
                 k.inode_lock(t, &a.vma, false).await;
                 k.cpu.work(t.tid, k.costs.pread + k.costs.submit_read).await;
                 k.storage.read(&k.cpu, no, a.read);
+                k.cache.pin(no);
                 k.wait_for_page(t, a, no, true).await;
                 k.inode_unlock_shared(t, &a.vma).await;
+                return no;
             }
         }
     }
 }
 
 /// UFFDIO_COPY.
-pub(crate) async fn copy(k: &Kernel, t: &Thread, a: &Access) {
+pub(crate) async fn copy(k: &Kernel, t: &Thread, a: &Access, no: u32) {
+    let lock = &t.mm.map_changing;
+    lock.pass(k, t.tid, Some(LockKind::Uffd), 0).await;
     let inside = a.vma.start_read(k, t.tid).await;
     if !inside {
         k.mmap_read(t, &t.mm).await;
     }
     k.cpu.work(t.tid, k.costs.uffd_copy).await;
-    if let Found::UpToDate(no) | Found::Busy(no) = k.cache.find(a.key()) {
-        k.map(a, Some(no));
-    }
+    k.map(a, Some(no));
+    k.cache.unpin(no);
+    lock.pass(k, t.tid, Some(LockKind::Uffd), 0).await;
     if inside {
         a.vma.end_read(k, t.tid).await;
     } else {

@@ -33,6 +33,11 @@ pub(crate) trait Design {
         false
     }
 
+    /// Whether a thread of the process keeps memory within its budget, instead of the kernel's reclaim.
+    fn has_evictor(&self) -> bool {
+        false
+    }
+
     /// Whether threads of the process serve its faults.
     fn has_monitors(&self) -> bool {
         false

@@ -1,7 +1,9 @@
 //! `range`: instead of `mmap_lock` there is a lock for ranges of addresses: a fault takes its page's, a system call that of the
 //! mapping that it changes; fork and smaps take all.
 //!
-//! Laurent Dufour, Davidlohr Bueso, 2017 and 2018; never merged. Ranges do not overlap, so the fault keeps its own across the read.
+//! After Laurent Dufour and Davidlohr Bueso, 2017 and 2018; never merged. This is the lock as it was meant: their series took the whole
+//! range in system calls, and gained nothing ("there is no improvement of concurrency per se"). Ranges do not overlap, so the fault keeps
+//! its own across the read.
 //! A spin lock guards the tree of ranges; every operation takes it (measured then: what a range lock costs is what it gains).
 
 use super::{About, Design, stay};
@@ -9,18 +11,14 @@ use crate::cpu::Tid;
 use crate::kernel::{Access, Kernel, On, Running, Thread, Turn};
 use crate::rwsem::wake_all;
 use crate::stats::LockKind;
-use faultless_trace::Nanos;
 use std::cell::RefCell;
 
 pub(crate) const ABOUT: About = About {
     id: "range",
-    what: "range locks instead of mmap_lock, held across the read",
+    what: "range locks instead of mmap_lock, held across the read; as they were meant",
     when: "proposed 2017, 2018",
     source: "LWN 724502; lkml 1802.0/02953",
 };
-
-/// Under the spin lock of the tree: finding a place in it.
-const TREE: Nanos = 150;
 
 /// What is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +61,9 @@ pub(crate) struct Ranges {
 impl Ranges {
     pub(crate) async fn lock(&self, k: &Kernel, t: &Thread, span: Span, write: bool) {
         let from = k.cpu.now();
-        self.tree.pass(k, t.tid, Some(LockKind::Ranges), TREE).await;
+        self.tree
+            .pass(k, t.tid, Some(LockKind::Ranges), k.costs.range_tree)
+            .await;
         let request = Request {
             t: t.tid,
             span,
@@ -94,7 +94,9 @@ impl Ranges {
     }
 
     pub(crate) async fn unlock(&self, k: &Kernel, t: &Thread) {
-        self.tree.pass(k, t.tid, Some(LockKind::Ranges), TREE).await;
+        self.tree
+            .pass(k, t.tid, Some(LockKind::Ranges), k.costs.range_tree)
+            .await;
         self.held.borrow_mut().retain(|h| h.t != t.tid);
         let mut woken = Vec::new();
         let mut no = 0;

@@ -28,13 +28,15 @@ impl Design for RetryHard {
                 return;
             };
             k.get(t, a, missing).await;
-            while !a.vma.start_read(k, t.tid).await {
-                if a.vma.gone.get() {
+            if !a.vma.start_read(k, t.tid).await {
+                // By way of mmap_lock, under which no writer can have the VMA, and which is not kept (vma_start_read_locked).
+                k.mmap_read(t, &t.mm).await;
+                let inside = a.vma.start_read(k, t.tid).await;
+                t.mm.mmap_lock.unlock_read(k, t.tid).await;
+                if !inside {
+                    assert!(a.vma.gone.get(), "a writer of a VMA without mmap_lock");
                     return;
                 }
-                // `lock_vma`, sleeping: in by way of mmap_lock, which is not kept (vma_start_read_locked).
-                k.mmap_read(t, &t.mm).await;
-                t.mm.mmap_lock.unlock_read(k, t.tid).await;
             }
             k.stats.retried(k, a);
             stay(k, t, a).await;

@@ -22,13 +22,18 @@ impl Design for Speculative {
         Box::pin(async move {
             let there = match k.cache.find(a.key()) {
                 Found::UpToDate(_) => true,
-                Found::Absent => a.is_anonymous() && !k.stats.is_swapped(a.key()),
+                // Without an anon_vma it could not be.
+                Found::Absent => {
+                    a.is_anonymous() && a.vma.has_anon_vma.get() && !k.stats.is_swapped(a.key())
+                }
                 Found::Reading(_) | Found::Busy(_) => false,
             };
             // A writer that is at work bumps the sequence count: the attempt is in vain.
             if there && !t.mm.mmap_lock.is_written() {
                 match k.look(t, a).await {
-                    Looked::Mapped => return,
+                    // A writer that came meanwhile has made it in vain.
+                    Looked::Mapped if !t.mm.mmap_lock.is_written() => return,
+                    Looked::Mapped => {}
                     Looked::Missing(missing) => k.get(t, a, missing).await,
                 }
             }

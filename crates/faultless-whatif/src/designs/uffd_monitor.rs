@@ -96,8 +96,10 @@ pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
         let all: Nanos = q.asleep.get() * k.costs.uffd_queue;
         q.lock.pass(k, t.tid, Some(LockKind::Uffd), all).await;
         k.cpu.work(t.tid, k.costs.uffd_event).await;
-        super::faultless::pread(k, t, &access).await;
-        super::faultless::copy(k, t, &access).await;
+        let before = k.enter(t.tid, "read and UFFDIO_COPY");
+        let no = super::faultless::pread(k, t, &access).await;
+        super::faultless::copy(k, t, &access, no).await;
+        k.leave(t.tid, before).await;
         q.lock.pass(k, t.tid, Some(LockKind::Uffd), all).await;
         q.served.borrow_mut().push(faulter);
         k.cpu.work(t.tid, k.costs.wake).await;

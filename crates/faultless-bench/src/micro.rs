@@ -30,7 +30,7 @@ const REPEAT: usize = 5;
 const SMALL: usize = 64 << 20;
 const LARGE: usize = 1 << 30;
 /// Cold reads for a figure.
-const READS: u64 = 3_000;
+const READS: u64 = 1_500;
 /// Threads that read at a time, where the processor's part of a read is measured.
 const BESIDE: u64 = 16;
 /// Reads under way at which the device is measured.
@@ -449,7 +449,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     let mut latency_us = Vec::new();
     let mut spread: Vec<(f64, f64)> = SHARES.iter().map(|&share| (share, 0.0)).collect();
     for (no, &depth) in DEPTHS.iter().enumerate() {
-        let each = (READS / u64::from(depth)).max(40);
+        let each = (READS / u64::from(depth)).max(16);
         let times = device(path, pages, depth, each, no as u64 * READS * 2)?;
         let us = |share: f64| {
             let at = (share * (times.len() - 1) as f64).round() as usize;

@@ -525,7 +525,7 @@ impl Kernel {
     }
 
     /// Has the page of an access read, and those around it that are read ahead.
-    async fn begin_read(&self, t: &Thread, a: &Access, no: u32) {
+    pub(crate) async fn begin_read(&self, t: &Thread, a: &Access, no: u32) {
         let mut ahead = Vec::new();
         let window = u64::from(a.vma.read_ahead);
         if window > 1 {
@@ -564,12 +564,20 @@ impl Kernel {
 
     /// Maps the pages around that are in the cache (`do_fault_around`), where pages are read ahead.
     async fn map_around(&self, t: &Thread, a: &Access) {
-        if a.vma.read_ahead <= 1 {
-            return;
+        if a.vma.read_ahead > 1 {
+            let mapped = self.map_near(a, FAULT_AROUND);
+            self.cpu.work(t.tid, self.costs.map_around * mapped).await;
         }
-        let from = a.page - a.page % FAULT_AROUND;
+    }
+
+    /// Maps those of so many pages around that are in the cache. How many.
+    pub(crate) fn map_near(&self, a: &Access, window: u64) -> u64 {
+        if window <= 1 {
+            return 0;
+        }
+        let from = a.page - a.page % window;
         let mut mapped = 0;
-        for page in (from..(from + FAULT_AROUND).min(a.vma.pages)).filter(|&p| p != a.page) {
+        for page in (from..(from + window).min(a.vma.pages)).filter(|&p| p != a.page) {
             let key = PageKey { page, ..a.key() };
             if !a.vma.present.borrow().contains_key(&page)
                 && let Found::UpToDate(no) = self.cache.find(key)
@@ -580,7 +588,7 @@ impl Kernel {
                 mapped += 1;
             }
         }
-        self.cpu.work(t.tid, self.costs.map_around * mapped).await;
+        mapped
     }
 
     /// Sleeps until the page of an access has been read, or is not locked any more.

@@ -29,7 +29,8 @@ pub struct Device {
 impl Default for Device {
     fn default() -> Device {
         Device {
-            latency_us: vec![(1, 80.0)],
+            // The machine that the project's figures come from: 10 k reads a second at depth 1, 72 k at 16, 113 k at 64.
+            latency_us: vec![(1, 85.0), (16, 210.0), (64, 550.0), (128, 1_100.0)],
             scatter: 0.25,
             spread: Vec::new(),
             depth: 256,

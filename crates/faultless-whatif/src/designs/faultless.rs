@@ -98,9 +98,9 @@ pub(crate) async fn pread(k: &Kernel, t: &Thread, a: &Access) -> u32 {
                 let no = k.cache.insert(a.key(), t.tid);
                 k.stats.read_begins(a.key());
                 k.inode_lock(t, &a.vma, false).await;
-                k.cpu.work(t.tid, k.costs.pread + k.costs.submit_read).await;
-                k.storage.read(&k.cpu, no, a.read);
+                k.cpu.work(t.tid, k.costs.pread).await;
                 k.cache.pin(no);
+                k.begin_read(t, a, no).await;
                 k.wait_for_page(t, a, no, true).await;
                 k.inode_unlock_shared(t, &a.vma).await;
                 return no;
@@ -117,7 +117,10 @@ pub(crate) async fn copy(k: &Kernel, t: &Thread, a: &Access, no: u32) {
     if !inside {
         k.mmap_read(t, &t.mm).await;
     }
-    k.cpu.work(t.tid, k.costs.uffd_copy).await;
+    // What was read ahead with it is installed by the same call.
+    let more = k.map_near(a, u64::from(a.vma.read_ahead));
+    let ns = k.costs.uffd_copy + k.costs.uffd_copy_more * more;
+    k.cpu.work(t.tid, ns).await;
     k.map(a, Some(no));
     k.cache.unpin(no);
     lock.pass(k, t.tid, Some(LockKind::Uffd), 0).await;

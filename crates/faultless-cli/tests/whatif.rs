@@ -240,16 +240,31 @@ fn a_trace_is_replayed_under_every_design() {
     }
 }
 
+/// What the model says of each published figure, about, and whether that is close enough: docs/whatif.md has the same. Who changes
+/// the model changes that.
 #[test]
-fn what_is_published_is_predicted() {
+fn what_is_published_is_predicted_as_the_docs_have_it() {
     let all = json(&["published", "--json"]);
     let all = all.as_array().expect("predictions");
-    assert!(all.len() >= 8);
-    let of = |workload: &str| all.iter().find(|p| p["workload"] == workload).expect("it");
-    assert_eq!(of("slow-fault")["holds"], true);
-    for p in all {
-        let known = p["holds"] == true || p["why_not"].as_str().is_some_and(|w| !w.is_empty());
-        assert!(known, "{p:#}");
+    let expected = [
+        ("loop-2010", 450.0..650.0, false),
+        ("memcg-thrash", 1.0..1.53, false),
+        ("memcg-thrash", 0.0..5.0, false),
+        ("memcg-thrash", 0.0..2.0, true),
+        ("app-start", -86.2..-65.0, false),
+        ("app-start", -90.5..-50.0, true),
+        ("swap-in", 0.8..1.05, false),
+        ("slow-fault", 20.0..200.0, true),
+    ];
+    assert_eq!(all.len(), expected.len());
+    for (p, (workload, about, holds)) in all.iter().zip(expected) {
+        assert_eq!(p["workload"], workload);
+        let predicted = p["predicted"].as_f64().expect("a number");
+        assert!(about.contains(&predicted), "{p:#}");
+        let close = p["holds"] == true;
+        // Of what is near a bound chance decides.
+        assert!(close == holds || workload == "app-start", "{p:#}");
+        assert!(close || p["why_not"].as_str().is_some_and(|w| !w.is_empty()));
     }
 }
 

@@ -13,7 +13,7 @@ use faultless_whatif::Device;
 use faultless_whatif::compare::{run_all, tail, throughput};
 use faultless_whatif::costs::Costs;
 use faultless_whatif::workload::{Machine, Workload, built_in};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -37,9 +37,9 @@ const CONTENDERS: [(&str, Kind); 3] = [
 /// Monitor threads of the userfaultfd, measured and predicted.
 const MONITORS: usize = 16;
 /// A measurement is made so often, at most, if the device is held back meanwhile.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 2;
 /// Looks at a device that is held back, at most, with a pause after each.
-const RECOVERS: u32 = 15;
+const RECOVERS: u32 = 8;
 const PAUSE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +80,9 @@ pub(super) struct Validate {
     /// Seconds of rest before each measurement, for a device that is held back once it has given much.
     #[arg(long, default_value_t = 0.5)]
     pause: f64,
+    /// Measure nothing: predict again what was measured before, of which this is the JSON.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -191,7 +194,8 @@ fn is_preempted() -> bool {
 }
 
 /// A setting: what was measured, and what was predicted.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Setting {
     scenario: String,
     design: String,
@@ -204,9 +208,8 @@ struct Setting {
     predicted_p99_us: f64,
     /// Measurements that were made again, because the device was held back.
     repeated: u32,
-    #[serde(skip)]
+    /// Each round's reads a second, and 99th percentile in microseconds.
     rates: Vec<f64>,
-    #[serde(skip)]
     tails: Vec<f64>,
 }
 
@@ -264,6 +267,9 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     }
     if !(0.05..=600.0).contains(&args.seconds) || !(1..=100).contains(&args.rounds) {
         usage_error("--seconds must be 0.05 to 600, and --rounds 1 to 100");
+    }
+    if let Some(path) = &args.from {
+        return again(path, args.machine.as_deref(), args.json);
     }
     let machine = args.machine.as_deref().map(machine).transpose()?;
     if let Some(machine) = &machine {
@@ -351,19 +357,46 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             }
         }
     }
-    say_so("predicting".to_owned());
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
     let machine = match machine {
         Some(machine) => machine,
         None => machine_of(&middle(&calibrations)),
     };
+    predict(machine, settings, args.json)
+}
+
+/// What was measured before.
+#[derive(Debug, Deserialize)]
+struct Before {
+    machine: Machine,
+    settings: Vec<Setting>,
+}
+
+fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
+    let text = super::text_of(path)?;
+    let before: Before = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not what validate --json prints", path.display()))?;
+    let machine = match machine_from {
+        Some(path) => machine(path)?,
+        None => before.machine,
+    };
+    predict(machine, before.settings, json)
+}
+
+/// Predicts what was measured, and says both.
+fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::Result<()> {
     let mut jobs: Vec<(Workload, String)> = Vec::new();
     for setting in &mut settings {
-        setting.measured_per_s = median(&mut setting.rates);
-        setting.measured_p99_us = median(&mut setting.tails);
-        let (least, most) = (setting.rates[0], setting.rates[setting.rates.len() - 1]);
-        setting.spread = (most - least) / setting.measured_per_s.max(1e-9);
+        if !setting.rates.is_empty() {
+            setting.measured_per_s = median(&mut setting.rates);
+            setting.measured_p99_us = median(&mut setting.tails);
+            let (least, most) = (setting.rates[0], setting.rates[setting.rates.len() - 1]);
+            setting.spread = (most - least) / setting.measured_per_s.max(1e-9);
+        }
         let mut workload = built_in(&setting.scenario)
-            .context("a built-in workload")?
+            .with_context(|| format!("there is no workload {}", setting.scenario))?
             .on(&machine);
         workload.threads[0].count = setting.threads;
         workload.monitors = MONITORS as u32;
@@ -372,9 +405,6 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     for (setting, outcome) in settings.iter_mut().zip(run_all(&jobs, 1, |_| {})?) {
         setting.predicted_per_s = throughput(&outcome);
         setting.predicted_p99_us = tail(&outcome);
-    }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
     }
     let (pairs, right_pairs) = order(&settings, |_| true);
     let (pairs_without_monitor, right_pairs_without_monitor) =
@@ -391,7 +421,7 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
         pairs_without_monitor,
         right_pairs_without_monitor,
     };
-    if args.json {
+    if json {
         let mut text = serde_json::to_string_pretty(&validation)?;
         text.push('\n');
         return say(&text);

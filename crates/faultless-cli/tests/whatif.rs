@@ -50,7 +50,10 @@ fn a_comparison_in_words_as_json_and_as_a_page() {
         words.contains("best") && words.contains("vma-hold"),
         "{words}"
     );
-    assert!(words.contains("The longest wait for mmap_lock, and what it was behind"), "{words}");
+    assert!(
+        words.contains("The longest wait for mmap_lock, and what it was behind"),
+        "{words}"
+    );
     let with = |more: &[&'static str]| [&args[..], more].concat();
     let c = json(&with(&["--json"]));
     assert_eq!(c["schema"], "faultless.whatif/1");

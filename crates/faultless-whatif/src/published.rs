@@ -235,12 +235,20 @@ fn with_cost(w: &Workload, name: &str, factor: f64) -> Workload {
     changed
 }
 
-/// Predicts everything that was published; with costs halved and doubled as well, if that is asked for.
+/// Workloads of which figures were published.
+pub fn workloads() -> Vec<&'static str> {
+    let mut all: Vec<&str> = ALL.iter().map(|p| p.workload).collect();
+    all.dedup();
+    all
+}
+
+/// Predicts everything that was published, or what was of some workloads; with costs halved and doubled as well, if that is asked for.
 ///
 /// # Errors
 ///
 /// A run that could not be made.
 pub fn predict(
+    only: &[String],
     sensitivity: bool,
     seed: u64,
     done: impl Fn(usize, usize) + Sync,
@@ -252,7 +260,11 @@ pub fn predict(
         knobs.extend(names.flat_map(|n| [(n.to_owned(), 0.5), (n.to_owned(), 2.0)]));
     }
     // Figures of the same workload and designs come from the same runs.
-    let mut runs: Vec<(&str, [&str; 2])> = ALL.iter().map(|p| (p.workload, p.designs)).collect();
+    let chosen: Vec<&Published> = ALL
+        .iter()
+        .filter(|p| only.is_empty() || only.iter().any(|o| o == p.workload))
+        .collect();
+    let mut runs: Vec<(&str, [&str; 2])> = chosen.iter().map(|p| (p.workload, p.designs)).collect();
     runs.dedup();
     let mut jobs = Vec::new();
     for (name, designs) in &runs {
@@ -266,7 +278,7 @@ pub fn predict(
     let all = jobs.len();
     let outcomes = run_all(&jobs, seed, |n| done(n, all))?;
     let mut predictions = Vec::new();
-    for p in &ALL {
+    for p in chosen {
         let run = runs
             .iter()
             .position(|r| *r == (p.workload, p.designs))

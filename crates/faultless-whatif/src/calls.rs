@@ -58,9 +58,7 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         .walk(t.tid, k.costs.unmap_page * present.len() as u64)
         .await;
     if !present.is_empty() {
-        let others = k.cpu.others_running(t.mm.no, t.tid);
-        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
-        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+        k.shoot_down(t.tid, t.mm.no).await;
     }
     let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count();
     k.cache.count(-(anonymous as i64));
@@ -100,9 +98,7 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
     }
     if copied > 0 {
         // What was writable is write-protected.
-        let others = k.cpu.others_running(t.mm.no, t.tid);
-        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
-        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+        k.shoot_down(t.tid, t.mm.no).await;
     }
     if k.design.has_vma_locks() {
         vmas.iter().for_each(|v| v.end_write());
@@ -159,9 +155,7 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     for (no, page) in present.into_iter().enumerate() {
         // Pages are taken out of the page table in batches (`try_to_unmap_flush`).
         if no % FLUSH_BATCH == 0 {
-            let others = k.cpu.others_running(t.mm.no, t.tid);
-            k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
-            k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+            k.shoot_down(t.tid, t.mm.no).await;
         }
         let key = PageKey { object, page };
         // Somebody else has locked it: it is passed over.
@@ -207,9 +201,7 @@ pub(crate) async fn protect(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     let ns = k.costs.mprotect_page.saturating_mul(pages);
     k.cpu.walk(t.tid, ns).await;
     if pages > 0 {
-        let others = k.cpu.others_running(t.mm.no, t.tid);
-        k.cpu.interrupt(t.mm.no, t.tid, k.costs.ipi_handle);
-        k.cpu.work(t.tid, k.costs.shootdown(others)).await;
+        k.shoot_down(t.tid, t.mm.no).await;
     }
     if k.design.has_vma_locks() {
         vma.end_write();

@@ -680,21 +680,26 @@ impl Cpu {
         if inner.queued == 0 {
             return false;
         }
-        let now = self.now.get();
-        let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
         let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].queue.len(), !c));
-        let Some(from) = longest else { return false };
-        let Some(&entry) = inner.cores[from].queue.iter().find(is_cold) else {
+        let Some(t) = longest.and_then(|from| self.pull(inner, from as u32, core)) else {
             return false;
         };
-        inner.cores[from].queue.remove(&entry);
-        inner.queued -= 1;
-        let t = entry.2;
-        inner.dequeue(t, from as u32, now, self.lag_most());
-        inner.place(t, core, now, self.slice);
         inner.idle.remove(&core);
         self.dispatch(inner, core, t, self.switch);
         true
+    }
+
+    /// Takes a thread out of the queue of a processor, for another one: the next that has not run of late.
+    fn pull(&self, inner: &mut Inner, from: u32, core: u32) -> Option<Tid> {
+        let now = self.now.get();
+        let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
+        let &entry = inner.cores[from as usize].queue.iter().find(is_cold)?;
+        inner.cores[from as usize].queue.remove(&entry);
+        inner.queued -= 1;
+        let t = entry.2;
+        inner.dequeue(t, from, now, self.lag_most());
+        inner.place(t, core, now, self.slice);
+        Some(t)
     }
 
     fn make_runnable(&self, inner: &mut Inner, t: Tid) {
@@ -754,20 +759,13 @@ impl Cpu {
 
     /// `sched_balance_rq` of a processor that is busy: takes half of what the longest queue has more.
     fn balance_busy(&self, inner: &mut Inner, core: u32) {
-        let now = self.now.get();
         let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].able, !c));
         let Some(from) = longest else { return };
         let more = inner.cores[from].able - inner.cores[core as usize].able;
         for _ in 0..more / 2 {
-            let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
-            let Some(&entry) = inner.cores[from].queue.iter().find(is_cold) else {
+            let Some(t) = self.pull(inner, from as u32, core) else {
                 return;
             };
-            inner.cores[from].queue.remove(&entry);
-            inner.queued -= 1;
-            let t = entry.2;
-            inner.dequeue(t, from as u32, now, self.lag_most());
-            inner.place(t, core, now, self.slice);
             inner.enqueue(t, core);
         }
     }

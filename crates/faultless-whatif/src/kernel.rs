@@ -759,10 +759,15 @@ impl Kernel {
         mms.sort_unstable();
         mms.dedup();
         for mm in mms {
-            let others = self.cpu.others_running(mm, t);
-            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
-            self.cpu.work(t, self.costs.shootdown(others)).await;
+            self.shoot_down(t, mm).await;
         }
+    }
+
+    /// A TLB shootdown: an interrupt to the other processors that run threads of a process, and the wait for their answers.
+    pub(crate) async fn shoot_down(&self, t: Tid, mm: u32) {
+        let others = self.cpu.others_running(mm, t);
+        self.cpu.interrupt(mm, t, self.costs.ipi_handle);
+        self.cpu.work(t, self.costs.shootdown(others)).await;
     }
 
     /// How much room kswapd sees to: it is woken when there is less than the first, and sleeps when there is the second

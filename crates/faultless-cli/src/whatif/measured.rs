@@ -116,13 +116,8 @@ fn calibrated(data: &Data) -> anyhow::Result<Machine> {
         usage_error(&format!("--size: {e}"));
     }
     faultless_bench::data::prepare(&data.file, data.size, |_, _| {})?;
-    Ok(machine_of(&calibrate_once(data, &|_| {})?))
-}
-
-fn calibrate_once(data: &Data, says: &dyn Fn(&str)) -> anyhow::Result<Micro> {
     let bar = spinner();
     let measured = measure(&data.file, data.size.get(), |what| {
-        says(what);
         if let Some(bar) = &bar {
             bar.set_message(format!("measuring {what}"));
             bar.tick();
@@ -131,7 +126,7 @@ fn calibrate_once(data: &Data, says: &dyn Fn(&str)) -> anyhow::Result<Micro> {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    Ok(measured)
+    Ok(machine_of(&measured))
 }
 
 /// Of several calibrations, the median of each figure.
@@ -304,7 +299,9 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
         if machine.is_none() {
             std::thread::sleep(Duration::from_secs_f64(args.pause));
             device.wait(&args.data, &say_so)?;
-            calibrations.push(calibrate_once(&args.data, &|what| say_so(what.to_owned()))?);
+            calibrations.push(measure(&args.data.file, args.data.size.get(), |what| {
+                say_so(format!("measuring {what}"));
+            })?);
         }
         for setting in &mut settings {
             let (_, scenario) = chosen

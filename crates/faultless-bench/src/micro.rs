@@ -12,7 +12,7 @@
 
 use crate::cell::cpu_seconds;
 use crate::contender::drop_cache;
-use crate::data::{Permutation, wrong_bytes};
+use crate::data::{Permutation, open_past_cache, wrong_bytes};
 use anyhow::{Context, ensure};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, futex, raw, uffd};
@@ -21,7 +21,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::hint::black_box;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
@@ -264,15 +263,6 @@ fn smaps() -> f64 {
     })
 }
 
-fn direct(path: &Path) -> anyhow::Result<File> {
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .or_else(|_| File::open(path));
-    file.with_context(|| format!("cannot open {}", path.display()))
-}
-
 /// Times of direct reads, in nanoseconds, with so many threads that read.
 fn device(
     path: &Path,
@@ -282,7 +272,7 @@ fn device(
     beginning: u64,
 ) -> anyhow::Result<Vec<u64>> {
     let order = Permutation::new(pages);
-    let file = direct(path)?;
+    let file = open_past_cache(path)?;
     let mut all = Vec::new();
     std::thread::scope(|s| -> anyhow::Result<()> {
         let threads: Vec<_> = (0..u64::from(depth))
@@ -318,15 +308,14 @@ fn device(
     Ok(all)
 }
 
-/// Reads a second of the device, from a hundred reads, 16 at a time: no more, since a device that is held back must not be used while it
-/// recovers.
+/// Reads a second of the device, from a few hundred reads, 16 at a time.
 ///
 /// # Errors
 ///
 /// When the file cannot be read.
 pub fn device_rate(path: &Path, bytes: u64, beginning: u64) -> anyhow::Result<f64> {
     let began = Instant::now();
-    let times = device(path, bytes / PAGE as u64, 16, 8, beginning)?;
+    let times = device(path, bytes / PAGE as u64, 16, 24, beginning)?;
     Ok(times.len() as f64 / began.elapsed().as_secs_f64())
 }
 

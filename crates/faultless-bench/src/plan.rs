@@ -50,6 +50,8 @@ pub struct Plan {
     pub file: PathBuf,
     /// How much of it to use.
     pub size: Bytes,
+    /// Read all of it once before anything is measured ([`data::warm`]).
+    pub warm: bool,
     /// Budget of the contenders that have one.
     pub memory: Bytes,
     /// Monitor threads of the userfaultfd; `None`: several numbers are tried.
@@ -150,6 +152,8 @@ impl Report {
 pub enum Progress<'a> {
     /// So many bytes of so many of the data file are written.
     Data(u64, u64),
+    /// So many bytes of so many of it are read, once before all measurements.
+    Warm(u64, u64),
     /// So many measurements of so many are done; this one is next.
     Cell(usize, usize, &'a str),
     /// Something that the reader should know.
@@ -313,6 +317,11 @@ impl Plan {
                 progress(Progress::Data(n, of))
             })?;
             contender::check_direct(&self.file)?;
+            if self.warm {
+                data::warm(&self.file, self.size, |n, of| {
+                    progress(Progress::Warm(n, of))
+                })?;
+            }
         }
         let machine = Machine::look(&self.file);
         if let Some(why) = &machine.mmap_lock_uncounted {

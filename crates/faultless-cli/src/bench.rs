@@ -203,6 +203,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         rounds: usize::from(args.rounds),
         file: args.file,
         size: args.size,
+        warm: true,
         memory: args.memory,
         monitors: None,
         storage_delay: args.storage_delay,
@@ -374,18 +375,26 @@ pub(crate) fn unique<T: PartialEq + Copy>(items: &mut Vec<T>) {
 
 /// Progress on a terminal; nothing in a pipe (indicatif sees to that).
 #[derive(Default)]
-struct Bar {
+pub(crate) struct Bar {
     bar: Option<ProgressBar>,
-    length: u64,
+    /// Of what kind, and how long.
+    shown: (&'static str, u64),
 }
 
 impl Bar {
-    fn show(&mut self, p: Progress<'_>) {
+    pub(crate) fn show(&mut self, p: Progress<'_>) {
         match p {
             Progress::Data(n, of) => {
                 self.bar(
                     of,
                     "making the data file {bar:40} {bytes}/{total_bytes}, {eta} left",
+                )
+                .set_position(n);
+            }
+            Progress::Warm(n, of) => {
+                self.bar(
+                    of,
+                    "reading it once {bar:40} {bytes}/{total_bytes}, {eta} left",
                 )
                 .set_position(n);
             }
@@ -401,11 +410,11 @@ impl Bar {
         }
     }
 
-    fn bar(&mut self, length: u64, template: &str) -> &ProgressBar {
-        if self.length != length {
+    fn bar(&mut self, length: u64, template: &'static str) -> &ProgressBar {
+        if self.shown != (template, length) {
             self.clear();
         }
-        self.length = length;
+        self.shown = (template, length);
         self.bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -413,7 +422,7 @@ impl Bar {
         })
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

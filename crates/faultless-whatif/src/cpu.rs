@@ -15,8 +15,9 @@
 //!   on its processor, and at ticks.
 //! * Who wakes gets the processor that it had last, if that is idle, or another idle one, which is looked for unless processors have been
 //!   busy of late (SIS_UTIL); or else it waits for the one that it had. A processor that becomes idle takes a thread from the longest queue, but none
-//!   that has run in the last half millisecond (`task_hot`); if there is none, it stays idle until a tick finds a queue. So a processor can be
-//!   idle while threads wait for another one, as on real machines.
+//!   that has run in the last half millisecond (`task_hot`); and it only looks as often as looking has helped of late (NI_RANDOM, since
+//!   Linux 6.18.5 and 6.12.65). Otherwise it stays idle until it is woken or a tick finds a queue. So a processor can be idle while threads
+//!   wait for another one, as on real machines.
 //! * A kernel without preemption takes the processor from a thread only on its way back to user space, or where it says that it may
 //!   (`cond_resched`): so not from one that holds `mmap_lock`, but for long walks.
 
@@ -134,6 +135,44 @@ struct Core {
     tick: Nanos,
     /// Counts changes of plan: events of former plans are stale.
     run: u64,
+    newidle: Newidle,
+}
+
+/// How often it has helped that an idle processor looked for work (`update_newidle_stats`).
+#[derive(Debug, Clone)]
+struct Newidle {
+    calls: u32,
+    successes: u32,
+    /// Of 1,024.
+    ratio: u32,
+}
+
+impl Default for Newidle {
+    fn default() -> Newidle {
+        Newidle {
+            calls: 512,
+            successes: 256,
+            ratio: 512,
+        }
+    }
+}
+
+impl Newidle {
+    /// The weight of a look, if there is to be one: `dice` is below 1,024.
+    fn weight(&self, dice: u32) -> Option<u32> {
+        let weight = 1 + self.ratio;
+        (dice <= weight).then(|| (1024 + weight / 2) / weight)
+    }
+
+    fn count(&mut self, success: u32) {
+        self.calls += 1;
+        self.successes += success;
+        if self.calls >= 1024 {
+            self.ratio = self.successes;
+            self.calls /= 2;
+            self.successes /= 2;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -333,17 +372,20 @@ impl Cpu {
         self.leave(inner, t, State::Ended);
     }
 
-    /// Caches, branches and interrupts make the same work take longer or shorter: evenly around what it costs.
-    fn scattered(&self, ns: Nanos) -> Nanos {
-        // splitmix64.
+    /// A random number below 2^32 (splitmix64).
+    fn random(&self) -> u64 {
         let seed = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.random.set(seed);
         let mut z = seed;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let z = (z ^ (z >> 31)) >> 32;
+        (z ^ (z >> 31)) >> 32
+    }
+
+    /// Caches, branches and interrupts make the same work take longer or shorter: evenly around what it costs.
+    fn scattered(&self, ns: Nanos) -> Nanos {
         // A number from -scatter to scatter percent.
-        let percent = (z * (2 * self.scatter + 1)) >> 32;
+        let percent = (self.random() * (2 * self.scatter + 1)) >> 32;
         (ns / 100)
             .saturating_mul(100 + percent - self.scatter)
             .saturating_add(ns % 100)
@@ -672,7 +714,16 @@ impl Cpu {
             return;
         }
         inner.idle.insert(core);
-        self.balance(inner, core);
+        if inner.queued == 0 {
+            return;
+        }
+        let dice = (self.random() % 1024) as u32;
+        let weight = inner.cores[core as usize].newidle.weight(dice);
+        let success = match weight {
+            Some(weight) if self.balance(inner, core) => weight,
+            _ => 0,
+        };
+        inner.cores[core as usize].newidle.count(success);
     }
 
     /// `sched_balance_newidle`, `nohz_idle_balance`: an idle processor takes a thread of the longest queue. Whether it has.

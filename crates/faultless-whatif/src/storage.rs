@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Device {
     /// Median time of a read in microseconds, by reads that are under way: `[[1, 85.0], [16, 190.0]]`. Between two points
-    /// it is interpolated.
+    /// it is interpolated; beyond the last it goes on as between the last two.
     pub latency_us: Vec<(u32, f64)>,
     /// How much reads scatter: the standard deviation of the logarithm of their time (0: not at all).
     pub scatter: f64,
@@ -68,6 +68,7 @@ impl Device {
     fn median(&self, under_way: u32) -> f64 {
         let n = f64::from(under_way.max(1));
         let mut before: Option<(f64, f64)> = None;
+        let mut slope = 0.0;
         for &(at, us) in &self.latency_us {
             let at = f64::from(at);
             if n <= at {
@@ -79,9 +80,13 @@ impl Device {
                         _ => us,
                     };
             }
+            slope = match before {
+                Some((from, low)) if at > from => ((us - low) / (at - from)).max(0.0),
+                _ => 0.0,
+            };
             before = Some((at, us));
         }
-        before.map_or(0.0, |(_, us)| us * 1e3)
+        before.map_or(0.0, |(at, us)| 1e3 * (us + slope * (n - at)))
     }
 }
 

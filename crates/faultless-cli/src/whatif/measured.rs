@@ -1,13 +1,14 @@
 //! The model against this machine: its costs measured, its predictions beside what is measured.
 
 use super::{rate, say, time};
-use crate::bench::{size, usage_error};
+use crate::bench::{Bar, size, usage_error};
 use crate::output::{right_align, table};
 use anyhow::Context;
 use faultless::Bytes;
 use faultless_bench::contender::Kind;
-use faultless_bench::micro::{Micro, measure};
-use faultless_bench::plan::Plan;
+use faultless_bench::data::{prepare, warm};
+use faultless_bench::micro::{Micro, device_rate, measure};
+use faultless_bench::plan::{Plan, Progress};
 use faultless_bench::scenario::Scenario;
 use faultless_whatif::Device;
 use faultless_whatif::compare::{run_all, tail, throughput};
@@ -15,9 +16,7 @@ use faultless_whatif::costs::Costs;
 use faultless_whatif::workload::{Machine, Workload, built_in};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Scenarios that are predicted: each is a built-in workload of that name.
 const SCENARIOS: [(&str, Scenario); 5] = [
@@ -36,11 +35,8 @@ const CONTENDERS: [(&str, Kind); 3] = [
 
 /// Monitor threads of the userfaultfd, measured and predicted.
 const MONITORS: usize = 16;
-/// A measurement is made so often, at most, if the device is held back meanwhile.
+/// A measurement is made so often, at most, if the device has become slow meanwhile.
 const ATTEMPTS: u32 = 2;
-/// Looks at a device that is held back, at most, with a pause after each.
-const RECOVERS: u32 = 8;
-const PAUSE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Calibrate {
@@ -77,21 +73,15 @@ pub(super) struct Validate {
     /// Measurements of each contender in each setting.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Seconds of rest before each measurement, for a device that is held back once it has given much.
-    #[arg(long, default_value_t = 0.5)]
-    pause: f64,
-    /// Measure nothing: predict again what was measured before, of which this is the JSON.
+    /// Write what is measured to this file as well, after each measurement: --from predicts it, should this be interrupted.
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    keep: Option<PathBuf>,
+    /// Measure nothing: predict again what was measured before, of which this is the JSON (or what --keep wrote).
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn spinner() -> Option<indicatif::ProgressBar> {
-    std::io::stderr()
-        .is_terminal()
-        .then(indicatif::ProgressBar::new_spinner)
 }
 
 /// A machine from its file.
@@ -112,21 +102,35 @@ pub(super) fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
 }
 
 fn calibrated(data: &Data) -> anyhow::Result<Machine> {
+    let mut bar = Bar::default();
+    ready(data, &mut bar)?;
+    let measured = micro(data, 0, 1, &mut bar)?;
+    bar.clear();
+    Ok(machine_of(&measured))
+}
+
+/// The data is there, and has been read once.
+fn ready(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
     if let Err(e) = faultless_bench::data::check_size(data.size) {
         usage_error(&format!("--size: {e}"));
     }
-    faultless_bench::data::prepare(&data.file, data.size, |_, _| {})?;
-    let bar = spinner();
-    let measured = measure(&data.file, data.size.get(), |what| {
-        if let Some(bar) = &bar {
-            bar.set_message(format!("measuring {what}"));
-            bar.tick();
-        }
+    prepare(&data.file, data.size, |n, of| {
+        bar.show(Progress::Data(n, of))
     })?;
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    Ok(machine_of(&measured))
+    warm_up(data, bar)
+}
+
+fn warm_up(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
+    warm(&data.file, data.size, |n, of| {
+        bar.show(Progress::Warm(n, of))
+    })
+}
+
+/// Measures the costs, as step `n` of `of`.
+fn micro(data: &Data, n: usize, of: usize, bar: &mut Bar) -> anyhow::Result<Micro> {
+    measure(&data.file, data.size.get(), |what| {
+        bar.show(Progress::Cell(n, of, what))
+    })
 }
 
 /// Of several calibrations, the median of each figure.
@@ -189,7 +193,7 @@ fn is_preempted() -> bool {
 }
 
 /// A setting: what was measured, and what was predicted.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 #[serde(default)]
 struct Setting {
     scenario: String,
@@ -201,7 +205,7 @@ struct Setting {
     predicted_per_s: f64,
     measured_p99_us: f64,
     predicted_p99_us: f64,
-    /// Measurements that were made again, because the device was held back.
+    /// Measurements that were made again, because the device had become slow.
     repeated: u32,
     /// Each round's reads a second, and 99th percentile in microseconds.
     rates: Vec<f64>,
@@ -217,6 +221,40 @@ impl Setting {
             ..Setting::default()
         }
     }
+
+    /// Reads a second, and the 99th percentile in microseconds.
+    fn measure(&self, args: &Validate) -> anyhow::Result<(f64, f64)> {
+        let (_, scenario) = SCENARIOS
+            .into_iter()
+            .find(|s| s.0 == self.scenario)
+            .context("there is no such scenario")?;
+        let (_, kind) = CONTENDERS
+            .into_iter()
+            .find(|c| c.0 == self.design)
+            .context("there is no such contender")?;
+        let plan = Plan {
+            scenarios: vec![scenario],
+            contenders: vec![kind],
+            threads: Some(self.threads as usize),
+            seconds: args.seconds,
+            rounds: 1,
+            file: args.data.file.clone(),
+            size: args.data.size,
+            warm: false,
+            memory: Bytes::gib(2),
+            monitors: Some(MONITORS),
+            storage_delay: None,
+        };
+        let report = plan.run(&mut |_| {})?;
+        let wrong = report.wrong_bytes();
+        anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong");
+        let row = report.rows.first().with_context(|| {
+            let why = report.left_out.iter().chain(&report.failed).next();
+            why.map_or("nothing was measured", String::as_str)
+                .to_owned()
+        })?;
+        Ok((row.reads_per_s, row.p99_us))
+    }
 }
 
 fn error(predicted: f64, measured: f64) -> f64 {
@@ -229,7 +267,7 @@ struct Validation {
     settings: Vec<Setting>,
     median_error_reads: f64,
     median_error_p99: f64,
-    /// Measurements that were made again, because the device was held back.
+    /// Measurements that were made again, because the device had become slow.
     repeated: u32,
     /// Pairs of contenders in a scenario whose medians differ by more than their spread; and those of them whose order was
     /// predicted.
@@ -257,33 +295,21 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     if args.threads.is_empty() || args.threads.iter().any(|n| !(1..=1024).contains(n)) {
         usage_error("--threads must be 1 to 1024, separated by commas");
     }
-    if !(0.0..=600.0).contains(&args.pause) {
-        usage_error("--pause must be 0 to 600 seconds");
-    }
     if !(0.05..=600.0).contains(&args.seconds) || !(1..=100).contains(&args.rounds) {
         usage_error("--seconds must be 0.05 to 600, and --rounds 1 to 100");
     }
     if let Some(path) = &args.from {
         return again(path, args.machine.as_deref(), args.json);
     }
-    let machine = args.machine.as_deref().map(machine).transpose()?;
-    if let Some(machine) = &machine {
+    let given = args.machine.as_deref().map(machine).transpose()?;
+    if let Some(machine) = &given {
         let on_it = built_in("quiet")
             .context("a built-in workload")?
             .on(machine);
         on_it.check().context("--machine")?;
     }
-    if let Err(e) = faultless_bench::data::check_size(args.data.size) {
-        usage_error(&format!("--size: {e}"));
-    }
-    faultless_bench::data::prepare(&args.data.file, args.data.size, |_, _| {})?;
-    let bar = spinner();
-    let say_so = |what: String| {
-        if let Some(bar) = &bar {
-            bar.set_message(what);
-            bar.tick();
-        }
-    };
+    let mut bar = Bar::default();
+    ready(&args.data, &mut bar)?;
     let mut settings: Vec<Setting> = Vec::new();
     for &threads in &args.threads {
         for (name, _) in &chosen {
@@ -294,78 +320,67 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
     }
     let mut calibrations = Vec::new();
     let mut device = DeviceWatch::default();
-    for round in 1..=args.rounds {
+    let steps = args.rounds as usize * (settings.len() + 1);
+    for round in 0..args.rounds as usize {
+        let first = round * (settings.len() + 1);
         // The machine is not the same all the time: it is calibrated beside what it is to predict.
-        if machine.is_none() {
-            std::thread::sleep(Duration::from_secs_f64(args.pause));
-            device.wait(&args.data, &say_so)?;
-            calibrations.push(measure(&args.data.file, args.data.size.get(), |what| {
-                say_so(format!("measuring {what}"));
-            })?);
+        if given.is_none() {
+            calibrations.push(micro(&args.data, first, steps, &mut bar)?);
         }
-        for setting in &mut settings {
-            let (_, scenario) = chosen
-                .iter()
-                .find(|c| c.0 == setting.scenario)
-                .context("a scenario")?;
-            let (_, kind) = CONTENDERS
-                .iter()
-                .find(|c| c.0 == setting.design)
-                .context("a contender")?;
+        for i in 0..settings.len() {
+            let setting = &mut settings[i];
             let what = format!(
-                "round {round} of {}: {}, {} threads, {}",
-                args.rounds, setting.scenario, setting.threads, setting.design
+                "{}, {} threads, {}, round {} of {}",
+                setting.scenario,
+                setting.threads,
+                setting.design,
+                round + 1,
+                args.rounds
             );
-            let plan = Plan {
-                scenarios: vec![*scenario],
-                contenders: vec![*kind],
-                threads: Some(setting.threads as usize),
-                seconds: args.seconds,
-                rounds: 1,
-                file: args.data.file.clone(),
-                size: args.data.size,
-                memory: Bytes::gib(2),
-                monitors: Some(MONITORS),
-                storage_delay: None,
-            };
+            let step = first + 1 + i;
+            bar.show(Progress::Cell(step, steps, &what));
             for attempt in 1..=ATTEMPTS {
-                say_so(format!("resting; next: {what}"));
-                std::thread::sleep(Duration::from_secs_f64(args.pause));
-                device.wait(&args.data, &say_so)?;
-                say_so(what.clone());
-                let report = plan.run(&mut |_| {})?;
-                let wrong = report.wrong_bytes();
-                anyhow::ensure!(wrong == 0, "{wrong} bytes were wrong");
-                let row = report.rows.first().with_context(|| {
-                    let why = report.left_out.iter().chain(&report.failed).next();
-                    format!(
-                        "{what}: {}",
-                        why.map_or("nothing was measured", String::as_str)
-                    )
-                })?;
+                let (rate, p99) = setting.measure(&args).context(what.clone())?;
                 // The device gave out meanwhile: that says nothing of designs.
                 if attempt < ATTEMPTS && device.is_slow(&args.data)? {
                     setting.repeated += 1;
+                    warm_up(&args.data, &mut bar)?;
+                    bar.show(Progress::Cell(step, steps, &what));
                     continue;
                 }
-                setting.rates.push(row.reads_per_s);
-                setting.tails.push(row.p99_us);
+                setting.rates.push(rate);
+                setting.tails.push(p99);
                 break;
+            }
+            if let Some(path) = &args.keep {
+                let machine = given
+                    .clone()
+                    .unwrap_or_else(|| machine_of(&middle(&calibrations)));
+                keep(
+                    path,
+                    &Before {
+                        machine,
+                        settings: settings.clone(),
+                    },
+                )?;
             }
         }
     }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let machine = match machine {
-        Some(machine) => machine,
-        None => machine_of(&middle(&calibrations)),
-    };
+    bar.clear();
+    let machine = given.unwrap_or_else(|| machine_of(&middle(&calibrations)));
     predict(machine, settings, args.json)
 }
 
+/// Writes it beside `path` first, so that there is always a whole one.
+fn keep(path: &Path, before: &Before) -> anyhow::Result<()> {
+    let partial = path.with_added_extension("partial");
+    std::fs::write(&partial, serde_json::to_vec_pretty(before)?)
+        .and_then(|()| std::fs::rename(&partial, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// What was measured before.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Before {
     machine: Machine,
     settings: Vec<Setting>,
@@ -426,8 +441,7 @@ fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::
     say(&tables(&validation))
 }
 
-/// Devices of virtual machines are held back once they have given much for a while. Measurements are made while this one gives
-/// what it can.
+/// A device beneath a virtual machine becomes slow when what was read once is forgotten there.
 #[derive(Debug, Default)]
 struct DeviceWatch {
     /// Reads a second, the most that it has given.
@@ -439,26 +453,10 @@ struct DeviceWatch {
 impl DeviceWatch {
     fn is_slow(&mut self, data: &Data) -> anyhow::Result<bool> {
         self.at += 1_000;
-        let rate = faultless_bench::micro::device_rate(&data.file, data.size.get(), self.at)?;
+        let rate = device_rate(&data.file, data.size.get(), self.at)?;
         self.best = self.best.max(rate);
-        // (Held back, it gives a tenth or less; a look at so few reads is not exact.)
+        // (Then it gives a tenth or less; a look at so few reads is not exact.)
         Ok(rate < self.best * 0.2)
-    }
-
-    /// Waits until it gives what it can again, for a while.
-    fn wait(&mut self, data: &Data, says: &dyn Fn(String)) -> anyhow::Result<()> {
-        for waited in 0..RECOVERS {
-            if !self.is_slow(data)? {
-                if waited > 0 {
-                    // It has just begun to.
-                    std::thread::sleep(PAUSE);
-                }
-                break;
-            }
-            says("waiting for the device, which is held back".to_owned());
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
     }
 }
 
@@ -539,7 +537,7 @@ fn tables(v: &Validation) -> String {
     if v.repeated > 0 {
         let _ = writeln!(
             text,
-            "{} measurements were made again, because the device was held back meanwhile.",
+            "{} measurements were made again, because the device had become slow meanwhile.",
             v.repeated
         );
     }

@@ -45,7 +45,7 @@ costs! {
     /// What waking another thread costs the one who wakes.
     wake: 2_000, "measured: futex wake of a sleeping thread";
     /// What a thread may run before another one gets the processor.
-    slice: 1_400_000, "kernel/sched/fair.c: base slice 0.7 ms x (1 + log2 of the processors, at most 8)";
+    base_slice: 700_000, "kernel/sched/fair.c: a slice is that x (1 + log2 of the processors, at most 8)";
     /// How often the scheduler looks.
     tick: 4_000_000, "CONFIG_HZ=250";
     /// Percent by which the same work takes longer or shorter, at most: caches, branches, interrupts.
@@ -133,7 +133,7 @@ impl Costs {
             *costs.named(name).expect("a cost of that name") = 0;
         }
         costs.scatter = 0;
-        (costs.slice, costs.tick) = (1_400_000, 4_000_000);
+        (costs.base_slice, costs.tick) = (700_000, 4_000_000);
         costs
     }
 

@@ -97,8 +97,14 @@ struct Thread {
     /// Virtual time.
     ran: i64,
     deadline: i64,
+    /// Its number among those with the same deadline.
+    entered: u64,
+    /// Until then it is protected (`vprot`).
+    protected: i64,
     /// How far behind the average it was when it went to sleep; negative: how far ahead.
     lag: i64,
+    /// It sleeps, and is in the queue nevertheless: it has had more than its share (`sched_delayed`).
+    delayed: bool,
     /// The processor that it ran on last.
     core: u32,
     /// It is in the kernel, where nobody takes the processor from it.
@@ -122,9 +128,11 @@ type Entry = (i64, u64, Tid);
 #[derive(Debug, Default, Clone)]
 struct Core {
     current: Option<Tid>,
-    /// Threads that wait for this processor, by deadline.
+    /// Threads that wait for this processor, by deadline; and some that sleep.
     queue: BTreeSet<Entry>,
-    /// Of these and the current one: how many, and the sum of their virtual times (the current one's at `since`).
+    /// How many of these sleep.
+    delayed: usize,
+    /// Of all these and the current one: how many, and the sum of their virtual times (the current one's at `since`).
     able: i64,
     ran: i64,
     /// The average when there was somebody.
@@ -230,7 +238,8 @@ impl Cpu {
             }),
             switch: costs.context_switch,
             wakeup: costs.wakeup,
-            slice: costs.slice.max(1) as i64,
+            // sched_update_scaling().
+            slice: (costs.base_slice.max(1) * u64::from(1 + cores.clamp(1, 8).ilog2())) as i64,
             tick: costs.tick.max(1),
             preempts,
             scatter: costs.scatter.min(100),
@@ -351,7 +360,10 @@ impl Cpu {
             mm,
             ran: 0,
             deadline: 0,
+            entered: 0,
+            protected: 0,
             lag: 0,
+            delayed: false,
             core: t.0 % inner.cores.len() as u32,
             in_kernel: false,
             need_resched: false,
@@ -610,7 +622,7 @@ impl Cpu {
                 self.balance_busy(inner, core);
             }
             // Who waits here may run elsewhere.
-            if !inner.cores[core as usize].queue.is_empty()
+            if inner.cores[core as usize].waiting() > 0
                 && let Some(&idle) = inner.idle.first()
             {
                 self.balance(inner, idle);
@@ -627,11 +639,12 @@ impl Cpu {
         }
     }
 
-    /// `update_deadline`: whether the slice of a thread that runs is used up, and another one waits. It gets another slice then.
+    /// `update_curr`: whether the slice of the thread that has a processor is used up, and somebody else is there. It gets another
+    /// slice then.
     fn is_used_up(&self, inner: &mut Inner, t: Tid) -> bool {
         let thread = &mut inner.threads[t.index()];
-        let used_up = thread.ran >= thread.deadline;
-        if used_up {
+        let used_up = thread.ran >= thread.deadline.min(thread.protected);
+        if thread.ran >= thread.deadline {
             thread.deadline = thread.ran + self.slice;
         }
         used_up && !inner.cores[thread.core as usize].queue.is_empty()
@@ -666,16 +679,15 @@ impl Cpu {
         let Some(t) = inner.cores[core as usize].current else {
             return false;
         };
-        let average = inner.average(core, now);
-        let Some(next) = inner.pick(core, average) else {
+        let Some(next) = self.pick_awake(inner, core) else {
             return false;
         };
         let thread = &mut inner.threads[t.index()];
-        if thread.ran <= average && thread.deadline < next.0 {
+        thread.need_resched = false;
+        if next == t {
             return false;
         }
         thread.state = State::Runnable;
-        thread.need_resched = false;
         thread.runnable_since = now;
         thread.ran_until = now;
         inner.free(core);
@@ -690,12 +702,20 @@ impl Cpu {
         };
         let now = self.now.get();
         inner.bring_up_to_date(core as usize, now);
+        let average = inner.average(core, now);
         inner.free(core);
-        inner.dequeue(t, core, now, self.lag_most());
         let thread = &mut inner.threads[t.index()];
         thread.state = state;
         thread.need_resched = false;
         thread.ran_until = now;
+        // DELAY_DEQUEUE: who has had more than its share goes on competing for the processor in its sleep, until it has not.
+        if state == State::Blocked && thread.ran > average {
+            thread.delayed = true;
+            inner.cores[core as usize].delayed += 1;
+            inner.enqueue(t, core);
+        } else {
+            inner.dequeue(t, core, now, self.lag_most());
+        }
         self.fill(inner, core);
     }
 
@@ -704,13 +724,29 @@ impl Cpu {
         (2 * self.slice).max(self.tick as i64)
     }
 
+    /// Who is to have a processor: the one that is there, or one of those that wait. Those that sleep leave the queue when it is
+    /// their turn (`pick_next_entity`).
+    fn pick_awake(&self, inner: &mut Inner, core: u32) -> Option<Tid> {
+        let now = self.now.get();
+        loop {
+            let t = inner.pick(core, now)?;
+            if !inner.threads[t.index()].delayed {
+                return Some(t);
+            }
+            inner.remove(t, core);
+            inner.dequeue(t, core, now, self.lag_most());
+            let thread = &mut inner.threads[t.index()];
+            thread.delayed = false;
+            // DELAY_ZERO.
+            thread.lag = thread.lag.min(0);
+        }
+    }
+
     /// Gives a free processor to the thread that is next; to one of another queue, if its own is empty.
     fn fill(&self, inner: &mut Inner, core: u32) {
-        let average = inner.average(core, self.now.get());
-        if let Some(next) = inner.pick(core, average) {
-            inner.cores[core as usize].queue.remove(&next);
-            inner.queued -= 1;
-            self.dispatch(inner, core, next.2, self.switch);
+        if let Some(next) = self.pick_awake(inner, core) {
+            inner.remove(next, core);
+            self.dispatch(inner, core, next, self.switch);
             return;
         }
         inner.idle.insert(core);
@@ -731,7 +767,7 @@ impl Cpu {
         if inner.queued == 0 {
             return false;
         }
-        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].queue.len(), !c));
+        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].waiting(), !c));
         let Some(t) = longest.and_then(|from| self.pull(inner, from as u32, core)) else {
             return false;
         };
@@ -740,16 +776,20 @@ impl Cpu {
         true
     }
 
-    /// Takes a thread out of the queue of a processor, for another one: the next that has not run of late.
+    /// Takes a thread out of the queue of a processor, for another one: the next that has not run of late. It keeps what it has of its
+    /// slice (PLACE_REL_DEADLINE).
     fn pull(&self, inner: &mut Inner, from: u32, core: u32) -> Option<Tid> {
         let now = self.now.get();
-        let is_cold = |e: &&Entry| now - inner.threads[e.2.index()].ran_until >= HOT;
-        let &entry = inner.cores[from as usize].queue.iter().find(is_cold)?;
-        inner.cores[from as usize].queue.remove(&entry);
-        inner.queued -= 1;
-        let t = entry.2;
+        let may_go = |e: &&Entry| {
+            let thread = &inner.threads[e.2.index()];
+            !thread.delayed && now - thread.ran_until >= HOT
+        };
+        let t = inner.cores[from as usize].queue.iter().find(may_go)?.2;
+        inner.remove(t, from);
         inner.dequeue(t, from, now, self.lag_most());
-        inner.place(t, core, now, self.slice);
+        let thread = &inner.threads[t.index()];
+        let left = thread.deadline - thread.ran;
+        inner.place(t, core, now, left);
         Some(t)
     }
 
@@ -759,6 +799,10 @@ impl Cpu {
         thread.state = State::Runnable;
         thread.runnable_since = now;
         let last = thread.core;
+        if thread.delayed {
+            self.requeue(inner, t, last);
+            return;
+        }
         // `update_idle_cpu_scan`: as many are looked at, and none if that is not one.
         let looks = inner.cores.len() as f64 * (1.0 - 1.17 * 1.17 * inner.used * inner.used);
         let idle = match inner.idle.contains(&last) {
@@ -772,19 +816,39 @@ impl Cpu {
             self.dispatch(inner, core, t, self.wakeup);
             return;
         }
+        inner.bring_up_to_date(last as usize, now);
+        let used_up = self.is_current_used_up(inner, last);
         inner.place(t, last, now, self.slice);
         inner.enqueue(t, last);
-        // `check_preempt_wakeup_fair`.
-        inner.bring_up_to_date(last as usize, now);
-        let Some(current) = inner.cores[last as usize].current else {
-            return;
-        };
-        let used_up = self.is_used_up(inner, current);
-        let average = inner.average(last, now);
-        let is_protected = inner.threads[current.index()].ran <= average;
-        let is_next = || inner.pick(last, average).is_some_and(|n| n.2 == t);
-        if used_up || (!is_protected && is_next()) {
-            self.preempt(inner, last);
+        self.preempt_for(inner, t, last, used_up);
+    }
+
+    /// `requeue_delayed_entity`: who wakes while it is in the queue stays where it is, with what it has left of its slice.
+    fn requeue(&self, inner: &mut Inner, t: Tid, core: u32) {
+        let now = self.now.get();
+        inner.bring_up_to_date(core as usize, now);
+        let used_up = self.is_current_used_up(inner, core);
+        inner.remove(t, core);
+        inner.threads[t.index()].delayed = false;
+        if inner.average(core, now) > inner.threads[t.index()].ran {
+            inner.dequeue(t, core, now, self.lag_most());
+            inner.threads[t.index()].lag = 0;
+            inner.place(t, core, now, self.slice);
+        }
+        inner.enqueue(t, core);
+        self.preempt_for(inner, t, core, used_up);
+    }
+
+    fn is_current_used_up(&self, inner: &mut Inner, core: u32) -> bool {
+        inner.cores[core as usize]
+            .current
+            .is_some_and(|current| self.is_used_up(inner, current))
+    }
+
+    /// `check_preempt_wakeup_fair`.
+    fn preempt_for(&self, inner: &mut Inner, t: Tid, core: u32, used_up: bool) {
+        if used_up || inner.pick(core, self.now.get()) == Some(t) {
+            self.preempt(inner, core);
         }
     }
 
@@ -800,6 +864,7 @@ impl Cpu {
         thread.waited_to_run += now - thread.runnable_since;
         thread.state = State::Running(core);
         thread.core = core;
+        thread.protected = thread.deadline;
         thread.left = thread.left.saturating_add(cost.max(1));
         let at = &mut inner.cores[core as usize];
         at.current = Some(t);
@@ -810,9 +875,10 @@ impl Cpu {
 
     /// `sched_balance_rq` of a processor that is busy: takes half of what the longest queue has more.
     fn balance_busy(&self, inner: &mut Inner, core: u32) {
-        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].able, !c));
+        let longest = (0..inner.cores.len()).max_by_key(|&c| (inner.cores[c].waiting(), !c));
         let Some(from) = longest else { return };
-        let more = inner.cores[from].able - inner.cores[core as usize].able;
+        let waiting = inner.cores[core as usize].waiting();
+        let more = inner.cores[from].waiting().saturating_sub(waiting);
         for _ in 0..more / 2 {
             let Some(t) = self.pull(inner, from as u32, core) else {
                 return;
@@ -835,6 +901,13 @@ impl Cpu {
     }
 }
 
+impl Core {
+    /// Threads that wait for this processor.
+    fn waiting(&self) -> usize {
+        self.queue.len() - self.delayed
+    }
+}
+
 impl Inner {
     fn ask(&mut self, at: Nanos, happening: Happening) {
         self.asked += 1;
@@ -843,23 +916,29 @@ impl Inner {
 
     fn enqueue(&mut self, t: Tid, core: u32) {
         self.asked += 1;
-        let deadline = self.threads[t.index()].deadline;
-        self.cores[core as usize]
-            .queue
-            .insert((deadline, self.asked, t));
-        self.queued += 1;
+        let thread = &mut self.threads[t.index()];
+        thread.entered = self.asked;
+        self.queued += usize::from(!thread.delayed);
+        let entry = (thread.deadline, thread.entered, t);
+        self.cores[core as usize].queue.insert(entry);
     }
 
-    /// `place_entity`: a thread is counted among those of a processor. Its lag is as it was, once it is; but who was ahead, and has been
-    /// caught up with, is not ahead any more.
+    fn remove(&mut self, t: Tid, core: u32) {
+        let thread = &self.threads[t.index()];
+        let at = &mut self.cores[core as usize];
+        at.queue.remove(&(thread.deadline, thread.entered, t));
+        at.delayed -= usize::from(thread.delayed);
+        self.queued -= usize::from(!thread.delayed);
+    }
+
+    /// `place_entity`: a thread is counted among those of a processor, and its lag is as it was, once it is.
     fn place(&mut self, t: Tid, core: u32, now: Nanos, slice: i64) {
         let average = self.average(core, now);
         let thread = &mut self.threads[t.index()];
         let at = &mut self.cores[core as usize];
-        thread.ran = match thread.lag {
-            lag if lag >= 0 => average - lag * (at.able + 1) / at.able.max(1),
-            _ if thread.core == core => thread.ran.max(average),
-            _ => average,
+        thread.ran = match at.able {
+            0 => average,
+            able => average - thread.lag * (able + 1) / able,
         };
         thread.deadline = thread.ran + slice;
         thread.core = core;
@@ -891,14 +970,37 @@ impl Inner {
         }
     }
 
-    /// `pick_eevdf`, of those that wait: the earliest deadline of one that is eligible; if none is, whoever has run least.
-    fn pick(&self, core: u32, average: i64) -> Option<Entry> {
-        let queue = &self.cores[core as usize].queue;
+    /// `pick_eevdf`: the one that is there, if it is protected; or the earliest deadline of one that is eligible.
+    fn pick(&self, core: u32, now: Nanos) -> Option<Tid> {
+        let average = self.average(core, now);
+        let at = &self.cores[core as usize];
+        let running = now.saturating_sub(at.since) as i64;
+        let current = at.current.filter(|t| {
+            let thread = &self.threads[t.index()];
+            thread.ran + running <= average
+        });
+        if let Some(t) = current
+            && {
+                let thread = &self.threads[t.index()];
+                thread.ran + running < thread.protected
+            }
+        {
+            return Some(t);
+        }
         let ran = |e: &Entry| self.threads[e.2.index()].ran;
-        let eligible = queue.iter().find(|e| ran(e) <= average);
-        eligible
-            .or_else(|| queue.iter().min_by_key(|e| (ran(e), e.1)))
-            .copied()
+        let eligible = at.queue.iter().find(|e| ran(e) <= average);
+        match (current, eligible) {
+            (Some(t), Some(e)) if self.threads[t.index()].deadline < e.0 => Some(t),
+            (_, Some(e)) => Some(e.2),
+            (Some(t), None) => Some(t),
+            // (An average is rounded.)
+            (None, None) => at
+                .queue
+                .iter()
+                .min_by_key(|e| (ran(e), e.1))
+                .map(|e| e.2)
+                .or(at.current),
+        }
     }
 
     /// Nobody is on a processor any more.

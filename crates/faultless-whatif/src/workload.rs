@@ -472,9 +472,9 @@ impl Workload {
         if let Some((name, ns, ..)) = costs.iter().find(|c| c.1 > 1_000_000_000) {
             return wrong(format!("the cost {name} is {ns} ns; a second is the most"));
         }
-        if self.costs.slice < TICK_MIN || self.costs.tick < TICK_MIN {
+        if self.costs.base_slice < TICK_MIN || self.costs.tick < TICK_MIN {
             return wrong(format!(
-                "the costs slice and tick must be at least {TICK_MIN} ns"
+                "the costs base-slice and tick must be at least {TICK_MIN} ns"
             ));
         }
         if self.threads.len() > GROUPS_MAX {

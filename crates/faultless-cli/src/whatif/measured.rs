@@ -166,8 +166,6 @@ fn machine_of(measured: &Micro) -> Machine {
             *cost = *ns;
         }
     }
-    // kernel/sched/fair.c: 0.7 ms x (1 + log2 of the processors, at most 8).
-    costs.slice = 700_000 * u64::from(1 + cores.min(8).ilog2());
     Machine {
         cores,
         preempt: is_preempted(),

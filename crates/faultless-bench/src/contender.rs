@@ -459,7 +459,7 @@ impl Drop for Piece {
 
 /// userfaultfd as a careful program would use it today: user faults only, every monitor sleeps in its own exclusive
 /// epoll (so that one event wakes one of them), takes one event at a time, and reads into a buffer of its own.
-struct Monitor {
+pub(crate) struct Monitor {
     map: Mapping,
     stop: Arc<AtomicBool>,
     served: Arc<AtomicU64>,
@@ -469,8 +469,22 @@ struct Monitor {
 
 impl Monitor {
     fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
-        let (len, monitors) = (terms.len, terms.variant);
-        let source = Arc::new(open_direct(terms.path)?);
+        Self::serve(
+            open_direct(terms.path)?,
+            terms.len as usize,
+            terms.variant,
+            None,
+        )
+    }
+
+    /// Serves the beginning of a file with so many threads, all of them on one processor if that is named.
+    pub(crate) fn serve(
+        source: File,
+        len: usize,
+        monitors: usize,
+        cpu: Option<usize>,
+    ) -> anyhow::Result<Self> {
+        let source = Arc::new(source);
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u32 | uffd::USER_MODE_ONLY;
         let raw = uffd::open(flags).context("userfaultfd")?;
         // SAFETY: the kernel made it for us.
@@ -478,13 +492,10 @@ impl Monitor {
         uffd::enable(raw, 0).context("userfaultfd")?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: the kernel chooses the range, which is ours to register.
-        let start = unsafe { mem::map(0, len as usize, libc::PROT_READ, flags, -1, 0)? };
-        let map = Mapping {
-            start,
-            len: len as usize,
-        };
+        let start = unsafe { mem::map(0, len, libc::PROT_READ, flags, -1, 0)? };
+        let map = Mapping { start, len };
         // SAFETY: our own mapping.
-        unsafe { uffd::register(raw, start, len as usize).context("userfaultfd")? };
+        unsafe { uffd::register(raw, start, len).context("userfaultfd")? };
         let (stop, served) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -493,7 +504,12 @@ impl Monitor {
             .map(|_| {
                 let (fd, source, stop, served) =
                     (fd.clone(), source.clone(), stop.clone(), served.clone());
-                std::thread::spawn(move || monitor(&fd, &source, start, &stop, &served))
+                std::thread::spawn(move || {
+                    if let Some(cpu) = cpu {
+                        crate::micro::pin(cpu);
+                    }
+                    monitor(&fd, &source, start, &stop, &served)
+                })
             })
             .collect();
         Ok(Monitor {
@@ -503,6 +519,11 @@ impl Monitor {
             threads,
             _fd: fd,
         })
+    }
+
+    /// Where the file is mapped.
+    pub(crate) fn start(&self) -> usize {
+        self.map.start
     }
 }
 

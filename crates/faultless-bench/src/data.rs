@@ -18,6 +18,10 @@ pub(crate) const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 const CHUNK_PAGES: u64 = 1024;
 /// Read at a time, when all is read.
 const WARM_CHUNK: usize = 4 << 20;
+/// Pages that are read twice to see whether the data is cold; how many at a time; and how much longer the first read takes then.
+const COLD_PROBES: u64 = 256;
+const PROBES_AT_A_TIME: u64 = 8;
+const COLD_RATIO: f64 = 4.0;
 /// Smallest data file.
 const SIZE_MIN: Bytes = Bytes::mib(4);
 /// Pages of an existing file that are checked before it is used again.
@@ -148,6 +152,43 @@ pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> any
         progress(at, size);
     }
     Ok(())
+}
+
+/// Whether the storage gives much sooner what it has given just before: if it has not been read for long, [`warm`] helps.
+pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
+    let file = open_past_cache(path)?;
+    let pages = size.get() / PAGE as u64;
+    let order = Permutation::new(pages);
+    let from = faultless_sys::raw::monotonic_ns();
+    let mut times = [0.0; 2];
+    for time in &mut times {
+        let began = std::time::Instant::now();
+        std::thread::scope(|s| -> anyhow::Result<()> {
+            let readers: Vec<_> = (0..PROBES_AT_A_TIME)
+                .map(|t| {
+                    let (file, order) = (&file, &order);
+                    s.spawn(move || -> std::io::Result<()> {
+                        let mut buffer = vec![0u8; 2 * PAGE];
+                        let aligned = buffer.as_ptr().align_offset(PAGE);
+                        for i in (t..COLD_PROBES).step_by(PROBES_AT_A_TIME as usize) {
+                            let page = order.at(from.wrapping_add(i) % pages);
+                            let buffer = &mut buffer[aligned..aligned + PAGE];
+                            file.read_exact_at(buffer, page * PAGE as u64)?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            for reader in readers {
+                let done = reader.join();
+                done.map_err(|_| anyhow::anyhow!("a reader panicked"))?
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+            }
+            Ok(())
+        })?;
+        *time = began.elapsed().as_secs_f64();
+    }
+    Ok(times[0] > COLD_RATIO * times[1])
 }
 
 /// Opens a file for direct reads, or for any where there are none.

@@ -47,7 +47,7 @@ costs! {
     /// What a thread may run before another one gets the processor.
     base_slice: 700_000, "kernel/sched/fair.c: a slice is that x (1 + log2 of the processors, at most 8)";
     /// How often the scheduler looks.
-    tick: 4_000_000, "CONFIG_HZ=250";
+    tick: 4_000_000, "measured: how often the coarse clock moves (CONFIG_HZ=250)";
     /// Percent by which the same work takes longer or shorter, at most: caches, branches, interrupts.
     scatter: 30, "measured: touches of anonymous memory, one by one; without it threads that do the same fall into step";
     /// A cache line that another processor has written last: of a lock, a reference count.
@@ -59,7 +59,7 @@ costs! {
     /// Looking a page of a file up in the page cache, and putting it into the page table.
     map_page: 600, "measured: fault on a page in the page cache, less `fault`";
     /// Each further page that a fault maps with it.
-    map_around: 60, "mm/filemap.c: filemap_map_pages; measured: reading a cached file through a mapping, by page";
+    map_around: 60, "typical of filemap_map_pages";
     /// A fresh page: taken, charged to the control group, put on a list, and into the page table or the page cache.
     alloc_page: 700, "measured: fault on anonymous memory, less `fault` and `zero_page`";
     /// Zeroing a page of 4 KiB.
@@ -77,7 +77,7 @@ costs! {
     /// Copying a page-table entry at fork, with the page's reference.
     fork_page: 45, "measured: fork with 1 GiB touched, by page";
     /// Copying a mapping at fork, without its pages.
-    fork_vma: 600, "measured: fork with 8,000 mappings, less one without, by mapping; the child's end takes half as much";
+    fork_vma: 600, "measured: fork with 16,000 mappings, less one without, by mapping; the child's end takes half as much";
     /// fork and the end of the child, without page tables.
     fork: 120_000, "measured: fork and wait of a small process";
     /// Taking a page-table entry of an inherited page apart, when the child ends.
@@ -97,7 +97,7 @@ costs! {
     /// Taking a page off its list for reclaim, under the lock of the list.
     scan_page: 60, "estimate: isolate_lru_folios and back";
     /// Unmapping and dropping a page of the page cache, at reclaim.
-    reclaim_page: 900, "measured: reads over a full control group, less those that fit";
+    reclaim_page: 900, "estimate, from reads over a full control group";
     /// Delivering SIGBUS and returning from the handler.
     signal: 2_200, "measured: SIGBUS and UFFDIO_COPY without I/O, less `uffd_copy`";
     /// Under the process's siglock, each of three times: force_sig, dequeue_signal, rt_sigreturn.
@@ -105,15 +105,15 @@ costs! {
     /// Finding a place in a tree of locked ranges, under its spin lock.
     range_tree: 150, "estimate";
     /// mprotect of a mapping, without locks and pages.
-    mprotect: 1_500, "typical: as munmap, without what is freed";
+    mprotect: 1_500, "measured: mprotect of a page";
     /// Changing the protection of a page that is mapped.
-    mprotect_page: 15, "typical: a walk, and a write";
+    mprotect_page: 15, "measured: mprotect of 64 MiB, by page";
     /// UFFDIO_COPY of a page.
     uffd_copy: 1_900, "measured: the ioctl alone";
     /// Each further page that the same call copies.
-    uffd_copy_more: 1_300, "measured: 1.1 to 1.5 us in batches of 16 ";
+    uffd_copy_more: 1_300, "typical: 1.1 to 1.5 us in batches of 16";
     /// Reading an event of a userfaultfd, and waking the thread of it.
-    uffd_event: 4_000, "measured: a monitor thread's processor time, less copy and read";
+    uffd_event: 4_000, "measured: a fault that a monitor serves on the same processor, less faults, copy, read and switches";
     /// Work under the lock of a userfaultfd's wait queue, for each thread that waits in it.
     uffd_queue: 40, "estimate, from the fall of throughput between 1 and 256 threads on one descriptor";
     /// pread of a page with O_DIRECT, besides `submit_read` and `complete_read`.

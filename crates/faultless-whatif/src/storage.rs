@@ -17,9 +17,9 @@ pub struct Device {
     pub latency_us: Vec<(u32, f64)>,
     /// How much reads scatter: the standard deviation of the logarithm of their time (0: not at all).
     pub scatter: f64,
-    /// How much they scatter, as it was measured: `[[0.5, 1.0], [0.99, 4.0]]`: a share of the reads takes up to so many medians.
-    /// Instead of `scatter`, if there is anything.
-    pub spread: Vec<(f64, f64)>,
+    /// How much they scatter, as it was measured, by reads that are under way: `[[1, [[0.5, 1.0], [0.99, 4.0]]]]`: a share of the
+    /// reads takes up to so many medians. Instead of `scatter`, if there is anything. Between two points it is interpolated.
+    pub spread: Vec<(u32, Vec<(f64, f64)>)>,
     /// Reads under way at a time; others wait.
     pub depth: u32,
     /// Reads a second that it takes on at most; 0: as many as come.
@@ -49,17 +49,19 @@ impl Device {
         }
     }
 
-    /// How many medians a read takes that is longer than such a share of all.
-    fn spread_at(&self, share: f64) -> f64 {
-        let after = self.spread.partition_point(|p| p.0 < share);
-        match (
-            after.checked_sub(1).map(|b| self.spread[b]),
-            self.spread.get(after),
-        ) {
-            (Some((from, low)), Some(&(to, high))) if to > from => {
-                (low.ln() + (high.ln() - low.ln()) * (share - from) / (to - from)).exp()
+    /// How many medians a read takes that is longer than such a share of all, with so many under way.
+    fn spread_at(&self, under_way: u32, share: f64) -> f64 {
+        let after = self.spread.partition_point(|p| p.0 < under_way);
+        let here = |no: usize| {
+            self.spread
+                .get(no)
+                .map(|p| (f64::from(p.0), medians(&p.1, share)))
+        };
+        match (after.checked_sub(1).and_then(here), here(after)) {
+            (Some((from, low)), Some((to, high))) => {
+                low + (high - low) * (f64::from(under_way) - from) / (to - from)
             }
-            (_, Some(&(_, at))) | (Some((_, at)), None) => at,
+            (Some((_, at)), None) | (None, Some((_, at))) => at,
             (None, None) => 1.0,
         }
     }
@@ -87,6 +89,21 @@ impl Device {
             before = Some((at, us));
         }
         before.map_or(0.0, |(at, us)| 1e3 * (us + slope * (n - at)))
+    }
+}
+
+/// Of points of a share and so many medians, the medians at a share.
+fn medians(points: &[(f64, f64)], share: f64) -> f64 {
+    let after = points.partition_point(|p| p.0 < share);
+    match (
+        after.checked_sub(1).map(|before| points[before]),
+        points.get(after),
+    ) {
+        (Some((from, low)), Some(&(to, high))) if to > from => {
+            (low.ln() + (high.ln() - low.ln()) * (share - from) / (to - from)).exp()
+        }
+        (_, Some(&(_, at))) | (Some((_, at)), None) => at,
+        (None, None) => 1.0,
     }
 }
 
@@ -143,7 +160,7 @@ impl Storage {
         let ns = given.unwrap_or_else(|| {
             let median = self.device.median(s.under_way);
             if !self.device.spread.is_empty() {
-                return (median * self.device.spread_at(s.random.random())) as Nanos;
+                return (median * self.device.spread_at(s.under_way, s.random.random())) as Nanos;
             }
             // Box and Muller: a normal number of two uniform ones.
             let (a, b): (f64, f64) = (s.random.random(), s.random.random());

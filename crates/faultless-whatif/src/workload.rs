@@ -496,20 +496,24 @@ impl Workload {
                 "device.latency-us must have points [reads, microseconds] in order of reads".into(),
             );
         }
-        if !(0.0..=1e9).contains(&self.device.per_second) {
-            return wrong("device.per-second must be 0 (no limit) to 1e9".into());
+        let rate = self.device.per_second;
+        if rate != 0.0 && !(0.001..=1e9).contains(&rate) {
+            return wrong("device.per-second must be 0 (no limit) or 0.001 to 1e9".into());
         }
         if self.device.depth == 0 || !(0.0..=3.0).contains(&self.device.scatter) {
             return wrong("device.depth must be at least 1, and device.scatter 0 to 3".into());
         }
         let spread = &self.device.spread;
-        let rises = spread
-            .windows(2)
-            .all(|w| w[0].0 <= w[1].0 && w[0].1 <= w[1].1);
-        let is_fine = |p: &(f64, f64)| (0.0..=1.0).contains(&p.0) && p.1 > 0.0 && p.1 <= 1e6;
-        if !rises || !spread.iter().all(is_fine) {
+        let rises = |points: &[(f64, f64)]| {
+            let in_order = points
+                .windows(2)
+                .all(|w| w[0].0 <= w[1].0 && w[0].1 <= w[1].1);
+            let is_fine = |p: &(f64, f64)| (0.0..=1.0).contains(&p.0) && p.1 > 0.0 && p.1 <= 1e6;
+            !points.is_empty() && in_order && points.iter().all(is_fine)
+        };
+        if !spread.windows(2).all(|w| w[0].0 < w[1].0) || !spread.iter().all(|p| rises(&p.1)) {
             return wrong(
-                "device.spread must have points [share, medians], which rise, with shares of 0 to 1".into(),
+                "device.spread must have points [reads, [[share, medians], ...]] in order of reads, and in each of them shares of 0 to 1 and medians that rise".into(),
             );
         }
         let count: u64 = self.threads.iter().map(|t| u64::from(t.count)).sum();

@@ -5,9 +5,9 @@ use crate::bench::{Bar, size, usage_error};
 use crate::output::{right_align, table};
 use anyhow::Context;
 use faultless::Bytes;
-use faultless_bench::contender::Kind;
-use faultless_bench::data::{prepare, warm};
-use faultless_bench::micro::{Micro, device_rate, measure};
+use faultless_bench::contender::{Kind, check_direct};
+use faultless_bench::data::{is_cold, prepare, warm};
+use faultless_bench::micro::{Micro, measure};
 use faultless_bench::plan::{Plan, Progress};
 use faultless_bench::scenario::Scenario;
 use faultless_whatif::Device;
@@ -91,22 +91,24 @@ pub(super) fn machine(path: &Path) -> anyhow::Result<Machine> {
 }
 
 pub(super) fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
-    let machine = calibrated(&args.data)?;
+    let mut bar = Bar::default();
+    ready(&args.data, &mut bar)?;
+    let measured = micro(&args.data, 0, 1, &mut bar)?;
+    bar.clear();
+    let machine = machine_of(&measured);
     let text = machine
         .to_text()
         .context("the machine has no form as text")?;
+    let defaults: Vec<String> = (machine.costs.explained().iter())
+        .filter(|cost| !measured.costs.contains_key(cost.0))
+        .map(|cost| cost.0.replace('_', "-"))
+        .collect();
     say(&format!(
-        "# Measured by faultless whatif calibrate on Linux {}.\n{text}",
-        faultless_observe::kernel_release()
+        "# Measured by faultless whatif calibrate on Linux {}; but these costs, which are typical ones (faultless whatif --costs):\n\
+         # {}.\n{text}",
+        faultless_observe::kernel_release(),
+        defaults.join(", ")
     ))
-}
-
-fn calibrated(data: &Data) -> anyhow::Result<Machine> {
-    let mut bar = Bar::default();
-    ready(data, &mut bar)?;
-    let measured = micro(data, 0, 1, &mut bar)?;
-    bar.clear();
-    Ok(machine_of(&measured))
 }
 
 /// The data is there, and has been read once.
@@ -117,7 +119,11 @@ fn ready(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
     prepare(&data.file, data.size, |n, of| {
         bar.show(Progress::Data(n, of))
     })?;
-    warm_up(data, bar)
+    check_direct(&data.file)?;
+    if is_cold(&data.file, data.size)? {
+        warm_up(data, bar)?;
+    }
+    Ok(())
 }
 
 fn warm_up(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
@@ -153,7 +159,14 @@ fn middle(all: &[Micro]) -> Micro {
             .map(|i| (first.latency_us[i].0, of(&|m| m.latency_us[i].1)))
             .collect(),
         spread: (0..first.spread.len())
-            .map(|i| (first.spread[i].0, of(&|m| m.spread[i].1)))
+            .map(|i| {
+                let shares = 0..first.spread[i].1.len();
+                let of = |share: usize| {
+                    let first = first.spread[i].1[share].0;
+                    (first, of(&|m| m.spread[i].1[share].1))
+                };
+                (first.spread[i].0, shares.map(of).collect())
+            })
             .collect(),
     }
 }
@@ -238,7 +251,6 @@ impl Setting {
             rounds: 1,
             file: args.data.file.clone(),
             size: args.data.size,
-            warm: false,
             memory: Bytes::gib(2),
             monitors: Some(MONITORS),
             storage_delay: None,
@@ -317,7 +329,6 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
         }
     }
     let mut calibrations = Vec::new();
-    let mut device = DeviceWatch::default();
     let steps = args.rounds as usize * (settings.len() + 1);
     for round in 0..args.rounds as usize {
         let first = round * (settings.len() + 1);
@@ -340,7 +351,7 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             for attempt in 1..=ATTEMPTS {
                 let (rate, p99) = setting.measure(&args).context(what.clone())?;
                 // The device gave out meanwhile: that says nothing of designs.
-                if attempt < ATTEMPTS && device.is_slow(&args.data)? {
+                if attempt < ATTEMPTS && is_cold(&args.data.file, args.data.size)? {
                     setting.repeated += 1;
                     warm_up(&args.data, &mut bar)?;
                     bar.show(Progress::Cell(step, steps, &what));
@@ -437,25 +448,6 @@ fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::
         return say(&text);
     }
     say(&tables(&validation))
-}
-
-/// A device beneath a virtual machine becomes slow when what was read once is forgotten there.
-#[derive(Debug, Default)]
-struct DeviceWatch {
-    /// Reads a second, the most that it has given.
-    best: f64,
-    /// Where the next look begins, so that no page is read twice soon.
-    at: u64,
-}
-
-impl DeviceWatch {
-    fn is_slow(&mut self, data: &Data) -> anyhow::Result<bool> {
-        self.at += 1_000;
-        let rate = device_rate(&data.file, data.size.get(), self.at)?;
-        self.best = self.best.max(rate);
-        // (Then it gives a tenth or less; a look at so few reads is not exact.)
-        Ok(rate < self.best * 0.2)
-    }
 }
 
 /// The middle one; they are in order afterwards.

@@ -186,30 +186,66 @@ fn wake(cpus: [usize; 2]) -> f64 {
     spent as f64 / TIMES as f64
 }
 
-/// Nanoseconds to map, touch and unmap a page; while another thread runs, or not.
-fn page_loop(beside: bool) -> f64 {
+/// Nanoseconds to map, touch and unmap a page.
+fn page_loop() -> f64 {
     const TIMES: usize = 2_000;
+    median(TIMES, || {
+        timed(|| {
+            for _ in 0..TIMES {
+                if let Ok(m) = Memory::new(PAGE) {
+                    m.write(PAGE);
+                }
+            }
+        })
+    })
+}
+
+/// The same while another thread computes on another processor; and what that loses with each of them, to the interrupt that it
+/// answers.
+fn page_loop_beside(cpus: [usize; 2]) -> (f64, f64) {
+    const COUNTED: usize = 5_000;
     let over = AtomicBool::new(false);
+    let counted = AtomicU64::new(0);
     std::thread::scope(|s| {
-        if beside {
-            s.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        let ns = median(TIMES, || {
-            timed(|| {
-                for _ in 0..TIMES {
-                    if let Ok(m) = Memory::new(PAGE) {
-                        m.write(PAGE);
-                    }
-                }
-            })
+        s.spawn(|| {
+            pin(cpus[1]);
+            while !over.load(Ordering::Relaxed) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
         });
-        over.store(true, Ordering::Relaxed);
-        ns
+        let measured = s.spawn(|| {
+            pin(cpus[0]);
+            std::thread::sleep(Duration::from_millis(5));
+            let ns = page_loop();
+            let lost = (0..REPEAT).map(|_| {
+                // How much it counts in a nanosecond, undisturbed and not.
+                let rate = |f: &mut dyn FnMut()| {
+                    let before = counted.load(Ordering::Relaxed);
+                    let took = timed(f) as f64;
+                    let n = counted.load(Ordering::Relaxed) - before;
+                    (n as f64 / took, took)
+                };
+                let (undisturbed, _) = rate(&mut || {
+                    let until = raw::monotonic_ns() + 20_000_000;
+                    while raw::monotonic_ns() < until {
+                        std::hint::spin_loop();
+                    }
+                });
+                let (disturbed, took) = rate(&mut || {
+                    for _ in 0..COUNTED {
+                        if let Ok(m) = Memory::new(PAGE) {
+                            m.write(PAGE);
+                        }
+                    }
+                });
+                took * (1.0 - disturbed / undisturbed) / COUNTED as f64
+            });
+            let mut lost: Vec<f64> = lost.collect();
+            over.store(true, Ordering::Relaxed);
+            lost.sort_unstable_by(f64::total_cmp);
+            (ns, lost[REPEAT / 2])
+        });
+        measured.join().unwrap_or((0.0, 0.0))
     })
 }
 
@@ -433,7 +469,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     set("fault", fault * 0.75);
     set("zero_page", zero);
     set("unmap_page", unmap);
-    let alone = page_loop(false);
+    let alone = page_loop();
     let empty = median(2_000, || {
         timed(|| {
             for _ in 0..2_000 {
@@ -447,7 +483,9 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     set("mmap", (empty - 2.0 * syscall) * 0.5);
     set("munmap", (empty - 2.0 * syscall) * 0.5);
     if processors > 1 {
-        set("ipi", (page_loop(true) - alone).max(500.0));
+        let (beside, lost) = page_loop_beside([one, other]);
+        set("ipi", (beside - alone).max(500.0));
+        set("ipi_handle", lost.max(200.0));
     }
 
     progress("fork and smaps");

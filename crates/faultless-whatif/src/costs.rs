@@ -89,7 +89,7 @@ costs! {
     /// Each further processor of the same interrupt.
     ipi_more: 500, "typical: the requests are sent one after the other, the answers overlap";
     /// Answering it.
-    ipi_handle: 1_500, "typical";
+    ipi_handle: 1_500, "measured: what a thread that counts loses to each munmap of another one";
     /// Looking at a page-table entry, in calls that walk over memory without taking anything.
     walk_page: 3, "mm/pagewalk.c; typical";
     /// Punching a hole of a page into a file, without locks.

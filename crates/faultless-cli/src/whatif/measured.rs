@@ -68,7 +68,7 @@ pub(super) struct Validate {
     #[arg(long, value_delimiter = ',')]
     scenario: Vec<String>,
     /// Length of a measurement, in seconds.
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Measurements of each contender in each setting.
     #[arg(long, default_value_t = 3)]
@@ -329,14 +329,15 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
         }
     }
     let mut calibrations = Vec::new();
-    let steps = args.rounds as usize * (settings.len() + 1);
+    let steps = args.rounds as usize * settings.len();
     for round in 0..args.rounds as usize {
-        let first = round * (settings.len() + 1);
-        // The machine is not the same all the time: it is calibrated beside what it is to predict.
-        if given.is_none() {
-            calibrations.push(micro(&args.data, first, steps, &mut bar)?);
-        }
         for i in 0..settings.len() {
+            let step = round * settings.len() + i;
+            // The machine is not the same all the time: it is calibrated again and again beside what it is to predict.
+            let is_next = i == 0 || settings[i].threads != settings[i - 1].threads;
+            if given.is_none() && is_next {
+                calibrations.push(micro(&args.data, step, steps, &mut bar)?);
+            }
             let setting = &mut settings[i];
             let what = format!(
                 "{}, {} threads, {}, round {} of {}",
@@ -346,7 +347,6 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
                 round + 1,
                 args.rounds
             );
-            let step = first + 1 + i;
             bar.show(Progress::Cell(step, steps, &what));
             for attempt in 1..=ATTEMPTS {
                 let (rate, p99) = setting.measure(&args).context(what.clone())?;

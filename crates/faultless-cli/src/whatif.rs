@@ -6,15 +6,15 @@ mod published;
 use crate::bench::usage_error;
 use crate::output::{Kept, Output, right_align, table};
 use anyhow::Context;
-use faultless_whatif::compare::{Comparison, Sweep, compare, designs};
+use faultless_whatif::compare::{Comparison, Matrix, SCHEMA, Sweep, compare, designs};
 use faultless_whatif::costs::Costs;
 use faultless_whatif::designs::{DESIGNS, TODAY};
 use faultless_whatif::html;
 use faultless_whatif::replay::Recording;
-use faultless_whatif::run::Outcome;
+use faultless_whatif::run::{GroupOutcome, Outcome};
 use faultless_whatif::workload::{BUILT_IN, Workload};
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// Workloads and machines are shorter.
@@ -63,13 +63,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// List workloads and designs.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "html", "sweep", "costs", "print"])]
     list: bool,
     /// List what things cost in the model, and where each figure comes from.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "html", "sweep", "print"])]
     costs: bool,
     /// Print the workload as text, to be changed.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["json", "html", "sweep"])]
     print: bool,
 }
 
@@ -127,6 +127,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             "a trace is replayed from its beginning to its end, and has no text: --print and --seconds are for workloads",
         );
     }
+    workload.check()?;
     for value in args.sweep.iter().flat_map(|s| &s.values) {
         let set = args.sweep.as_ref().map(|s| s.knob.set(&workload, *value));
         if let Some(Err(e)) = set {
@@ -147,19 +148,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .as_deref()
         .map(|path| Output::create(path, Kept::IfWhole))
         .transpose()?;
-    let bar = std::io::stderr()
-        .is_terminal()
-        .then(|| indicatif::ProgressBar::new(0));
-    let compared = compare(&workload, &chosen, args.sweep, args.seed, |done, all| {
-        if let Some(bar) = &bar {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let compared = compared?;
+    let compared = with_progress(|show| compare(&workload, &chosen, args.sweep, args.seed, show))?;
     if let Some((page, mut file)) = page {
         let text = html::page(&compared).map_err(anyhow::Error::msg)?;
         page.finish(file.write_all(text.as_bytes()).map(|()| file))?;
@@ -171,6 +160,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     } else {
         say(&tables(&compared))
     }
+}
+
+/// Shows on a terminal how many runs of how many are done.
+fn with_progress<T>(runs: impl FnOnce(&(dyn Fn(usize, usize) + Sync)) -> T) -> T {
+    // (In a pipe it is hidden: indicatif sees to that.)
+    let bar = indicatif::ProgressBar::new(0);
+    let done = runs(&|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    done
 }
 
 /// All built-in workloads under designs.
@@ -187,20 +188,16 @@ fn matrix(
     for w in &workloads {
         jobs.extend(chosen.iter().map(|d| (w.clone(), d.clone())));
     }
-    let bar = std::io::stderr()
-        .is_terminal()
-        .then(|| indicatif::ProgressBar::new(jobs.len() as u64));
-    let outcomes = faultless_whatif::compare::run_all(&jobs, seed, |done| {
-        if let Some(bar) = &bar {
-            bar.set_position(done as u64);
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let outcomes = outcomes?;
+    let outcomes = with_progress(|show| {
+        faultless_whatif::compare::run_all(&jobs, seed, |done| show(done, jobs.len()))
+    })?;
     if json {
-        let mut text = serde_json::to_string_pretty(&outcomes)?;
+        let all = Matrix {
+            schema: SCHEMA,
+            seed,
+            outcomes,
+        };
+        let mut text = serde_json::to_string_pretty(&all)?;
         text.push('\n');
         return say(&text);
     }
@@ -388,12 +385,15 @@ fn tables(c: &Comparison) -> String {
         }
         right_align(&mut t, 1);
         let _ = writeln!(text, "{t}\n");
+        if let Some(faults) = faults(c, &group.name) {
+            let _ = writeln!(text, "{faults}\n");
+        }
     }
     text.push_str("(The last four: how much of its time a thread waits for that.)\n\n");
     let mut t = table(&[
         "Machine",
         "mmap_lock/s",
-        "reads/s",
+        "pages read/s",
         "read again",
         "gone at retry",
         "processors busy",
@@ -451,6 +451,36 @@ fn tables(c: &Comparison) -> String {
         let _ = writeln!(text, "  {}: {}", o.design, worst(o));
     }
     text
+}
+
+/// How long faults of a group take, where a round is not a fault.
+fn faults(c: &Comparison, group: &str) -> Option<comfy_table::Table> {
+    let is_other = |g: &GroupOutcome| {
+        g.faults_per_second > 0.0 && (g.faults_per_second / g.per_second - 1.0).abs() > 0.01
+    };
+    if !c
+        .outcomes
+        .iter()
+        .filter_map(|o| o.group(group))
+        .any(is_other)
+    {
+        return None;
+    }
+    let title = format!("faults of {group}");
+    let mut t = table(&[&title, "faults/s", "p50", "p99", "p99.9", "max"]);
+    for o in c.recorded.iter().chain(&c.outcomes) {
+        let Some(g) = o.group(group) else { continue };
+        t.add_row([
+            o.design.clone(),
+            rate(g.faults_per_second),
+            time(g.fault_us.p50),
+            time(g.fault_us.p99),
+            time(g.fault_us.p999),
+            time(g.fault_us.max),
+        ]);
+    }
+    right_align(&mut t, 1);
+    Some(t)
 }
 
 fn worst(o: &Outcome) -> String {

@@ -376,7 +376,12 @@ impl Cache {
         unmapped
     }
 
-    /// Counts anonymous pages, or no longer.
+    /// Pages that are not in the cache: anonymous ones.
+    pub(crate) fn anonymous(&self) -> u64 {
+        self.state.borrow().others
+    }
+
+    /// So many more of these, or fewer.
     pub(crate) fn count(&self, pages: i64) {
         let s = &mut *self.state.borrow_mut();
         s.others = s

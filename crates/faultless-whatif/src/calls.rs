@@ -50,6 +50,8 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     vma.tell_apart();
     let present = std::mem::take(&mut *vma.present.borrow_mut());
     k.forget_vma(vma);
+    let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count() as u64;
+    k.freeing.set(k.freeing.get() + anonymous);
     let object = vma.backing.object();
     for (&page, &stamp) in present.iter().filter(|p| *p.1 != u64::MAX) {
         k.cache.unmap(PageKey { object, page }, stamp, vma.no);
@@ -60,18 +62,14 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     if !present.is_empty() {
         k.shoot_down(t.tid, t.mm.no).await;
     }
-    let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count();
+    k.freeing.set(k.freeing.get() - anonymous);
     k.cache.count(-(anonymous as i64));
     if let Backing::Anonymous { object } = vma.backing {
         for page in k.stats.forget(object) {
             k.cache.drop_page(PageKey { object, page });
         }
     }
-    if k.design.has_range_locks() {
-        t.mm.ranges.unlock(k, t).await;
-    } else {
-        t.mm.mmap_lock.unlock_read(k, t.tid).await;
-    }
+    unlock_looked(k, t, &t.mm).await;
     k.leave(t.tid, before).await;
 }
 
@@ -129,11 +127,7 @@ pub(crate) async fn smaps(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
             k.mmap_read(t, of).await;
         }
     }
-    if k.design.has_range_locks() {
-        of.ranges.unlock(k, t).await;
-    } else {
-        of.mmap_lock.unlock_read(k, t.tid).await;
-    }
+    unlock_looked(k, t, of).await;
     k.leave(t.tid, before).await;
 }
 
@@ -180,11 +174,7 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         k.cache.drop_page(key);
         wake_all(k, t.tid, &woken).await;
     }
-    if k.design.has_range_locks() {
-        t.mm.ranges.unlock(k, t).await;
-    } else {
-        t.mm.mmap_lock.unlock_read(k, t.tid).await;
-    }
+    unlock_looked(k, t, &t.mm).await;
     k.leave(t.tid, before).await;
 }
 
@@ -233,6 +223,7 @@ pub(crate) async fn touch(k: &Kernel, t: &Thread, a: &Access) {
         return;
     }
     let from = k.cpu.now();
+    k.stats.fault_begins(t.tid, from);
     let before = k.enter(t.tid, "page fault");
     while !a.vma.gone.get() {
         k.cpu.work(t.tid, k.costs.fault).await;
@@ -248,7 +239,7 @@ pub(crate) async fn touch(k: &Kernel, t: &Thread, a: &Access) {
 
 async fn lock(k: &Kernel, t: &Thread, span: Span) {
     if k.design.has_range_locks() {
-        t.mm.ranges.lock(k, t, span, true).await;
+        t.mm.ranges.lock(k, t, &t.mm, span, true).await;
     } else {
         k.mmap_write(t, &t.mm).await;
     }
@@ -262,9 +253,17 @@ async fn unlock(k: &Kernel, t: &Thread) {
     }
 }
 
+async fn unlock_looked(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
+    if k.design.has_range_locks() {
+        of.ranges.unlock(k, t).await;
+    } else {
+        of.mmap_lock.unlock_read(k, t.tid).await;
+    }
+}
+
 async fn lock_to_look(k: &Kernel, t: &Thread, of: &Rc<Mm>) {
     if k.design.has_range_locks() {
-        of.ranges.lock(k, t, Span::All, false).await;
+        of.ranges.lock(k, t, of, Span::All, false).await;
     } else {
         k.mmap_read(t, of).await;
     }

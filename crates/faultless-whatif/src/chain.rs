@@ -130,7 +130,8 @@ fn links(k: &Kernel, first: Tid) -> Vec<String> {
                 );
                 (what, holders.first().copied())
             }
-            On::Range { holder, .. } => {
+            On::Range { mm, .. } => {
+                let holder = mm.ranges.in_the_way_of(t);
                 let what = match holder {
                     Some(holder) => format!("a range that {} holds or waits for", name(holder)),
                     None => "a range".to_owned(),

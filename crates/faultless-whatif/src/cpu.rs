@@ -139,6 +139,9 @@ struct Core {
     average: i64,
     /// When the time of the current thread was last brought up to date.
     since: Nanos,
+    /// Since when nobody has had it, and for how long before that in all.
+    idle_since: Nanos,
+    idle: Nanos,
     /// The next tick.
     tick: Nanos,
     /// Counts changes of plan: events of former plans are stale.
@@ -268,6 +271,47 @@ impl Cpu {
         inner.busy + open.map(|c| now.saturating_sub(c.since)).sum::<Nanos>()
     }
 
+    /// What is counted from event to event is what is there: threads that want to run, their virtual times, and each processor's time,
+    /// which was spent on somebody or on nobody.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    pub(crate) fn check(&self) {
+        let inner = self.inner.borrow();
+        let now = self.now.get();
+        let (mut waiting, mut idle) = (0, 0);
+        for (no, core) in inner.cores.iter().enumerate() {
+            let queued = core.queue.iter().map(|e| e.2);
+            let there: Vec<Tid> = queued.chain(core.current).collect();
+            assert_eq!(core.able, there.len() as i64, "threads of processor {no}");
+            let ran: i64 = there.iter().map(|t| inner.threads[t.index()].ran).sum();
+            assert_eq!(core.ran, ran, "virtual times of processor {no}");
+            for e in &core.queue {
+                let thread = &inner.threads[e.2.index()];
+                assert!(
+                    thread.core == no as u32 && thread.deadline == e.0,
+                    "thread {} waits for another processor than its own",
+                    e.2.0
+                );
+            }
+            assert_eq!(
+                inner.idle.contains(&(no as u32)),
+                core.current.is_none(),
+                "processor {no}"
+            );
+            waiting += core.waiting();
+            idle += core.idle;
+            if core.current.is_none() {
+                idle += now - core.idle_since;
+            }
+        }
+        assert_eq!(inner.queued, waiting, "threads that wait for a processor");
+        drop(inner);
+        let all = now * u64::from(self.cores());
+        assert_eq!(self.busy() + idle, all, "time of processors");
+    }
+
     /// Looks how busy processors are, for `used`: it has a half-life of 32 ms, as `util_avg` has.
     pub(crate) fn look_at_use(&self) {
         let (busy, now) = (self.busy(), self.now.get());
@@ -395,7 +439,10 @@ impl Cpu {
     }
 
     /// Caches, branches and interrupts make the same work take longer or shorter: evenly around what it costs.
-    fn scattered(&self, ns: Nanos) -> Nanos {
+    pub(crate) fn scattered(&self, ns: Nanos) -> Nanos {
+        if ns == 0 {
+            return 0;
+        }
         // A number from -scatter to scatter percent.
         let percent = (self.random() * (2 * self.scatter + 1)) >> 32;
         (ns / 100)
@@ -403,8 +450,13 @@ impl Cpu {
             .saturating_add(ns % 100)
     }
 
-    /// Computes for a while.
+    /// Computes for about so long.
     pub(crate) async fn work(&self, t: Tid, ns: Nanos) {
+        self.work_exactly(t, self.scattered(ns)).await;
+    }
+
+    /// Computes for so long.
+    pub(crate) async fn work_exactly(&self, t: Tid, ns: Nanos) {
         if ns == 0 {
             return;
         }
@@ -414,7 +466,6 @@ impl Cpu {
                 return Poll::Ready(());
             }
             begun = true;
-            let ns = self.scattered(ns);
             let inner = &mut *self.inner.borrow_mut();
             let State::Running(core) = inner.threads[t.index()].state else {
                 unreachable!("a thread computes where it has no processor");
@@ -867,6 +918,7 @@ impl Cpu {
         thread.protected = thread.deadline;
         thread.left = thread.left.saturating_add(cost.max(1));
         let at = &mut inner.cores[core as usize];
+        at.idle += now - at.idle_since;
         at.current = Some(t);
         at.since = now;
         at.tick = self.tick_after(core, now);
@@ -1006,6 +1058,8 @@ impl Inner {
     /// Nobody is on a processor any more.
     fn free(&mut self, core: u32) {
         let at = &mut self.cores[core as usize];
+        // (Its time has been brought up to date.)
+        at.idle_since = at.since;
         at.current = None;
         at.run += 1;
     }
@@ -1035,7 +1089,28 @@ pub(crate) enum Next {
 
 #[cfg(test)]
 mod tests {
+    use super::Newidle;
     use crate::script::{Body, MS, play};
+
+    /// Of many looks, so many in a hundred of which help: how many are made.
+    fn looks(helps: u32) -> u32 {
+        let mut newidle = Newidle::default();
+        let (mut made, mut dice) = (0, 7);
+        for no in 0..100_000 {
+            dice = (dice * 1_664_525 + 1_013_904_223) % (1u64 << 32);
+            let weight = newidle.weight((dice >> 22) as u32);
+            made += u32::from(weight.is_some() && no >= 90_000);
+            newidle.count(weight.filter(|_| no * 37 % 100 < helps).unwrap_or(0));
+        }
+        made
+    }
+
+    #[test]
+    fn an_idle_processor_looks_for_work_as_often_as_that_helps() {
+        assert!(looks(100) > 9_000, "{}", looks(100));
+        assert!((4_000..6_000).contains(&looks(50)), "{}", looks(50));
+        assert!(looks(0) < 100, "{}", looks(0));
+    }
 
     fn works(name: &'static str, after: u64, ns: u64) -> Body {
         Box::new(move |k, t, log| {
@@ -1072,6 +1147,31 @@ mod tests {
             vec![works("a", 0, 10 * MS), works("b", 0, 10 * MS)],
         );
         assert!(log.iter().all(|l| (l.0 - 10.0).abs() < 0.05), "{log:?}");
+    }
+
+    /// DELAY_DEQUEUE: a short sleep is not forgiven.
+    #[test]
+    fn one_that_has_had_more_than_its_share_waits_although_it_sleeps_at_times() {
+        // Each second computation of the one comes after a sleep that is far shorter than what it has had more.
+        let sleeper: Body = Box::new(|k, t, log| {
+            Box::pin(async move {
+                for _ in 0..20 {
+                    k.cpu.work(t.tid, MS).await;
+                    k.cpu.sleep(t.tid, MS / 100).await;
+                }
+                log.tell(k, "sleeper");
+            })
+        });
+        let log = play(
+            1,
+            "faultless",
+            MS,
+            1 << 20,
+            vec![sleeper, works("hog", 0, 20 * MS)],
+        );
+        // Both get half of the processor, to about a slice.
+        let first = log[0].0;
+        assert!((36.0..=41.0).contains(&first), "{log:?}");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::compare::{Comparison, throughput};
 use crate::designs::{DESIGNS, TODAY};
-use crate::run::Outcome;
+use crate::run::{GroupOutcome, Outcome};
+use crate::workload::OWN_GROUPS;
 use plotters::prelude::*;
 use std::fmt::Write;
 
@@ -12,14 +13,14 @@ const STYLE: &str = "
   :root { --paper: #111418; --ink: #e5e7eb; --faint: #2b313a; --soft: #9ca3af; --card: #171b21; --bar: #2dd4bf; --now: #fb923c; }
 }
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
-  max-width: 1100px; padding: 0 1rem; }
+  max-width: 1300px; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
 p { margin: .2rem 0 .6rem; max-width: 46rem; } .soft { color: var(--soft); }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
+table { display: block; overflow-x: auto; border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; border-bottom: 1px solid var(--faint); vertical-align: bottom; }
 tr.now td { font-weight: 600; } .bar { display: inline-block; height: .7em; background: var(--bar); border-radius: 2px; }
-tr.now .bar { background: var(--now); }
+tr.now .bar { background: var(--now); } .bar.other, tr.now .bar.other { background: var(--soft); } h3 { font-size: 1rem; margin: 1rem 0 0; }
 .row { display: flex; flex-wrap: wrap; gap: 12px; } figure { margin: 0; background: #fff; border-radius: 8px; padding: 6px;
   border: 1px solid var(--faint); } figcaption { font-size: .85rem; color: #6b7280; padding: 0 4px 4px; }
 figure svg { display: block; max-width: 100%; height: auto; }
@@ -62,7 +63,7 @@ pub fn page(c: &Comparison) -> Result<String, String> {
         c.seed,
         escape(&c.verdict)
     );
-    table(&mut out, &c.outcomes);
+    table(&mut out, c);
     if let Some(sweep) = &c.sweep {
         let _ = write!(
             out,
@@ -119,48 +120,79 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-fn table(out: &mut String, outcomes: &[Outcome]) {
-    let best = outcomes
-        .iter()
-        .map(throughput)
-        .fold(0.0, f64::max)
-        .max(1e-9);
-    let today = outcomes.iter().find(|o| o.design == TODAY).map(throughput);
-    out.push_str("<table><tr><th>design</th>");
-    for g in outcomes
-        .first()
-        .iter()
-        .flat_map(|o| &o.groups)
-        .filter(|g| g.name != "monitor")
-    {
+/// Whether a group is the workload's own; the others are there under some designs alone.
+fn is_own(g: &&GroupOutcome) -> bool {
+    !OWN_GROUPS.contains(&g.name.as_str())
+}
+
+/// Each group of threads, what the whole machine did, and the recording beside them, if it was one.
+fn table(out: &mut String, c: &Comparison) {
+    let all = || c.recorded.iter().chain(&c.outcomes);
+    let first = c.outcomes.first().map_or(&[][..], |o| &o.groups);
+    for (no, name) in first.iter().filter(is_own).map(|g| &g.name).enumerate() {
+        let rate = |o: &Outcome| o.group(name).map_or(0.0, |g| g.per_second);
+        let best = all().map(rate).fold(1e-9, f64::max);
+        let today = c.outcomes.iter().find(|o| o.design == TODAY).map(rate);
         let _ = write!(
             out,
-            "<th>{}, rounds/s</th><th>p50, µs</th><th>p99, µs</th>",
-            escape(&g.name)
+            "<h3>{}</h3>\n<table><tr><th>design</th><th>rounds/s</th><th>× today</th><th></th><th>p50, µs</th><th>p99</th><th>p99.9</th><th>max</th>\
+             <th>faults: p50, µs</th><th>p99</th><th>p99.9</th><th>max</th>\
+             <th>waits for mmap_lock to read</th><th>to write</th><th>for VMAs</th><th>for a processor</th></tr>\n",
+            escape(name)
         );
-    }
-    out.push_str("<th>× today</th><th></th></tr>\n");
-    for o in outcomes {
-        let class = if o.design == TODAY {
-            " class=\"now\""
-        } else {
-            ""
-        };
-        let _ = write!(out, "<tr{class}><td>{}</td>", o.design);
-        for g in o.groups.iter().filter(|g| g.name != "monitor") {
+        for o in all() {
+            let Some(g) = o.group(name) else { continue };
+            let class = if o.design == TODAY {
+                " class=\"now\""
+            } else {
+                ""
+            };
+            let ratio = match today {
+                Some(today) if today > 0.0 => format!("{:.2}", g.per_second / today),
+                _ => "–".to_owned(),
+            };
+            let colour = if no == 0 { "bar" } else { "bar other" };
             let _ = write!(
                 out,
-                "<td>{:.0}</td><td>{:.0}</td><td>{:.0}</td>",
-                g.per_second, g.round_us.p50, g.round_us.p99
+                "<tr{class}><td>{}</td><td>{:.0}</td><td>{ratio}</td><td style=\"text-align:left\"><span class=\"{colour}\" style=\"width:{:.0}px\"></span></td>",
+                escape(&o.design),
+                g.per_second,
+                120.0 * g.per_second / best
             );
+            let (r, f) = (&g.round_us, &g.fault_us);
+            for us in [r.p50, r.p99, r.p999, r.max, f.p50, f.p99, f.p999, f.max] {
+                let _ = write!(out, "<td>{us:.0}</td>");
+            }
+            for key in [
+                "mmap_lock_read",
+                "mmap_lock_write",
+                "vma_write",
+                "processor",
+            ] {
+                let ms = g.waited_ms_per_second.get(key).copied().unwrap_or(0.0);
+                let _ = write!(
+                    out,
+                    "<td>{:.1} %</td>",
+                    ms / 10.0 / f64::from(g.threads.max(1))
+                );
+            }
+            out.push_str("</tr>\n");
         }
-        let ratio = today.map_or_else(String::new, |t| {
-            format!("{:.2}", throughput(o) / t.max(1e-9))
-        });
+        out.push_str("</table>\n");
+    }
+    out.push_str(
+        "<h3>The machine</h3>\n<table><tr><th>design</th><th>mmap_lock/s</th><th>pages read/s</th><th>read again</th><th>gone at the retry</th><th>processors busy</th></tr>\n",
+    );
+    for o in &c.outcomes {
         let _ = writeln!(
             out,
-            "<td>{ratio}</td><td style=\"text-align:left\"><span class=\"bar\" style=\"width:{:.0}px\"></span></td></tr>",
-            180.0 * throughput(o) / best
+            "<tr><td>{}</td><td>{:.0}</td><td>{:.0}</td><td>{:.1} %</td><td>{:.1} %</td><td>{:.0} %</td></tr>",
+            o.design,
+            o.mmap_locks_per_second,
+            o.reads_per_second,
+            o.read_again_percent,
+            o.gone_at_retry_percent,
+            o.processors_percent
         );
     }
     out.push_str("</table>\n");

@@ -62,7 +62,8 @@ impl Mm {
     }
 }
 
-/// A spin lock whose critical section has a fixed length: who comes later computes until it is its turn.
+/// A spin lock whose critical section has a certain length, or a cache line that is written: one comes after the other, and who comes
+/// later computes until it is its turn.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     free_at: Cell<Nanos>,
@@ -74,15 +75,16 @@ impl Turn {
     pub(crate) async fn pass(&self, k: &Kernel, t: Tid, kind: Option<LockKind>, section: Nanos) {
         let (now, core) = (k.cpu.now(), k.cpu.core(t));
         let transfer = match self.last.replace(Some(core)) {
-            Some(last) if last != core => k.costs.line,
-            _ => 0,
+            Some(last) if last == core => 0,
+            _ => k.costs.line,
         };
+        let section = k.cpu.scattered(section);
         let until = self.free_at.get().max(now) + transfer + section;
         self.free_at.set(until);
         if let Some(kind) = kind {
             k.stats.waited(kind, t, until - now - section);
         }
-        k.cpu.work(t, until - now).await;
+        k.cpu.work_exactly(t, until - now).await;
     }
 }
 
@@ -132,7 +134,7 @@ pub(crate) enum On {
     /// By its place in the cache.
     Page(u32),
     Range {
-        holder: Option<Tid>,
+        mm: Rc<Mm>,
         write: bool,
     },
     Monitor,
@@ -219,6 +221,8 @@ pub(crate) struct Kernel {
     pub(crate) waking: Cell<u64>,
     /// Threads that were to end had not when time was over.
     pub(crate) unfinished: Cell<bool>,
+    /// Pages of anonymous memory that are in no page table any more, and not free yet.
+    pub(crate) freeing: Cell<u64>,
     next_object: Cell<u32>,
     next_vma: Cell<u32>,
 }
@@ -249,6 +253,7 @@ impl Kernel {
             mappings: RefCell::default(),
             waking: Cell::new(0),
             unfinished: Cell::new(false),
+            freeing: Cell::new(0),
             next_object: Cell::new(0),
             next_vma: Cell::new(0),
         }
@@ -758,9 +763,12 @@ impl Kernel {
         };
         mms.sort_unstable();
         mms.dedup();
-        for mm in mms {
-            self.shoot_down(t, mm).await;
+        // One request for all of them (`try_to_unmap_flush`).
+        let others = mms.iter().map(|&mm| self.cpu.others_running(mm, t)).sum();
+        for &mm in &mms {
+            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
         }
+        self.cpu.work(t, self.costs.shootdown(others)).await;
     }
 
     /// A TLB shootdown: an interrupt to the other processors that run threads of a process, and the wait for their answers.
@@ -857,6 +865,8 @@ impl Kernel {
                         "every thread waits for another one"
                     );
                     crate::chain::sample(self);
+                    self.check_waits();
+                    self.cpu.check();
                     self.cpu.look_at_use();
                     self.cpu.alarm(SAMPLE_EVERY, Alarm::Sample);
                 }
@@ -867,6 +877,19 @@ impl Kernel {
         self.stats.end(self);
         self.cache.check();
         self.check_waits();
+        self.cpu.check();
+        self.check_anonymous();
+    }
+
+    /// Every page of anonymous memory that is charged is in a page table.
+    fn check_anonymous(&self) {
+        let mappings = self.mappings.borrow();
+        let present: u64 = mappings.values().map(|vma| vma.anonymous()).sum();
+        assert_eq!(
+            self.cache.anonymous(),
+            present + self.freeing.get(),
+            "pages of anonymous memory are lost"
+        );
     }
 
     /// Nobody sleeps for something that has come.
@@ -888,7 +911,13 @@ impl Kernel {
                     .is_some_and(|i| i.has_forgotten(&self.cpu, t)),
                 On::Vma { vma } => vma.readers().is_empty(),
                 On::Page(no) => !self.cache.is_locked(*no),
-                On::Range { .. } | On::Monitor | On::Work => false,
+                On::Range { mm, .. } => mm.ranges.has_forgotten(t),
+                On::Monitor => self
+                    .mms
+                    .borrow()
+                    .iter()
+                    .any(|mm| mm.monitor.has_forgotten(t)),
+                On::Work => false,
             };
             assert!(!lost, "thread {no} sleeps for {on:?}, which is to be had");
         }

@@ -12,9 +12,10 @@
 use crate::kernel::{Access, Kernel, Mm, Running, Thread};
 use crate::stats::histogram;
 use crate::vma::{Backing, Vma};
+use crate::workload::GROUPS_MAX;
 use faultless_trace::{Cause, Doing, Event, Fault, Hold, Nanos, Reader, Wait};
 use hdrhistogram::Histogram;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::rc::Rc;
 
@@ -141,7 +142,7 @@ impl Recording {
                 _ => {}
             }
         }
-        let mut targets: Vec<u32> = Vec::new();
+        let mut targets = BTreeSet::new();
         let mut known = BTreeMap::new();
         let mut whole = BTreeMap::new();
         for (tid, (pid, mut actions)) in scripts {
@@ -152,9 +153,7 @@ impl Recording {
                     Deed::Fault { .. } => pid,
                     Deed::Hold { of, .. } => of,
                 };
-                if !targets.contains(&of) {
-                    targets.push(of);
-                }
+                targets.insert(of);
             }
             let name = names.get(&tid).map_or("?", |n| n.1.as_str());
             let process = names.get(&pid).map_or("?", |n| n.1.as_str());
@@ -170,7 +169,7 @@ impl Recording {
                 },
             );
         }
-        targets.sort_unstable();
+        join_small_groups(&mut whole);
         let (mut paused, mut busy): (Nanos, Nanos) = (0, 0);
         for script in whole.values() {
             let mut before = 0;
@@ -191,7 +190,7 @@ impl Recording {
         Ok(Recording {
             computed: (had as f64 / (paused as f64).max(1.0)).min(1.0),
             scripts: whole,
-            targets,
+            targets: targets.into_iter().collect(),
             names: known,
             seconds: last as f64 / 1e9,
             processors,
@@ -207,21 +206,7 @@ impl Recording {
 
     /// Threads, the group with the most faults first; and how many there are of it.
     pub(crate) fn groups(&self) -> Vec<(String, u32)> {
-        let mut all: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
-        for script in self.scripts.values() {
-            let faults = script
-                .actions
-                .iter()
-                .filter(|a| matches!(a.deed, Deed::Fault { .. }));
-            let group = all.entry(&script.group).or_default();
-            group.0 += faults.count();
-            group.1 += 1;
-        }
-        let mut all: Vec<(&str, (usize, u32))> = all.into_iter().collect();
-        all.sort_by_key(|(name, (faults, _))| (std::cmp::Reverse(*faults), *name));
-        all.into_iter()
-            .map(|(name, (_, n))| (name.to_owned(), n))
-            .collect()
+        groups(&self.scripts)
     }
 
     /// How long what each group did took then: all of it, and faults alone, in nanoseconds.
@@ -304,6 +289,21 @@ impl Recording {
                 }
             }
         }
+        let mut touched: BTreeMap<u32, Vec<Touched>> = BTreeMap::new();
+        for ((pid, file), vma) in &vmas {
+            if let Some(range) = self.ranges.get(&(*pid, *file)) {
+                let all = touched.entry(*pid).or_default();
+                all.push((Rc::clone(vma), *range));
+            }
+        }
+        let again = Rc::new(Again {
+            vmas,
+            touched,
+            mms,
+            given,
+            computed: self.computed,
+        });
+        let mms = &again.mms;
         let mut bodies: Vec<(crate::cpu::Tid, Running<'a>)> = Vec::new();
         for script in self.scripts.values() {
             let no = groups
@@ -311,29 +311,41 @@ impl Recording {
                 .find(|g| g.0 == script.group)
                 .map_or(0, |g| g.1);
             let t = k.new_thread(&mms[&script.pid], no);
-            let own: BTreeMap<Option<u32>, Rc<Vma>> = vmas
-                .iter()
-                .filter(|(key, _)| key.0 == script.pid)
-                .map(|(key, vma)| (key.1, Rc::clone(vma)))
-                .collect();
-            let mine = own
-                .iter()
-                .filter_map(|(file, vma)| {
-                    let range = self.ranges.get(&(script.pid, *file))?;
-                    Some((Rc::clone(vma), *range))
-                })
-                .collect();
-            let mms = mms.clone();
-            let again = Again {
-                vmas: own,
-                mine,
-                mms,
-                given,
-                computed: self.computed,
-            };
-            bodies.push((t.tid, Box::pin(play(k, script, t, again))));
+            bodies.push((t.tid, Box::pin(play(k, script, t, Rc::clone(&again)))));
         }
         bodies
+    }
+}
+
+fn groups(scripts: &BTreeMap<u32, Script>) -> Vec<(String, u32)> {
+    let mut all: BTreeMap<&str, (usize, u32)> = BTreeMap::new();
+    for script in scripts.values() {
+        let faults = script
+            .actions
+            .iter()
+            .filter(|a| matches!(a.deed, Deed::Fault { .. }));
+        let group = all.entry(&script.group).or_default();
+        group.0 += faults.count();
+        group.1 += 1;
+    }
+    let mut all: Vec<(&str, (usize, u32))> = all.into_iter().collect();
+    all.sort_by_key(|(name, (faults, _))| (std::cmp::Reverse(*faults), *name));
+    all.into_iter()
+        .map(|(name, (_, n))| (name.to_owned(), n))
+        .collect()
+}
+
+/// Where threads have more names than can be told, those with the fewest faults are one group.
+fn join_small_groups(scripts: &mut BTreeMap<u32, Script>) {
+    let all = groups(scripts);
+    if all.len() <= GROUPS_MAX {
+        return;
+    }
+    let small: BTreeSet<&str> = all[GROUPS_MAX - 1..].iter().map(|g| g.0.as_str()).collect();
+    for script in scripts.values_mut() {
+        if small.contains(script.group.as_str()) {
+            "(others)".clone_into(&mut script.group);
+        }
     }
 }
 
@@ -430,12 +442,15 @@ fn hold(e: &Hold, waited: Option<&Wait>) -> Option<Action> {
     })
 }
 
-/// What a thread that does something again needs for it.
+/// A mapping, and from where to where there were faults in it.
+type Touched = (Rc<Vma>, (u64, u64));
+
+/// What threads that do something again need for it.
 struct Again {
-    /// The mappings of its process, by file.
-    vmas: BTreeMap<Option<u32>, Rc<Vma>>,
-    /// The same, with the addresses at which there were faults.
-    mine: Vec<(Rc<Vma>, (u64, u64))>,
+    /// Mappings, by process and file.
+    vmas: BTreeMap<(u32, Option<u32>), Rc<Vma>>,
+    /// The same, by process, with the addresses at which there were faults.
+    touched: BTreeMap<u32, Vec<Touched>>,
     mms: BTreeMap<u32, Rc<Mm>>,
     /// Reads take as long as they did.
     given: bool,
@@ -443,14 +458,7 @@ struct Again {
     computed: f64,
 }
 
-async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
-    let Again {
-        vmas,
-        mine,
-        mms,
-        given,
-        computed,
-    } = again;
+async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Rc<Again>) {
     let (mut before, mut begun) = (0, None);
     for action in &script.actions {
         let pause = action.from.saturating_sub(before);
@@ -467,7 +475,9 @@ async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
         } else if pause > COMPUTES_MAX {
             k.cpu.sleep(t.tid, pause).await;
         } else {
-            k.cpu.work(t.tid, (pause as f64 * computed) as Nanos).await;
+            k.cpu
+                .work(t.tid, (pause as f64 * again.computed) as Nanos)
+                .await;
         }
         // What follows a downgrade is the same call.
         let from = match (is_next, begun) {
@@ -475,12 +485,13 @@ async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
             _ => k.cpu.now(),
         };
         begun = Some(from);
+        k.stats.round_begins(t.tid, from);
         match &action.deed {
             Deed::Fault { file, page, read } => {
                 let a = Access {
-                    vma: Rc::clone(&vmas[file]),
+                    vma: Rc::clone(&again.vmas[&(script.pid, *file)]),
                     page: *page,
-                    read: read.filter(|_| given),
+                    read: read.filter(|_| again.given),
                 };
                 if file.is_some() {
                     let unmapped = k.cache.set(a.key(), read.is_none(), t.tid);
@@ -491,7 +502,9 @@ async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
                     k.unmap(&unmapped);
                     k.stats.swap_out(a.key());
                 }
-                a.vma.present.borrow_mut().remove(page);
+                if a.vma.present.borrow_mut().remove(page) == Some(u64::MAX) {
+                    k.cache.count(-1);
+                }
                 crate::calls::touch(k, &t, &a).await;
                 k.stats.round(t.tid, k.cpu.now() - from);
             }
@@ -502,7 +515,8 @@ async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
                 ..
             } => {
                 let outer = k.enter(t.tid, what);
-                hold_again(k, &t, &mms[of], &action.deed, &mine).await;
+                let touched = again.touched.get(of).map_or(&[][..], Vec::as_slice);
+                hold_again(k, &t, &again.mms[of], &action.deed, touched).await;
                 k.leave(t.tid, outer).await;
                 if !downgrades {
                     k.stats.round(t.tid, k.cpu.now() - from);
@@ -512,14 +526,8 @@ async fn play(k: &Rc<Kernel>, script: &Script, t: Thread, again: Again) {
     }
 }
 
-/// The same hold; `mine` are the mappings of the thread's process, with the addresses at which there were faults.
-async fn hold_again(
-    k: &Kernel,
-    t: &Thread,
-    mm: &Rc<Mm>,
-    deed: &Deed,
-    mine: &[(Rc<Vma>, (u64, u64))],
-) {
+/// The same hold; `touched` are mappings of the process whose lock it is, with the addresses at which there were faults.
+async fn hold_again(k: &Kernel, t: &Thread, mm: &Rc<Mm>, deed: &Deed, touched: &[Touched]) {
     use crate::designs::range::Span;
     let &Deed::Hold {
         write,
@@ -537,7 +545,7 @@ async fn hold_again(
     // A fork changes all mappings; a call that says where, those in which there were faults there; another one, none of these.
     let changed: Vec<Rc<Vma>> = match write {
         true if forks => mm.vmas.borrow().clone(),
-        true => mine
+        true => touched
             .iter()
             .filter(|(_, (first, last))| *first < to && from <= *last)
             .map(|(vma, _)| Rc::clone(vma))
@@ -550,9 +558,9 @@ async fn hold_again(
             (true, true) if !forks => {
                 let own = u32::MAX - t.tid.0;
                 let span = Span::Mapping(changed.first().map_or(own, |vma| vma.no));
-                mm.ranges.lock(k, t, span, true).await;
+                mm.ranges.lock(k, t, mm, span, true).await;
             }
-            (true, _) => mm.ranges.lock(k, t, Span::All, write).await,
+            (true, _) => mm.ranges.lock(k, t, mm, Span::All, write).await,
             (false, true) => k.mmap_write(t, mm).await,
             (false, false) => k.mmap_read(t, mm).await,
         }

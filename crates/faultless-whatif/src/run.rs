@@ -55,7 +55,7 @@ pub struct GroupOutcome {
     pub threads: u32,
     /// Rounds of its loop a second, of all threads together.
     pub per_second: f64,
-    /// How long a round takes.
+    /// How long a round takes. One that was not over at the end counts as what it had taken by then, if that is more than the median.
     pub round_us: Quantiles,
     /// Faults a second.
     pub faults_per_second: f64,
@@ -78,7 +78,7 @@ pub struct Outcome {
     pub groups: Vec<GroupOutcome>,
     /// Acquisitions of mmap_lock (or of ranges) a second.
     pub mmap_locks_per_second: f64,
-    /// Reads from storage a second.
+    /// Pages read a second: what is read ahead counts, and so do the holes of files, which are read as zeros.
     pub reads_per_second: f64,
     /// Of these, pages that had been read before, in %.
     pub read_again_percent: f64,
@@ -347,6 +347,7 @@ async fn body(
         .await;
     loop {
         let from = k.cpu.now();
+        k.stats.round_begins(t.tid, from);
         for step in steps {
             match step {
                 Step::Read { of, order } => {

@@ -17,7 +17,7 @@
 //! Invariant: never a writer together with a reader, or with another writer; checked at each acquisition.
 
 use crate::cpu::{Cpu, Spun, Tid};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Turn};
 use faultless_trace::Nanos;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -46,11 +46,10 @@ struct State {
     waiters: VecDeque<Waiter>,
     handoff: bool,
     spinners: VecDeque<Tid>,
+    /// The one that has asked for the hand-off, and spins.
+    heir: Option<Tid>,
     /// Readers held it for so long that spinning is in vain.
     not_spinnable: bool,
-    /// Which processor wrote the lock's cache line last.
-    touched: Option<u32>,
-    free_at: Nanos,
 }
 
 /// What is woken.
@@ -65,6 +64,8 @@ enum Wake {
 #[derive(Debug, Default)]
 pub(crate) struct Rwsem {
     state: RefCell<State>,
+    /// The lock's word.
+    line: Turn,
 }
 
 impl State {
@@ -194,27 +195,9 @@ impl Rwsem {
         self.state.borrow().writer.is_some()
     }
 
-    /// The time of an atomic operation on the lock's word: those of different processors come one after the other.
-    async fn touch(&self, k: &Kernel, t: Tid) {
-        let ns = {
-            let mut s = self.state.borrow_mut();
-            let now = k.cpu.now();
-            let core = k.cpu.core(t);
-            let transfer = if s.touched == Some(core) {
-                0
-            } else {
-                k.costs.line
-            };
-            s.touched = Some(core);
-            s.free_at = s.free_at.max(now) + transfer;
-            s.free_at - now
-        };
-        k.cpu.work(t, ns).await;
-    }
-
     /// Takes it for reading if that needs no waiting.
     pub(crate) async fn try_read(&self, k: &Kernel, t: Tid) -> bool {
-        self.touch(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         let mut s = self.state.borrow_mut();
         let can = s.writer.is_none() && s.waiters.is_empty() && !s.handoff;
         if can {
@@ -262,12 +245,13 @@ impl Rwsem {
 
     /// Lets go.
     pub(crate) async fn unlock_read(&self, k: &Kernel, t: Tid) {
-        self.touch(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         let is_last = {
             let mut s = self.state.borrow_mut();
             let at = s.readers.iter().position(|&r| r == t);
+            // (The order stays: the first has held it for longest.)
             s.readers
-                .swap_remove(at.expect("a reader lets go of what it holds"));
+                .remove(at.expect("a reader lets go of what it holds"));
             s.readers.is_empty()
         };
         if is_last {
@@ -279,7 +263,10 @@ impl Rwsem {
     /// `rwsem_wake`, of one that has let go. A spinner sees before that the lock is free, and takes it.
     async fn wake_next(&self, k: &Kernel, t: Tid) {
         k.waking.set(k.waking.get() + 1);
-        let spinner = self.state.borrow().spinners.front().copied();
+        let spinner = {
+            let s = self.state.borrow();
+            s.heir.or(s.spinners.front().copied())
+        };
         if let Some(spinner) = spinner {
             k.cpu.notify(spinner, k.costs.line.max(1));
             // The line goes to the spinner first, then back for the list of those that wait.
@@ -295,7 +282,7 @@ impl Rwsem {
 
     /// Takes it for writing. Whether it had to wait.
     pub(crate) async fn write(&self, k: &Kernel, t: Tid) -> bool {
-        self.touch(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         {
             let mut s = self.state.borrow_mut();
             if s.is_free() && s.waiters.is_empty() && !s.handoff {
@@ -327,13 +314,40 @@ impl Rwsem {
             if self.state.borrow_mut().try_write(t, k.cpu.now(), !k.steals) {
                 return true;
             }
+            // Who has asked for the hand-off spins while the owner runs.
+            if k.steals && self.spins_for_handoff(k, t).await {
+                continue;
+            }
             k.cpu.block(t).await;
+        }
+    }
+
+    /// `rwsem_spin_on_owner`, of a writer that has asked for the hand-off: whether the owner has let go.
+    async fn spins_for_handoff(&self, k: &Kernel, t: Tid) -> bool {
+        loop {
+            let owner = {
+                let s = self.state.borrow();
+                let has_asked = s.waiters.front().is_some_and(|w| w.t == t && w.handoff);
+                s.writer.filter(|_| has_asked)
+            };
+            let Some(owner) = owner else { return false };
+            if !k.cpu.is_running(owner) || k.cpu.must_reschedule(t) {
+                return false;
+            }
+            self.state.borrow_mut().heir = Some(t);
+            let how = k.cpu.spin(t, LOOK_EVERY).await;
+            self.state.borrow_mut().heir = None;
+            match how {
+                Spun::Reschedule => return false,
+                Spun::Notified => return true,
+                Spun::TimedOut => {}
+            }
         }
     }
 
     /// Lets go.
     pub(crate) async fn unlock_write(&self, k: &Kernel, t: Tid) {
-        self.touch(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         {
             let mut s = self.state.borrow_mut();
             assert_eq!(s.writer, Some(t), "a writer lets go of what it holds");
@@ -344,7 +358,7 @@ impl Rwsem {
 
     /// From writer to reader.
     pub(crate) async fn downgrade(&self, k: &Kernel, t: Tid) {
-        self.touch(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         let woken = {
             let mut s = self.state.borrow_mut();
             assert_eq!(s.writer, Some(t), "a writer downgrades what it holds");
@@ -426,8 +440,11 @@ impl Rwsem {
 pub(crate) async fn wake_all(k: &Kernel, t: Tid, woken: &[Tid]) {
     k.waking.set(k.waking.get() + woken.len() as u64);
     for &other in woken {
+        // One that is awake already, and has not had a processor yet, costs nothing that counts.
         if other != t {
-            k.cpu.work(t, k.costs.wake).await;
+            if k.cpu.is_blocked(other) {
+                k.cpu.work(t, k.costs.wake).await;
+            }
             k.cpu.wake(other);
         }
         k.waking.set(k.waking.get() - 1);

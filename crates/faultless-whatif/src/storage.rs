@@ -177,3 +177,39 @@ impl Storage {
         cpu.alarm(ns.max(before).max(1), Alarm::Read(no));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_interpolated_and_goes_on_beyond_the_last_point() {
+        let device = Device {
+            latency_us: vec![(1, 100.0), (11, 200.0), (21, 400.0)],
+            spread: vec![
+                (1, vec![(0.0, 0.5), (0.5, 1.0), (1.0, 4.0)]),
+                (11, vec![(0.5, 1.0), (1.0, 8.0)]),
+            ],
+            ..Device::default()
+        };
+        for (under_way, us) in [
+            (1, 100.0),
+            (6, 150.0),
+            (11, 200.0),
+            (21, 400.0),
+            (31, 600.0),
+        ] {
+            assert_eq!(device.median(under_way), 1e3 * us, "{under_way}");
+        }
+        for (under_way, share, medians) in [
+            (1, 0.75, 2.0),
+            (6, 1.0, 6.0),
+            (11, 0.2, 1.0),
+            (90, 1.0, 8.0),
+        ] {
+            let found = device.spread_at(under_way, share);
+            assert!((found - medians).abs() < 1e-9, "{under_way}: {found}");
+        }
+        assert_eq!(Device::fixed(50.0).median(500), 50e3);
+    }
+}

@@ -7,7 +7,7 @@
 //! Invariant: nobody is in while a writer works.
 
 use crate::cpu::Tid;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Turn};
 use crate::rwsem::{Rwsem, wake_all};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
@@ -45,8 +45,8 @@ pub(crate) struct Vma {
     readers: RefCell<Vec<Tid>>,
     writer: Cell<Option<Tid>>,
     writer_waits: Cell<bool>,
-    /// Which processor wrote the cache line of `vm_refcnt` last, and until when it is on its way.
-    line: Cell<(Option<u32>, u64)>,
+    /// The cache line of `vm_refcnt`.
+    line: Turn,
     /// Pages in the page table: with the stamp of the page in the cache.
     pub(crate) present: RefCell<FxHashMap<u64, u64>>,
     /// All pages are present, and anonymous: for what is there from the beginning.
@@ -76,7 +76,7 @@ impl Vma {
             readers: RefCell::default(),
             writer: Cell::new(None),
             writer_waits: Cell::new(false),
-            line: Cell::new((None, 0)),
+            line: Turn::default(),
             present: RefCell::default(),
             full: Cell::new(false),
             has_anon_vma: Cell::new(false),
@@ -113,13 +113,15 @@ impl Vma {
         }
     }
 
-    async fn touch_line(&self, k: &Kernel, t: Tid) {
-        let (last, free_at) = self.line.get();
-        let (now, core) = (k.cpu.now(), k.cpu.core(t));
-        let transfer = if last == Some(core) { 0 } else { k.costs.line };
-        let free_at = free_at.max(now) + transfer;
-        self.line.set((Some(core), free_at));
-        k.cpu.work(t, free_at - now).await;
+    /// Pages of anonymous memory in the page table.
+    pub(crate) fn anonymous(&self) -> u64 {
+        match self.full.get() {
+            true => self.pages,
+            false => {
+                let present = self.present.borrow();
+                present.values().filter(|&&s| s == u64::MAX).count() as u64
+            }
+        }
     }
 
     /// `vma_start_read`: whether the thread is in.
@@ -127,7 +129,7 @@ impl Vma {
         if self.writer.get().is_some() || self.gone.get() {
             return false;
         }
-        self.touch_line(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         if self.writer.get().is_some() || self.gone.get() {
             return false;
         }
@@ -137,7 +139,7 @@ impl Vma {
 
     /// `vma_end_read`.
     pub(crate) async fn end_read(&self, k: &Kernel, t: Tid) {
-        self.touch_line(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         let last = {
             let mut readers = self.readers.borrow_mut();
             let at = readers.iter().position(|&r| r == t);
@@ -157,7 +159,7 @@ impl Vma {
 
     /// `vma_start_write`: keeps readers out, and waits for those that are in. Whether it had to wait.
     pub(crate) async fn start_write(&self, k: &Kernel, t: Tid) -> bool {
-        self.touch_line(k, t).await;
+        self.line.pass(k, t, None, 0).await;
         assert!(
             self.writer.get().is_none_or(|w| w == t),
             "two writers of a VMA"

@@ -38,7 +38,7 @@ const PAGE_OUT_MAX: u64 = 1 << 22;
 /// Groups of threads that the model adds by itself.
 pub(crate) const OWN_GROUPS: [&str; 3] = ["monitor", "kswapd", "evictor"];
 /// Groups of threads, at most.
-const GROUPS_MAX: usize = 256;
+pub(crate) const GROUPS_MAX: usize = 256;
 /// Pages that are read at a time, at most.
 const READ_AHEAD_MAX: u32 = 8192;
 /// Pages of a mapping that a thread makes, at most.
@@ -327,7 +327,7 @@ impl Machine {
     ///
     /// Where the text is wrong, with the line.
     pub fn parse(text: &str) -> Result<Machine, Error> {
-        Ok(toml::from_str(text)?)
+        toml::from_str(text).map_err(Error::Text)
     }
 
     /// Its text.
@@ -344,8 +344,8 @@ impl Machine {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The text is no workload.
-    #[error("{0}")]
-    Text(#[from] toml::de::Error),
+    #[error("{}", in_one_line(.0))]
+    Text(toml::de::Error),
     /// It says something that cannot be.
     #[error("the workload {name}: {what}")]
     Wrong {
@@ -357,6 +357,28 @@ pub enum Error {
     /// There is no such design.
     #[error("there is no design {0}; there are: {1}")]
     Design(String, String),
+    /// The model is wrong.
+    #[error(
+        "an invariant of the model is broken: {what} (workload {workload}, design {design}, seed {seed}); please report it with the workload"
+    )]
+    Broken {
+        /// What was run.
+        workload: String,
+        /// Under which design.
+        design: String,
+        /// With which seed.
+        seed: u64,
+        /// What is broken.
+        what: String,
+    },
+}
+
+/// The reason, and where: without a picture of the line.
+fn in_one_line(e: &toml::de::Error) -> String {
+    let text = e.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let at = line.strip_prefix("TOML parse error at ").unwrap_or(line);
+    format!("{at}: {}", e.message())
 }
 
 impl Workload {
@@ -366,7 +388,7 @@ impl Workload {
     ///
     /// Where the text is wrong, with the line; or what it says that cannot be.
     pub fn parse(text: &str) -> Result<Workload, Error> {
-        let workload: Workload = toml::from_str(text)?;
+        let workload: Workload = toml::from_str(text).map_err(Error::Text)?;
         workload.check()?;
         Ok(workload)
     }
@@ -384,6 +406,13 @@ impl Workload {
             return Err(Error::Wrong {
                 name: name.to_owned(),
                 what: "the trace has no faults and no holds of mmap_lock in it".to_owned(),
+            });
+        }
+        let threads: u64 = recording.groups().iter().map(|g| u64::from(g.1)).sum();
+        if threads > THREADS_MAX {
+            return Err(Error::Wrong {
+                name: name.to_owned(),
+                what: format!("{threads} threads were recorded; {THREADS_MAX} are the most"),
             });
         }
         if recording.seconds > 86_400.0 {
@@ -557,6 +586,22 @@ impl Workload {
         }
         if self.kswapd && self.memory_high.is_some() {
             return wrong("a control group, which memory-high is of, has no kswapd".into());
+        }
+        if self.memory.pages() == 0 {
+            return wrong("memory = 0; there must be some".into());
+        }
+        if self.threads.first().is_some_and(|t| t.count == 0) {
+            return wrong(format!(
+                "count = 0 for {}: then there is nobody to be judged by",
+                self.threads[0].name
+            ));
+        }
+        let lost = |r: &&Region| !self.threads.iter().any(|t| t.process == r.process);
+        if let Some(region) = self.regions.iter().find(lost) {
+            return wrong(format!(
+                "the region {} is of the process {}, which has no threads",
+                region.name, region.process
+            ));
         }
         let is_named = |name: &str| {
             let file = self.files.iter().any(|f| f.name == name);

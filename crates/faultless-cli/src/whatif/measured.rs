@@ -2,7 +2,7 @@
 
 use super::{rate, say, time};
 use crate::bench::{Bar, size, usage_error};
-use crate::output::{right_align, table};
+use crate::output::{Kept, Output, right_align, table};
 use anyhow::Context;
 use faultless::Bytes;
 use faultless_bench::contender::{Kind, check_direct};
@@ -16,6 +16,7 @@ use faultless_whatif::costs::Costs;
 use faultless_whatif::workload::{Machine, Workload, built_in};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Scenarios that are predicted: each is a built-in workload of that name.
@@ -210,6 +211,8 @@ struct Setting {
     scenario: String,
     design: String,
     threads: u32,
+    /// Its place among the machines.
+    machine: usize,
     measured_per_s: f64,
     /// Largest less smallest of the rounds, by the median.
     spread: f64,
@@ -273,7 +276,8 @@ fn error(predicted: f64, measured: f64) -> f64 {
 
 #[derive(Debug, Serialize)]
 struct Validation {
-    machine: Machine,
+    schema: &'static str,
+    machines: Vec<Machine>,
     settings: Vec<Setting>,
     median_error_reads: f64,
     median_error_p99: f64,
@@ -328,15 +332,20 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             }
         }
     }
-    let mut calibrations = Vec::new();
+    // By place: threads and scenario.
+    let mut calibrations: Vec<Vec<Micro>> = Vec::new();
     let steps = args.rounds as usize * settings.len();
     for round in 0..args.rounds as usize {
         for i in 0..settings.len() {
             let step = round * settings.len() + i;
-            // The machine is not the same all the time: it is calibrated again and again beside what it is to predict.
-            let is_next = i == 0 || settings[i].threads != settings[i - 1].threads;
-            if given.is_none() && is_next {
-                calibrations.push(micro(&args.data, step, steps, &mut bar)?);
+            // The machine is not the same from minute to minute: it is calibrated beside what it is to predict.
+            let place = i / CONTENDERS.len();
+            if given.is_none() && i % CONTENDERS.len() == 0 {
+                let measured = micro(&args.data, step, steps, &mut bar)?;
+                match calibrations.get_mut(place) {
+                    Some(all) => all.push(measured),
+                    None => calibrations.push(vec![measured]),
+                }
             }
             let setting = &mut settings[i];
             let what = format!(
@@ -362,63 +371,81 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
                 break;
             }
             if let Some(path) = &args.keep {
-                let machine = given
-                    .clone()
-                    .unwrap_or_else(|| machine_of(&middle(&calibrations)));
-                keep(
-                    path,
-                    &Before {
-                        machine,
-                        settings: settings.clone(),
-                    },
-                )?;
+                keep(path, &before(given.as_ref(), &calibrations, &settings))?;
             }
         }
     }
     bar.clear();
-    let machine = given.unwrap_or_else(|| machine_of(&middle(&calibrations)));
-    predict(machine, settings, args.json)
+    predict(before(given.as_ref(), &calibrations, &settings), args.json)
 }
 
-/// Writes it beside `path` first, so that there is always a whole one.
 fn keep(path: &Path, before: &Before) -> anyhow::Result<()> {
-    let partial = path.with_added_extension("partial");
-    std::fs::write(&partial, serde_json::to_vec_pretty(before)?)
-        .and_then(|()| std::fs::rename(&partial, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    let (page, mut file) = Output::create(path, Kept::IfWhole)?;
+    let written = file.write_all(&serde_json::to_vec_pretty(before)?);
+    page.finish(written.map(|()| file))
 }
 
-/// What was measured before.
+/// What was measured, and on what.
 #[derive(Debug, Serialize, Deserialize)]
 struct Before {
-    machine: Machine,
+    /// The machine as it was when it was measured; each setting has a place here.
+    machines: Vec<Machine>,
     settings: Vec<Setting>,
+}
+
+fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Setting]) -> Before {
+    let machines = match given {
+        Some(machine) => vec![machine.clone()],
+        None => calibrations
+            .iter()
+            .map(|all| machine_of(&middle(all)))
+            .collect(),
+    };
+    let mut settings = settings.to_vec();
+    for (no, setting) in settings.iter_mut().enumerate() {
+        let place = no / CONTENDERS.len();
+        setting.machine = place.min(machines.len().saturating_sub(1));
+    }
+    Before { machines, settings }
 }
 
 fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let text = super::text_of(path)?;
-    let before: Before = serde_json::from_str(&text)
+    let mut before: Before = serde_json::from_str(&text)
         .with_context(|| format!("{} is not what validate --json prints", path.display()))?;
-    let machine = match machine_from {
-        Some(path) => machine(path)?,
-        None => before.machine,
-    };
-    predict(machine, before.settings, json)
+    if let Some(path) = machine_from {
+        before.machines = vec![machine(path)?];
+        before.settings.iter_mut().for_each(|s| s.machine = 0);
+    }
+    let of = |s: &Setting| before.machines.get(s.machine).is_none();
+    if let Some(lost) = before.settings.iter().find(|s| of(s)) {
+        anyhow::bail!(
+            "{} is not what validate --json prints: there is no machine {} in it",
+            path.display(),
+            lost.machine
+        );
+    }
+    predict(before, json)
 }
 
 /// Predicts what was measured, and says both.
-fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::Result<()> {
+fn predict(before: Before, json: bool) -> anyhow::Result<()> {
+    let Before {
+        machines,
+        mut settings,
+    } = before;
+    // An interrupted run has measured some of them.
+    settings.retain(|s| !s.rates.is_empty());
+    anyhow::ensure!(!settings.is_empty(), "nothing was measured");
     let mut jobs: Vec<(Workload, String)> = Vec::new();
     for setting in &mut settings {
-        if !setting.rates.is_empty() {
-            setting.measured_per_s = median(&mut setting.rates);
-            setting.measured_p99_us = median(&mut setting.tails);
-            let (least, most) = (setting.rates[0], setting.rates[setting.rates.len() - 1]);
-            setting.spread = (most - least) / setting.measured_per_s.max(1e-9);
-        }
+        setting.measured_per_s = median(&mut setting.rates);
+        setting.measured_p99_us = median(&mut setting.tails);
+        let (least, most) = (setting.rates[0], setting.rates[setting.rates.len() - 1]);
+        setting.spread = (most - least) / setting.measured_per_s.max(1e-9);
         let mut workload = built_in(&setting.scenario)
             .with_context(|| format!("there is no workload {}", setting.scenario))?
-            .on(&machine);
+            .on(&machines[setting.machine]);
         workload.threads[0].count = setting.threads;
         workload.monitors = MONITORS as u32;
         jobs.push((workload, setting.design.clone()));
@@ -432,10 +459,11 @@ fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::
         order(&settings, |s| s.design != "uffd-monitor");
     let errors = |of: fn(&Setting) -> f64| median(&mut settings.iter().map(of).collect::<Vec<_>>());
     let validation = Validation {
+        schema: "faultless.whatif-validation/1",
         median_error_reads: errors(|s| error(s.predicted_per_s, s.measured_per_s)),
         median_error_p99: errors(|s| error(s.predicted_p99_us, s.measured_p99_us)),
         repeated: settings.iter().map(|s| s.repeated).sum(),
-        machine,
+        machines,
         settings,
         pairs,
         right_pairs,
@@ -450,10 +478,15 @@ fn predict(machine: Machine, mut settings: Vec<Setting>, json: bool) -> anyhow::
     say(&tables(&validation))
 }
 
-/// The middle one; they are in order afterwards.
+/// The middle one, or between the middle two; they are in order afterwards.
 fn median(all: &mut [f64]) -> f64 {
     all.sort_by(f64::total_cmp);
-    all.get(all.len() / 2).copied().unwrap_or(0.0)
+    let half = all.len() / 2;
+    match all.len() {
+        0 => 0.0,
+        n if n % 2 == 0 => (all[half - 1] + all[half]) / 2.0,
+        _ => all[half],
+    }
 }
 
 /// Of the pairs of contenders in a setting whose medians differ by more than their rounds do: how many, and of how many the order was

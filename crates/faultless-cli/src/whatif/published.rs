@@ -1,10 +1,9 @@
 //! What was published of designs, beside what the model says.
 
-use super::say;
+use super::{say, with_progress};
 use crate::output::{right_align, table};
 use faultless_whatif::published::{Prediction, Within, predict};
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -22,6 +21,13 @@ pub(super) struct Args {
     json: bool,
 }
 
+#[derive(Debug, serde::Serialize)]
+struct Published {
+    schema: &'static str,
+    seed: u64,
+    predictions: Vec<Prediction>,
+}
+
 /// Costs that are told of each prediction.
 const COSTS_TOLD: usize = 4;
 
@@ -33,21 +39,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             known.join(", ")
         ));
     }
-    let bar = std::io::stderr()
-        .is_terminal()
-        .then(|| indicatif::ProgressBar::new(0));
-    let predictions = predict(&args.only, args.sensitivity, args.seed, |done, all| {
-        if let Some(bar) = &bar {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    let predictions = predictions?;
+    let predictions = with_progress(|show| predict(&args.only, args.sensitivity, args.seed, show))?;
     if args.json {
-        let mut text = serde_json::to_string_pretty(&predictions)?;
+        let all = Published {
+            schema: "faultless.whatif-published/1",
+            seed: args.seed,
+            predictions,
+        };
+        let mut text = serde_json::to_string_pretty(&all)?;
         text.push('\n');
         return say(&text);
     }

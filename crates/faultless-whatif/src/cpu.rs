@@ -9,10 +9,11 @@
 //!
 //! * Each thread has a virtual time, which is how long it has run. Whoever is not ahead of the average of all that want to run is
 //!   *eligible*; of these, the one with the earliest *deadline* (its virtual time when it got its slice, and the slice) is next.
-//! * Who sleeps keeps its lag behind the average, and gets it back when it wakes; who is ahead of the average waits until that has
-//!   caught up. So one that sleeps most of the time runs as soon as it wakes.
+//! * Who sleeps keeps its lag behind the average, and gets it back when it wakes. Who is ahead of the average when it goes to sleep stays in
+//!   the queue, and is counted there, until it would be its turn (DELAY_DEQUEUE); if it wakes before, it waits for that turn, with what is left of its
+//!   slice. So one that sleeps most of the time runs as soon as it wakes, and one that has had much does not.
 //! * Who runs is protected until its slice is used up, as long as it is eligible (RUN_TO_PARITY). That is looked at when somebody wakes
-//!   on its processor, and at ticks.
+//!   on its processor, and at ticks. A slice is longer where there are more processors, up to eight.
 //! * Who wakes gets the processor that it had last, if that is idle, or another idle one, which is looked for unless processors have been
 //!   busy of late (SIS_UTIL); or else it waits for the one that it had. A processor that becomes idle takes a thread from the longest queue, but none
 //!   that has run in the last half millisecond (`task_hot`); and it only looks as often as looking has helped of late (NI_RANDOM, since

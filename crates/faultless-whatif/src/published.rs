@@ -163,7 +163,7 @@ const ALL: [Published; 8] = [
 const WHY_NOT_MEMCG: &str = "the published machine makes 38 rounds a second, which is 155,000 pages, and the model some 1,500: what holds reclaim up there was not \
      published, and is not in the model. So pages stay in the cache for a fraction of the time, and waits for mmap_lock are as much shorter";
 const WHY_NOT_START: &str = "the trace was not published, and above all not how often it forks: a fork locks every VMA, so that A does not help. With two forks a second \
-     the model says this; without any, -100 % and -99 %";
+     the model says this; without any, -100 % and -97 %";
 
 /// A published figure, and the model's.
 #[derive(Debug, Clone, Serialize)]

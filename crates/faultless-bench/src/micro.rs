@@ -202,7 +202,7 @@ fn page_loop() -> f64 {
 
 /// The same while another thread computes on another processor; and what that loses with each of them, to the interrupt that it
 /// answers.
-fn page_loop_beside(cpus: [usize; 2]) -> (f64, f64) {
+fn page_loop_beside(cpus: [usize; 2]) -> anyhow::Result<(f64, f64)> {
     const COUNTED: usize = 5_000;
     let over = AtomicBool::new(false);
     let counted = AtomicU64::new(0);
@@ -241,11 +241,12 @@ fn page_loop_beside(cpus: [usize; 2]) -> (f64, f64) {
                 took * (1.0 - disturbed / undisturbed) / COUNTED as f64
             });
             let mut lost: Vec<f64> = lost.collect();
-            over.store(true, Ordering::Relaxed);
             lost.sort_unstable_by(f64::total_cmp);
             (ns, lost[REPEAT / 2])
         });
-        measured.join().unwrap_or((0.0, 0.0))
+        let measured = measured.join();
+        over.store(true, Ordering::Relaxed);
+        measured.map_err(|_| anyhow::anyhow!("a thread that measures panicked"))
     })
 }
 
@@ -330,8 +331,6 @@ fn device(
 ) -> anyhow::Result<Vec<u64>> {
     let order = Permutation::new(pages);
     let file = open_past_cache(path)?;
-    // Elsewhere each time: what was just read comes faster from many a device.
-    let from = raw::monotonic_ns();
     let counts = Instant::now() + DEVICE_FILLS.min(long / 4);
     let over = Instant::now() + long;
     let mut all = Vec::new();
@@ -344,8 +343,8 @@ fn device(
                     buffer.write(PAGE);
                     let mut times = Vec::new();
                     loop {
-                        let i = from.wrapping_add(reads.fetch_add(1, Ordering::Relaxed));
-                        let page = order.at(i % pages);
+                        // Elsewhere each time: what was just read comes faster from many a device.
+                        let page = order.at(reads.fetch_add(1, Ordering::Relaxed) % pages);
                         let began = Instant::now();
                         // SAFETY: the buffer is ours, and a page long.
                         let n = unsafe {
@@ -450,19 +449,24 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
         timed(|| unsafe { std::ptr::write_bytes(m.start as *mut u8, 0, m.len) })
     });
     m.write(PAGE);
-    let protect = |pages: usize, times: usize| {
+    let mut failed = 0;
+    let mut protect = |pages: usize, times: usize| {
         median(times, || {
             timed(|| {
                 for i in 0..times {
                     let rights = [libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE][i % 2];
                     let at = m.start as *mut libc::c_void;
                     // SAFETY: our own mapping, and nobody writes to it meanwhile.
-                    unsafe { libc::mprotect(at, pages * PAGE, rights) };
+                    failed += unsafe { libc::mprotect(at, pages * PAGE, rights) };
                 }
             })
         })
     };
     let (one_page, all_pages) = (protect(1, 1_000), protect(n, 2));
+    ensure!(
+        failed == 0,
+        "mprotect failed, so that it cannot be measured"
+    );
     set("mprotect", one_page - syscall);
     set("mprotect_page", (all_pages - one_page) / n as f64);
     drop(m);
@@ -483,7 +487,7 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     set("mmap", (empty - 2.0 * syscall) * 0.5);
     set("munmap", (empty - 2.0 * syscall) * 0.5);
     if processors > 1 {
-        let (beside, lost) = page_loop_beside([one, other]);
+        let (beside, lost) = page_loop_beside([one, other])?;
         set("ipi", (beside - alone).max(500.0));
         set("ipi_handle", lost.max(200.0));
     }
@@ -507,12 +511,14 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     progress("reads from the device");
     // A processor that goes idle between reads charges its wake-up to them; so several read at a time.
     let (processor, switches) = (cpu_seconds(), switches());
-    let reads = AtomicU64::new(0);
+    let first = raw::monotonic_ns() >> 10;
+    let reads = AtomicU64::new(first);
     let pread = {
         let several = device(path, pages, BESIDE, DEVICE, &reads)?;
         drop(several);
         let switched = (self::switches() - switches) as f64 * switch;
-        ((cpu_seconds() - processor) * 1e9 - switched) / reads.load(Ordering::Relaxed) as f64
+        ((cpu_seconds() - processor) * 1e9 - switched)
+            / (reads.load(Ordering::Relaxed) - first) as f64
     };
     let mut latency_us: Vec<(u32, f64)> = Vec::new();
     let mut spread = Vec::new();

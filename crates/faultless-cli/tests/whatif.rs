@@ -364,6 +364,7 @@ fn a_machine_is_calibrated_and_the_model_validated_on_it() {
     let settings = v["settings"].as_array().expect("settings");
     assert_eq!(settings.len(), 6);
     for s in settings {
+        assert_eq!(s["machine"], 0);
         for figure in [
             "measured_per_s",
             "predicted_per_s",
@@ -373,4 +374,43 @@ fn a_machine_is_calibrated_and_the_model_validated_on_it() {
             assert!(s[figure].as_f64().is_some_and(|f| f > 0.0), "{s:#}");
         }
     }
+    // Calibrated beside what is measured; kept, and predicted again.
+    let kept = scratch().join("kept.json");
+    let path = kept.to_str().expect("Unicode");
+    let measured = ["--file", data, "--size", "64M", "--threads", "2,2,1"];
+    let more = [
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.1",
+        "--scenario",
+        "quiet",
+        "--json",
+    ];
+    let v = json(&[&["validate", "--keep", path], &measured[..], &more[..]].concat());
+    assert_eq!(v["settings"].as_array().map(Vec::len), Some(6));
+    assert_eq!(v["machines"].as_array().map(Vec::len), Some(2));
+    let again = json(&["validate", "--from", path, "--json"]);
+    assert_eq!(again["settings"], v["settings"]);
+    fails(
+        &["validate", "--from", path, "--threads", "4"],
+        2,
+        "--threads",
+    );
+    std::fs::write(&kept, "{").expect("writable");
+    fails(
+        &["validate", "--from", path],
+        1,
+        "is not what validate --json prints",
+    );
+    let lost = "{\"machines\": [], \"settings\": [{\"scenario\": \"quiet\"}]}";
+    std::fs::write(&kept, lost).expect("writable");
+    fails(&["validate", "--from", path], 1, "no machine 0");
+    let nowhere = scratch().join("no/such/place.json");
+    let nowhere = nowhere.to_str().expect("Unicode");
+    fails(
+        &["validate", "--keep", nowhere, "--threads", "1"],
+        1,
+        "cannot write",
+    );
 }

@@ -5,7 +5,7 @@ use crate::run::{Outcome, simulate};
 use crate::workload::{Error, Workload};
 use serde::Serialize;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Differences that count for nothing, as a share.
 const NOTHING: f64 = 0.05;
@@ -207,6 +207,7 @@ pub fn run_all(
 ) -> Result<Vec<Outcome>, Error> {
     let next = AtomicUsize::new(0);
     let finished = AtomicUsize::new(0);
+    let is_broken = AtomicBool::new(false);
     let slots: Vec<Mutex<Option<Result<Outcome, Error>>>> =
         jobs.iter().map(|_| Mutex::new(None)).collect();
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -218,8 +219,12 @@ pub fn run_all(
                     let Some((workload, design)) = jobs.get(no) else {
                         break;
                     };
+                    if is_broken.load(Ordering::Relaxed) {
+                        break;
+                    }
                     let run = std::panic::AssertUnwindSafe(|| simulate(workload, design, seed));
                     let outcome = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+                        is_broken.store(true, Ordering::Relaxed);
                         let said = panic.downcast_ref::<String>().cloned();
                         let said = said.or(panic.downcast_ref::<&str>().map(|&s| s.to_owned()));
                         Err(Error::Broken {
@@ -235,13 +240,16 @@ pub fn run_all(
             });
         }
     });
-    slots
+    let done: Vec<Option<Result<Outcome, Error>>> = slots
         .into_iter()
-        .map(|s| {
-            let outcome = s.into_inner().expect("nobody panics with it");
-            outcome.expect("every job was done")
-        })
-        .collect()
+        .map(|s| s.into_inner().expect("nobody panics with it"))
+        .collect();
+    // Once one is broken, the others are not all done.
+    if done.iter().any(Option::is_none) {
+        let broken = done.into_iter().flatten().find(Result::is_err);
+        return broken.map_or_else(|| unreachable!("a job was left out"), |b| b.map(|_| vec![]));
+    }
+    done.into_iter().flatten().collect()
 }
 
 /// Compares designs on a workload, and along a sweep if one is given.

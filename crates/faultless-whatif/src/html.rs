@@ -169,12 +169,11 @@ fn table(out: &mut String, c: &Comparison) {
                 "vma_write",
                 "processor",
             ] {
-                let ms = g.waited_ms_per_second.get(key).copied().unwrap_or(0.0);
-                let _ = write!(
-                    out,
-                    "<td>{:.1} %</td>",
-                    ms / 10.0 / f64::from(g.threads.max(1))
+                let share = g.waited_ms_per_second.get(key).map_or_else(
+                    || "–".to_owned(),
+                    |ms| format!("{:.1} %", ms / 10.0 / f64::from(g.threads.max(1))),
                 );
+                let _ = write!(out, "<td>{share}</td>");
             }
             out.push_str("</tr>\n");
         }

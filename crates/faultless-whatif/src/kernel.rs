@@ -628,7 +628,11 @@ impl Kernel {
             return;
         }
         let stamp = no.map_or(u64::MAX, |no| self.cache.map(no, a.vma.no, true));
-        a.vma.present.borrow_mut().insert(a.page, stamp);
+        let before = a.vma.present.borrow_mut().insert(a.page, stamp);
+        // A page of zeros that somebody else has put there meanwhile goes.
+        if before == Some(u64::MAX) && stamp != u64::MAX {
+            self.cache.count(-1);
+        }
     }
 
     /// Whether a page is in the page table; it has been touched then.

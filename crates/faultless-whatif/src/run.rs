@@ -174,6 +174,7 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
     if monitors > 0 {
         let no = kernel.stats.new_group("monitor");
         for mm in &kernel.mms.borrow().clone() {
+            mm.monitor.monitors.set(monitors as usize);
             for _ in 0..monitors {
                 let thread = kernel.new_thread(mm, no);
                 let k = &kernel;

@@ -1,7 +1,7 @@
 //! The model against this machine: its costs measured, its predictions beside what is measured.
 
 use super::{rate, say, time};
-use crate::bench::{Bar, size, usage_error};
+use crate::bench::{Bar, size, unique, usage_error};
 use crate::output::{Kept, Output, right_align, table};
 use anyhow::Context;
 use faultless::Bytes;
@@ -74,11 +74,11 @@ pub(super) struct Validate {
     /// Measurements of each contender in each setting.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Write what is measured to this file as well, after each measurement: --from predicts it, should this be interrupted.
+    /// Write what is measured to this file as well, after each measurement (what is in it is replaced): --from predicts it, should this be interrupted.
     #[arg(long, value_name = "FILE", conflicts_with = "from")]
     keep: Option<PathBuf>,
     /// Measure nothing: predict again what was measured before, of which this is the JSON (or what --keep wrote).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["threads", "scenario", "rounds", "seconds", "file", "size"])]
     from: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
@@ -125,6 +125,19 @@ fn ready(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
         warm_up(data, bar)?;
     }
     Ok(())
+}
+
+/// What gives at once what it has just given, even after all of it has been read, has a cache of its own: that is no reason to read it
+/// again.
+fn is_cold_by_nature(data: &Data, bar: &mut Bar) -> anyhow::Result<bool> {
+    let is_so = is_cold(&data.file, data.size)?;
+    if is_so {
+        bar.show(Progress::Note(format!(
+            "{} is read faster the second time, however often all of it is read: its device has a cache that is smaller",
+            data.file.display()
+        )));
+    }
+    Ok(is_so)
 }
 
 fn warm_up(data: &Data, bar: &mut Bar) -> anyhow::Result<()> {
@@ -292,7 +305,8 @@ struct Validation {
     right_pairs_without_monitor: usize,
 }
 
-pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
+pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
+    unique(&mut args.threads);
     let chosen: Vec<(&str, Scenario)> = SCENARIOS
         .into_iter()
         .filter(|s| args.scenario.is_empty() || args.scenario.iter().any(|n| n == s.0))
@@ -322,8 +336,12 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             .on(machine);
         on_it.check().context("--machine")?;
     }
+    if let Some(path) = &args.keep {
+        keep(path, &before(given.as_ref(), &[], &[]))?;
+    }
     let mut bar = Bar::default();
     ready(&args.data, &mut bar)?;
+    let has_cache = is_cold_by_nature(&args.data, &mut bar)?;
     let mut settings: Vec<Setting> = Vec::new();
     for &threads in &args.threads {
         for (name, _) in &chosen {
@@ -342,6 +360,8 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             let place = i / CONTENDERS.len();
             if given.is_none() && i % CONTENDERS.len() == 0 {
                 let measured = micro(&args.data, step, steps, &mut bar)?;
+                let on_it = built_in("quiet").context("a built-in workload")?;
+                on_it.on(&machine_of(&measured)).check()?;
                 match calibrations.get_mut(place) {
                     Some(all) => all.push(measured),
                     None => calibrations.push(vec![measured]),
@@ -360,7 +380,7 @@ pub(super) fn validate(args: Validate) -> anyhow::Result<()> {
             for attempt in 1..=ATTEMPTS {
                 let (rate, p99) = setting.measure(&args).context(what.clone())?;
                 // The device gave out meanwhile: that says nothing of designs.
-                if attempt < ATTEMPTS && is_cold(&args.data.file, args.data.size)? {
+                if attempt < ATTEMPTS && !has_cache && is_cold(&args.data.file, args.data.size)? {
                     setting.repeated += 1;
                     warm_up(&args.data, &mut bar)?;
                     bar.show(Progress::Cell(step, steps, &what));

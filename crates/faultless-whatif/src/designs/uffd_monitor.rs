@@ -29,7 +29,7 @@ pub(crate) struct Queue {
     idle: RefCell<Vec<Tid>>,
     asleep: std::cell::Cell<u64>,
     /// Monitor threads.
-    monitors: std::cell::Cell<usize>,
+    pub(crate) monitors: std::cell::Cell<usize>,
 }
 
 impl Queue {
@@ -94,7 +94,6 @@ impl Design for UffdMonitor {
 /// What a monitor thread does.
 pub(crate) async fn monitor(k: &Kernel, t: &Thread) {
     let q = &t.mm.monitor;
-    q.monitors.set(q.monitors.get() + 1);
     loop {
         let next = q.events.borrow_mut().pop_front();
         let Some((faulter, access)) = next else {

@@ -223,7 +223,7 @@ pub fn drop_cache(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open_direct(path: &Path) -> anyhow::Result<File> {
+pub(crate) fn open_direct(path: &Path) -> anyhow::Result<File> {
     File::options()
         .read(true)
         .custom_flags(libc::O_DIRECT)

@@ -3,6 +3,7 @@
 //! Page `p` consists of 512 little-endian words `seed(p) + i · STEP`: any page can be checked by itself, at the speed of
 //! memory, and no page of one file can pass for another.
 
+use crate::contender::open_direct;
 use anyhow::{Context, bail};
 use faultless::Bytes;
 use faultless_sys::mem::PAGE;
@@ -138,7 +139,7 @@ pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> 
 /// a cache and all else from far away, ten times as slow: whoever measures first must not be the one who pays for that. `progress`
 /// is told how many bytes of how many are read.
 pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
-    let file = open_past_cache(path)?;
+    let file = open_direct(path)?;
     let size = size.get();
     let mut buffer = vec![0u8; WARM_CHUNK + PAGE];
     let aligned = buffer.as_ptr().align_offset(PAGE);
@@ -156,7 +157,7 @@ pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> any
 
 /// Whether the storage gives much sooner what it has given just before: if it has not been read for long, [`warm`] helps.
 pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
-    let file = open_past_cache(path)?;
+    let file = open_direct(path)?;
     let pages = size.get() / PAGE as u64;
     let order = Permutation::new(pages);
     let from = faultless_sys::raw::monotonic_ns();
@@ -189,16 +190,6 @@ pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
         *time = began.elapsed().as_secs_f64();
     }
     Ok(times[0] > COLD_RATIO * times[1])
-}
-
-/// Opens a file for direct reads, or for any where there are none.
-pub(crate) fn open_past_cache(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .or_else(|_| File::open(path))
-        .with_context(|| format!("cannot open {}", path.display()))
 }
 
 fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {

@@ -11,8 +11,8 @@
 #![allow(unsafe_code, reason = "maps, touches, unmaps, forks, pins threads")]
 
 use crate::cell::cpu_seconds;
-use crate::contender::{Monitor, drop_cache};
-use crate::data::{Permutation, open_past_cache, wrong_bytes};
+use crate::contender::{Monitor, drop_cache, open_direct};
+use crate::data::{Permutation, wrong_bytes};
 use anyhow::{Context, ensure};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, futex, raw, uffd};
@@ -186,18 +186,19 @@ fn wake(cpus: [usize; 2]) -> f64 {
     spent as f64 / TIMES as f64
 }
 
+/// Maps, touches and unmaps a page, so many times.
+fn map_pages(times: usize) {
+    for _ in 0..times {
+        if let Ok(m) = Memory::new(PAGE) {
+            m.write(PAGE);
+        }
+    }
+}
+
 /// Nanoseconds to map, touch and unmap a page.
 fn page_loop() -> f64 {
     const TIMES: usize = 2_000;
-    median(TIMES, || {
-        timed(|| {
-            for _ in 0..TIMES {
-                if let Ok(m) = Memory::new(PAGE) {
-                    m.write(PAGE);
-                }
-            }
-        })
-    })
+    median(TIMES, || timed(|| map_pages(TIMES)))
 }
 
 /// The same while another thread computes on another processor; and what that loses with each of them, to the interrupt that it
@@ -231,13 +232,7 @@ fn page_loop_beside(cpus: [usize; 2]) -> anyhow::Result<(f64, f64)> {
                         std::hint::spin_loop();
                     }
                 });
-                let (disturbed, took) = rate(&mut || {
-                    for _ in 0..COUNTED {
-                        if let Ok(m) = Memory::new(PAGE) {
-                            m.write(PAGE);
-                        }
-                    }
-                });
+                let (disturbed, took) = rate(&mut || map_pages(COUNTED));
                 took * (1.0 - disturbed / undisturbed) / COUNTED as f64
             });
             let mut lost: Vec<f64> = lost.collect();
@@ -330,7 +325,7 @@ fn device(
     reads: &AtomicU64,
 ) -> anyhow::Result<Vec<u64>> {
     let order = Permutation::new(pages);
-    let file = open_past_cache(path)?;
+    let file = open_direct(path)?;
     let counts = Instant::now() + DEVICE_FILLS.min(long / 4);
     let over = Instant::now() + long;
     let mut all = Vec::new();

@@ -50,6 +50,8 @@ pub struct Plan {
     pub file: PathBuf,
     /// How much of it to use.
     pub size: Bytes,
+    /// Read all of it once before anything is measured, if it is cold ([`data::is_cold`]).
+    pub warm: bool,
     /// Budget of the contenders that have one.
     pub memory: Bytes,
     /// Monitor threads of the userfaultfd; `None`: several numbers are tried.
@@ -315,7 +317,7 @@ impl Plan {
                 progress(Progress::Data(n, of))
             })?;
             contender::check_direct(&self.file)?;
-            if data::is_cold(&self.file, self.size)? {
+            if self.warm && data::is_cold(&self.file, self.size)? {
                 data::warm(&self.file, self.size, |n, of| {
                     progress(Progress::Warm(n, of))
                 })?;

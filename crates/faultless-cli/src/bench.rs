@@ -203,6 +203,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         rounds: usize::from(args.rounds),
         file: args.file,
         size: args.size,
+        warm: true,
         memory: args.memory,
         monitors: None,
         storage_delay: args.storage_delay,

@@ -48,9 +48,9 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         t.mm.mmap_lock.downgrade(k, t.tid).await;
     }
     vma.tell_apart();
+    let anonymous = vma.anonymous();
     let present = std::mem::take(&mut *vma.present.borrow_mut());
     k.forget_vma(vma);
-    let anonymous = present.values().filter(|&&stamp| stamp == u64::MAX).count() as u64;
     k.freeing.set(k.freeing.get() + anonymous);
     let object = vma.backing.object();
     for (&page, &stamp) in present.iter().filter(|p| *p.1 != u64::MAX) {
@@ -60,7 +60,7 @@ pub(crate) async fn munmap(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
         .walk(t.tid, k.costs.unmap_page * present.len() as u64)
         .await;
     if !present.is_empty() {
-        k.shoot_down(t.tid, t.mm.no).await;
+        k.shoot_down(t.tid, &[t.mm.no]).await;
     }
     k.freeing.set(k.freeing.get() - anonymous);
     k.cache.count(-(anonymous as i64));
@@ -96,7 +96,7 @@ pub(crate) async fn fork(k: &Kernel, t: &Thread) {
     }
     if copied > 0 {
         // What was writable is write-protected.
-        k.shoot_down(t.tid, t.mm.no).await;
+        k.shoot_down(t.tid, &[t.mm.no]).await;
     }
     if k.design.has_vma_locks() {
         vmas.iter().for_each(|v| v.end_write());
@@ -149,7 +149,7 @@ pub(crate) async fn page_out(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     for (no, page) in present.into_iter().enumerate() {
         // Pages are taken out of the page table in batches (`try_to_unmap_flush`).
         if no % FLUSH_BATCH == 0 {
-            k.shoot_down(t.tid, t.mm.no).await;
+            k.shoot_down(t.tid, &[t.mm.no]).await;
         }
         let key = PageKey { object, page };
         // Somebody else has locked it: it is passed over.
@@ -191,7 +191,7 @@ pub(crate) async fn protect(k: &Kernel, t: &Thread, vma: &Rc<Vma>) {
     let ns = k.costs.mprotect_page.saturating_mul(pages);
     k.cpu.walk(t.tid, ns).await;
     if pages > 0 {
-        k.shoot_down(t.tid, t.mm.no).await;
+        k.shoot_down(t.tid, &[t.mm.no]).await;
     }
     if k.design.has_vma_locks() {
         vma.end_write();

@@ -214,14 +214,12 @@ pub fn run_all(
     std::thread::scope(|s| {
         for _ in 0..workers.min(jobs.len()) {
             s.spawn(|| {
-                loop {
+                // (What has been taken on is done: whatever is not comes after what is broken.)
+                while !is_broken.load(Ordering::Relaxed) {
                     let no = next.fetch_add(1, Ordering::Relaxed);
                     let Some((workload, design)) = jobs.get(no) else {
                         break;
                     };
-                    if is_broken.load(Ordering::Relaxed) {
-                        break;
-                    }
                     let run = std::panic::AssertUnwindSafe(|| simulate(workload, design, seed));
                     let outcome = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
                         is_broken.store(true, Ordering::Relaxed);
@@ -240,16 +238,10 @@ pub fn run_all(
             });
         }
     });
-    let done: Vec<Option<Result<Outcome, Error>>> = slots
+    slots
         .into_iter()
-        .map(|s| s.into_inner().expect("nobody panics with it"))
-        .collect();
-    // Once one is broken, the others are not all done.
-    if done.iter().any(Option::is_none) {
-        let broken = done.into_iter().flatten().find(Result::is_err);
-        return broken.map_or_else(|| unreachable!("a job was left out"), |b| b.map(|_| vec![]));
-    }
-    done.into_iter().flatten().collect()
+        .map_while(|s| s.into_inner().expect("nobody panics with it"))
+        .collect()
 }
 
 /// Compares designs on a workload, and along a sweep if one is given.

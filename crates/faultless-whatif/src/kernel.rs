@@ -768,17 +768,15 @@ impl Kernel {
         mms.sort_unstable();
         mms.dedup();
         // One request for all of them (`try_to_unmap_flush`).
-        let others = mms.iter().map(|&mm| self.cpu.others_running(mm, t)).sum();
-        for &mm in &mms {
-            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
-        }
-        self.cpu.work(t, self.costs.shootdown(others)).await;
+        self.shoot_down(t, &mms).await;
     }
 
-    /// A TLB shootdown: an interrupt to the other processors that run threads of a process, and the wait for their answers.
-    pub(crate) async fn shoot_down(&self, t: Tid, mm: u32) {
-        let others = self.cpu.others_running(mm, t);
-        self.cpu.interrupt(mm, t, self.costs.ipi_handle);
+    /// A TLB shootdown: an interrupt to the other processors that run threads of processes, and the wait for their answers.
+    pub(crate) async fn shoot_down(&self, t: Tid, mms: &[u32]) {
+        let others = mms.iter().map(|&mm| self.cpu.others_running(mm, t)).sum();
+        for &mm in mms {
+            self.cpu.interrupt(mm, t, self.costs.ipi_handle);
+        }
         self.cpu.work(t, self.costs.shootdown(others)).await;
     }
 

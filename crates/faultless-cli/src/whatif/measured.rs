@@ -267,6 +267,8 @@ impl Setting {
             rounds: 1,
             file: args.data.file.clone(),
             size: args.data.size,
+            // (That is seen to between measurements.)
+            warm: false,
             memory: Bytes::gib(2),
             monitors: Some(MONITORS),
             storage_delay: None,
@@ -331,10 +333,7 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
     }
     let given = args.machine.as_deref().map(machine).transpose()?;
     if let Some(machine) = &given {
-        let on_it = built_in("quiet")
-            .context("a built-in workload")?
-            .on(machine);
-        on_it.check().context("--machine")?;
+        check(machine).context("--machine")?;
     }
     if let Some(path) = &args.keep {
         keep(path, &before(given.as_ref(), &[], &[]))?;
@@ -360,8 +359,7 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
             let place = i / CONTENDERS.len();
             if given.is_none() && i % CONTENDERS.len() == 0 {
                 let measured = micro(&args.data, step, steps, &mut bar)?;
-                let on_it = built_in("quiet").context("a built-in workload")?;
-                on_it.on(&machine_of(&measured)).check()?;
+                check(&machine_of(&measured))?;
                 match calibrations.get_mut(place) {
                     Some(all) => all.push(measured),
                     None => calibrations.push(vec![measured]),
@@ -397,6 +395,12 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
     }
     bar.clear();
     predict(before(given.as_ref(), &calibrations, &settings), args.json)
+}
+
+/// Whether anything can be run on a machine.
+fn check(machine: &Machine) -> anyhow::Result<()> {
+    let workload = built_in("quiet").context("a built-in workload")?;
+    Ok(workload.on(machine).check()?)
 }
 
 fn keep(path: &Path, before: &Before) -> anyhow::Result<()> {

@@ -2,8 +2,10 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=src/print.c");
+    println!("cargo::rerun-if-changed=src/exec.c");
     cc::Build::new()
         .file("src/print.c")
+        .file("src/exec.c")
         .warnings_into_errors(true)
         .flag("-fno-builtin")
         .flag("-fvisibility=hidden")

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use faultless::Bytes;
-use faultless_run::{Settings, VARIABLE, check_program, compat, find_program, tree};
+use faultless_run::{Fitness, Sandbox, Settings, VARIABLE, check_program, compat, find_program, tree};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
@@ -28,11 +28,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
     memory: Option<Bytes>,
     /// Smallest mapping that is taken over.
-    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = crate::bench::size)]
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = crate::bench::size)]
     min_size: Bytes,
     /// Take files over for which no lease can be had: you vouch that their bytes do not change while they are mapped.
     #[arg(long, value_name = "PATTERN")]
     trust: Vec<String>,
+    /// Take no leases: only files that --trust names, and those on file systems that nobody can write, are taken over.
+    #[arg(long)]
+    no_lease: bool,
     /// Take over these files alone.
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
@@ -88,10 +91,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     let program = find_program(name)?;
     check_program(&program)?;
-    let preload = preload()?;
+    let library = library()?;
+    let preload = preload(&library);
+    let sanitized = fitness(&program)? == Fitness::Sanitized;
     let stats_json = args.stats_json.as_deref().map(start_file).transpose()?;
     let watch = args.stats || stats_json.is_some();
-    let settings = Settings {
+    let mut settings = Settings {
         efault_tracepoints: if watch {
             efault_tracepoints()
         } else {
@@ -111,6 +116,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         stats_json,
         dry_run: args.dry_run,
         compat: args.compat,
+        no_lease: args.no_lease,
+        sandbox: Sandbox::default(),
+        library,
         tree: format!("{}{}-{}", tree::PREFIX, std::process::id(), nonce()),
     };
     tree::sweep();
@@ -119,10 +127,21 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
         )?;
     }
+    // After a filter of our own, which counts as well.
+    settings.sandbox = Sandbox::try_here();
+    let permitted = settings.sandbox.permitted;
+    if !permitted {
+        eprintln!(
+            "faultless: a seccomp filter that this command inherited ends processes for system calls of the engine; {} is not served",
+            program.display()
+        );
+    }
     let settings = settings.encode().context(
         "the path of --stats-json is not Unicode, so it cannot be passed on; name another",
     )?;
-    let error = execute(&program, &args.command, &settings, &preload);
+    let served = !sanitized && permitted;
+    let additions = served.then_some((settings.as_str(), preload.as_os_str()));
+    let error = execute(&program, &args.command, additions);
     Err(error).with_context(|| format!("cannot execute {}", program.display()))
 }
 
@@ -131,11 +150,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn execute(
     program: &Path,
     arguments: &[OsString],
-    settings: &str,
-    preload: &OsStr,
+    additions: Option<(&str, &OsStr)>,
 ) -> std::io::Error {
     let text = |s: &OsStr| CString::new(s.as_bytes());
-    let own = |name: &OsStr| name == VARIABLE || name == "LD_PRELOAD";
+    let own = |name: &OsStr| name == VARIABLE || (additions.is_some() && name == "LD_PRELOAD");
     let made = || -> Result<_, std::ffi::NulError> {
         let program = text(program.as_os_str())?;
         let arguments: Vec<CString> = arguments
@@ -150,10 +168,12 @@ fn execute(
                 text(&name)
             })
             .collect::<Result<_, _>>()?;
-        environment.push(CString::new(format!("{VARIABLE}={settings}"))?);
-        let mut preloaded = OsString::from("LD_PRELOAD=");
-        preloaded.push(preload);
-        environment.push(text(&preloaded)?);
+        if let Some((settings, preload)) = additions {
+            environment.push(CString::new(format!("{VARIABLE}={settings}"))?);
+            let mut preloaded = OsString::from("LD_PRELOAD=");
+            preloaded.push(preload);
+            environment.push(text(&preloaded)?);
+        }
         Ok((program, arguments, environment))
     };
     let (program, arguments, environment) = match made() {
@@ -231,14 +251,27 @@ fn start_file(path: &Path) -> anyhow::Result<PathBuf> {
     path.canonicalize().with_context(cannot)
 }
 
+/// Whether the library would be in the program's way, though it can be loaded. Says so in a sentence.
+fn fitness(program: &Path) -> anyhow::Result<Fitness> {
+    let path = CString::new(program.as_os_str().as_bytes())?;
+    let fitness = faultless_run::inspect(&path);
+    if fitness == Fitness::Sanitized {
+        eprintln!(
+            "faultless: {} contains a sanitizer, which has to be the first library of a process and to know all of its memory; it runs unserved",
+            program.display()
+        );
+    }
+    Ok(fitness)
+}
+
 /// What `LD_PRELOAD` must be: our library first, then what was there.
-fn preload() -> anyhow::Result<OsString> {
-    let mut all = library()?.into_os_string();
+fn preload(library: &Path) -> OsString {
+    let mut all = library.as_os_str().to_owned();
     if let Some(before) = std::env::var_os("LD_PRELOAD").filter(|v| !v.is_empty()) {
         all.push(":");
         all.push(before);
     }
-    Ok(all)
+    all
 }
 
 const LIBRARY: &str = "libfaultless_preload.so";

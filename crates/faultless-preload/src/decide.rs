@@ -37,6 +37,11 @@ const IDLE: i32 =
 /// Flags that a mapping may have and still be taken over.
 const ALLOWED: i32 = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_NORESERVE | IDLE;
 
+/// Most mappings that are taken over at the same time: a forked child makes each of them anew.
+const STANDING_MAX: usize = 256;
+/// Stand-ins begin at multiples of this.
+const GRANULE: usize = 2 << 20;
+
 /// Takes a mapping over, if it should be and can be. Returns its address.
 pub(crate) fn take(call: Call) -> Option<usize> {
     let settings = state::settings()?;
@@ -44,6 +49,10 @@ pub(crate) fn take(call: Call) -> Option<usize> {
         return None;
     }
     // What the kernel refuses, it refuses itself.
+    let kind = call.flags & libc::MAP_TYPE;
+    if kind != libc::MAP_SHARED && kind != libc::MAP_PRIVATE {
+        return None;
+    }
     let status = file::status(call.fd).ok()?;
     if !call.offset.is_multiple_of(PAGE as u64) || status.mode & libc::S_IFMT != libc::S_IFREG {
         return None;
@@ -52,45 +61,125 @@ pub(crate) fn take(call: Call) -> Option<usize> {
     if access & libc::O_ACCMODE == libc::O_WRONLY || access & libc::O_PATH != 0 {
         return None;
     }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
-    let trusted = matches(&settings.trust, &path);
+    let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
+    // What costs little to find out comes first, and nothing is asked of the file system under the lock.
+    let cached = cached_share(call.fd, call.offset, call.len as u64);
+    if let Err(why) = worth_it(settings, &call, cached) {
+        leave(why, call.len, path);
+        return None;
+    }
+    let path = path();
+    let trusted = matches(&settings.trust, &path) || never_written(call.fd);
     // Before the lock: this asks the dynamic linker, which may be at work on behalf of a thread that waits for us.
     let ring = uses_io_uring();
 
     let mut state = state::lock();
     state::LOOKED.store(true, Ordering::Relaxed);
-    if let Err(why) = permitted(
-        &state, settings, &call, &status, access, &path, trusted, ring,
-    ) {
-        state.leave(why, call.len, &path);
-        return None;
-    }
-    match stand_in(&mut state, settings, &call, &path, trusted) {
+    let known = Known {
+        status: &status,
+        access,
+        path: &path,
+        trusted,
+        ring,
+        cached,
+    };
+    let taken = permitted(&state, settings, &call, &known)
+        .and_then(|()| stand_in(&mut state, settings, &call, &known));
+    match taken {
         Ok(at) => at,
         Err(why) => {
-            state.leave(why, call.len, &path);
+            state.leave(&why, call.len, || path);
             None
         }
     }
 }
 
+/// Counts a mapping that stays the kernel's.
+fn leave(why: &'static str, bytes: usize, path: impl FnOnce() -> PathBuf) {
+    state::LOOKED.store(true, Ordering::Relaxed);
+    state::lock().leave(why, bytes, path);
+}
+
+/// Whether a mapping promises a gain, as far as can be seen from outside.
+fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
+    // (`--reads` says that the user knows better.)
+    if settings.reads == Wish::Auto && cached >= CACHED {
+        return Err("its pages are in the page cache already");
+    }
+    if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
+        return Err("the program asked for an address at which no stand-in can begin");
+    }
+    if state::STANDING.load(Ordering::Relaxed) >= STANDING_MAX {
+        return Err("there are 256 others, and a forked child would have to make each of them anew");
+    }
+    if !settings.dry_run && state::lock().doubt.passes() {
+        return Err("the mappings before it were unmapped before they paid");
+    }
+    Ok(())
+}
+
+/// The share of a mapping that must be in the page cache for it to be left alone.
+const CACHED: f64 = 0.75;
+
+/// The share of a mapping's pages that is in the page cache. Of large mappings, parts are looked at.
+fn cached_share(fd: i32, offset: u64, len: u64) -> f64 {
+    /// Bytes of one part.
+    const PART: u64 = 1 << 20;
+    /// Most parts.
+    const PARTS: u64 = 64;
+    let pages_of = |bytes: u64| bytes.div_ceil(PAGE as u64).max(1);
+    let share = |pages: u64, bytes| pages as f64 / pages_of(bytes) as f64;
+    if len <= PART * PARTS {
+        return share(file::cached_pages(fd, offset, len).unwrap_or(0), len);
+    }
+    let step = len / PARTS;
+    let cached = |i| file::cached_pages(fd, (offset + i * step) & !(PAGE as u64 - 1), PART);
+    let pages = (0..PARTS).map(|i| cached(i).unwrap_or(0)).sum();
+    share(pages, PART * PARTS)
+}
+
+/// File systems whose files nobody can write.
+const NEVER_WRITTEN: [u64; 4] = [
+    0x7371_7368, // squashfs
+    0xE0F5_E1E2, // erofs
+    0x9660,      // iso9660
+    0x28CD_3D45, // cramfs
+];
+
+/// Whether nobody can write to a file, so that there is nothing for a lease to guard.
+fn never_written(fd: i32) -> bool {
+    file::fs_magic(fd).is_ok_and(|m| NEVER_WRITTEN.contains(&m))
+}
+
+/// What is known of a mapping's file.
+struct Known<'a> {
+    status: &'a Status,
+    access: i32,
+    path: &'a Path,
+    trusted: bool,
+    ring: bool,
+    cached: f64,
+}
+
 /// What can be known before anything is tried.
-#[allow(clippy::too_many_arguments, reason = "what is known, in one place")]
 fn permitted(
     state: &State,
     settings: &Settings,
     call: &Call,
-    status: &Status,
-    access: i32,
-    path: &Path,
-    trusted: bool,
-    ring: bool,
+    known: &Known<'_>,
 ) -> Result<(), String> {
+    let Known {
+        status,
+        access,
+        path,
+        trusted,
+        ..
+    } = *known;
     let no = |why: &str| Err(why.to_owned());
     if let Some(why) = state.closed {
         return no(why);
     }
-    if ring {
+    if known.ring {
         return no("the program uses io_uring, whose requests the kernel serves on its own");
     }
     if !settings.only.is_empty() && !matches(&settings.only, path) {
@@ -98,6 +187,9 @@ fn permitted(
     }
     if matches(&settings.skip, path) {
         return no("--skip names it");
+    }
+    if settings.no_lease && !trusted {
+        return no("it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)");
     }
     if call.flags & !ALLOWED != 0 {
         return match call.flags & !ALLOWED {
@@ -128,6 +220,9 @@ fn permitted(
     if state.write_locked.contains(&status.id) {
         return no("the program has taken POSIX locks for writing on it");
     }
+    if !trusted && state.written.contains(&status.id) {
+        return no("its file was opened for writing while it was mapped before");
+    }
     Ok(())
 }
 
@@ -152,7 +247,15 @@ fn uses_io_uring() -> bool {
     found || (STANDING.load(Ordering::Relaxed) == 0 && has_ring())
 }
 
-/// Whether a descriptor is a ring.
+/// Whether a descriptor is a ring's.
+pub(crate) fn is_ring(fd: i32) -> bool {
+    // Rings are not regular files; most mapped descriptors are.
+    file::status(fd).is_ok_and(|st| st.mode & libc::S_IFMT == 0)
+        && std::fs::read_link(format!("/proc/self/fd/{fd}"))
+            .is_ok_and(|l| l.as_os_str() == "anon_inode:[io_uring]")
+}
+
+/// Whether a descriptor of the process is a ring.
 pub(crate) fn has_ring() -> bool {
     let Ok(all) = std::fs::read_dir("/proc/self/fd") else {
         return false;
@@ -166,23 +269,17 @@ fn stand_in(
     state: &mut State,
     settings: &Settings,
     call: &Call,
-    path: &Path,
-    trusted: bool,
+    known: &Known<'_>,
 ) -> Result<Option<usize>, String> {
+    let Known { path, trusted, .. } = *known;
     let pool = state.pool()?;
     // SAFETY: the program's own descriptor, which it keeps open for the time of its call.
     let file = unsafe { BorrowedFd::borrow_raw(call.fd) };
     let reads = match settings.reads {
         Wish::Direct => Reads::Direct,
         Wish::Buffered => Reads::Buffered,
-        Wish::Auto => {
-            let cached = file::cached_pages(call.fd, call.offset, call.len as u64).unwrap_or(0);
-            if cached >= (call.len / PAGE / 2) as u64 {
-                Reads::Buffered
-            } else {
-                Reads::Auto
-            }
-        }
+        Wish::Auto if known.cached >= 0.5 => Reads::Buffered,
+        Wish::Auto => Reads::Auto,
     };
     let wanted = Wanted {
         file,

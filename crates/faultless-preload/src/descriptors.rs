@@ -8,7 +8,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::access;
+use crate::{counters, probe};
 use crate::real::{Errno, real, set_errno};
 use crate::state::{self, LOOKED, STANDING};
 use faultless::standin;
@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 /// Whether a number is a descriptor of the engine's.
 fn engines(fd: c_int) -> bool {
-    (LOOKED.load(Ordering::Relaxed) && standin::is_engines_descriptor(fd)) || access::watches(fd)
+    (LOOKED.load(Ordering::Relaxed) && standin::is_engines_descriptor(fd)) || counters::watches(fd)
 }
 
 #[unsafe(no_mangle)]
@@ -137,8 +137,9 @@ fn control(
     let call = || unsafe { real(fd, cmd, arg) };
     match cmd {
         libc::F_SETLK | libc::F_SETLKW if !arg.is_null() => {
-            // SAFETY: these commands take a flock structure.
-            let kind = unsafe { (*arg.cast::<libc::flock>()).l_type };
+            let Some(kind) = probe::copy(arg.cast::<libc::flock>()).map(|l| l.l_type) else {
+                return call();
+            };
             if kind == libc::F_UNLCK as i16 {
                 call()
             } else {

@@ -13,25 +13,47 @@
 //! | `mappings` | mmap, munmap, mremap, mprotect, madvise, mlock, mincore |
 //! | `descriptors` | close, dup2 and their kin; POSIX locks |
 //! | `signals` | sigaction and masks: SIGBUS stays the engine's, and unblocked |
-//! | `access` | calls that hand the kernel memory to read: write, send, fwrite, paths |
+//! | `writes`, `stdio`, `short` | calls that hand the kernel memory to read: write, send, fwrite; paths and other short things |
+//! | `memory` | reads of `/proc/self/mem` |
+//! | `exec` | calls that execute a program, and what they hand on to it |
+//! | `process` | calls that end, copy or confine the process |
+//! | `raw` | the C library's `syscall` |
+//! | `lend` | what the kernel is given to read in the place of memory that may be absent |
+//! | `probe` | memory of the program's that may not be there |
+//! | `counters` | EFAULT, counted |
+//! | `limits` | whether the engine fits into a process as it is |
 //! | `service` | the thread that shares the budget with other processes and answers SIGUSR2 |
 //! | `reports` | what the process says when it ends |
 //! | `trap` | `--compat`: system calls that bypass the C library |
 //! | `capi` | the C interface, declared in `include/faultless.h` |
 //!
 //! Rules for whoever changes a file here. Any function can be called at any time: before `main`, by the memory allocator, in
-//! a signal handler, in a child of `vfork`. So the way of a call that concerns no mapping of ours is short: a few loads of
-//! atomics, no lock, no allocation, errno untouched. What takes the lock has all signals blocked meanwhile, and touches no
-//! memory of the program's.
+//! a signal handler, in a child of `vfork`. So:
+//!
+//! 1. Until it is known that a call concerns a mapping of ours, it costs a few loads of atomics: no allocation, no lock, no
+//!    lazily initialised thread-local, no function that somebody may stand before, errno untouched.
+//! 2. No pointer of the program's is followed before the kernel has, or `probe` has asked it.
+//! 3. A call that promises to do its work in one piece is made once.
+//! 4. What holds the lock has all signals blocked meanwhile, and touches no memory of the program's; what waits for it has not.
 
-mod access;
 mod capi;
+mod counters;
 mod decide;
 mod descriptors;
+mod exec;
+mod lend;
+mod limits;
 mod mappings;
+mod memory;
+mod probe;
+mod process;
+mod raw;
 mod real;
 mod reports;
 mod service;
+mod short;
 mod signals;
 mod state;
+mod stdio;
 mod trap;
+mod writes;

@@ -92,13 +92,28 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
             return at as *mut c_void;
         }
     }
-    let at = if flags & libc::MAP_FIXED != 0 {
+    if flags & libc::MAP_FIXED != 0 {
         let reason = "the program mapped something else there (MAP_FIXED)";
-        with_kernels(&pages(addr, len), reason, libc::SYS_mmap, args)
-    } else {
-        kernel(libc::SYS_mmap, args)
-    };
+        return with_kernels(&pages(addr, len), reason, libc::SYS_mmap, args) as *mut c_void;
+    }
+    let at = kernel(libc::SYS_mmap, args);
+    if at != -1 {
+        given_out(at as usize, len);
+        if fd >= 0 && !state::idle() && decide::is_ring(fd) && !state::foreign() {
+            // Its requests may be submitted as soon as this returns.
+            state::lock().close("the program uses io_uring");
+        }
+    }
     at as *mut c_void
+}
+
+/// Looks whether the kernel has given out addresses that were thought to be ours: then a system call that nobody saw had
+/// freed them. Before the program learns of them.
+fn given_out(at: usize, len: usize) {
+    let range = pages(at, len);
+    if reaches(&range) {
+        standin::given_out(&range);
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -144,6 +159,8 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
         let unmap = || check(unsafe { gated(libc::SYS_munmap, args) });
         if whole && let Some(entry) = state.remove(addr) {
             entry.standin.unmap_with(unmap)
+        } else if let Some(result) = trim(&mut state, &range, unmap) {
+            result
         } else if state.hand_back_over(&range, "a part of it was unmapped") {
             unmap()
         } else {
@@ -151,6 +168,23 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
         }
     };
     returned(result) as c_int
+}
+
+/// Unmaps the beginning or the end of one mapping of ours, the rest of which goes on to be served.
+fn trim<R>(state: &mut State, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> Option<R> {
+    let [start] = state.over(gone)[..] else {
+        return None;
+    };
+    let entry = state.standing.get(&start)?;
+    let whole = entry.standin.range();
+    let head = gone.start <= whole.start && gone.end < whole.end;
+    let tail = whole.start < gone.start && whole.end <= gone.end;
+    if !head && !tail {
+        return None;
+    }
+    let result = entry.standin.trim_with(gone, unmap);
+    state.moved_start(start);
+    Some(result)
 }
 
 #[unsafe(no_mangle)]
@@ -173,7 +207,11 @@ pub(crate) unsafe extern "C" fn mremap(
     let to = pages(new as usize, new_len);
     let fixed = flags & libc::MREMAP_FIXED != 0;
     if !(concerns(&from) || fixed && concerns(&to)) {
-        return kernel(libc::SYS_mremap, args) as *mut c_void;
+        let at = kernel(libc::SYS_mremap, args);
+        if at != -1 {
+            given_out(at as usize, new_len);
+        }
+        return at as *mut c_void;
     }
     let result = {
         let mut state = state::lock();
@@ -261,7 +299,8 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
         };
         let whole = entry.standin.range();
         let part = range.start.max(whole.start)..range.end.min(whole.end);
-        let within = part.start - whole.start..part.end - whole.start;
+        let first = entry.standin.first();
+        let within = part.start - first..part.end - first;
         let map = entry.standin.map();
         match advice {
             libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL => {
@@ -377,20 +416,59 @@ pub(crate) unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mu
     }
     // The kernel first: it knows which addresses are mapped, and whether the vector can be written.
     let result = kernel(libc::SYS_mincore, args) as c_int;
-    if result == 0 {
-        let state = state::lock();
-        for start in state.over(&range) {
-            let Some(entry) = state.standing.get(&start) else {
-                continue;
-            };
-            let whole = entry.standin.range();
-            for page in (range.start.max(whole.start)..range.end.min(whole.end)).step_by(PAGE) {
-                let at = page - whole.start;
-                let there = entry.standin.map().is_resident(at..at + 1);
+    let mut page = range.start;
+    while result == 0 && page < range.end {
+        // In parts: the program's memory is not touched under the lock.
+        let mut there = [None; 256];
+        let end = range.end.min(page + there.len() * PAGE);
+        resident(&(page..end), &mut there);
+        for (i, there) in there.iter().enumerate() {
+            if let Some(there) = there {
+                let at = seen.wrapping_add((page - range.start) / PAGE + i);
                 // SAFETY: one byte for each page of the range, which the kernel has just written.
-                unsafe { *seen.add((page - range.start) / PAGE) = u8::from(there) };
+                unsafe { at.write(u8::from(*there)) };
             }
         }
+        page = end;
     }
     result
+}
+
+/// Which pages of a range are in memory, where mappings of ours have them: in the engine's, or in the page cache.
+fn resident(range: &Range<usize>, there: &mut [Option<bool>; 256]) {
+    let state = state::lock();
+    for start in state.over(range) {
+        let Some(entry) = state.standing.get(&start) else {
+            continue;
+        };
+        let whole = entry.standin.range();
+        let part = range.start.max(whole.start)..range.end.min(whole.end);
+        let mut cached = [0u8; 256];
+        if let Some(lent) = standin::lend(&part) {
+            let args = [lent.at(), part.len(), cached.as_mut_ptr() as usize, 0, 0, 0];
+            // SAFETY: a mapping of the kernel's, and a byte for each of its pages.
+            let _ = unsafe { gated(libc::SYS_mincore, args) };
+        }
+        for (i, page) in part.clone().step_by(PAGE).enumerate() {
+            let at = page - entry.standin.first();
+            let held = entry.standin.map().is_resident(at..at + 1);
+            there[(page - range.start) / PAGE] = Some(held || cached[i] & 1 != 0);
+        }
+    }
+}
+
+/// A range is about to be sealed (`mseal`): what is sealed could never be handed back.
+pub(crate) fn sealing(addr: usize, len: usize) {
+    let range = pages(addr, len);
+    if concerns(&range) {
+        state::lock().hand_back_over(&range, "the program seals it (mseal)");
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mseal(addr: *mut c_void, len: usize, flags: std::ffi::c_ulong) -> c_int {
+    /// `mseal(2)` (6.10).
+    const SYS_MSEAL: libc::c_long = 462;
+    sealing(addr as usize, len);
+    kernel(SYS_MSEAL, [addr as usize, len, flags as usize, 0, 0, 0]) as c_int
 }

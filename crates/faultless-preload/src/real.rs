@@ -27,11 +27,16 @@ impl Real {
         if at.is_null() { self.find() } else { at }
     }
 
+    fn look_up(&self) -> *mut c_void {
+        // SAFETY: a NUL-terminated name.
+        unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) }
+    }
+
+    /// For calls that come before [`find_all`].
     #[cold]
     fn find(&self) -> *mut c_void {
         let errno = Errno::keep();
-        // SAFETY: a NUL-terminated name.
-        let at = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        let at = self.look_up();
         if at.is_null() {
             raw::write_stderr(b"faultless: the C library has no function ");
             raw::write_stderr(self.name.to_bytes());
@@ -44,9 +49,33 @@ impl Real {
     }
 }
 
+unsafe extern "C" {
+    /// The linker's: the first and the end of all [`Real`]s, which `real!` puts into a section of that name.
+    #[link_name = "__start_faultless_real"]
+    static FIRST: u8;
+    #[link_name = "__stop_faultless_real"]
+    static END: u8;
+}
+
+/// Looks all of them up: before `main`, while there is one thread. Later the dynamic linker may be at work on behalf of a thread
+/// that waits for the one that calls us.
+pub(crate) fn find_all() {
+    let (mut at, end) = ((&raw const FIRST).cast::<Real>(), (&raw const END).cast::<Real>());
+    while at < end {
+        // SAFETY: between the linker's two symbols lie `Real`s alone, which live for ever.
+        let real = unsafe { &*at };
+        if real.at.load(Ordering::Relaxed).is_null() {
+            // (A function that this C library lacks is called by nobody.)
+            real.at.store(real.look_up(), Ordering::Relaxed);
+        }
+        at = at.wrapping_add(1);
+    }
+}
+
 /// `real!(name as fn(types) -> type)`: the C library's function of that name.
 macro_rules! real {
     ($name:ident as $type:ty) => {{
+        #[unsafe(link_section = "faultless_real")]
         static REAL: $crate::real::Real = $crate::real::Real::new(
             match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
                 Ok(name) => name,

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "writes to a descriptor")]
 
 use crate::state::{self, FORKED, LOOKED, State, Tally};
-use crate::{access, service};
+use crate::{counters, service};
 use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
 use faultless_sys::raw;
 use std::fs::OpenOptions;
@@ -68,8 +68,8 @@ fn report(reason: &'static str) -> Report {
             bytes: t.bytes,
             example: t.example.clone(),
         }),
-        efaults: access::efaults(),
-        efaults_watched: access::watched() || crate::trap::active(),
+        efaults: counters::efaults(),
+        efaults_watched: counters::watched() || crate::trap::active(),
     };
     report
         .left_alone

@@ -3,13 +3,15 @@
 #![allow(unsafe_code, reason = "installs a signal handler")]
 
 use crate::state::{self, STANDING};
-use crate::{access, decide, reports};
+use crate::{decide, lend, reports};
+use faultless::standin::Lost;
 use faultless::{Bytes, standin};
 use faultless_run::tree::{LEAST, Share};
 use faultless_sys::{futex, raw, signal};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 /// How often shares are worked out anew.
 const TICK_NS: u64 = 250_000_000;
@@ -17,9 +19,33 @@ const TICK_NS: u64 = 250_000_000;
 static SHARE: Mutex<Option<Share>> = Mutex::new(None);
 static GRANTED: AtomicU64 = AtomicU64::new(0);
 static DUPLICATED: AtomicU64 = AtomicU64::new(0);
-/// Somebody sent SIGUSR2.
+/// What the thread is to do: bits of `REPORT`, `SETTLE`, `STOP`.
 static ASKED: AtomicU32 = AtomicU32::new(0);
+/// Somebody sent SIGUSR2.
+const REPORT: u32 = 1;
+/// A mapping lost addresses.
+const SETTLE: u32 = 2;
+/// The engine steps aside.
+const STOP: u32 = 4;
 static RUNNING: AtomicBool = AtomicBool::new(false);
+static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+/// Mappings that lost addresses by system calls that nobody saw.
+static LOST: Mutex<Vec<(u64, Lost)>> = Mutex::new(Vec::new());
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ask(what: u32) {
+    ASKED.fetch_or(what, Ordering::SeqCst);
+    futex::wake(&ASKED, futex::ALL);
+}
+
+/// A mapping lost addresses. Called where nobody may wait: the thread sees to it.
+pub(crate) fn lost(serial: u64, lost: Lost) {
+    locked(&LOST).push((serial, lost));
+    ask(SETTLE);
+}
 
 fn share() -> MutexGuard<'static, Option<Share>> {
     SHARE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -65,16 +91,23 @@ pub(crate) fn leave() {
 }
 
 /// The lock on the share, held across `fork`.
-pub(crate) struct Frozen(MutexGuard<'static, Option<Share>>);
+pub(crate) struct Frozen(
+    MutexGuard<'static, Option<Share>>,
+    MutexGuard<'static, Option<JoinHandle<()>>>,
+    MutexGuard<'static, Vec<(u64, Lost)>>,
+);
 
 pub(crate) fn freeze() -> Frozen {
-    Frozen(share())
+    Frozen(share(), locked(&THREAD), locked(&LOST))
 }
 
 /// A forked child has no thread of ours, and a place of its own once it needs one.
 pub(crate) fn in_child(mut frozen: Frozen) {
     RUNNING.store(false, Ordering::Relaxed);
+    ASKED.store(0, Ordering::Relaxed);
     std::mem::forget(frozen.0.take());
+    std::mem::forget(frozen.1.take());
+    std::mem::forget(std::mem::take(&mut *frozen.2));
 }
 
 /// The program is about to execute another, which needs nothing as yet. If it cannot, the next tick tells the truth again.
@@ -97,7 +130,14 @@ pub(crate) fn start() -> io::Result<()> {
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
         for turn in 0u32.. {
             futex::wait(&ASKED, 0, TICK_NS);
-            if ASKED.swap(0, Ordering::SeqCst) != 0 {
+            let asked = ASKED.swap(0, Ordering::SeqCst);
+            if asked & STOP != 0 {
+                return;
+            }
+            for (serial, lost) in std::mem::take(&mut *locked(&LOST)) {
+                state::settle_lost(serial, &lost);
+            }
+            if asked & REPORT != 0 {
                 reports::write("asked");
             }
             tick();
@@ -107,9 +147,19 @@ pub(crate) fn start() -> io::Result<()> {
             }
         }
     });
-    started
-        .map(drop)
-        .inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))
+    let started = started.inspect_err(|_| RUNNING.store(false, Ordering::SeqCst))?;
+    *locked(&THREAD) = Some(started);
+    Ok(())
+}
+
+/// Ends the thread.
+pub(crate) fn stop() {
+    let thread = locked(&THREAD).take();
+    if let Some(thread) = thread {
+        ask(STOP);
+        let _ = thread.join();
+    }
+    RUNNING.store(false, Ordering::SeqCst);
 }
 
 fn tick() {
@@ -131,7 +181,7 @@ fn tick() {
     let used = stats.used.get();
     // The evictor keeps a reserve of an eighth at most.
     let pressed = used + granted / 6 > granted;
-    access::set_chunk(standin::hold_at_most(&pool));
+    lend::set_pinned_max(standin::hold_at_most(&pool));
     let mut guard = share();
     let Some(share) = guard.as_mut() else { return };
     let mut files: Vec<_> = held
@@ -163,8 +213,7 @@ pub(crate) fn answer_sigusr2() {
 
 extern "C" fn on_sigusr2(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     if RUNNING.load(Ordering::Relaxed) {
-        ASKED.store(1, Ordering::SeqCst);
-        futex::wake(&ASKED, futex::ALL);
+        ask(REPORT);
     } else {
         raw::write_stderr(b"faultless: nothing has been taken over in this process so far\n");
     }

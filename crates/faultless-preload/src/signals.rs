@@ -11,7 +11,7 @@
 )]
 
 use crate::real::{real, set_errno};
-use crate::{state, trap};
+use crate::{probe, state, trap};
 use faultless::standin::{self, Disposition};
 use faultless_sys::signal::{self, SigSet};
 use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
@@ -466,8 +466,8 @@ pub(crate) fn raw_mask(how: c_int, new: *const SigSet) -> Option<SigSet> {
     if new.is_null() || how == libc::SIG_UNBLOCK {
         return None;
     }
-    // SAFETY: checked; the program's own argument.
-    Some(unsafe { *new } & !kept())
+    // What cannot be read, the kernel refuses.
+    Some(probe::copy(new)? & !kept())
 }
 
 /// Nobody but this library may do this to SIGBUS; a program that asks the kernel itself is told what it believes.
@@ -477,28 +477,39 @@ pub(crate) fn raw_sigaction(
     size: usize,
     kernels: impl FnOnce() -> libc::c_long,
 ) -> libc::c_long {
-    let action = |at: *const c_void| {
-        // SAFETY: the kernel's structure: handler, flags, restorer (on x86-64), mask.
-        let words = unsafe { std::slice::from_raw_parts(at.cast::<usize>(), MASK_AT + 1) };
-        Disposition {
-            handler: words[0],
-            flags: words[1],
-            mask: words[MASK_AT] as SigSet & !SIGBUS,
-        }
+    let refuse = |error| {
+        set_errno(error);
+        -1
     };
     if size != 8 {
-        set_errno(libc::EINVAL);
-        return -1;
+        return refuse(libc::EINVAL);
     }
-    let before = match standin::sigbus((!new.is_null()).then(|| action(new)), kernels) {
+    // The kernel's structure: handler, flags, restorer (on x86-64), mask.
+    let wanted = if new.is_null() {
+        None
+    } else {
+        match probe::copy(new.cast::<[usize; MASK_AT + 1]>()) {
+            Some(words) => Some(Disposition {
+                handler: words[0],
+                flags: words[1],
+                mask: words[MASK_AT] as SigSet & !SIGBUS,
+            }),
+            None => return refuse(libc::EFAULT),
+        }
+    };
+    let before = match standin::sigbus(wanted, kernels) {
         Ok(before) => before,
         Err(result) => return result,
     };
     if !old.is_null() {
-        // SAFETY: as above, to be written.
-        let words = unsafe { std::slice::from_raw_parts_mut(old.cast::<usize>(), MASK_AT + 1) };
-        words.fill(0);
+        let mut words = [0; MASK_AT + 1];
         (words[0], words[1], words[MASK_AT]) = (before.handler, before.flags, before.mask as usize);
+        let last = old as usize + MASK_AT * size_of::<usize>();
+        if !probe::writable(old as usize) || !probe::writable(last) {
+            return refuse(libc::EFAULT);
+        }
+        // SAFETY: found to be writable at both ends, and shorter than a page.
+        unsafe { old.cast::<[usize; MASK_AT + 1]>().write_unaligned(words) };
     }
     0
 }

@@ -6,7 +6,7 @@
 )]
 
 use crate::real::Errno;
-use crate::{access, reports, service, signals, trap};
+use crate::{counters, lend, limits, real, reports, service, signals, trap};
 use faultless::standin::{self, StandIn};
 use faultless::{Bytes, Pool, Stats};
 use faultless_run::{Settings, VARIABLE};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, TryLockError};
 
 /// How many mappings are taken over now. While it is 0, all calls but a few pass at once.
 pub(crate) static STANDING: AtomicUsize = AtomicUsize::new(0);
@@ -30,21 +30,22 @@ const ON: u8 = 2;
 static MODE: AtomicU8 = AtomicU8::new(UNKNOWN);
 static SETTINGS: OnceLock<Settings> = OnceLock::new();
 
-/// Whether this process was started by `faultless run`.
+/// Whether this process was started by `faultless run`. Not before this library's own start: what calls it earlier, the memory
+/// allocator while it prepares itself, for one, gets the kernel's mappings.
 #[inline]
 pub(crate) fn on() -> bool {
-    match MODE.load(Ordering::Relaxed) {
-        UNKNOWN => start(),
-        mode => mode == ON,
-    }
+    MODE.load(Ordering::Relaxed) == ON
+}
+
+/// Whether nothing is taken over: then every function passes its call on.
+#[inline(always)]
+pub(crate) fn idle() -> bool {
+    STANDING.load(Ordering::Relaxed) == 0
 }
 
 /// The smallest mapping that is looked at.
 #[inline]
 pub(crate) fn min_size() -> usize {
-    if MODE.load(Ordering::Relaxed) == UNKNOWN {
-        start();
-    }
     MIN_SIZE.load(Ordering::Relaxed)
 }
 
@@ -53,10 +54,9 @@ pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get()
 }
 
-/// Reads the settings. Called before `main`, or by the first call that needs them.
+/// Reads the settings. Called before `main`, by nobody else.
 #[cold]
 fn start() -> bool {
-    let _errno = Errno::keep();
     let Some(text) = std::env::var_os(VARIABLE) else {
         MODE.store(OFF, Ordering::Relaxed);
         return false;
@@ -76,12 +76,14 @@ fn start() -> bool {
 }
 
 extern "C" fn at_start() {
-    if on() {
+    let _errno = Errno::keep();
+    real::find_all();
+    if start() {
         HOME.store(raw::getpid() as usize, Ordering::Relaxed);
         watch_forks();
         signals::at_start();
         trap::at_start();
-        access::watch();
+        counters::watch();
         STARTED.store(true, Ordering::Release);
     }
 }
@@ -123,6 +125,41 @@ pub(crate) struct Entry {
     pub(crate) path: Arc<Path>,
 }
 
+/// Misses after which a mapping has paid for being taken over.
+const PAYS: u64 = 256;
+/// Most mappings that are left alone after one that did not pay, as a power of two.
+const DOUBT_MAX: u32 = 16;
+/// Most files that are remembered because somebody writes to them.
+const WRITTEN_MAX: usize = 4096;
+
+/// Whether taking mappings over has paid in this process. A program that maps a window, reads a little and unmaps it is
+/// left alone after the first few, and looked at again ever more rarely.
+#[derive(Default)]
+pub(crate) struct Doubt {
+    /// Mappings in a row that did not pay.
+    unpaid: u32,
+    /// Mappings to be left alone from now on.
+    skip: u64,
+}
+
+impl Doubt {
+    /// Whether the next mapping is to be left alone.
+    pub(crate) fn passes(&mut self) -> bool {
+        let pass = self.skip > 0;
+        self.skip = self.skip.saturating_sub(1);
+        pass
+    }
+
+    fn learn(&mut self, misses: u64) {
+        if misses >= PAYS {
+            *self = Doubt::default();
+        } else {
+            self.unpaid = (self.unpaid + 1).min(DOUBT_MAX);
+            self.skip = 1 << self.unpaid;
+        }
+    }
+}
+
 /// What mappings of one file did that are gone.
 #[derive(Default)]
 pub(crate) struct Past {
@@ -155,6 +192,10 @@ pub(crate) struct State {
     pub(crate) handed_back: BTreeMap<&'static str, Tally>,
     /// Files on which the program has taken POSIX locks for writing.
     pub(crate) write_locked: Vec<FileId>,
+    /// Files that somebody opened for writing while they were mapped: they are left to the kernel from then on.
+    pub(crate) written: Vec<FileId>,
+    /// Whether it pays.
+    pub(crate) doubt: Doubt,
     /// Why nothing is taken over any more.
     pub(crate) closed: Option<&'static str>,
 }
@@ -175,12 +216,43 @@ impl State {
     }
 
     /// Counts a mapping that stays the kernel's.
-    pub(crate) fn leave(&mut self, reason: String, bytes: usize, path: &Path) {
-        tally(
-            self.left.entry(reason).or_insert_with(|| Tally::of(path)),
-            bytes,
-            0,
-        );
+    pub(crate) fn leave(&mut self, reason: &str, bytes: usize, path: impl FnOnce() -> PathBuf) {
+        if let Some(known) = self.left.get_mut(reason) {
+            return tally(known, bytes, 0);
+        }
+        let mut first = Tally::of(&path());
+        tally(&mut first, bytes, 0);
+        self.left.insert(reason.to_owned(), first);
+    }
+
+    /// Remembers that somebody writes to a file.
+    fn note_written(&mut self, id: FileId) {
+        if !self.written.contains(&id) {
+            if self.written.len() == WRITTEN_MAX {
+                self.written.remove(0);
+            }
+            self.written.push(id);
+        }
+    }
+
+    /// The mapping with a serial number.
+    fn by_serial(&self, serial: u64) -> Option<usize> {
+        let mut all = self.standing.iter();
+        all.find(|(_, e)| e.standin.serial() == serial)
+            .map(|(&start, _)| start)
+    }
+
+    /// Notes where a mapping begins after a part of it was unmapped.
+    pub(crate) fn moved_start(&mut self, start: usize) {
+        if let Some(entry) = self.standing.remove(&start) {
+            self.standing.insert(entry.standin.range().start, entry);
+        }
+    }
+
+    /// Counts a mapping that ended.
+    fn count_end(&mut self, reason: &'static str, path: &Path, bytes: usize, longest_ns: u64) {
+        let all = self.handed_back.entry(reason);
+        tally(all.or_insert_with(|| Tally::of(path)), bytes, longest_ns);
     }
 
     /// Takes a mapping over.
@@ -198,6 +270,7 @@ impl State {
         let entry = self.standing.remove(&start)?;
         STANDING.fetch_sub(1, Ordering::SeqCst);
         let stats: Stats = entry.standin.stats();
+        self.doubt.learn(stats.misses);
         let past = self.files.entry(entry.path.to_path_buf()).or_default();
         past.misses += stats.misses;
         past.read += stats.bytes_read;
@@ -213,11 +286,7 @@ impl State {
         let stats = entry.standin.stats();
         match entry.standin.hand_back() {
             Ok(longest) => {
-                let tally_of = self
-                    .handed_back
-                    .entry(reason)
-                    .or_insert_with(|| Tally::of(&path));
-                tally(tally_of, bytes, longest);
+                self.count_end(reason, &path, bytes, longest);
                 true
             }
             Err(failed) => {
@@ -309,14 +378,26 @@ impl std::ops::DerefMut for Locked {
 
 /// Locks the state.
 pub(crate) fn lock() -> Locked {
+    /// How long to wait before looking again. (Signals come meanwhile: a thread that waits can be killed.)
+    const NAP_NS: u64 = 50_000;
     let errno = Errno::keep();
-    let blocked = signal::Blocked::all();
-    let mut guard = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    guard.get_or_insert_default();
-    Locked {
-        guard,
-        _no_handler_here: blocked,
-        _errno: errno,
+    loop {
+        let blocked = signal::Blocked::all();
+        let mut guard = match STATE.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                drop(blocked);
+                raw::nap(NAP_NS);
+                continue;
+            }
+        };
+        guard.get_or_insert_default();
+        return Locked {
+            guard,
+            _no_handler_here: blocked,
+            _errno: errno,
+        };
     }
 }
 
@@ -340,6 +421,7 @@ impl State {
     }
 
     fn make_pool(&mut self) -> Result<Pool, String> {
+        limits::check()?;
         standin::keep_descriptors_high();
         let granted = service::join();
         let pool = Pool::builder()
@@ -347,23 +429,72 @@ impl State {
             .build()
             .map_err(|e| e.to_string())?;
         if let faultless::Backend::Mmap(why) = pool.backend() {
-            return Err(format!("userfaultfd is not to be had: {why}"));
+            return Err(format!("there is no userfaultfd: {why}"));
         }
+        HAS_THREADS.store(true, Ordering::SeqCst);
         standin::on_lease_broken(lease_broken);
+        standin::on_lost(service::lost);
         service::start().map_err(|e| format!("cannot start a thread: {e}"))?;
-        access::set_chunk(standin::hold_at_most(&pool));
+        lend::set_pinned_max(standin::hold_at_most(&pool));
         self.pool = Some(pool.clone());
         Ok(pool)
     }
 }
 
 /// Somebody wants to write to the file of a mapping, and waits until this returns.
-fn lease_broken(start: usize, serial: u64) -> bool {
+fn lease_broken(serial: u64) -> bool {
     let mut state = lock();
-    let right = |e: &Entry| e.standin.serial() == serial;
     // One that is gone by now needs nothing.
-    !state.standing.get(&start).is_some_and(right)
-        || state.hand_back(start, "its file was opened for writing")
+    let Some(start) = state.by_serial(serial) else {
+        return true;
+    };
+    if let Some(entry) = state.standing.get(&start) {
+        let id = entry.standin.file_id();
+        state.note_written(id);
+    }
+    state.hand_back(start, "its file was opened for writing")
+}
+
+/// A mapping lost addresses by a system call that nobody saw: what is left of it becomes the kernel's.
+pub(crate) fn settle_lost(serial: u64, lost: &standin::Lost) {
+    let mut state = lock();
+    let Some(entry) = state.by_serial(serial).and_then(|start| state.remove(start)) else {
+        return;
+    };
+    let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
+    entry.standin.abandon(lost);
+    let reason = match lost.moved_to {
+        Some(_) => "the program moved it past the C library",
+        None => "the program unmapped it past the C library",
+    };
+    state.count_end(reason, &path, bytes, 0);
+}
+
+/// Whether the engine has threads in this process.
+pub(crate) fn has_threads() -> bool {
+    HAS_THREADS.load(Ordering::SeqCst)
+}
+
+static HAS_THREADS: AtomicBool = AtomicBool::new(false);
+
+/// Hands everything back, takes nothing over any more, and ends the engine's threads.
+pub(crate) fn step_aside(reason: &'static str) {
+    let pool = {
+        let mut state = lock();
+        state.close(reason);
+        if !state.standing.is_empty() {
+            // The kernel did not take one back: it has to be served.
+            return;
+        }
+        state.pool.take()
+    };
+    if HAS_THREADS.load(Ordering::SeqCst) {
+        let _errno = Errno::keep();
+        service::stop();
+        drop(pool);
+        standin::stop_threads();
+        HAS_THREADS.store(false, Ordering::SeqCst);
+    }
 }
 
 /// Writes a message to stderr, which may be closed or full: that is no affair of the program's.
@@ -425,7 +556,9 @@ extern "C" fn in_child() {
     HOME.store(raw::getpid() as usize, Ordering::Relaxed);
     LOOKED.store(false, Ordering::Relaxed);
     FORKED.store(true, Ordering::Relaxed);
+    HAS_THREADS.store(false, Ordering::SeqCst);
     locked.closed = old.closed;
+    locked.written = old.written;
     locked.write_locked = Vec::new();
     service::in_child(shared);
 }

@@ -10,7 +10,8 @@
     reason = "a signal handler that makes another's system calls"
 )]
 
-use crate::access::{Counter, held, supply};
+use crate::counters::Counter;
+use crate::lend::{Given, GivenWords};
 use crate::mappings;
 use crate::real::{Errno, errno};
 use crate::state::{self, STANDING};
@@ -369,24 +370,22 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
         libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sendto => {
             static COUNTER: Counter =
                 Counter::new("write, pwrite64 or sendto without the C library", true);
-            // These read `a[2]` bytes at `a[1]`; the offset of the one that has one is `a[3]`.
-            return held(a[1] as *const c_void, a[2], |at, n, done| {
-                let mut args = a;
-                (args[1], args[2]) = (at as usize, n);
-                if nr == libc::SYS_pwrite64 {
-                    args[3] += done;
-                }
-                COUNTER.add();
-                pass(nr, args, mask)
-            });
+            // These read `a[2]` bytes at `a[1]`.
+            let given = Given::new(a[1] as *const c_void, a[2]);
+            let mut args = a;
+            args[1] = given.at() as usize;
+            COUNTER.add();
+            return pass(nr, args, mask);
         }
         _ => {}
     }
     let result = pass(nr, a, mask);
-    if result == -(libc::EFAULT as isize) && supply(&a) {
+    if result == -(libc::EFAULT as isize)
+        && let Some(given) = GivenWords::new(a)
+    {
         static COUNTER: Counter = Counter::new("calls without the C library", true);
         COUNTER.add();
-        return pass(nr, a, mask);
+        return pass(nr, given.words, mask);
     }
     result
 }

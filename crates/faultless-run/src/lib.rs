@@ -5,13 +5,17 @@
 //! budget with the others through a page of shared memory ([`tree`]), and writes a [`Report`] when the process ends.
 
 pub mod compat;
+mod inspect;
 mod program;
+mod sandbox;
 mod report;
 mod settings;
 pub mod tree;
 
+pub use inspect::{Fitness, inspect, inspect_open};
 pub use program::{Unservable, check as check_program, find as find_program};
 pub use report::{
     Efaults, FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals, read_reports,
 };
+pub use sandbox::{Sandbox, filters};
 pub use settings::{Reads, Settings, VARIABLE, first_bad, matches};

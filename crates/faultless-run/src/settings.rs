@@ -51,6 +51,15 @@ pub struct Settings {
     /// System calls that bypass the C library are served too.
     #[serde(default)]
     pub compat: bool,
+    /// No leases are taken: only files that `trust` names, and those that nobody can write, are taken over.
+    #[serde(default)]
+    pub no_lease: bool,
+    /// What the seccomp filters of the command let through.
+    #[serde(default)]
+    pub sandbox: crate::Sandbox,
+    /// Path of the library, as in `LD_PRELOAD`.
+    #[serde(default)]
+    pub library: PathBuf,
     /// System calls whose EFAULT can be counted, with the numbers of their tracepoints. Empty where this user may not.
     #[serde(default)]
     pub efault_tracepoints: Vec<(String, u64)>,
@@ -132,6 +141,9 @@ mod tests {
             dry_run: false,
             compat: true,
             efault_tracepoints: vec![("write".into(), 7)],
+            no_lease: true,
+            sandbox: crate::Sandbox::default(),
+            library: "l".into(),
             tree: "t".into(),
         };
         assert_eq!(

@@ -17,6 +17,8 @@ const UFFD_API: u64 = 0xAA;
 pub const FEATURE_SIGBUS: u64 = 1 << 7;
 /// `mremap` keeps the registration and reports an event (4.11); without it a moved range is silently disarmed.
 pub const FEATURE_EVENT_REMAP: u64 = 1 << 2;
+/// An unmapped range is reported, and the thread that unmapped it waits until the report is read (4.11).
+pub const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 
 /// Register for faults on absent pages.
 const REGISTER_MODE_MISSING: u64 = 1;
@@ -28,6 +30,8 @@ const COPY_MODE_DONTWAKE: u64 = 1;
 pub const EVENT_PAGEFAULT: u8 = 0x12;
 /// An event of [`read_events`]: a range was moved by `mremap`.
 pub const EVENT_REMAP: u8 = 0x14;
+/// An event of [`read_events`]: a range was unmapped.
+pub const EVENT_UNMAP: u8 = 0x16;
 
 #[repr(C)]
 struct Api {
@@ -65,7 +69,7 @@ pub struct Event {
     /// `EVENT_…`.
     pub event: u8,
     reserved: [u8; 7],
-    /// The event's arguments. A page fault: flags, address, feature. A move: from, to, length.
+    /// The event's arguments. A page fault: flags, address, feature. A move: from, to, length. What was unmapped: start, end.
     pub arg: [u64; 3],
 }
 
@@ -78,12 +82,14 @@ const fn ior(nr: u32, size: usize) -> u32 {
 
 const UFFDIO_API: u32 = iowr(0x3F, size_of::<Api>());
 const UFFDIO_REGISTER: u32 = iowr(0x00, size_of::<Register>());
+const UFFDIO_UNREGISTER: u32 = ior(0x01, size_of::<UffdRange>());
 const UFFDIO_WAKE: u32 = ior(0x02, size_of::<UffdRange>());
 const UFFDIO_COPY: u32 = iowr(0x03, size_of::<Copy>());
 
 const _: () = {
     assert!(UFFDIO_API == 0xC018_AA3F);
     assert!(UFFDIO_REGISTER == 0xC020_AA00);
+    assert!(UFFDIO_UNREGISTER == 0x8010_AA01);
     assert!(UFFDIO_WAKE == 0x8010_AA02);
     assert!(UFFDIO_COPY == 0xC028_AA03);
     assert!(size_of::<Event>() == 32);
@@ -133,6 +139,20 @@ pub unsafe fn register(fd: i32, addr: usize, len: usize) -> Result<(), Errno> {
     };
     // SAFETY: the caller owns the range.
     unsafe { ioctl(fd, UFFDIO_REGISTER, &mut reg) }.map(drop)
+}
+
+/// Disarms a range: absent pages in it read as zero from then on.
+///
+/// # Safety
+///
+/// The range must be the caller's own mapping, and nobody may read it afterwards.
+pub unsafe fn unregister(fd: i32, addr: usize, len: usize) -> Result<(), Errno> {
+    let mut range = UffdRange {
+        start: addr as u64,
+        len: len as u64,
+    };
+    // SAFETY: the caller owns the range.
+    unsafe { ioctl(fd, UFFDIO_UNREGISTER, &mut range) }.map(drop)
 }
 
 /// How a copy ended: bytes installed from the start of the range, and the error that stopped it, if one did.

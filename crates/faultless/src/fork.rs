@@ -9,7 +9,7 @@
 #![allow(unsafe_code, reason = "replaces mappings in a forked child")]
 
 use crate::fault::core::{KernelMapping, MapCore, Reading};
-use crate::fault::{fds, handler, process, registry};
+use crate::fault::{fds, handler, identity, process, registry};
 use crate::{keeper, lease, plain};
 use faultless_sys::{file, mem};
 use std::cell::UnsafeCell;
@@ -77,6 +77,7 @@ extern "C" fn in_child() {
         // Calls of the parent's other threads, which nobody ends here.
         locks.1.forget_calls();
         bar_regions(&locks.3);
+        identity::in_child();
     }
 }
 
@@ -90,7 +91,11 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
         Ok(fresh) => (fresh, true),
         Err(_) => (fd.get(), false),
     };
-    let region = core.region();
+    let region = core.live.get();
+    if region.is_empty() {
+        return true;
+    }
+    let offset = core.base + (region.start - core.start) as u64;
     // SAFETY: replaces nothing: the parent's region is a hole here.
     let made = unsafe {
         mem::map(
@@ -99,7 +104,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
             libc::PROT_READ,
             kernel.flags | mem::MAP_FIXED_NOREPLACE,
             number,
-            core.base,
+            offset,
         )
     };
     if made.is_ok() {

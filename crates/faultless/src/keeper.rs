@@ -2,14 +2,16 @@
 //!
 //! It holds a second copy of every descriptor that the engine needs, where the program's `close` cannot reach it: were
 //! the last reference to a userfaultfd closed, absent pages would silently read as zeros. It receives the signals that
-//! announce a broken lease. A second thread, which shares its table, reads the events that announce a range moved by
-//! `mremap` (which waits until they are read).
+//! announce a broken lease. A second thread, which shares its table, reads the reports of ranges that were unmapped or
+//! moved.
 //! Closing its copies never drops the program's POSIX locks, since those belong to the program's table.
 
 #![allow(unsafe_code, reason = "owns descriptors by number")]
 
 use crate::fault::fds::{self, Fd};
-use crate::fault::process;
+use crate::fault::{identity, process};
+use crate::standin;
+use faultless_sys::uffd::Event;
 use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -42,11 +44,15 @@ static NEXT_LEASE: AtomicU64 = AtomicU64::new(1);
 pub(crate) struct Keeper {
     /// The set of userfaultfds whose events are read.
     epoll: i32,
+    /// Its last task has run.
+    stopping: bool,
     /// Leases held, by descriptor.
     leases: HashMap<i32, Lease>,
 }
 
 struct Running {
+    /// `None` in copies that are made to reach it.
+    thread: Option<std::thread::JoinHandle<()>>,
     pid: u32,
     tid: u32,
     signal: i32,
@@ -97,7 +103,7 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
         // threads and waits for it should use another: the keeper could take it.
         let break_signal = libc::SIGRTMAX() - 1;
         let (tell, told) = mpsc::channel();
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("faultless-keep".into())
             .spawn(move || run(tasks, break_signal, &tell))?;
         let (tid, private) = told
@@ -107,6 +113,7 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
             fds::set_keeper(tid);
         }
         *running = Some(Running {
+            thread: Some(thread),
             pid: raw::getpid(),
             tid,
             signal: break_signal,
@@ -145,11 +152,28 @@ fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) ->
             .filter(|r| r.pid == raw::getpid() && !process::forked())
             .ok_or_else(|| io::Error::other("the keeper thread is not in this process"))?;
         Running {
+            thread: None,
             lingering: Vec::new(),
             ..*r
         }
     };
     on_keeper(&target, f)
+}
+
+/// Ends the keeper's threads, where no pool needs them any more. The next pool starts new ones.
+pub(crate) fn stop() {
+    let mut running = lock(&RUNNING);
+    let here = |r: &Running| r.pid == raw::getpid() && !process::forked();
+    let Some(mut r) = running.take_if(|r| here(r) && r.lingering.is_empty()) else {
+        return;
+    };
+    fds::set_keeper(0);
+    drop(running);
+    let thread = r.thread.take();
+    let _ = on_keeper(&r, |k| k.stopping = true);
+    if let Some(thread) = thread {
+        let _ = thread.join();
+    }
 }
 
 /// Takes a descriptor into the engine: the program's table keeps `fd` (or a copy with a higher number), the keeper gets a
@@ -382,20 +406,34 @@ fn run(
         let _ = tell.send(Err(Errno(libc::EMFILE)));
         return;
     }
-    let _ = std::thread::Builder::new()
-        .name("faultless-move".into())
-        .spawn(move || read_moves(epoll));
+    // Readable once the reader of reports is to end.
+    // SAFETY: makes a descriptor.
+    let end = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    let reader = watch_for_the_end(epoll, end).and_then(|()| {
+        std::thread::Builder::new()
+            .name("faultless-move".into())
+            .spawn(move || read_reports(epoll))
+    });
+    let reader = match reader {
+        Ok(reader) => reader,
+        Err(e) => {
+            // Without it, whoever unmaps a map would wait for ever.
+            let _ = tell.send(Err(Errno(e.raw_os_error().unwrap_or(libc::EAGAIN))));
+            return;
+        }
+    };
     let _ = tell.send(Ok((raw::gettid(), private)));
 
     let mut keeper = Keeper {
         epoll,
+        stopping: false,
         leases: HashMap::new(),
     };
     let set = signal::set_of(break_signal);
     // Signals are waited for by name. (A signalfd would do, but whoever polls one is woken by *every* signal of the
     // process, SIGBUS included: by every miss.) Whatever woke the keeper, it looks at everything: signals are lost when
     // their queue is full.
-    loop {
+    while !keeper.stopping {
         let _ = signal::take_pending(set, LOOK_NS);
         for (&fd, lease) in &mut keeper.leases {
             if !file::holds_read_lease(fd)
@@ -405,6 +443,29 @@ fn run(
             }
         }
         run_tasks(tasks, &mut keeper);
+    }
+    // SAFETY: writes eight bytes of a live local to a descriptor of this table.
+    unsafe { libc::write(end, (&raw const END).cast(), size_of_val(&END)) };
+    let _ = reader.join();
+    for number in [epoll, end] {
+        // SAFETY: made above; the reader has ended.
+        unsafe { file::close(number) };
+    }
+}
+
+/// The data of the event that ends the reader of reports, and what is written to cause it.
+static END: u64 = u64::MAX;
+
+/// Has `end` wake the reader of reports.
+fn watch_for_the_end(epoll: i32, end: i32) -> io::Result<()> {
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: END,
+    };
+    // SAFETY: two descriptors of this table, and a valid structure.
+    match unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, end, &mut event) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -421,17 +482,36 @@ fn run_tasks(tasks: &Mutex<VecDeque<Task>>, keeper: &mut Keeper) {
     }
 }
 
-/// Reads the events of all userfaultfds for ever. That is all that a thread in mremap waits for: the moved range stays
-/// armed, so that a touch of an absent page in it raises SIGBUS, at an address that is no map's, and never reads as zero.
-fn read_moves(epoll: i32) {
+/// Reads the reports of all userfaultfds: a thread that unmapped or moved a range of ours waits in its system call until its
+/// report is read. `identity.rs` says what follows from that. A moved range stays armed, so that a touch of an absent page in
+/// it raises SIGBUS and never reads as zero.
+fn read_reports(epoll: i32) {
     block_signals();
     loop {
         let mut ready = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: room for one event; the descriptor is never closed.
-        if unsafe { libc::epoll_wait(epoll, &mut ready, 1, -1) } == 1 {
-            let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
-            if uffd::read_events(ready.u64 as i32, &mut events).is_err() {
-                raw::nap(1_000_000);
+        // SAFETY: room for one event; the descriptor is closed after this thread has ended.
+        if unsafe { libc::epoll_wait(epoll, &mut ready, 1, -1) } != 1 {
+            continue;
+        }
+        let number = ready.u64;
+        if number == END {
+            return;
+        }
+        let report = identity::report_pending();
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
+        let Ok(read) = uffd::read_events(number as i32, &mut events) else {
+            drop(report);
+            raw::nap(1_000_000);
+            continue;
+        };
+        for event in &events[..read] {
+            // SAFETY: the kernel has written so many.
+            let Event { event, arg, .. } = unsafe { event.assume_init() };
+            let [a, b, c] = arg.map(|x| x as usize);
+            match event {
+                uffd::EVENT_UNMAP => report.unmapped(&(a..b), standin::lost),
+                uffd::EVENT_REMAP => report.moved(&(a..a + c), b, standin::lost),
+                _ => {}
             }
         }
     }

@@ -164,10 +164,9 @@ pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
     match what {
         Broken::Save(what) => on_break(&core, what),
         Broken::HandBack => {
-            let start = core.start;
-            // Who hands the map back waits until nobody is inside.
+            // The thread that hands the map back waits until nobody is inside.
             drop(core);
-            if !standin::lease_broken(start, serial) {
+            if !standin::lease_broken(serial) {
                 broken(id, serial, Broken::Save(OnBreak::Snapshot));
             }
         }
@@ -181,7 +180,11 @@ pub(crate) fn reopen(fd: i32, direct: bool) -> io::Result<i32> {
         | libc::O_CLOEXEC
         | libc::O_NONBLOCK
         | if direct { libc::O_DIRECT } else { 0 };
-    Ok(file::open(&path, flags)?)
+    // Loads from a mapping change no access time. (Only the owner may ask for that.)
+    match file::open(&path, flags | libc::O_NOATIME) {
+        Err(Errno(libc::EPERM)) => Ok(file::open(&path, flags)?),
+        other => Ok(other?),
+    }
 }
 
 /// Whether a direct read of the first page works.

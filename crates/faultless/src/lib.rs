@@ -45,6 +45,8 @@
 //! place: [`Pool::map`] then fails with [`Error::HandlerReplaced`]. Such code must come first.
 
 #[cfg(not(loom))]
+mod alias;
+#[cfg(not(loom))]
 mod bytes;
 #[cfg(not(loom))]
 mod error;

@@ -2,12 +2,14 @@
 
 #![allow(unsafe_code, reason = "makes slices of mapped memory, discards ranges")]
 
+use crate::alias;
 use crate::error::{Error, LeaseRefusal};
 use crate::evict::{collect_group, settle_evicted};
 use crate::fault::ahead::Mode;
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need};
+use crate::fault::identity;
 use crate::fault::page::{Left, State};
 use crate::fault::process;
 use crate::fault::registry;
@@ -20,7 +22,7 @@ use crate::plain::Plain;
 use crate::pool::Pool;
 use crate::workers::{Broken, LeaseBreak, PART, Prefetch, with_pieces};
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{file, signal};
+use faultless_sys::{file, signal, uffd};
 use std::fmt;
 use std::ops::{Deref, RangeBounds};
 use std::sync::PoisonError;
@@ -448,9 +450,12 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         }
         let bytes = core.backed(first, unit - first);
         // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
+        let (addr, len) = (core.start + bytes.start as usize, (bytes.end - bytes.start) as usize);
+        let _ours = identity::discarding();
         let go = !core.keep_all.load(Ordering::SeqCst)
+            && core.live.covers(addr, len)
             // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
-            && unsafe { mem::discard(core.start + bytes.start as usize, (bytes.end - bytes.start) as usize) };
+            && unsafe { mem::discard(addr, len) };
         for u in first..unit {
             if !go {
                 fill::cancel_eviction(core, u, soft[(u - first) as usize]);
@@ -460,6 +465,25 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
                 collect_group(core, u);
             }
         }
+    }
+}
+
+/// Books out the units of a range whose memory the program has unmapped: absent from now on, and never asked for again.
+pub(crate) fn forget_units(core: &MapCore, units: std::ops::Range<u64>) {
+    let mut unit = units.start;
+    while unit < units.end {
+        if core.table.live(unit) == 0 {
+            unit = (unit / GROUP + 1) * GROUP;
+            continue;
+        }
+        // A handler that does not return would leave the unit in our hands for ever.
+        let _blocked = signal::Blocked::all();
+        if core.page(unit).begin_evict().is_some() {
+            settle_evicted(core, unit, Left::Shadow(0));
+        } else {
+            drop_cool(core, unit);
+        }
+        unit += 1;
     }
 }
 
@@ -511,7 +535,9 @@ impl Drop for Map {
         // SAFETY: `self` is the only owner, and is being dropped: nobody holds a slice.
         unsafe {
             let core = close(&self.pool, core);
-            let _ = mem::unmap(core.start, core.region_len);
+            unmap_live(&core, |at, len| {
+                let _ = mem::unmap(at, len);
+            });
             settle(core);
         }
     }
@@ -536,6 +562,19 @@ pub(crate) unsafe fn close(pool: &Pool, core: &'static MapCore) -> Box<MapCore> 
     unsafe { registry::shut(core) }
 }
 
+/// Has `unmap` take away what is still the map's own of a closed map's addresses, without a report of it.
+pub(crate) fn unmap_live<R: Default>(core: &MapCore, unmap: impl FnOnce(usize, usize) -> R) -> R {
+    let live = core.live.get();
+    if live.is_empty() {
+        return R::default();
+    }
+    let len = live.end - live.start;
+    // If it is not disarmed, the call that unmaps it waits until the report is read.
+    // SAFETY: the closed map's own addresses, which nobody may read any more.
+    let _ = unsafe { uffd::unregister(core.pool.uffd.get(), live.start, len) };
+    unmap(live.start, len)
+}
+
 /// Gives back all that a closed map held, but for its address space.
 pub(crate) fn settle(core: Box<MapCore>) {
     let resident = core
@@ -549,8 +588,12 @@ pub(crate) fn settle(core: Box<MapCore>) {
         id,
         reading,
         lease: core_lease,
+        stands_for,
         ..
     } = *core;
+    if let Some(kernel) = &stands_for {
+        alias::give_up(&kernel.alias);
+    }
     if let Some(&lease) = core_lease.get() {
         keeper::end_lease(lease);
     }

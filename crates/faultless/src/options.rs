@@ -7,6 +7,7 @@ use crate::error::{Error, LeaseRefusal};
 use crate::fault::ahead::Streams;
 use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::counters::Counters;
+use crate::fault::identity::Live;
 use crate::fault::process;
 use crate::fault::registry::{self, GRANULE};
 use crate::fault::table::Table;
@@ -21,7 +22,7 @@ use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, uffd};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;
@@ -407,6 +408,7 @@ impl MapOptions {
             pool: engine.core.clone(),
             start: region.start,
             region_len: region.len,
+            live: Live::new(region.start..region.start + region.len),
             base,
             // Bytes that can be read: as far as both the map and the source go.
             data_len: data_len.min((head + len) as u64),
@@ -424,6 +426,7 @@ impl MapOptions {
                 advice: AtomicI32::new(libc::MADV_NORMAL),
                 dont_fork: AtomicBool::new(false),
                 broken_at: AtomicU64::new(0),
+                alias: AtomicPtr::default(),
                 leaving: AtomicBool::new(false),
             }),
             streams: Streams::new(),

@@ -264,7 +264,7 @@ fn open_uffd(choice: BackendChoice) -> Result<OwnedFd, String> {
     use std::os::fd::AsRawFd;
     uffd::enable(
         fd.as_raw_fd(),
-        uffd::FEATURE_SIGBUS | uffd::FEATURE_EVENT_REMAP,
+        uffd::FEATURE_SIGBUS | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_EVENT_UNMAP,
     )
     .map_err(|e| format!("userfaultfd lacks SIGBUS mode (Linux 4.14): {e}"))?;
     Ok(fd)

@@ -2,8 +2,9 @@
 //!
 //! A stand-in lies at the kernel's kind of address, has the kernel's length, and can at any time be *handed back*: the
 //! kernel's own mapping of the file takes its place, piece by piece, while other threads read it. Each piece is one
-//! `mmap(MAP_FIXED)`, which replaces the pages of at most 2 MiB at once, so no reader waits for long; a miss
-//! that is under way in a piece finds its page no longer installable, and the load runs again on the kernel's mapping.
+//! `mmap(MAP_FIXED)`, which replaces at most 2 MiB of resident pages and any length without, so no reader waits for long. If
+//! a miss is in progress when its piece is replaced, `UFFDIO_COPY` returns `ENOENT` and the load is retried on the kernel's
+//! mapping.
 //!
 //! This is the ground for `libfaultless_preload.so`, and no part of the crate's interface.
 
@@ -19,7 +20,8 @@ use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need, RUN_MAX};
 use crate::fault::page::State;
 use crate::fault::report::Fault;
-use crate::fault::{fds, handler, process, registry};
+use crate::fault::table::GROUP;
+use crate::fault::{fds, handler, identity, process, registry};
 use crate::map::{self, Map};
 use crate::options::{Advice, Reads};
 use crate::pool::Pool;
@@ -31,16 +33,15 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+pub use crate::alias::{Lent, lend};
 pub use crate::fault::handler::Disposition;
+pub use crate::fault::identity::Lost;
 
-/// Most bytes that are replaced at once when a stand-in is handed back: some 0.1 ms for a thousand resident pages.
+/// Most bytes with resident pages that are replaced at once when a stand-in is handed back: some 0.1 ms. Readers of the piece
+/// are held up for that long, and each piece takes `mmap_lock` once.
 const PIECE: usize = 2 << 20;
-/// How long to leave `mmap_lock` alone between two pieces: readers of pieces that were replaced take it when they miss, and
-/// who takes it again at once keeps them from it for milliseconds.
-const PAUSE_NS: u64 = 50_000;
-const PAUSES_AT_MOST: Duration = Duration::from_secs(1);
 
 /// What a stand-in is to be.
 #[derive(Debug, Clone, Copy)]
@@ -107,9 +108,19 @@ impl StandIn {
             .expect("`stand_for` was called in `new`")
     }
 
-    /// The addresses.
+    /// The addresses that are still its own.
     pub fn range(&self) -> Range<usize> {
-        self.core().region()
+        self.core().live.get()
+    }
+
+    /// The address of the map's first byte, which may be the program's by now.
+    pub fn first(&self) -> usize {
+        self.core().start
+    }
+
+    /// How many bytes the program has mapped with it, at first.
+    pub fn bytes(&self) -> usize {
+        self.core().region_len
     }
 
     /// Never used again by another map of the process.
@@ -169,8 +180,22 @@ impl StandIn {
         self.0.take_core();
         // SAFETY: taken out of the map, whose only owner is consumed here.
         let core = unsafe { map::close(self.0.pool(), core) };
-        let result = unmap();
+        let mut unmap = Some(unmap);
+        let mut call = || unmap.take().map(|f| f());
+        let result = map::unmap_live(&core, |_, _| call());
+        let result = result.or_else(call);
         map::settle(core);
+        result.expect("the call was made above, once")
+    }
+
+    /// Unmaps a part at its beginning or end, by a call that does so. The rest goes on to be served.
+    pub fn trim_with<R>(&self, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> R {
+        let core = self.core();
+        core.live.cut(gone);
+        // A fill that is in flight finds nothing to install into, and its load runs again, as the kernel has it.
+        let result = unmap();
+        let within = |at: usize| core.unit_of(at.clamp(core.start, core.start + core.region_len));
+        map::forget_units(core, within(gone.start)..within(gone.end));
         result
     }
 
@@ -181,50 +206,96 @@ impl StandIn {
     /// The kernel refused a piece, and left it as it was: the stand-in goes on to serve those that were not replaced.
     pub fn hand_back(mut self) -> Result<u64, Box<(StandIn, Error)>> {
         let core = self.core();
-        let began = Instant::now();
-        // A lease that is being broken does not last.
-        let patience = lease::patience() / 4;
-        // (An eviction that is on its way concerns the kernel's mapping, if that is there by then, which loses nothing by it.)
-        self.kernel().leaving.store(true, Ordering::SeqCst);
-        handler::expect_latecomers();
         let mut longest = 0;
-        let region = core.region();
-        let mut at = region.start;
-        while at < region.end {
-            let left = region.end - at;
-            let len = if began.elapsed() > patience {
-                left
-            } else {
-                left.min(PIECE)
-            };
+        self.give_way();
+        let live = core.live.get();
+        let mut at = live.start;
+        while at < live.end {
+            let end = piece_end(core, at, live.end);
             let before = Instant::now();
-            if let Err(e) = put_kernels(core, self.kernel(), at, len) {
+            // Looked at anew each time: the program may take addresses away meanwhile by a call that nobody sees.
+            if !core.live.covers(at, end - at) {
+                break;
+            }
+            if let Err(e) = put_kernels(core, self.kernel(), at, at, end - at) {
                 self.kernel().leaving.store(false, Ordering::SeqCst);
                 let what = format!("cannot hand the map of {} back to the kernel", core.name);
                 return Err(Box::new((self, Error::kernel(what, e))));
             }
             longest = longest.max(before.elapsed().as_nanos() as u64);
-            at += len;
-            // Not for long: whoever opens the file waits, and others for the lock that the caller holds.
-            if at < region.end && began.elapsed() < PAUSES_AT_MOST {
-                raw::nap(PAUSE_NS);
-            }
+            at = end;
         }
+        self.finish();
+        Ok(longest)
+    }
+
+    /// Puts the kernel's mapping in the place of what is left of a stand-in that lost addresses behind our back, and where
+    /// it was moved to.
+    pub fn abandon(mut self, lost: &Lost) {
+        let core = self.core();
+        self.give_way();
+        let parts = [
+            lost.live.start..lost.gone.start.clamp(lost.live.start, lost.live.end),
+            lost.gone.end.clamp(lost.live.start, lost.live.end)..lost.live.end,
+        ];
+        for part in parts.into_iter().filter(|p| !p.is_empty()) {
+            let _ = put_kernels(core, self.kernel(), part.start, part.start, part.len());
+        }
+        if let Some(to) = lost.moved_to {
+            let from = lost.gone.start.max(lost.live.start)..lost.gone.end.min(lost.live.end);
+            if !from.is_empty() {
+                let to = to + (from.start - lost.gone.start);
+                let _ = put_kernels(core, self.kernel(), from.start, to, from.len());
+            }
+            identity::settle_moved();
+        }
+        self.finish();
+    }
+
+    /// From now on a page that cannot be installed is one that the kernel serves.
+    fn give_way(&self) {
+        // (An eviction that is on its way concerns the kernel's mapping, if that is there by then, which loses nothing by it.)
+        self.kernel().leaving.store(true, Ordering::SeqCst);
+        handler::expect_latecomers();
+    }
+
+    /// Ends the service where the kernel's mapping is in place.
+    fn finish(&mut self) {
+        let core = self.core();
         self.0.take_core();
-        // SAFETY: taken out of the map, whose only owner is consumed here.
+        // SAFETY: taken out of the map, which serves nothing any more: it is consumed by all callers.
         let core = unsafe { map::close(self.0.pool(), core) };
         map::settle(core);
-        Ok(longest)
     }
 }
 
-/// Replaces a part of a map by the kernel's mapping of the same bytes.
-fn put_kernels(core: &MapCore, kernel: &KernelMapping, at: usize, len: usize) -> Result<(), Errno> {
+/// The end of the piece to be replaced next: as far as nothing is resident, and [`PIECE`] beyond that.
+fn piece_end(core: &MapCore, at: usize, end: usize) -> usize {
+    let data_end = core.start + (core.data_len as usize).next_multiple_of(mem::PAGE);
+    let mut to = at;
+    while to < end.min(data_end) && core.table.live(core.unit_of(to)) == 0 {
+        let next = (core.unit_of(to) / GROUP + 1) * GROUP;
+        to = core.unit_addr(next);
+    }
+    match to {
+        to if to >= data_end => end,
+        to => (to + PIECE).min(end),
+    }
+}
+
+/// Puts the kernel's mapping of the bytes that a map has at `from` to `at`, where a part of the map is, or was moved.
+fn put_kernels(
+    core: &MapCore,
+    kernel: &KernelMapping,
+    from: usize,
+    at: usize,
+    len: usize,
+) -> Result<(), Errno> {
     let Reading::File { fd, id, .. } = &core.reading else {
         return Err(Errno(libc::ENODEV));
     };
     let number = fd.current(*id)?;
-    let offset = core.base + (at - core.start) as u64;
+    let offset = core.base + (from - core.start) as u64;
     let flags = kernel.flags | libc::MAP_FIXED;
     // SAFETY: replaces a part of the map's region by the same bytes, which the caller owns.
     unsafe { mem::map(at, len, libc::PROT_READ, flags, number, offset)? };
@@ -246,18 +317,50 @@ pub fn touches(range: &Range<usize>) -> bool {
     registry::touches(range)
 }
 
-static ON_LEASE_BROKEN: OnceLock<fn(usize, u64) -> bool> = OnceLock::new();
+static ON_LOST: OnceLock<fn(u64, Lost)> = OnceLock::new();
 
-/// Sets what is called, on a thread of the engine's that may wait, when the lease of the stand-in at an address with a
-/// serial number is being broken. It is to hand that one back, and says whether it could: if not, what can be saved of the
+/// Sets what is called, on a thread of the engine's that must not wait, when the stand-in with a serial number has lost addresses
+/// by a system call that nobody saw.
+pub fn on_lost(f: fn(u64, Lost)) {
+    let _ = ON_LOST.set(f);
+}
+
+/// Passes on that a stand-in lost addresses.
+pub(crate) fn lost(serial: u64, lost: Lost) {
+    if let Some(tell) = ON_LOST.get() {
+        tell(serial, lost);
+    }
+}
+
+/// The kernel has given out addresses that were thought to be a stand-in's: whichever they belonged to has lost them. To be
+/// called before the program learns the addresses.
+pub fn given_out(range: &Range<usize>) {
+    let _no_handler_here = signal::Blocked::all();
+    registry::for_each_in(range, |core| {
+        if !core.gives_way() {
+            let live = core.lose();
+            lost(core.serial, Lost { live, gone: range.clone(), moved_to: None });
+        }
+    });
+}
+
+/// Ends the engine's threads that belong to no pool, where there is none any more.
+pub fn stop_threads() {
+    keeper::stop();
+}
+
+static ON_LEASE_BROKEN: OnceLock<fn(u64) -> bool> = OnceLock::new();
+
+/// Sets what is called, on a thread of the engine's that may wait, when the lease of the stand-in with a serial number is
+/// being broken. It is to hand that one back, and says whether it could: if not, what can be saved of the
 /// map is read in and kept.
-pub fn on_lease_broken(f: fn(usize, u64) -> bool) {
+pub fn on_lease_broken(f: fn(u64) -> bool) {
     let _ = ON_LEASE_BROKEN.set(f);
 }
 
 /// `false` if it could not be handed back.
-pub(crate) fn lease_broken(start: usize, serial: u64) -> bool {
-    ON_LEASE_BROKEN.get().is_some_and(|f| f(start, serial))
+pub(crate) fn lease_broken(serial: u64) -> bool {
+    ON_LEASE_BROKEN.get().is_some_and(|f| f(serial))
 }
 
 /// Replaces (or, without a new one, reads) the disposition of SIGBUS that the program believes in. While the engine's handler
@@ -475,6 +578,6 @@ const READ_STEP: usize = 256 << 10;
 
 /// Most bytes that one call should hold, so that many can do so at once in what the pools have.
 pub fn hold_at_most(pool: &Pool) -> usize {
-    // No datagram is larger than the least of it, and it is whole blocks.
-    (pool.budget().get() / 32).clamp(1 << 20, 4 << 20) as usize & !((64 << 10) - 1)
+    // Whole blocks. What is longer is read through the kernel's own mapping ([`lend`]).
+    (pool.budget().get() / 32).clamp(64 << 10, 1 << 20) as usize & !((64 << 10) - 1)
 }

@@ -15,6 +15,7 @@ pub mod policy;
 use crate::fault::core::{EVICTOR_BACKLOG, MapCore, PoolCore};
 use crate::fault::counters::Count;
 use crate::fault::fill::{cancel_eviction, entry_ahead, entry_bytes, entry_parts};
+use crate::fault::identity;
 use crate::fault::page::{Left, State};
 use crate::fault::registry::{self, Inside};
 use crate::fault::table::{GROUP, GROUP_BYTES};
@@ -453,7 +454,7 @@ impl Evictor {
             cooler.keep(&mut taken);
         }
         let n = taken.len();
-        self.advise(&mut taken, libc::MADV_DONTNEED);
+        self.advise(&batch, &mut taken, libc::MADV_DONTNEED);
         let mut released = 0;
         for t in &taken {
             let (id, unit) = entry_parts(t.item.entry);
@@ -567,7 +568,7 @@ impl Evictor {
             self.policy.softened(offered);
         }
         let n = taken.len();
-        self.advise(&mut taken, libc::MADV_FREE);
+        self.advise(&batch, &mut taken, libc::MADV_FREE);
         for t in &taken {
             let (id, unit) = entry_parts(t.item.entry);
             if let Some(core) = batch.maps.get(&id) {
@@ -580,18 +581,23 @@ impl Evictor {
         n
     }
 
-    /// Gives one piece of advice on all ranges of a batch; neighbours are merged.
-    fn advise(&mut self, taken: &mut [Taken], advice: i32) {
+    /// Gives one piece of advice on all ranges of a batch that are still their maps' own; neighbours are merged.
+    fn advise(&mut self, batch: &Batch<'_>, taken: &mut [Taken], advice: i32) {
         taken.sort_unstable_by_key(|t| t.addr);
         let mut ranges: Vec<Range> = Vec::with_capacity(taken.len());
-        for &Taken { addr, len, .. } in &*taken {
+        let _ours = identity::discarding();
+        for &Taken { addr, len, item, .. } in &*taken {
+            let map = batch.maps.get(&entry_parts(item.entry).0);
+            if !map.is_some_and(|core| core.live.covers(addr, len)) {
+                continue;
+            }
             match ranges.last_mut() {
                 Some(r) if r.addr + r.len == addr => r.len += len,
                 _ => ranges.push(Range { addr, len }),
             }
         }
         // SAFETY: all ranges are units of ours that `begin_evict` or `begin_soften` put into this batch's hands:
-        // unpinned, and readable again.
+        // unpinned, and readable again; and still their maps' own, for as long as no report is acted on.
         unsafe { self.crew.advise(&ranges, advice) };
     }
 
@@ -624,8 +630,12 @@ pub(crate) fn collect_group(core: &MapCore, unit: u64) {
     let bytes = core.table.collect(unit, || {
         let start = core.unit_addr(first);
         let end = (start + ((GROUP as usize) << core.unit_shift)).min(core.region().end);
-        // SAFETY: all units of the range are absent, and none can be claimed before this returns.
-        unsafe { mem::discard(start, end - start) };
+        let _ours = identity::discarding();
+        if core.live.covers(start, end - start) {
+            // SAFETY: all units of the range are absent, and none can be claimed before this returns; the range is still the
+            // map's own, for as long as no report is acted on.
+            unsafe { mem::discard(start, end - start) };
+        }
     });
     if bytes > 0 {
         core.counters.add(Count::Released, bytes);

@@ -5,6 +5,7 @@ use super::budget::Budget;
 use super::cooling::Cooling;
 use super::counters::Counters;
 use super::fds::Fd;
+use super::identity::Live;
 use super::page::Page;
 use super::ring::{Handover, Ring};
 use super::staging::Staging;
@@ -14,7 +15,7 @@ use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// A number of a fill unit within a map.
 pub(crate) type Unit = u64;
@@ -123,6 +124,8 @@ pub(crate) struct KernelMapping {
     pub(crate) dont_fork: AtomicBool,
     /// When a miss first found the lease gone, in nanoseconds; 0: not yet.
     pub(crate) broken_at: AtomicU64,
+    /// The kernel's mapping of the same bytes elsewhere, once a system call needed it.
+    pub(crate) alias: AtomicPtr<crate::alias::Alias>,
     /// The kernel's mapping is taking the map's place, piece by piece: a page that cannot be installed any more is one
     /// that the kernel serves.
     pub(crate) leaving: AtomicBool,
@@ -137,6 +140,8 @@ pub(crate) struct MapCore {
     /// First address and length of the region: whole units, whole granules.
     pub(crate) start: usize,
     pub(crate) region_len: usize,
+    /// The part of it that is still the map's own.
+    pub(crate) live: Live,
     /// Offset in the source of the first byte of the region, a multiple of the page size.
     pub(crate) base: u64,
     /// Bytes of the region that the source backs; up to the end of the last page they read as zero.
@@ -197,6 +202,11 @@ impl MapCore {
         self.stands_for
             .as_ref()
             .is_some_and(|k| k.leaving.load(Ordering::SeqCst))
+    }
+
+    /// Whether the map's addresses are being taken away by the engine itself.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) || self.leaving()
     }
 
     pub(crate) fn region(&self) -> std::ops::Range<usize> {

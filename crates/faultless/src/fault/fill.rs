@@ -10,6 +10,7 @@ use super::ahead::Trips;
 use super::core::{MapCore, Reading, Unit};
 use super::counters::Count;
 use super::fds::Fd;
+use super::identity;
 use super::page::{From, PINS_MAX, State, Word, futex_bits};
 use super::process;
 use super::report::Fault;
@@ -472,8 +473,13 @@ fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
 /// Takes the memory of a unit away that this thread owns: its bytes can be read again.
 fn discard_unit(core: &MapCore, unit: Unit) {
     let r = core.backed(unit, 1);
-    // SAFETY: this thread owns the unit; loads that miss meanwhile wait for it.
-    unsafe { mem::discard(core.start + r.start as usize, (r.end - r.start) as usize) };
+    let (addr, len) = (core.start + r.start as usize, (r.end - r.start) as usize);
+    let _ours = identity::discarding();
+    if core.live.covers(addr, len) {
+        // SAFETY: the caller owns the unit, whose bytes can be read again; its addresses are still the map's own, for as long
+        // as no report is acted on.
+        unsafe { mem::discard(addr, len) };
+    }
 }
 
 /// How a unit becomes resident.
@@ -821,7 +827,7 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
             }
             _ if tries > INSTALL_TRIES => return Err(Fault::Install(error)),
             // The kernel's own mapping is there by now, at least for a part of the range: it serves that.
-            libc::ENOENT | libc::EINVAL if core.leaving() => {
+            libc::ENOENT | libc::EINVAL if core.leaving() || !core.live.covers(dst, len) => {
                 tries -= 1;
                 if step > PAGE {
                     step = PAGE;

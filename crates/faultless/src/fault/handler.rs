@@ -7,7 +7,7 @@
 
 use super::core::{LastLooks, MapCore};
 use super::fill::{self, Need};
-use super::registry;
+use super::{identity, registry};
 use super::report::{self, Fault};
 use faultless_sys::mem::PAGE;
 use faultless_sys::signal::{self, Action};
@@ -177,6 +177,9 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
             if core.stands_for.is_none() || FORMER.read().handler == libc::SIG_DFL {
                 report_at(&core, addr, why);
             }
+        } else if identity::may_have_moved() {
+            raw::nap(HAND_BACK_NAP_NS);
+            return;
         } else if came_late(addr) {
             // The map was handed back to the kernel between the fault and this look: the kernel serves the load when it
             // runs again. If not, this thread will be here at once with the same address.

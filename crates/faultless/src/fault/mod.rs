@@ -27,6 +27,8 @@ pub(crate) mod fill;
 pub(crate) mod gate;
 #[cfg(not(loom))]
 pub(crate) mod handler;
+#[cfg(not(loom))]
+pub(crate) mod identity;
 pub(crate) mod page;
 #[cfg(not(loom))]
 pub(crate) mod process;

@@ -89,7 +89,7 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
     let inside = enter(gate(entry.checked_sub(1)?)?)?;
     // The gate may serve another map by now.
-    inside.region().contains(&addr).then_some(inside)
+    inside.live.get().contains(&addr).then_some(inside)
 }
 
 /// Whether some map has a part of `range`. Takes no lock.
@@ -111,8 +111,8 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
         // SAFETY: leaves are never freed.
         let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
         let has_part = |core: Inside<'_>| {
-            let region = core.region();
-            region.start < range.end && range.start < region.end
+            let live = core.live.get();
+            live.start < range.end && range.start < live.end
         };
         if entry == 0 {
             granule += 1;
@@ -126,6 +126,16 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
         granule += 1;
     }
     false
+}
+
+/// Runs `f` on every open map that has a part of a range.
+pub(crate) fn for_each_in(range: &Range<usize>, mut f: impl FnMut(&MapCore)) {
+    for_each(|core| {
+        let live = core.live.get();
+        if live.start < range.end && range.start < live.end {
+            f(core);
+        }
+    });
 }
 
 /// Reserves the number of a gate for a map that will lie at `region`. `None` if there are too many maps.

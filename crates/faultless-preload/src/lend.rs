@@ -1,0 +1,256 @@
+//! What the kernel is given to read in the place of memory that may be absent.
+//!
+//! The kernel cannot be interrupted by SIGBUS in the middle of a system call: an absent page of ours is EFAULT to it. So a
+//! function that hands memory on hands on one of two things instead, and makes its call once, so that what the kernel
+//! promises of one call holds: an append in one piece, a datagram, a write to a pipe.
+//!
+//! * Little memory is read in and pinned for the time of the call.
+//! * For more than that, and in children of vfork, the call gets the address of the kernel's own mapping of the same bytes.
+
+#![allow(unsafe_code, reason = "fills arrays that the kernel reads")]
+
+use crate::mappings::reaches;
+use crate::probe;
+use crate::real::Errno;
+use crate::state;
+use faultless::standin::{self, Held, Lent};
+use faultless_sys::mem;
+use libc::iovec;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Most bytes that are pinned for one call.
+static PINNED_MAX: AtomicUsize = AtomicUsize::new(64 << 10);
+
+/// Says how much one call may pin: little enough that many calls can, in the budget as it is now.
+pub(crate) fn set_pinned_max(bytes: usize) {
+    PINNED_MAX.store(bytes, Ordering::Relaxed);
+}
+
+pub(crate) fn range(at: *const c_void, len: usize) -> Range<usize> {
+    at as usize..(at as usize).saturating_add(len)
+}
+
+/// One buffer, as the kernel is to read it.
+pub(crate) struct Given {
+    at: usize,
+    _held: Option<Held>,
+    lent: Option<Lent>,
+}
+
+impl Given {
+    /// What to give the kernel for `len` bytes at `at`.
+    #[inline]
+    pub(crate) fn new(at: *const c_void, len: usize) -> Self {
+        let range = range(at, len);
+        if reaches(&range) {
+            Self::of_ours(range)
+        } else {
+            Given {
+                at: at as usize,
+                _held: None,
+                lent: None,
+            }
+        }
+    }
+
+    #[cold]
+    fn of_ours(range: Range<usize>) -> Self {
+        let _errno = Errno::keep();
+        let mut given = Given {
+            at: range.start,
+            _held: None,
+            lent: None,
+        };
+        let foreign = state::foreign();
+        if !foreign && range.len() <= PINNED_MAX.load(Ordering::Relaxed) {
+            let mut held = Held::new();
+            held.hold(range);
+            given._held = Some(held);
+        } else if let Some(lent) = standin::lend(&range) {
+            given.at = lent.at();
+            given.lent = Some(lent);
+        } else if !foreign {
+            // More than one mapping has a part of it.
+            let reason = "one system call needs more of it than can be pinned";
+            state::lock().hand_back_over(&range, reason);
+        }
+        given
+    }
+
+    pub(crate) fn at(&self) -> *const c_void {
+        self.at as *const c_void
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        // The call's own errno is the program's.
+        let _errno = Errno::keep();
+        self._held = None;
+        self.lent = None;
+    }
+}
+
+/// Elements that an array has room for without memory of its own.
+const INLINE: usize = 16;
+
+/// A short array. It asks no allocator for memory: the call may come from a signal handler that has interrupted one.
+struct Array<T> {
+    inline: [MaybeUninit<T>; INLINE],
+    /// A mapping with room for all, where there are more.
+    mapped: usize,
+    room: usize,
+    len: usize,
+}
+
+impl<T> Array<T> {
+    /// With room for so many elements. `None` if there is no memory.
+    fn new(room: usize) -> Option<Self> {
+        let mapped = if room > INLINE {
+            mem::map_anonymous(room * size_of::<T>()).ok()?
+        } else {
+            0
+        };
+        Some(Array {
+            inline: [const { MaybeUninit::uninit() }; INLINE],
+            mapped,
+            room,
+            len: 0,
+        })
+    }
+
+    fn start(&self) -> *const T {
+        match self.mapped {
+            0 => self.inline.as_ptr().cast(),
+            mapped => mapped as *const T,
+        }
+    }
+
+    fn push(&mut self, value: T) {
+        assert!(self.len < self.room.max(INLINE), "made with room for all");
+        // SAFETY: inside the array, which is writable.
+        unsafe { self.start().cast_mut().add(self.len).write(value) };
+        self.len += 1;
+    }
+}
+
+impl<T> Drop for Array<T> {
+    fn drop(&mut self) {
+        for i in 0..self.len {
+            // SAFETY: an element that was pushed, and is dropped once.
+            unsafe { self.start().cast_mut().add(i).drop_in_place() };
+        }
+        if self.mapped != 0 {
+            // SAFETY: mapped in `new`, and nobody has a reference into it.
+            let _ = unsafe { mem::unmap(self.mapped, self.room * size_of::<T>()) };
+        }
+    }
+}
+
+/// A vector of buffers, as the kernel is to read it.
+pub(crate) struct GivenVector {
+    parts: Array<iovec>,
+    lent: Array<Lent>,
+    _held: Held,
+}
+
+/// Parts that can be pinned at the same time.
+const PINNED_PARTS: usize = 8;
+
+/// Whether a vector, or a part of it, may lie in a mapping of ours. `false` also where the vector itself cannot be read.
+pub(crate) fn vector_reaches(vector: *const iovec, count: usize) -> bool {
+    crate::state::STANDING.load(Ordering::Relaxed) != 0
+        && part_of_ours(vector, count).is_some_and(|(parts, _)| parts > 0)
+}
+
+/// How many parts of a vector lie in mappings of ours, and how many bytes they have. `None` where it cannot be read.
+fn part_of_ours(vector: *const iovec, count: usize) -> Option<(usize, usize)> {
+    if count > libc::UIO_MAXIOV as usize || !probe::readable(vector as usize, count * size_of::<iovec>()) {
+        return None;
+    }
+    // SAFETY: found to be there; the program's own vector.
+    let parts = (0..count).map(|i| unsafe { vector.add(i).read_unaligned() });
+    let ours = parts.filter(|p| reaches(&range(p.iov_base, p.iov_len)));
+    Some(ours.fold((0, 0), |(n, bytes), p| (n + 1, bytes + p.iov_len)))
+}
+
+impl GivenVector {
+    /// What to give the kernel for a vector that [reaches](vector_reaches) memory of ours. `None` where there is nothing better
+    /// than the vector itself.
+    pub(crate) fn new(vector: *const iovec, count: usize) -> Option<Self> {
+        let _errno = Errno::keep();
+        let (ours, bytes) = part_of_ours(vector, count)?;
+        let pin = !state::foreign()
+            && ours <= PINNED_PARTS
+            && bytes <= PINNED_MAX.load(Ordering::Relaxed);
+        let mut given = GivenVector {
+            parts: Array::new(count)?,
+            lent: Array::new(ours)?,
+            _held: Held::new(),
+        };
+        for i in 0..count {
+            // SAFETY: found to be there by `part_of_ours`.
+            let mut part = unsafe { vector.add(i).read_unaligned() };
+            let range = range(part.iov_base, part.iov_len);
+            if !reaches(&range) {
+            } else if pin {
+                given._held.hold(range);
+            } else if given.lent.len < ours
+                && let Some(lent) = standin::lend(&range)
+            {
+                part.iov_base = lent.at() as *mut c_void;
+                given.lent.push(lent);
+            } else if !state::foreign() {
+                let reason = "one system call needs more of it than can be pinned";
+                state::lock().hand_back_over(&range, reason);
+            }
+            given.parts.push(part);
+        }
+        Some(given)
+    }
+
+    pub(crate) fn parts(&self) -> *const iovec {
+        self.parts.start()
+    }
+}
+
+impl Drop for GivenVector {
+    fn drop(&mut self) {
+        let errno = Errno::keep();
+        self._held = Held::new();
+        drop(errno);
+    }
+}
+
+/// Words that a call may take for pointers, with those into mappings of ours replaced by addresses that the kernel can read.
+pub(crate) struct GivenWords<const N: usize> {
+    pub(crate) words: [usize; N],
+    _lent: [Option<Lent>; N],
+}
+
+impl<const N: usize> GivenWords<N> {
+    /// `None` if none of them points into a mapping of ours.
+    pub(crate) fn new(words: [usize; N]) -> Option<Self> {
+        let _errno = Errno::keep();
+        let mut given = GivenWords {
+            words,
+            _lent: [const { None }; N],
+        };
+        let mut any = false;
+        for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
+            let byte = *word..word.saturating_add(1);
+            if *word >= mem::PAGE
+                && reaches(&byte)
+                && let Some(lent) = standin::lend(&byte)
+            {
+                *word = lent.at();
+                *keep = Some(lent);
+                any = true;
+            }
+        }
+        any.then_some(given)
+    }
+}

@@ -1,0 +1,128 @@
+//! The kernel's own mapping of what a stand-in maps, at another address.
+//!
+//! The kernel cannot be interrupted by SIGBUS in the middle of a system call: an absent page is `EFAULT` to it. Where a call
+//! reads more than can be pinned, or has to do all of its work in one piece (a record appended to a log, a datagram), it is
+//! given this address instead. The bytes are the same, the kernel reads what is absent into the page cache, and every promise
+//! of the call holds. The mapping is made when it is first needed and costs address space alone.
+
+#![allow(unsafe_code, reason = "maps files, and unmaps them when the last user is gone")]
+
+use crate::fault::core::{KernelMapping, MapCore, Reading};
+use crate::fault::registry;
+use faultless_sys::{mem, signal};
+use std::ops::Range;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+/// Where the mapping lies, and how many calls use it.
+#[derive(Debug)]
+pub(crate) struct Alias {
+    start: usize,
+    len: usize,
+    /// Calls that use it; with [`ORPHAN`], once the stand-in is gone.
+    users: AtomicUsize,
+}
+
+const ORPHAN: usize = 1 << (usize::BITS - 1);
+
+impl Alias {
+    fn make(core: &MapCore, kernel: &KernelMapping) -> Option<&'static Alias> {
+        let Reading::File { fd, id, .. } = &core.reading else {
+            return None;
+        };
+        let number = fd.current(*id).ok()?;
+        let len = core.region_len;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping, read only.
+        let start = unsafe { mem::map(0, len, libc::PROT_READ, flags, number, core.base) }.ok()?;
+        // SAFETY: mapped just now; this advice changes no contents. (A child has its own mappings.)
+        unsafe {
+            let _ = mem::madvise(start, len, libc::MADV_DONTFORK);
+            let _ = mem::madvise(start, len, kernel.advice.load(Ordering::Relaxed));
+        }
+        let made = Box::into_raw(Box::new(Alias {
+            start,
+            len,
+            users: AtomicUsize::new(0),
+        }));
+        let null = std::ptr::null_mut();
+        match kernel.alias.compare_exchange(null, made, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: made above; it is freed by the last that uses it, after the map is gone.
+            Ok(_) => Some(unsafe { &*made }),
+            Err(others) => {
+                // SAFETY: made above and shown to nobody; the other one lives as long as the map at least.
+                unsafe {
+                    free(made);
+                    Some(&*others)
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// Nobody uses it any more.
+unsafe fn free(alias: *mut Alias) {
+    // SAFETY: made by `Box::into_raw` in `make`, and freed once, by the caller's promise.
+    let alias = unsafe { Box::from_raw(alias) };
+    // SAFETY: our own mapping, which nobody reads any more.
+    let _ = unsafe { mem::unmap(alias.start, alias.len) };
+}
+
+/// Gives the mapping up with the map that it belongs to; the last call that uses it unmaps it.
+pub(crate) fn give_up(alias: &AtomicPtr<Alias>) {
+    let alias = alias.swap(std::ptr::null_mut(), Ordering::AcqRel);
+    // SAFETY: null, or made in `make` and not freed before it is an orphan without users.
+    if let Some(a) = unsafe { alias.as_ref() }
+        && a.users.fetch_or(ORPHAN, Ordering::AcqRel) == 0
+    {
+        // SAFETY: no call uses it, and none can find it any more.
+        unsafe { free(alias) };
+    }
+}
+
+/// An address for a system call to read from, until this is dropped.
+#[derive(Debug)]
+pub struct Lent {
+    alias: *mut Alias,
+    at: usize,
+}
+
+impl Lent {
+    /// Where the kernel reads the same bytes.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: it is not freed while a user counts.
+        let users = unsafe { &(*self.alias).users };
+        if users.fetch_sub(1, Ordering::AcqRel) == ORPHAN | 1 {
+            // SAFETY: the map is gone, and this was the last user.
+            unsafe { free(self.alias) };
+        }
+    }
+}
+
+/// Another address for the bytes of a range, if all of it lies in one stand-in.
+pub fn lend(range: &Range<usize>) -> Option<Lent> {
+    let _no_handler_here = signal::Blocked::all();
+    let core = registry::find(range.start)?;
+    let kernel = core.stands_for.as_ref()?;
+    if range.end > core.live.get().end {
+        return None;
+    }
+    let known = kernel.alias.load(Ordering::Acquire);
+    // SAFETY: null, or an alias that lives at least as long as the map, in which this thread is.
+    let alias = match unsafe { known.as_ref() } {
+        Some(alias) => alias,
+        None => Alias::make(&core, kernel)?,
+    };
+    alias.users.fetch_add(1, Ordering::AcqRel);
+    Some(Lent {
+        alias: std::ptr::from_ref(alias).cast_mut(),
+        at: alias.start + (range.start - core.start),
+    })
+}

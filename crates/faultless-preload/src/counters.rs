@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "a list of static counters")]
 
 use crate::state;
+use faultless::standin;
 use faultless_run::Efaults;
 use faultless_sys::{perf, raw};
 use std::ffi::c_int;
@@ -64,13 +65,18 @@ pub(crate) fn efaults() -> Vec<Efaults> {
         if *pid != raw::getpid() || !counter.is_there() {
             continue;
         }
-        match counter.read() {
-            Ok(count) if count > 0 => all.push(Efaults {
+        // The engine's threads descend from the program's, and are counted with them.
+        let own = match call.as_str() {
+            "pwritev" => standin::own_efaults(),
+            _ => 0,
+        };
+        let count = counter.read().unwrap_or(0).saturating_sub(own);
+        if count > 0 {
+            all.push(Efaults {
                 call: call.clone(),
                 count,
                 mended: false,
-            }),
-            _ => {}
+            });
         }
     }
     all.sort_by(|a, b| a.call.cmp(&b.call));

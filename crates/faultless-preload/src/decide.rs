@@ -63,7 +63,8 @@ pub(crate) fn take(call: Call) -> Option<usize> {
     }
     let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
-    let cached = cached_share(call.fd, call.offset, call.len as u64);
+    let data = status.len.saturating_sub(call.offset).min(call.len as u64);
+    let cached = cached_share(call.fd, call.offset, data);
     if let Err(why) = worth_it(settings, &call, cached) {
         leave(why, call.len, path);
         return None;
@@ -121,7 +122,7 @@ fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'stati
 /// The share of a mapping that must be in the page cache for it to be left alone.
 const CACHED: f64 = 0.75;
 
-/// The share of a mapping's pages that is in the page cache. Of large mappings, parts are looked at.
+/// The share of a mapping's data that is in the page cache. Of much data, parts are looked at.
 fn cached_share(fd: i32, offset: u64, len: u64) -> f64 {
     /// Bytes of one part.
     const PART: u64 = 1 << 20;

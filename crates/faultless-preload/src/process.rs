@@ -77,11 +77,13 @@ fn alone(reason: &'static str, call: impl Fn() -> c_int) -> c_int {
     const NAP_NS: u64 = 1_000_000;
     let had_threads = state::on() && !state::foreign() && state::has_threads();
     step_aside(reason);
+    let before = errno();
     for _ in 0..TRIES {
         let result = call();
         if result != -1 || errno() != libc::EINVAL || !had_threads {
             return result;
         }
+        set_errno(before);
         raw::nap(NAP_NS);
     }
     set_errno(libc::EINVAL);

@@ -426,6 +426,7 @@ impl State {
         let granted = service::join();
         let pool = Pool::builder()
             .memory(Bytes::new(granted))
+            .guest()
             .build()
             .map_err(|e| e.to_string())?;
         if let faultless::Backend::Mmap(why) = pool.backend() {

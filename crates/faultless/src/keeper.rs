@@ -444,8 +444,9 @@ fn run(
         }
         run_tasks(tasks, &mut keeper);
     }
+    let once = 1u64;
     // SAFETY: writes eight bytes of a live local to a descriptor of this table.
-    unsafe { libc::write(end, (&raw const END).cast(), size_of_val(&END)) };
+    unsafe { libc::write(end, (&raw const once).cast(), size_of_val(&once)) };
     let _ = reader.join();
     for number in [epoll, end] {
         // SAFETY: made above; the reader has ended.
@@ -453,8 +454,8 @@ fn run(
     }
 }
 
-/// The data of the event that ends the reader of reports, and what is written to cause it.
-static END: u64 = u64::MAX;
+/// The data of the event that ends the reader of reports: no number of a descriptor.
+const END: u64 = u64::MAX;
 
 /// Has `end` wake the reader of reports.
 fn watch_for_the_end(epoll: i32, end: i32) -> io::Result<()> {

@@ -12,6 +12,18 @@ pub(crate) struct Memory {
     pub(crate) available: u64,
     /// Physical memory.
     pub(crate) machine: u64,
+    /// Anonymous memory of the control group with the smallest limit; 0 where there is none.
+    pub(crate) anonymous: u64,
+}
+
+/// Anonymous memory of a control group, by its `memory.stat` (version 2 or 1).
+fn anonymous(dir: &Path) -> Option<u64> {
+    let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')))?;
+        line.split(' ').nth(1)?.parse().ok()
+    };
+    field("anon").or_else(|| field("total_rss"))
 }
 
 fn meminfo(field: &str) -> Option<u64> {
@@ -75,9 +87,13 @@ pub(crate) fn look() -> Memory {
         limit: machine,
         available: meminfo("MemAvailable:").unwrap_or(machine / 2),
         machine,
+        anonymous: 0,
     };
     for (dir, limit, usage) in groups() {
         if let Some(limit) = number(dir.join(limit)).filter(|&l| l < machine) {
+            if limit < memory.limit {
+                memory.anonymous = anonymous(&dir).unwrap_or(0);
+            }
             memory.limit = memory.limit.min(limit);
             let used = number(dir.join(usage)).unwrap_or(0);
             memory.available = memory.available.min(limit.saturating_sub(used));

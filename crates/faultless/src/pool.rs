@@ -74,6 +74,7 @@ pub struct PoolBuilder {
     memory: Option<Bytes>,
     fill_threads: Option<usize>,
     backend: BackendChoice,
+    guest: bool,
 }
 
 impl PoolBuilder {
@@ -95,6 +96,13 @@ impl PoolBuilder {
     /// Which backend to use. The environment variable `FAULTLESS_BACKEND=mmap` does the same for a whole process.
     pub fn backend(mut self, choice: BackendChoice) -> Self {
         self.backend = choice;
+        self
+    }
+
+    /// The pool is in a process that does not know of it, and whose memory it must not be in the way of.
+    #[doc(hidden)]
+    pub fn guest(mut self) -> Self {
+        self.guest = true;
         self
     }
 
@@ -128,7 +136,7 @@ impl PoolBuilder {
             None => None,
             Some(fd) => {
                 install_handler()?;
-                Some(Engine::start(fd, budget)?)
+                Some(Engine::start(fd, budget, self.guest)?)
             }
         };
         Ok(Pool(Arc::new(Shared {
@@ -326,12 +334,17 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    fn start(uffd: OwnedFd, budget: Bytes) -> Result<Self, Error> {
+    fn start(uffd: OwnedFd, budget: Bytes, guest: bool) -> Result<Self, Error> {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
         let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
-        let staging = Staging::new((limit / 16).clamp(CHUNK_MAX as u64, STAGING_MAX) as usize)
-            .map_err(memory)?;
+        let staging_max = if guest {
+            (memory::look().limit / 256).min(STAGING_MAX)
+        } else {
+            STAGING_MAX
+        };
+        let staging = (limit / 16).min(staging_max).max(CHUNK_MAX as u64);
+        let staging = Staging::new(staging as usize).map_err(memory)?;
         let uffd =
             keeper::adopt(uffd).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
         keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
@@ -353,6 +366,7 @@ impl Engine {
             fresh: AtomicU64::new(0),
             firm: AtomicU64::new(0),
             firm_max: AtomicU64::new(u64::MAX),
+            guest,
             reserve: AtomicU64::new(evict::reserve_of(limit)),
             wanted: AtomicU64::new(0),
             fillers_started: AtomicU32::new(0),

@@ -15,6 +15,7 @@
 #![allow(missing_docs, reason = "not a part of the interface")]
 
 use crate::error::Error;
+use crate::evict::cooler::OWN_EFAULTS;
 use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::counters::{Count, Stats};
 use crate::fault::fill::{self, Need, RUN_MAX};
@@ -342,6 +343,11 @@ pub fn given_out(range: &Range<usize>) {
             lost(core.serial, Lost { live, gone: range.clone(), moved_to: None });
         }
     });
+}
+
+/// How many `pwritev` calls of the engine's own were answered by EFAULT: they are not the program's.
+pub fn own_efaults() -> u64 {
+    OWN_EFAULTS.load(Ordering::Relaxed)
 }
 
 /// Ends the engine's threads that belong to no pool, where there is none any more.

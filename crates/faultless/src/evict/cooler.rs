@@ -19,7 +19,11 @@ use crate::memory;
 use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
 use faultless_sys::{Errno, file};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// How often the kernel answered EFAULT to a write of a page that it had taken back: no error, and no affair of the program's.
+pub(crate) static OWN_EFAULTS: AtomicU64 = AtomicU64::new(0);
 
 /// Slots that are looked at for a free one before a unit goes without.
 const TRIES: usize = 16;
@@ -243,7 +247,12 @@ impl Cooler {
             let whole = match written {
                 Ok(bytes) => bytes / PAGE,
                 Err(Errno(libc::EINTR)) => continue,
-                Err(_) => 0,
+                Err(e) => {
+                if e == Errno(libc::EFAULT) {
+                    OWN_EFAULTS.fetch_add(1, Ordering::Relaxed);
+                }
+                0
+            }
             };
             if whole < run {
                 // The kernel has taken this page back, or there is no memory: it goes without.

@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-mod cooler;
+pub(crate) mod cooler;
 mod crew;
 pub mod policy;
 
@@ -31,7 +31,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How often limits of the machine and the control group are looked at, while there is work.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
 /// Sleep without work.
@@ -69,6 +69,13 @@ fn batch_bytes(limit: u64) -> u64 {
 pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
     let memory = memory::look();
     let limit = pool.budget.limit();
+    if pool.guest && memory.limit < memory.machine {
+        // Reclaim is the program's: what it would find of page cache, it must find of ours.
+        let max = guest_firm_max(&memory);
+        pool.firm_max.store(max, Ordering::Relaxed);
+        // (The cooling area is memory that the kernel cannot take back at all.)
+        return (max / 2, 0);
+    }
     // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
     let max = if memory.limit / 2 < limit {
         memory.limit / 2
@@ -77,6 +84,19 @@ pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
     };
     pool.firm_max.store(max, Ordering::Relaxed);
     ((limit / 2).min(memory.limit / 4), memory.limit)
+}
+
+/// Bounds of what a guest keeps from the kernel in a control group with a limit.
+const GUEST_FIRM: std::ops::Range<u64> = 1 << 20..64 << 20;
+
+/// How much a guest may keep from the kernel: little, and less where the group's programs need nearly all that it has.
+fn guest_firm_max(memory: &memory::Memory) -> u64 {
+    let most = if memory.anonymous > memory.limit / 4 * 3 {
+        memory.limit.saturating_sub(memory.anonymous) / 16
+    } else {
+        memory.limit / 64
+    };
+    most.clamp(GUEST_FIRM.start, GUEST_FIRM.end)
 }
 
 /// Advances the clock of the shadows by so many pages, and says what it shows. Never zero.

@@ -49,6 +49,9 @@ pub(crate) struct PoolCore {
     pub(crate) fresh: AtomicU64,
     /// Bytes that the evictor knows of and has not marked MADV_FREE.
     pub(crate) firm: AtomicU64,
+    /// The process does not know of the pool: in a control group with a limit, the kernel must be able to take back nearly all
+    /// of its memory.
+    pub(crate) guest: bool,
     /// Most of both together, before fills wait for the marking.
     pub(crate) firm_max: AtomicU64,
     /// Bytes below the limit at which the evictor starts.

@@ -111,6 +111,20 @@ pub unsafe fn unmap(addr: usize, len: usize) -> Result<(), Errno> {
     check(unsafe { gated(libc::SYS_munmap, [addr, len, 0, 0, 0, 0]) }).map(drop)
 }
 
+/// Moves the pages of a private anonymous range to `to`, whose former mapping goes, and leaves the range itself mapped and empty
+/// (`mremap(2)`, `MREMAP_DONTUNMAP`, 5.7).
+///
+/// # Safety
+///
+/// Both ranges must be the caller's.
+pub unsafe fn move_pages_away(addr: usize, len: usize, to: usize) -> Result<(), Errno> {
+    /// Leaves the old range mapped.
+    const DONTUNMAP: i32 = 4;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | DONTUNMAP;
+    // SAFETY: the caller's promise.
+    check(unsafe { gated(libc::SYS_mremap, [addr, len, len, flags as usize, to, 0]) }).map(drop)
+}
+
 /// `mprotect(2)`.
 ///
 /// # Safety

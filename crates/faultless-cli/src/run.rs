@@ -27,9 +27,12 @@ pub(crate) struct Args {
     /// Memory for all file mappings of the program and what it starts, together [default: half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
     memory: Option<Bytes>,
-    /// Smallest mapping that is taken over.
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = crate::bench::size)]
-    min_size: Bytes,
+    /// Smallest mapping that is taken over [default: 16M; with --eager 1M].
+    #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
+    min_size: Option<Bytes>,
+    /// Take over also what promises no gain: what is in the page cache already, and what a program like this unmaps soon.
+    #[arg(long)]
+    eager: bool,
     /// Take files over for which no lease can be had: you vouch that their bytes do not change while they are mapped.
     #[arg(long, value_name = "PATTERN")]
     trust: Vec<String>,
@@ -73,6 +76,11 @@ enum Reads {
     Buffered,
 }
 
+/// Smallest mapping that is taken over, if the user does not say.
+fn min_size(eager: bool) -> Bytes {
+    if eager { Bytes::mib(1) } else { Bytes::mib(16) }
+}
+
 /// Smallest budget for a tree of processes.
 const MEMORY_MIN: Bytes = Bytes::mib(4);
 
@@ -103,7 +111,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             Vec::new()
         },
         memory: memory.get(),
-        min_size: args.min_size.get(),
+        min_size: args.min_size.unwrap_or(min_size(args.eager)).get(),
+        eager: args.eager,
         trust: args.trust,
         only: args.only,
         skip: args.skip,

@@ -103,15 +103,17 @@ fn leave(why: &'static str, bytes: usize, path: impl FnOnce() -> PathBuf) {
 
 /// Whether a mapping promises a gain, as far as can be seen from outside.
 fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
-    // (`--reads` says that the user knows better.)
-    if settings.reads == Wish::Auto && cached >= CACHED {
-        return Err("its pages are in the page cache already");
-    }
     if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
         return Err("the program asked for an address at which no stand-in can begin");
     }
     if state::STANDING.load(Ordering::Relaxed) >= STANDING_MAX {
         return Err("there are 256 others, and a forked child would have to make each of them anew");
+    }
+    if settings.eager {
+        return Ok(());
+    }
+    if cached >= CACHED {
+        return Err("its pages are in the page cache already");
     }
     if !settings.dry_run && state::lock().doubt.passes() {
         return Err("the mappings before it were unmapped before they paid");

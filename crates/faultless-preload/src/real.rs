@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code, reason = "looks functions up by name")]
 
-use faultless_sys::raw;
 use std::ffi::{CStr, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -20,7 +19,8 @@ impl Real {
         }
     }
 
-    /// Its address. A program that calls what its C library does not have would not have started without us.
+    /// Its address; where the C library has no such function, that of one which says so. (A program may have looked for it at
+    /// run time, and found ours.)
     #[inline]
     pub(crate) fn get(&self) -> *mut c_void {
         let at = self.at.load(Ordering::Relaxed);
@@ -37,16 +37,17 @@ impl Real {
     fn find(&self) -> *mut c_void {
         let errno = Errno::keep();
         let at = self.look_up();
-        if at.is_null() {
-            raw::write_stderr(b"faultless: the C library has no function ");
-            raw::write_stderr(self.name.to_bytes());
-            raw::write_stderr(b", which the program calls\n");
-            std::process::abort();
-        }
+        let at = if at.is_null() { missing as *mut c_void } else { at };
         self.at.store(at, Ordering::Relaxed);
         drop(errno);
         at
     }
+}
+
+/// Stands for a function that the C library does not have.
+extern "C" fn missing() -> libc::c_long {
+    set_errno(libc::ENOSYS);
+    -1
 }
 
 unsafe extern "C" {

@@ -51,6 +51,9 @@ pub struct Settings {
     /// System calls that bypass the C library are served too.
     #[serde(default)]
     pub compat: bool,
+    /// Also mappings that promise no gain are taken over.
+    #[serde(default)]
+    pub eager: bool,
     /// No leases are taken: only files that `trust` names, and those that nobody can write, are taken over.
     #[serde(default)]
     pub no_lease: bool,
@@ -141,6 +144,7 @@ mod tests {
             dry_run: false,
             compat: true,
             efault_tracepoints: vec![("write".into(), 7)],
+            eager: true,
             no_lease: true,
             sandbox: crate::Sandbox::default(),
             library: "l".into(),

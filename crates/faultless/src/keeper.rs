@@ -498,7 +498,7 @@ fn read_reports(epoll: i32) {
         if number == END {
             return;
         }
-        let report = identity::report_pending();
+        let report = identity::report_pending(number as i32);
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
         let Ok(read) = uffd::read_events(number as i32, &mut events) else {
             drop(report);

@@ -7,7 +7,7 @@ use crate::error::{Error, LeaseRefusal};
 use crate::fault::ahead::Streams;
 use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::counters::Counters;
-use crate::fault::identity::Live;
+use crate::fault::identity::{self, Live};
 use crate::fault::process;
 use crate::fault::registry::{self, GRANULE};
 use crate::fault::table::Table;
@@ -484,6 +484,7 @@ impl MapOptions {
         armed.map_err(refused)?;
         // SAFETY: ours, armed, and nobody has a reference into it yet.
         unsafe { mem::protect(region.start, region.len, libc::PROT_READ) }.map_err(refused)?;
+        identity::wait_for_older_reports(number, region.start).map_err(refused)?;
         Ok((region, table))
     }
 }

@@ -48,15 +48,25 @@ pub fn library() -> &'static Path {
 
 /// Compiles a C program of `tests/programs`.
 pub fn compile(name: &str, more: &[&str]) -> PathBuf {
-    let program = scratch().join(name);
+    compile_as(name, name, more)
+}
+
+/// The same, with a name for what comes out.
+pub fn compile_as(name: &str, out: &str, more: &[&str]) -> PathBuf {
+    static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let program = scratch().join(out);
+    // Other tests may run, or compile, the same program at this moment.
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let fresh = scratch().join(format!("{out}.{}-{number}", std::process::id()));
     let status = Command::new("cc")
         .args(["-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
-        .arg(&program)
+        .arg(&fresh)
         .arg(sources().join(name).with_extension("c"))
         .args(more)
         .status()
         .expect("a C compiler");
     assert!(status.success(), "{name}.c does not compile");
+    std::fs::rename(&fresh, &program).expect("the same directory");
     program
 }
 
@@ -120,7 +130,7 @@ pub fn served_by(
     let json = tempfile::NamedTempFile::new_in(scratch()).expect("a temporary file");
     let mut command = budgeted(Path::new(FAULTLESS));
     command
-        .args(["run", "--stats-json"])
+        .args(["run", "--eager", "--stats-json"])
         .arg(json.path())
         .args(options)
         .arg("--")

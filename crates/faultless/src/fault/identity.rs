@@ -18,9 +18,12 @@
 //! thread that is given the same addresses, by a system call of its own that nobody sees, before step 2, and that has
 //! written there: for a mapping call that we do see, [`MapCore::lose`] is called before it returns.
 
+#![allow(unsafe_code, reason = "installs a page in a new range, and discards it")]
+
 use super::core::MapCore;
 use super::registry;
-use faultless_sys::{futex, raw};
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::{Errno, futex, raw, uffd};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -125,23 +128,61 @@ impl Drop for Discarding {
     }
 }
 
-/// A report is there to be read, and no discard is in progress.
-pub(crate) struct Report(());
+/// Tries while the kernel says that reports are pending: each is read within microseconds.
+const BARRIER_TRIES: u32 = 200_000;
 
-/// Called by the one thread that reads reports, before it reads one.
-pub(crate) fn report_pending() -> Report {
+/// Waits until all reports have been acted on that concern former owners of a range: to be called when a new map's range is
+/// armed, and before the map can be found. A report names addresses, and must not be taken for one about the new map.
+///
+/// The kernel refuses to install pages (`EAGAIN`) from the moment that it unmaps or moves an armed range until the report has been
+/// read. So a page that can be installed in the new range proves that none is pending. (It also has the kernel prepare the
+/// range, which would take `mmap_lock` at the first miss.)
+pub(crate) fn wait_for_older_reports(uffd: i32, addr: usize) -> Result<(), Errno> {
+    #[repr(align(4096))]
+    struct Page([u8; PAGE]);
+    static ZEROS: Page = Page([0; PAGE]);
+    let mut tries = 0;
+    loop {
+        // SAFETY: an armed range of the caller's, which nobody reads yet.
+        let copied = unsafe { uffd::copy(uffd, addr, ZEROS.0.as_ptr() as usize, PAGE, false) };
+        match copied.error {
+            None => break,
+            Some(Errno(libc::EAGAIN)) if tries < BARRIER_TRIES => tries += 1,
+            Some(e) => return Err(e),
+        }
+        raw::sched_yield();
+    }
+    // SAFETY: the page that was installed just now.
+    unsafe { mem::discard(addr, PAGE) };
+    // Read is not acted on: the next turn of the reader's comes after that.
+    while REPORT.load(Ordering::SeqCst) != 0 {
+        futex::wait(&REPORT, 1, REPORT_WAIT_NS);
+    }
+    Ok(())
+}
+
+/// A report is there to be read, and no discard is in progress.
+pub(crate) struct Report(i32);
+
+/// Called by the one thread that reads reports, before it reads one from `uffd`, a number in the engine's own table.
+pub(crate) fn report_pending(uffd: i32) -> Report {
     REPORT.store(1, Ordering::SeqCst);
     while DISCARDS.load(Ordering::SeqCst) != 0 {
         raw::nap(DISCARDS_NAP_NS);
     }
-    Report(())
+    Report(uffd)
 }
 
 impl Report {
+    /// Whether a map's range is armed by the descriptor that reports.
+    fn is_of(&self, core: &MapCore) -> bool {
+        core.pool.uffd.engine_number() == self.0
+    }
+
     /// Addresses were unmapped, or mapped over. Returns the stand-in that lost them without our doing, and what it lost.
     pub(crate) fn unmapped(&self, gone: &Range<usize>, mut tell: impl FnMut(u64, Lost)) {
         registry::for_each_in(gone, |core| {
-            if !core.gives_way() {
+            if self.is_of(core) && !core.gives_way() {
                 let live = core.lose();
                 let gone = gone.clone();
                 let moved_to = None;
@@ -155,7 +196,7 @@ impl Report {
     /// Addresses were moved.
     pub(crate) fn moved(&self, from: &Range<usize>, to: usize, mut tell: impl FnMut(u64, Lost)) {
         registry::for_each_in(from, |core| {
-            if !core.gives_way() {
+            if self.is_of(core) && !core.gives_way() {
                 let live = core.lose();
                 if core.stands_for.is_some() {
                     // Before the report ends: a load at the new place finds one or the other.
@@ -216,7 +257,7 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::scope(|s| {
             let reader = s.spawn(|| {
-                let report = report_pending();
+                let report = report_pending(-1);
                 assert_eq!(DISCARDS.load(Ordering::SeqCst), 0, "none is in progress");
                 tell.send(()).expect("the test listens");
                 report

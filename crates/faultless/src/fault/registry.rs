@@ -1,7 +1,7 @@
 //! From an address to the map that it lies in, without a lock, and safe against maps that are dropped meanwhile.
 //!
-//! Regions begin at multiples of 2 MiB, and no two of them share a 2 MiB granule, so a two-level table indexed by address
-//! finds the *gate* of the region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
+//! Regions begin at multiples of 2 MiB, and no two maps have live addresses in the same 2 MiB granule, so a two-level table
+//! indexed by address finds the *gate* of the region in two loads. Leaves and gates are never freed (gates are used again), so a reader needs no protection to
 //! reach a gate. What is behind the gate, the [`MapCore`], is freed when its map is dropped; `gate.rs` says how.
 
 #![allow(unsafe_code, reason = "dereferences what the gate protects")]
@@ -141,6 +141,9 @@ pub(crate) fn for_each_in(range: &Range<usize>, mut f: impl FnMut(&MapCore)) {
 /// Reserves the number of a gate for a map that will lie at `region`. `None` if there are too many maps.
 pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<u32>> {
     make_leaves(region)?;
+    if shares_a_granule(region) {
+        return Err(std::io::ErrorKind::AddrInUse.into());
+    }
     Ok(reserve_number())
 }
 
@@ -200,15 +203,28 @@ fn make_leaves(region: &Range<usize>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn set_entries(core: &MapCore, value: u32) {
-    let region = core.region();
+/// Runs `f` on the entries of a region's granules, as far as there are leaves for them.
+fn for_each_entry(region: &Range<usize>, mut f: impl FnMut(usize, &AtomicU32)) {
     for granule in region.start >> GRANULE_SHIFT..=(region.end - 1) >> GRANULE_SHIFT {
         let leaf = TABLE[granule >> LEAF_BITS].load(Ordering::Acquire);
         // SAFETY: leaves are never freed.
         if let Some(leaf) = unsafe { leaf.as_ref() } {
-            leaf.0[granule & (LEAF - 1)].store(value, Ordering::Release);
+            f(granule, &leaf.0[granule & (LEAF - 1)]);
         }
     }
+}
+
+/// Whether some map still has a part of one of a region's granules: one that lost its beginning or its end.
+fn shares_a_granule(region: &Range<usize>) -> bool {
+    let mut shared = false;
+    for_each_entry(region, |granule, entry| {
+        let map = entry.load(Ordering::Acquire).checked_sub(1).and_then(gate);
+        shared |= map.and_then(enter).is_some_and(|core| {
+            let (live, start) = (core.live.get(), granule << GRANULE_SHIFT);
+            live.start < start + GRANULE && start < live.end
+        });
+    });
+    shared
 }
 
 /// Opens the gate that `core` reserved: from now on faults in its region are served. Takes ownership of the core.
@@ -217,7 +233,7 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
     if let Some(gate) = gate(core.id) {
         gate.open(core as *const MapCore as *mut MapCore);
     }
-    set_entries(core, core.id + 1);
+    for_each_entry(&core.region(), |_, entry| entry.store(core.id + 1, Ordering::Release));
     core
 }
 
@@ -227,7 +243,11 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
 ///
 /// `core` must come from [`open`], be shut once only, and not be used again except through the returned box.
 pub(crate) unsafe fn shut(core: &'static MapCore) -> Box<MapCore> {
-    set_entries(core, 0);
+    for_each_entry(&core.region(), |_, entry| {
+        // A granule that the map lost may be another's by now.
+        let ours = core.id + 1;
+        let _ = entry.compare_exchange(ours, 0, Ordering::AcqRel, Ordering::Relaxed);
+    });
     if let Some(gate) = gate(core.id) {
         gate.shut(|| raw::nap(SHUT_NAP_NS));
     }

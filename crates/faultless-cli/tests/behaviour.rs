@@ -426,6 +426,7 @@ fn stats_are_told_on_stderr_at_the_end_and_on_sigusr2() {
             "60",
             FAULTLESS,
             "run",
+            "--eager",
             "--stats",
             "--stats-json",
         ])

@@ -131,7 +131,7 @@ fn pointers_that_cannot_be_read_are_for_the_kernel_to_refuse() {
 
 #[test]
 fn one_call_does_its_work_in_one_piece() {
-    let program = compile("append", &[]);
+    let program = compile("append", &["-w"]);
     let data = file("append", 16);
     let log = scratch().join("harm-append.log");
     for how in ["write", "vector"] {
@@ -155,7 +155,7 @@ fn the_kernel_finds_the_pages_of_every_call_that_reads_memory() {
     }
     std::fs::write(&data, bytes).expect("written");
     cool(&data);
-    let program = compile("kernel_reads", &["-Wno-unused-result", "-Wno-unused-parameter"]);
+    let program = compile("kernel_reads", &["-w"]);
     same(&program, &[], &[text(&data), text(&gone)]).taken_over();
     let _ = std::fs::remove_file(data);
 }

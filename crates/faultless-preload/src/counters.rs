@@ -5,7 +5,7 @@
 use crate::state;
 use faultless::standin;
 use faultless_run::Efaults;
-use faultless_sys::{perf, raw};
+use faultless_sys::{file, perf, raw};
 use std::ffi::c_int;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
@@ -104,7 +104,9 @@ fn is_watched(fd: c_int) -> bool {
 pub(crate) fn watch() {
     /// Numbers of these descriptors are at least this, out of the program's way.
     const FLOOR: i32 = 500;
-    let Some(settings) = state::settings().filter(|s| !s.efault_tracepoints.is_empty()) else {
+    let room = file::descriptor_limit(None).is_ok_and(|l| l.soft > 2 * FLOOR as u64);
+    let settings = state::settings().filter(|s| room && !s.efault_tracepoints.is_empty());
+    let Some(settings) = settings else {
         return;
     };
     let open = |(call, id): &(String, u64)| {

@@ -22,7 +22,7 @@ fn engines(fd: c_int) -> bool {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
+pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     if engines(fd) {
         // Not one that the program can know of.
         set_errno(libc::EBADF);
@@ -33,7 +33,7 @@ unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     let real = real!(close_range as unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int);
     // Ours are all close-on-exec already.
     const CLOEXEC: c_int = 4;
@@ -79,14 +79,14 @@ fn taken(fd: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn dup2(old: c_int, new: c_int) -> c_int {
     // SAFETY: the program's own arguments.
     let result = unsafe { real!(dup2 as unsafe extern "C" fn(c_int, c_int) -> c_int)(old, new) };
     if old == new { result } else { taken(result) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+pub(crate) unsafe extern "C" fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
     let real = real!(dup3 as unsafe extern "C" fn(c_int, c_int, c_int) -> c_int);
     // SAFETY: the program's own arguments.
     taken(unsafe { real(old, new, flags) })

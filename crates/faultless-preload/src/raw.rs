@@ -11,7 +11,7 @@ use crate::process::{confines, copies};
 use crate::real::{errno, real};
 use crate::state::{self, STANDING};
 use crate::writes::*;
-use crate::{exec, probe, signals};
+use crate::{descriptors, exec, probe, signals};
 use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::sync::atomic::Ordering;
@@ -43,6 +43,23 @@ unsafe extern "C-unwind" fn syscall(
         return exec::by_number(nr, [a, b, c, d, e, f]);
     }
     match nr {
+        libc::SYS_close => {
+            // SAFETY: the program's own argument.
+            return c_long::from(unsafe { descriptors::close(a as c_int) });
+        }
+        libc::SYS_close_range => {
+            // SAFETY: the program's own arguments.
+            return c_long::from(unsafe { descriptors::close_range(a as c_uint, b as c_uint, c as c_int) });
+        }
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2 => {
+            // SAFETY: the program's own arguments.
+            return c_long::from(unsafe { descriptors::dup2(a as c_int, b as c_int) });
+        }
+        libc::SYS_dup3 => {
+            // SAFETY: the program's own arguments.
+            return c_long::from(unsafe { descriptors::dup3(a as c_int, b as c_int, c as c_int) });
+        }
         libc::SYS_unshare => {
             // SAFETY: no pointers.
             return c_long::from(unsafe { crate::process::unshare(a as c_int) });

@@ -7,7 +7,7 @@ use crate::{counters, service};
 use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
 use faultless_sys::raw;
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::Ordering;
 
@@ -35,7 +35,11 @@ pub(crate) fn write(reason: &'static str) {
             .create(true)
             .mode(0o666)
             .open(path);
-        if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {
+        let written = file.and_then(|mut f| f.write_all(line.as_bytes()));
+        // (In another root directory there is no such file, and nothing to be said about it.)
+        if let Err(e) = written
+            && e.kind() != ErrorKind::NotFound
+        {
             state::say(&format!(
                 "faultless: cannot write the report to {}: {e}\n",
                 path.display()

@@ -46,8 +46,8 @@ fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
     if set.is_null() {
         return None;
     }
-    // SAFETY: checked, and the caller's promise.
-    let mut copy = unsafe { *set };
+    // (What cannot be read, the kernel or the C library is given as it is.)
+    let mut copy = probe::copy(set)?;
     // SAFETY: as in `bits`.
     unsafe { *(&raw mut copy).cast::<SigSet>() &= !kept() };
     Some(copy)
@@ -175,7 +175,8 @@ fn mask(
         // SAFETY: the program's own arguments.
         return unsafe { real(how, new, old) };
     }
-    let names_sigbus = !new.is_null() && bits(new) & SIGBUS != 0;
+    let named = if new.is_null() { None } else { probe::copy(new.cast::<SigSet>()) };
+    let names_sigbus = named.is_some_and(|set| set & SIGBUS != 0);
     let wanted = if how == libc::SIG_UNBLOCK {
         // Unblocking it does no harm.
         None

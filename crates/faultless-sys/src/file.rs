@@ -94,6 +94,31 @@ pub fn set_len(fd: i32, len: u64) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// How many descriptors a process may have: a soft limit, and how far that can be raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Limit {
+    /// In force.
+    pub soft: u64,
+    /// The most that the soft limit can be.
+    pub hard: u64,
+}
+
+/// The limit on this process's descriptors (`prlimit(2)`, `RLIMIT_NOFILE`), and a new one in its place if that is given.
+pub fn descriptor_limit(new: Option<Limit>) -> Result<Limit, Errno> {
+    let mut old = Limit { soft: 0, hard: 0 };
+    let new = new.as_ref().map_or(0, |l| &raw const *l as usize);
+    let old_at = &raw mut old as usize;
+    // SAFETY: two structures of the kernel's layout, the second writable.
+    check(unsafe {
+        syscall(
+            libc::SYS_prlimit64,
+            [0, libc::RLIMIT_NOFILE as usize, new, old_at, 0, 0],
+        )
+    })?;
+    Ok(old)
+}
+
 /// What makes two descriptors the same file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {

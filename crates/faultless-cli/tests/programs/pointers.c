@@ -62,11 +62,11 @@ static const struct row {
     { "move_mount", "abab0" }, { "open_tree", "ab0" }, { "mount_setattr", "ab0bn" }, { "prctl", "Pb000" }, { "fcntl", "rLb" },
     { "fcntl64", "rLb" }, { "lockf", "f1n" }, { "lockf64", "f1n" }, { "execve", "bb0" }, { "execve", "sb0" }, { "execve", "sB0" },
     { "execv", "bb" }, { "execv", "sb" }, { "execvp", "sb" }, { "execvpe", "sb0" }, { "execveat", "asb00" }, { "fexecve", "rb0" },
-    { "sigaction", "ubb" }, { "sigprocmask", "0bb" }, { "pthread_sigmask", "0bb" }, { "sigsuspend", "b" }, { "ppoll", "b1t0" },
+    { "sigaction", "ubb" }, { "sigprocmask", "0bb" }, { "pthread_sigmask", "0bb" }, { "sigsuspend", "b" }, { "ppoll", "b1t0" }, { "ppoll", "00tb" }, { "epoll_pwait", "fg1tb" }, { "pselect", "1000tb" },
     { "pselect", "1b00t0" }, { "epoll_pwait", "fb100" }, { "epoll_pwait2", "fb1t0" }, { "mincore", "mnb" }, { "setrlimit", "Rb" },
     { "setrlimit64", "Rb" }, { "prlimit", "0Rbb" }, { "prlimit64", "0Rbb" }, { "munmap", "0n" }, { "mprotect", "bn1" },
     { "pkey_mprotect", "bn1-" }, { "madvise", "bn-" }, { "posix_madvise", "bn-" }, { "mlock", "bn" }, { "mlock2", "bn0" },
-    { "mremap", "0nn1" }, { "remap_file_pages", "0n000" }, { "mseal", "0n1" },
+    { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
 };
 
 /* Functions whose arguments are no pointers to be read, or that cannot be called so, with the reason. */
@@ -74,7 +74,7 @@ static const struct row others[] = {
     { "_exit", "integers" }, { "_Exit", "integers" }, { "_Fork", "integers" }, { "clone", "runs the pointer" }, { "close", "integers" },
     { "close_range", "integers" }, { "closefrom", "integers" }, { "dup2", "integers" }, { "dup3", "integers" }, { "ftruncate", "integers" },
     { "ftruncate64", "integers" }, { "mlockall", "integers" }, { "mmap", "the kernel reads nothing" }, { "mmap64", "the kernel reads nothing" },
-    { "setns", "integers" }, { "unshare", "integers" }, { "sigblock", "integers" }, { "sighold", "integers" }, { "sigignore", "integers" },
+    { "setns", "integers" }, { "mseal", "not in every C library; by number below" }, { "unshare", "integers" }, { "sigblock", "integers" }, { "sighold", "integers" }, { "sigignore", "integers" },
     { "sigset", "integers" }, { "sigsetmask", "integers" }, { "signal", "integers" }, { "bsd_signal", "integers" }, { "ssignal", "integers" },
     { "sysv_signal", "integers" }, { "__sysv_signal", "integers" }, { "syscall", "has rows of its own" },
     { "aio_write", "the C library reads it" }, { "aio_write64", "the C library reads it" }, { "lio_listio", "the C library reads it" },
@@ -98,7 +98,7 @@ static const struct {
     { SYS_rt_sigprocmask, "-b0n" }, { SYS_rt_sigprocmask, "0b08" }, { SYS_rt_sigaction, "Bb08" }, { SYS_rt_sigaction, "B0b8" },
     { SYS_rt_sigaction, "Bb0n" }, { SYS_clone3, "bN" }, { SYS_execve, "bb0" }, { SYS_execve, "sb0" }, { SYS_write, "fbn" },
     { SYS_writev, "fb1" }, { SYS_sendmsg, "fb0" }, { SYS_sendmmsg, "fb10" }, { SYS_process_vm_readv, "pb1b10" }, { SYS_openat, "ab0" },
-    { SYS_mincore, "mnb" }, { SYS_futex, "b01000" }, { SYS_unlinkat, "ab0" }, { SYS_pwritev2, "rb1000" }, { SYS_munmap, "bn" },
+    { SYS_mincore, "mnb" }, { SYS_futex, "b01000" }, { SYS_unlinkat, "ab0" }, { SYS_pwritev2, "rb1000" }, { SYS_munmap, "bn" }, { 462 /* mseal */, "0n1" },
 };
 
 static char *bad, *mapped;
@@ -128,6 +128,7 @@ static long value(char letter)
     case 't': return (long)&soon;
     case 'm': return (long)mapped;
     case 'x': return 0;
+    case 'g': return (long)&message;
     case '-': return -1;
     default: return letter - '0';
     }

@@ -38,17 +38,24 @@ static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
 /// Descriptors get numbers from here on, out of the way of programs that count on low ones; 0: as they come.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
 
-/// Keeps the engine's descriptors out of the way of a program that does not know of them.
+/// Keeps the engine's descriptors out of the way of a program that does not know of them: beyond the numbers that it may use,
+/// where its hard limit leaves room for that, so that it finds as many free ones as it would without the engine.
 pub(crate) fn keep_high() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+    let limit = file::descriptor_limit(None).unwrap_or(file::Limit {
+        soft: 1024,
+        hard: 1024,
+    });
+    let beyond = limit.hard > limit.soft && limit.soft + BEYOND < NUMBERS as u64;
+    let floor = if beyond {
+        limit.soft
+    } else {
+        (limit.soft / 4 * 3).min(FLOOR_MAX)
     };
-    // SAFETY: writes the structure.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
-    let limit = if known { limit.rlim_cur } else { 1024 };
-    FLOOR.store((limit / 4 * 3).min(FLOOR_MAX) as i32, Ordering::Relaxed);
+    FLOOR.store(floor as i32, Ordering::Relaxed);
 }
+
+/// Numbers beyond the program's limit that the engine may use.
+const BEYOND: u64 = 4096;
 
 /// Whether that was asked for: in a program that does not know of the engine.
 pub(crate) fn kept_high() -> bool {
@@ -66,7 +73,7 @@ pub(crate) fn lift(number: i32) -> i32 {
     if number >= floor {
         return number;
     }
-    match fdtable::duplicate_above(number, floor) {
+    match duplicate_high(number, floor) {
         Ok(high) => {
             // SAFETY: the caller's own, and known to nobody else.
             unsafe { file::close(number) };
@@ -74,6 +81,23 @@ pub(crate) fn lift(number: i32) -> i32 {
         }
         Err(_) => number,
     }
+}
+
+/// Copies a descriptor to a number from `floor` on, with the soft limit raised meanwhile where it is too low for that.
+fn duplicate_high(number: i32, floor: i32) -> Result<i32, Errno> {
+    let limit = file::descriptor_limit(None)?;
+    let wanted = (floor as u64 + BEYOND).min(limit.hard);
+    if limit.soft > floor as u64 || wanted <= floor as u64 {
+        return fdtable::duplicate_above(number, floor);
+    }
+    // (The lowest free number is what others get, so they do not notice.)
+    file::descriptor_limit(Some(file::Limit {
+        soft: wanted,
+        ..limit
+    }))?;
+    let high = fdtable::duplicate_above(number, floor);
+    let _ = file::descriptor_limit(Some(limit));
+    high
 }
 
 /// Whether `number` of the program's table is a descriptor of the engine's.

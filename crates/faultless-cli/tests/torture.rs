@@ -67,7 +67,7 @@ fn run(program: &Path, seed: u64, served: bool) -> Output {
     }
     command.arg(program).arg(seed.to_string()).arg(STEPS).arg(dir);
     if options(seed).contains(&"--compat") {
-        command.arg("raw-writes");
+        command.arg("compat");
     }
     command.output().expect("it starts")
 }

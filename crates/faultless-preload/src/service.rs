@@ -134,7 +134,9 @@ pub(crate) fn start() -> io::Result<()> {
             if asked & STOP != 0 {
                 return;
             }
-            for (serial, lost) in std::mem::take(&mut *locked(&LOST)) {
+            // (Not locked while they are settled: that takes the state's lock, under which a fork takes this one.)
+            let lost = std::mem::take(&mut *locked(&LOST));
+            for (serial, lost) in lost {
                 state::settle_lost(serial, &lost);
             }
             if asked & REPORT != 0 {

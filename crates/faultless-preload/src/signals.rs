@@ -41,13 +41,10 @@ fn bits(set: *const sigset_t) -> SigSet {
     unsafe { *set.cast::<SigSet>() }
 }
 
-/// A copy of a set without the signals that must stay open.
+/// A copy of a set, which can be read, without the signals that must stay open.
 fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
-    if set.is_null() {
-        return None;
-    }
-    // (What cannot be read, the kernel or the C library is given as it is.)
-    let mut copy = probe::copy(set)?;
+    // SAFETY: null, or a set that the C library reads itself before it makes its call.
+    let mut copy = *unsafe { set.as_ref() }?;
     // SAFETY: as in `bits`.
     unsafe { *(&raw mut copy).cast::<SigSet>() &= !kept() };
     Some(copy)
@@ -175,8 +172,7 @@ fn mask(
         // SAFETY: the program's own arguments.
         return unsafe { real(how, new, old) };
     }
-    let named = if new.is_null() { None } else { probe::copy(new.cast::<SigSet>()) };
-    let names_sigbus = named.is_some_and(|set| set & SIGBUS != 0);
+    let names_sigbus = !new.is_null() && bits(new) & SIGBUS != 0;
     let wanted = if how == libc::SIG_UNBLOCK {
         // Unblocking it does no harm.
         None
@@ -242,11 +238,9 @@ struct Meanwhile {
 
 impl Meanwhile {
     fn new(own: *const sigset_t) -> Self {
-        let copy = if state::on() {
-            without_sigbus(own)
-        } else {
-            None
-        };
+        // (The C library hands the kernel the pointer as it is.)
+        let there = state::on() && !own.is_null() && probe::readable(own as usize, size_of::<SigSet>());
+        let copy = if there { without_sigbus(own) } else { None };
         Meanwhile { copy, own }
     }
 

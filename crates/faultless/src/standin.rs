@@ -255,7 +255,9 @@ impl StandIn {
             let from = lost.gone.start.max(lost.live.start)..lost.gone.end.min(lost.live.end);
             if !from.is_empty() {
                 let to = to + (from.start - lost.gone.start);
-                let _ = put_kernels(core, self.kernel(), from.start, to, from.len());
+                // The report does not tell how long the range has become.
+                let len = mapped_until(to).map_or(from.len(), |end| end - to);
+                let _ = put_kernels(core, self.kernel(), from.start, to, len);
             }
             identity::settle_moved();
         }
@@ -282,6 +284,17 @@ impl StandIn {
         drop(aside);
         map::settle(core);
     }
+}
+
+/// The end of the mapping that an address lies in.
+fn mapped_until(addr: usize) -> Option<usize> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let ranges = maps.lines().filter_map(|line| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        Some(number(start)?..number(end)?)
+    });
+    ranges.into_iter().find(|r| r.contains(&addr)).map(|r| r.end)
 }
 
 /// The pages of a stand-in, moved out of its addresses, to be freed when this is dropped.

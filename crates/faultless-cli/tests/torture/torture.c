@@ -1,11 +1,12 @@
 /* A program that makes random calls on mapped files and says what it observes.
  *
- *     torture SEED STEPS DIRECTORY [raw-writes]
+ *     torture SEED STEPS DIRECTORY [compat]
  *
  * All that it does follows from SEED, and what it prints depends neither on addresses nor on time. So two runs with the same
  * seed, one by itself and one under `faultless run`, print the same, or somebody is at fault. Addresses are never asked for
- * (what is free differs from run to run), `mincore` is asked whether it works and not what is cached, and system calls that
- * bypass the C library hand the kernel no mapped memory unless `raw-writes` is given (docs/run.md has these points). */
+ * (what is free differs from run to run), `mincore` is asked whether it works and not what is cached, advice that divides a mapping is given
+ * for all of it, and system calls that bypass the C library hand the kernel no mapped memory and change no protection unless
+ * `compat` is given (docs/run.md has these points). */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -50,7 +51,7 @@ static struct slot slots[SLOTS];
 static char *names[FILES];
 static size_t sizes[FILES];
 static const char *dir;
-static int step, raw_writes;
+static int step, compat;
 static volatile int signals_seen;
 
 #define SAY(...) (printf("%d ", step), printf(__VA_ARGS__), putchar('\n'), fflush(stdout))
@@ -261,6 +262,9 @@ static void move_one(void)
              : by == 1 ? (void *)syscall(SYS_mremap, s->at, s->len, len, flags, to)
                        : (void *)raw(SYS_mremap, (long)s->at, (long)s->len, (long)len, flags, (long)to, 0);
     } else {
+        /* (What grows where it is, past the C library, is seen by --compat alone.) */
+        if (!compat && len > s->len)
+            by %= 2;
         at = by == 0   ? mremap(s->at, s->len, len, MREMAP_MAYMOVE)
              : by == 1 ? (void *)syscall(SYS_mremap, s->at, s->len, len, MREMAP_MAYMOVE, 0)
                        : (void *)raw(SYS_mremap, (long)s->at, (long)s->len, (long)len, MREMAP_MAYMOVE, 0, 0);
@@ -279,8 +283,8 @@ static void protect_one(void)
     if (!s)
         return;
     int prot = prots[below(3)];
-    /* (A store that a system call past the C library has permitted is the one thing that nobody can see in time.) */
-    int by = (int)below(prot & PROT_WRITE ? 2 : 3);
+    /* (A change of protection past the C library is seen by --compat alone.) */
+    int by = (int)below(compat ? 3 : 2);
     long r = by == 0   ? mprotect(s->at, s->len, prot)
              : by == 1 ? syscall(SYS_mprotect, s->at, s->len, prot)
                        : raw(SYS_mprotect, (long)s->at, (long)s->len, prot, 0, 0, 0);
@@ -317,8 +321,9 @@ static void advise_one(void)
     /* Private pages that were written would be lost, which is right, but depends on what was taken back before. */
     if ((a == MADV_DONTNEED || a == 21) && s->prot & PROT_WRITE)
         return;
-    /* The part that a child finds is not worth telling: no call of its own shows it. */
-    if (a == MADV_DONTFORK || a == MADV_DOFORK)
+    /* Advice that is kept with the mapping divides it in two where it is given for a part, and mremap then refuses the whole. The
+     * engine does not divide a mapping for that. */
+    if (a <= MADV_SEQUENTIAL || a == MADV_DONTDUMP || a == MADV_DODUMP || a == MADV_DONTFORK || a == MADV_DOFORK || a == 18)
         from = 0, len = s->len;
     result("advise", chance(50) ? madvise(s->at + from * PAGE, len, a) : syscall(SYS_madvise, s->at + from * PAGE, len, a));
     SAY("advised %d: %016llx", a, (unsigned long long)look(s, 8));
@@ -402,8 +407,9 @@ static void signal_things(void)
         sigaddset(&set, SIGBUS);
         sigaddset(&set, SIGUSR2);
         sigprocmask(SIG_BLOCK, &set, &old);
-        sigprocmask(SIG_UNBLOCK, &set, &set);
-        SAY("masks: %d %d, %d %d", sigismember(&old, SIGBUS), sigismember(&old, SIGUSR2), sigismember(&set, SIGBUS), sigismember(&set, SIGUSR2));
+        sigset_t now;
+        sigprocmask(SIG_UNBLOCK, &set, &now);
+        SAY("masks: %d %d, %d %d", sigismember(&old, SIGBUS), sigismember(&old, SIGUSR2), sigismember(&now, SIGBUS), sigismember(&now, SIGUSR2));
         break;
     case 2: {
         struct sigaction a;
@@ -437,7 +443,7 @@ static void hand_over(void)
     struct msghdr m = { 0 };
     ssize_t n = -1;
     errno = 0;
-    int how = (int)below(raw_writes ? 8 : 7);
+    int how = (int)below(compat ? 8 : 7);
     switch (how) {
     case 0: n = write(fd, s->at + from, len); break;
     case 1: n = pwrite(fd, s->at + from, len, 100); break;
@@ -599,7 +605,7 @@ int main(int argc, char **argv)
     state = strtoull(argv[1], NULL, 10) * 2654435761u + 88172645463325252ull;
     int steps = atoi(argv[2]);
     dir = argv[3];
-    raw_writes = argc > 4;
+    compat = argc > 4;
     for (int i = 0; i < 8; i++)
         roll();
     for (int k = 0; k < FILES; k++) {

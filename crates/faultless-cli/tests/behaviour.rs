@@ -43,7 +43,6 @@ fn mappings_are_cut_replaced_protected_moved_locked_and_advised_as_the_kernels_a
     let served = both("shape", &["--memory", "64M"]);
     served
         .taken_over()
-        .handed_back_because("a part of it was unmapped")
         .handed_back_because("MAP_FIXED")
         .handed_back_because("mprotect")
         .handed_back_because("mremap")

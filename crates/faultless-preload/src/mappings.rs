@@ -151,15 +151,18 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     }
     let result = {
         let mut state = state::lock();
-        let whole = state
-            .standing
-            .get(&addr)
-            .is_some_and(|e| e.standin.range() == range);
+        let whole = match state.over(&range)[..] {
+            [serial] => state.standing.get(&serial).is_some_and(|e| e.standin.range() == range),
+            _ => false,
+        };
         // SAFETY: the program's own call, with its own arguments.
         let unmap = || check(unsafe { gated(libc::SYS_munmap, args) });
-        if whole && let Some(entry) = state.remove(addr) {
+        if whole
+            && let [serial] = state.over(&range)[..]
+            && let Some(entry) = state.remove(serial)
+        {
             entry.standin.unmap_with(unmap)
-        } else if let Some(result) = trim(&mut state, &range, unmap) {
+        } else if let Some(result) = trim(&state, &range, unmap) {
             result
         } else if state.hand_back_over(&range, "a part of it was unmapped") {
             unmap()
@@ -170,21 +173,17 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     returned(result) as c_int
 }
 
-/// Unmaps the beginning or the end of one mapping of ours, the rest of which goes on to be served.
-fn trim<R>(state: &mut State, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> Option<R> {
-    let [start] = state.over(gone)[..] else {
+/// Unmaps a part of one mapping of ours, the rest of which goes on to be served.
+fn trim<R>(state: &State, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> Option<R> {
+    let [serial] = state.over(gone)[..] else {
         return None;
     };
-    let entry = state.standing.get(&start)?;
+    let entry = state.standing.get(&serial)?;
     let whole = entry.standin.range();
-    let head = gone.start <= whole.start && gone.end < whole.end;
-    let tail = whole.start < gone.start && whole.end <= gone.end;
-    if !head && !tail {
+    if gone.start <= whole.start && whole.end <= gone.end {
         return None;
     }
-    let result = entry.standin.trim_with(gone, unmap);
-    state.moved_start(start);
-    Some(result)
+    Some(entry.standin.trim_with(gone, unmap))
 }
 
 #[unsafe(no_mangle)]
@@ -400,7 +399,7 @@ unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
         if flags & libc::MCL_FUTURE != 0 {
             state.close(reason);
         } else {
-            state.hand_back_over(&(0..usize::MAX), reason);
+            state.hand_back_all(reason);
         }
     }
     // SAFETY: no pointers.
@@ -450,6 +449,9 @@ fn resident(range: &Range<usize>, there: &mut [Option<bool>; 256]) {
             let _ = unsafe { gated(libc::SYS_mincore, args) };
         }
         for (i, page) in part.clone().step_by(PAGE).enumerate() {
+            if !entry.standin.touches(&(page..page + PAGE)) {
+                continue;
+            }
             let at = page - entry.standin.first();
             let held = entry.standin.map().is_resident(at..at + 1);
             there[(page - range.start) / PAGE] = Some(held || cached[i] & 1 != 0);

@@ -4,7 +4,6 @@
 
 use crate::state::{self, STANDING};
 use crate::{decide, lend, reports};
-use faultless::standin::Lost;
 use faultless::{Bytes, standin};
 use faultless_run::tree::{LEAST, Share};
 use faultless_sys::{futex, raw, signal};
@@ -29,8 +28,8 @@ const SETTLE: u32 = 2;
 const STOP: u32 = 4;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
-/// Mappings that lost addresses by system calls that nobody saw.
-static LOST: Mutex<Vec<(u64, Lost)>> = Mutex::new(Vec::new());
+/// Mappings that lost all addresses by system calls that nobody saw.
+static LOST: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
@@ -41,9 +40,9 @@ fn ask(what: u32) {
     futex::wake(&ASKED, futex::ALL);
 }
 
-/// A mapping lost addresses. Called where nobody may wait: the thread sees to it.
-pub(crate) fn lost(serial: u64, lost: Lost) {
-    locked(&LOST).push((serial, lost));
+/// A mapping lost all addresses. Called where nobody may wait: the thread sees to it.
+pub(crate) fn lost(serial: u64) {
+    locked(&LOST).push(serial);
     ask(SETTLE);
 }
 
@@ -94,7 +93,7 @@ pub(crate) fn leave() {
 pub(crate) struct Frozen(
     MutexGuard<'static, Option<Share>>,
     MutexGuard<'static, Option<JoinHandle<()>>>,
-    MutexGuard<'static, Vec<(u64, Lost)>>,
+    MutexGuard<'static, Vec<u64>>,
 );
 
 pub(crate) fn freeze() -> Frozen {
@@ -136,8 +135,8 @@ pub(crate) fn start() -> io::Result<()> {
             }
             // (Not locked while they are settled: that takes the state's lock, under which a fork takes this one.)
             let lost = std::mem::take(&mut *locked(&LOST));
-            for (serial, lost) in lost {
-                state::settle_lost(serial, &lost);
+            for serial in lost {
+                state::settle_lost(serial);
             }
             if asked & REPORT != 0 {
                 reports::write("asked");

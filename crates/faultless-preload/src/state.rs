@@ -184,8 +184,8 @@ pub(crate) struct State {
     pub(crate) pool: Option<Pool>,
     /// Why there can be no pool.
     pub(crate) no_pool: Option<String>,
-    /// By first address.
-    pub(crate) standing: BTreeMap<usize, Entry>,
+    /// By serial number. (Addresses may be another's by now.)
+    pub(crate) standing: BTreeMap<u64, Entry>,
     /// All that ever were taken over, by path.
     pub(crate) files: BTreeMap<PathBuf, Past>,
     pub(crate) left: BTreeMap<String, Tally>,
@@ -202,17 +202,10 @@ pub(crate) struct State {
 
 impl State {
     /// Entries that have a part of a range.
-    pub(crate) fn over(&self, range: &Range<usize>) -> Vec<usize> {
-        let before = self.standing.range(..range.start).next_back();
-        before
-            .into_iter()
-            .chain(self.standing.range(range.clone()))
-            .filter(|(_, e)| {
-                let r = e.standin.range();
-                r.start < range.end && range.start < r.end
-            })
-            .map(|(&start, _)| start)
-            .collect()
+    pub(crate) fn over(&self, range: &Range<usize>) -> Vec<u64> {
+        let has_part = |e: &Entry| e.standin.touches(range);
+        let over = self.standing.iter().filter(|(_, e)| has_part(e));
+        over.map(|(&serial, _)| serial).collect()
     }
 
     /// Counts a mapping that stays the kernel's.
@@ -235,20 +228,6 @@ impl State {
         }
     }
 
-    /// The mapping with a serial number.
-    fn by_serial(&self, serial: u64) -> Option<usize> {
-        let mut all = self.standing.iter();
-        all.find(|(_, e)| e.standin.serial() == serial)
-            .map(|(&start, _)| start)
-    }
-
-    /// Notes where a mapping begins after a part of it was unmapped.
-    pub(crate) fn moved_start(&mut self, start: usize) {
-        if let Some(entry) = self.standing.remove(&start) {
-            self.standing.insert(entry.standin.range().start, entry);
-        }
-    }
-
     /// Counts a mapping that ended.
     fn count_end(&mut self, reason: &'static str, path: &Path, bytes: usize, longest_ns: u64) {
         let all = self.handed_back.entry(reason);
@@ -261,13 +240,13 @@ impl State {
         past.mappings += 1;
         past.bytes += entry.standin.range().len() as u64;
         past.trusted = !entry.standin.leased();
-        self.standing.insert(entry.standin.range().start, entry);
+        self.standing.insert(entry.standin.serial(), entry);
         STANDING.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Forgets a mapping, and keeps its figures.
-    pub(crate) fn remove(&mut self, start: usize) -> Option<Entry> {
-        let entry = self.standing.remove(&start)?;
+    pub(crate) fn remove(&mut self, serial: u64) -> Option<Entry> {
+        let entry = self.standing.remove(&serial)?;
         STANDING.fetch_sub(1, Ordering::SeqCst);
         let stats: Stats = entry.standin.stats();
         self.doubt.learn(stats.misses);
@@ -278,8 +257,8 @@ impl State {
     }
 
     /// Hands a mapping back to the kernel. `false` if the kernel did not take it.
-    pub(crate) fn hand_back(&mut self, start: usize, reason: &'static str) -> bool {
-        let Some(entry) = self.remove(start) else {
+    pub(crate) fn hand_back(&mut self, serial: u64, reason: &'static str) -> bool {
+        let Some(entry) = self.remove(serial) else {
             return true;
         };
         let (path, bytes) = (entry.path.clone(), entry.standin.range().len());
@@ -296,7 +275,7 @@ impl State {
                 let past = self.files.entry(path.to_path_buf()).or_default();
                 past.misses -= stats.misses.min(past.misses);
                 past.read -= stats.bytes_read.min(past.read);
-                self.standing.insert(start, Entry { standin, path });
+                self.standing.insert(serial, Entry { standin, path });
                 STANDING.fetch_add(1, Ordering::SeqCst);
                 false
             }
@@ -306,30 +285,38 @@ impl State {
     /// Hands back all that have a part of a range.
     pub(crate) fn hand_back_over(&mut self, range: &Range<usize>, reason: &'static str) -> bool {
         let mut all = true;
-        for start in self.over(range) {
+        for serial in self.over(range) {
             // Whatever becomes of one, the others go too.
-            all &= self.hand_back(start, reason);
+            all &= self.hand_back(serial, reason);
         }
         all
     }
 
+    /// Hands back all.
+    pub(crate) fn hand_back_all(&mut self, reason: &'static str) {
+        let all: Vec<u64> = self.standing.keys().copied().collect();
+        for serial in all {
+            self.hand_back(serial, reason);
+        }
+    }
+
     /// Hands back all mappings of a file.
     pub(crate) fn hand_back_file(&mut self, id: FileId, reason: &'static str) {
-        let of_file: Vec<usize> = self
+        let of_file: Vec<u64> = self
             .standing
             .iter()
             .filter(|(_, e)| e.standin.file_id() == id)
-            .map(|(&start, _)| start)
+            .map(|(&serial, _)| serial)
             .collect();
-        for start in of_file {
-            self.hand_back(start, reason);
+        for serial in of_file {
+            self.hand_back(serial, reason);
         }
     }
 
     /// Hands everything back, and takes nothing over any more.
     pub(crate) fn close(&mut self, reason: &'static str) {
         self.closed = Some(reason);
-        self.hand_back_over(&(0..usize::MAX), reason);
+        self.hand_back_all(reason);
     }
 }
 
@@ -446,29 +433,23 @@ impl State {
 fn lease_broken(serial: u64) -> bool {
     let mut state = lock();
     // One that is gone by now needs nothing.
-    let Some(start) = state.by_serial(serial) else {
+    let Some(entry) = state.standing.get(&serial) else {
         return true;
     };
-    if let Some(entry) = state.standing.get(&start) {
-        let id = entry.standin.file_id();
-        state.note_written(id);
-    }
-    state.hand_back(start, "its file was opened for writing")
+    let id = entry.standin.file_id();
+    state.note_written(id);
+    state.hand_back(serial, "its file was opened for writing")
 }
 
-/// A mapping lost addresses by a system call that nobody saw: what is left of it becomes the kernel's.
-pub(crate) fn settle_lost(serial: u64, lost: &standin::Lost) {
+/// A mapping has no addresses left, because of system calls that nobody saw.
+pub(crate) fn settle_lost(serial: u64) {
     let mut state = lock();
-    let Some(entry) = state.by_serial(serial).and_then(|start| state.remove(start)) else {
+    let Some(entry) = state.remove(serial) else {
         return;
     };
     let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
-    entry.standin.abandon(lost);
-    let reason = match lost.moved_to {
-        Some(_) => "the program moved it past the C library",
-        None => "the program unmapped it past the C library",
-    };
-    state.count_end(reason, &path, bytes, 0);
+    entry.standin.end();
+    state.count_end("the program unmapped or moved it past the C library", &path, bytes, 0);
 }
 
 /// Whether the engine has threads in this process.
@@ -570,7 +551,7 @@ pub(crate) fn copying<R>(call: impl FnOnce() -> R) -> R {
     let mut locked = lock();
     let _share = service::freeze();
     let reason = "the program copied itself without fork";
-    locked.hand_back_over(&(0..usize::MAX), reason);
+    locked.hand_back_all(reason);
     signals::open_faults();
     call()
 }

@@ -125,6 +125,15 @@ pub unsafe fn move_pages_away(addr: usize, len: usize, to: usize) -> Result<(), 
     check(unsafe { gated(libc::SYS_mremap, [addr, len, len, flags as usize, to, 0]) }).map(drop)
 }
 
+/// Whether anything is mapped at an address (`mincore(2)`).
+pub fn mapped(addr: usize) -> bool {
+    let mut seen = 0u8;
+    let at = &raw mut seen as usize;
+    // SAFETY: the call asks about one page and writes one byte.
+    let answer = unsafe { syscall(libc::SYS_mincore, [addr & !(PAGE - 1), PAGE, at, 0, 0, 0]) };
+    check(answer) != Err(Errno(libc::ENOMEM))
+}
+
 /// `mprotect(2)`.
 ///
 /// # Safety

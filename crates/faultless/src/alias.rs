@@ -111,7 +111,7 @@ pub fn lend(range: &Range<usize>) -> Option<Lent> {
     let _no_handler_here = signal::Blocked::all();
     let core = registry::find(range.start)?;
     let kernel = core.stands_for.as_ref()?;
-    if range.end > core.live.get().end {
+    if !core.live.covers(range.start, range.end - range.start) {
         return None;
     }
     let known = kernel.alias.load(Ordering::Acquire);

@@ -91,32 +91,24 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
         Ok(fresh) => (fresh, true),
         Err(_) => (fd.get(), false),
     };
-    let region = core.live.get();
-    if region.is_empty() {
-        return true;
-    }
-    let offset = core.base + (region.start - core.start) as u64;
-    // SAFETY: replaces nothing: the parent's region is a hole here.
-    let made = unsafe {
-        mem::map(
-            region.start,
-            region.end - region.start,
-            libc::PROT_READ,
-            kernel.flags | mem::MAP_FIXED_NOREPLACE,
-            number,
-            offset,
-        )
-    };
-    if made.is_ok() {
-        let advice = kernel.advice.load(Ordering::Relaxed);
-        // SAFETY: made above; this advice changes no contents.
-        let _ = unsafe { mem::madvise(region.start, region.end - region.start, advice) };
+    let advice = kernel.advice.load(Ordering::Relaxed);
+    let mut all = true;
+    for part in core.live.get().iter() {
+        let offset = core.base + (part.start - core.start) as u64;
+        let flags = kernel.flags | mem::MAP_FIXED_NOREPLACE;
+        // SAFETY: replaces nothing: the parent's region is a hole here.
+        let made = unsafe { mem::map(part.start, part.len(), libc::PROT_READ, flags, number, offset) };
+        if made.is_ok() {
+            // SAFETY: made above; this advice changes no contents.
+            let _ = unsafe { mem::madvise(part.start, part.len(), advice) };
+        }
+        all &= made.is_ok();
     }
     if own {
         // SAFETY: opened above; the mapping keeps the file.
         unsafe { file::close(number) };
     }
-    made.is_ok()
+    all
 }
 
 /// Puts what belongs there where the maps were: the kernel's mapping where one stood in for that, otherwise an empty

@@ -10,7 +10,7 @@
 
 use crate::fault::fds::{self, Fd};
 use crate::fault::{identity, process};
-use crate::standin;
+use crate::{moved, standin};
 use faultless_sys::uffd::Event;
 use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
@@ -499,7 +499,9 @@ fn read_reports(epoll: i32) {
             return;
         }
         let report = identity::report_pending(number as i32);
-        let mut events = [const { std::mem::MaybeUninit::uninit() }; 4];
+        let followed = moved::follow(&report);
+        // One at a time: each is acted on before the next thread goes on.
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
         let Ok(read) = uffd::read_events(number as i32, &mut events) else {
             drop(report);
             raw::nap(1_000_000);
@@ -510,8 +512,14 @@ fn read_reports(epoll: i32) {
             let Event { event, arg, .. } = unsafe { event.assume_init() };
             let [a, b, c] = arg.map(|x| x as usize);
             match event {
-                uffd::EVENT_UNMAP => report.unmapped(&(a..b), standin::lost),
-                uffd::EVENT_REMAP => report.moved(&(a..a + c), b, standin::lost),
+                uffd::EVENT_UNMAP => report.gone(&(a..b), standin::lost),
+                uffd::EVENT_REMAP => {
+                    let from = a..a + c;
+                    if followed != Some(b) {
+                        moved::follow_report(&report, &from, b);
+                    }
+                    report.gone(&from, standin::lost);
+                }
                 _ => {}
             }
         }

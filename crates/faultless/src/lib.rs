@@ -64,6 +64,8 @@ mod map;
 #[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
+mod moved;
+#[cfg(not(loom))]
 mod options;
 #[cfg(not(loom))]
 mod plain;

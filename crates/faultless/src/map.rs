@@ -563,16 +563,13 @@ pub(crate) unsafe fn close(pool: &Pool, core: &'static MapCore) -> Box<MapCore> 
 }
 
 /// Has `unmap` take away what is still the map's own of a closed map's addresses, without a report of it.
-pub(crate) fn unmap_live<R: Default>(core: &MapCore, unmap: impl FnOnce(usize, usize) -> R) -> R {
-    let live = core.live.get();
-    if live.is_empty() {
-        return R::default();
+pub(crate) fn unmap_live(core: &MapCore, mut unmap: impl FnMut(usize, usize)) {
+    for part in core.live.get().iter() {
+        // If it is not disarmed, the call that unmaps it waits until the report is read.
+        // SAFETY: the closed map's own addresses, which nobody may read any more.
+        let _ = unsafe { uffd::unregister(core.pool.uffd.get(), part.start, part.len()) };
+        unmap(part.start, part.len());
     }
-    let len = live.end - live.start;
-    // If it is not disarmed, the call that unmaps it waits until the report is read.
-    // SAFETY: the closed map's own addresses, which nobody may read any more.
-    let _ = unsafe { uffd::unregister(core.pool.uffd.get(), live.start, len) };
-    unmap(live.start, len)
 }
 
 /// Gives back all that a closed map held, but for its address space.

@@ -22,7 +22,7 @@ use crate::fault::fill::{self, Need, RUN_MAX};
 use crate::fault::page::State;
 use crate::fault::report::Fault;
 use crate::fault::table::GROUP;
-use crate::fault::{fds, handler, identity, process, registry};
+use crate::fault::{fds, handler, process, registry};
 use crate::map::{self, Map};
 use crate::options::{Advice, Reads};
 use crate::pool::Pool;
@@ -39,7 +39,6 @@ use std::time::Instant;
 
 pub use crate::alias::{Lent, lend};
 pub use crate::fault::handler::Disposition;
-pub use crate::fault::identity::Lost;
 
 /// Most bytes with resident pages that are replaced at once when a stand-in is handed back: some 0.1 ms. Readers of the piece
 /// are held up for that long, and each piece takes `mmap_lock` once.
@@ -110,9 +109,14 @@ impl StandIn {
             .expect("`stand_for` was called in `new`")
     }
 
-    /// The addresses that are still its own.
+    /// From the first address that is still its own to the end of the last; empty if there are none.
     pub fn range(&self) -> Range<usize> {
-        self.core().live.get()
+        self.core().live.get().hull()
+    }
+
+    /// Whether some of a range is still its own.
+    pub fn touches(&self, range: &Range<usize>) -> bool {
+        self.core().live.get().touch(range)
     }
 
     /// The address of the map's first byte, which may be the program's by now.
@@ -182,15 +186,13 @@ impl StandIn {
         self.0.take_core();
         // SAFETY: taken out of the map, whose only owner is consumed here.
         let core = unsafe { map::close(self.0.pool(), core) };
-        let mut unmap = Some(unmap);
-        let mut call = || unmap.take().map(|f| f());
-        let result = map::unmap_live(&core, |_, _| call());
-        let result = result.or_else(call);
+        map::unmap_live(&core, |_, _| ());
+        let result = unmap();
         map::settle(core);
-        result.expect("the call was made above, once")
+        result
     }
 
-    /// Unmaps a part at its beginning or end, by a call that does so. The rest goes on to be served.
+    /// Unmaps a part, by a call that does so. The rest goes on to be served.
     pub fn trim_with<R>(&self, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> R {
         let core = self.core();
         core.live.cut(gone);
@@ -210,58 +212,36 @@ impl StandIn {
         let core = self.core();
         let mut longest = 0;
         self.give_way();
-        let live = core.live.get();
-        let before = Instant::now();
-        let aside = Aside::take(core, &live);
-        let mut at = live.start;
-        while at < live.end {
-            let before = match &aside {
-                Some(_) => before,
-                None => Instant::now(),
-            };
-            let end = match &aside {
-                Some(_) => live.end,
-                None => piece_end(core, at, live.end),
-            };
-            // Looked at anew each time: the program may take addresses away meanwhile by a call that nobody sees.
-            if !core.live.covers(at, end - at) {
-                break;
+        let mut aside = Vec::new();
+        for part in core.live.get().iter() {
+            let before = Instant::now();
+            let moved = Aside::take(core, &part);
+            let whole = moved.is_some();
+            aside.extend(moved);
+            let mut at = part.start;
+            while at < part.end {
+                let before = if whole { before } else { Instant::now() };
+                let end = if whole { part.end } else { piece_end(core, at, part.end) };
+                // Looked at anew each time: the program may take addresses away meanwhile by a call that nobody sees.
+                if core.live.covers(at, end - at)
+                    && let Err(e) = put_kernels(core, self.kernel(), at, at, end - at)
+                {
+                    self.kernel().leaving.store(false, Ordering::SeqCst);
+                    let what = format!("cannot hand the map of {} back to the kernel", core.name);
+                    return Err(Box::new((self, Error::kernel(what, e))));
+                }
+                longest = longest.max(before.elapsed().as_nanos() as u64);
+                at = end;
             }
-            if let Err(e) = put_kernels(core, self.kernel(), at, at, end - at) {
-                self.kernel().leaving.store(false, Ordering::SeqCst);
-                let what = format!("cannot hand the map of {} back to the kernel", core.name);
-                return Err(Box::new((self, Error::kernel(what, e))));
-            }
-            longest = longest.max(before.elapsed().as_nanos() as u64);
-            at = end;
         }
         self.finish(aside);
         Ok(longest)
     }
 
-    /// Puts the kernel's mapping in the place of what is left of a stand-in that lost addresses behind our back, and where
-    /// it was moved to.
-    pub fn abandon(mut self, lost: &Lost) {
-        let core = self.core();
+    /// Ends a stand-in that has no addresses left.
+    pub fn end(mut self) {
         self.give_way();
-        let parts = [
-            lost.live.start..lost.gone.start.clamp(lost.live.start, lost.live.end),
-            lost.gone.end.clamp(lost.live.start, lost.live.end)..lost.live.end,
-        ];
-        for part in parts.into_iter().filter(|p| !p.is_empty()) {
-            let _ = put_kernels(core, self.kernel(), part.start, part.start, part.len());
-        }
-        if let Some(to) = lost.moved_to {
-            let from = lost.gone.start.max(lost.live.start)..lost.gone.end.min(lost.live.end);
-            if !from.is_empty() {
-                let to = to + (from.start - lost.gone.start);
-                // The report does not tell how long the range has become.
-                let len = mapped_until(to).map_or(from.len(), |end| end - to);
-                let _ = put_kernels(core, self.kernel(), from.start, to, len);
-            }
-            identity::settle_moved();
-        }
-        self.finish(None);
+        self.finish(Vec::new());
     }
 
     /// From now on a page that cannot be installed is one that the kernel serves.
@@ -272,7 +252,7 @@ impl StandIn {
     }
 
     /// Ends the service where the kernel's mapping is in place.
-    fn finish(&mut self, aside: Option<Aside>) {
+    fn finish(&mut self, aside: Vec<Aside>) {
         let core = self.core();
         self.0.take_core();
         // SAFETY: taken out of the map, which serves nothing any more: it is consumed by all callers.
@@ -286,17 +266,6 @@ impl StandIn {
     }
 }
 
-/// The end of the mapping that an address lies in.
-fn mapped_until(addr: usize) -> Option<usize> {
-    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let ranges = maps.lines().filter_map(|line| {
-        let (start, end) = line.split(' ').next()?.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        Some(number(start)?..number(end)?)
-    });
-    ranges.into_iter().find(|r| r.contains(&addr)).map(|r| r.end)
-}
-
 /// The pages of a stand-in, moved out of its addresses, to be freed when this is dropped.
 ///
 /// Moving the page tables of a gibibyte takes 0.3 ms, freeing its pages 140 ms (2 virtual processors), and whoever opened the
@@ -305,7 +274,6 @@ fn mapped_until(addr: usize) -> Option<usize> {
 struct Aside {
     start: usize,
     len: usize,
-    uffd: i32,
 }
 
 impl Aside {
@@ -328,12 +296,10 @@ impl Aside {
                 let _ = mem::unmap(start, len);
                 return None;
             }
+            // Disarmed, so that no report is waited for when it is unmapped.
+            let _ = uffd::unregister(core.pool.uffd.get(), start, len);
         }
-        Some(Aside {
-            start,
-            len,
-            uffd: core.pool.uffd.get(),
-        })
+        Some(Aside { start, len })
     }
 }
 
@@ -343,12 +309,9 @@ const FREED_AT_A_TIME: usize = 32 << 20;
 impl Drop for Aside {
     fn drop(&mut self) {
         let end = self.start + self.len;
-        // SAFETY: pages that nobody can reach any more. (Disarmed, so that no report is waited for.)
-        unsafe {
-            let _ = uffd::unregister(self.uffd, self.start, self.len);
-            for at in (self.start..end).step_by(FREED_AT_A_TIME) {
-                let _ = mem::unmap(at, FREED_AT_A_TIME.min(end - at));
-            }
+        for at in (self.start..end).step_by(FREED_AT_A_TIME) {
+            // SAFETY: pages that nobody can reach any more.
+            let _ = unsafe { mem::unmap(at, FREED_AT_A_TIME.min(end - at)) };
         }
     }
 }
@@ -368,7 +331,7 @@ fn piece_end(core: &MapCore, at: usize, end: usize) -> usize {
 }
 
 /// Puts the kernel's mapping of the bytes that a map has at `from` to `at`, where a part of the map is, or was moved.
-fn put_kernels(
+pub(crate) fn put_kernels(
     core: &MapCore,
     kernel: &KernelMapping,
     from: usize,
@@ -381,7 +344,7 @@ fn put_kernels(
     let number = fd.current(*id)?;
     let offset = core.base + (from - core.start) as u64;
     let flags = kernel.flags | libc::MAP_FIXED;
-    // SAFETY: replaces a part of the map's region by the same bytes, which the caller owns.
+    // SAFETY: replaces a part of the map's region, or the range that it was moved to, by the same bytes.
     unsafe { mem::map(at, len, libc::PROT_READ, flags, number, offset)? };
     let advice = kernel.advice.load(Ordering::Relaxed);
     // SAFETY: mapped just now; this advice changes no contents.
@@ -401,18 +364,18 @@ pub fn touches(range: &Range<usize>) -> bool {
     registry::touches(range)
 }
 
-static ON_LOST: OnceLock<fn(u64, Lost)> = OnceLock::new();
+static ON_LOST: OnceLock<fn(u64)> = OnceLock::new();
 
-/// Sets what is called, on a thread of the engine's that must not wait, when the stand-in with a serial number has lost addresses
-/// by a system call that nobody saw.
-pub fn on_lost(f: fn(u64, Lost)) {
+/// Sets what is called, on a thread of the engine's that must not wait, when the stand-in with a serial number has no addresses
+/// left, because of system calls that nobody saw.
+pub fn on_lost(f: fn(u64)) {
     let _ = ON_LOST.set(f);
 }
 
-/// Passes on that a stand-in lost addresses.
-pub(crate) fn lost(serial: u64, lost: Lost) {
+/// Passes on that a stand-in has no addresses left.
+pub(crate) fn lost(serial: u64) {
     if let Some(tell) = ON_LOST.get() {
-        tell(serial, lost);
+        tell(serial);
     }
 }
 
@@ -421,9 +384,8 @@ pub(crate) fn lost(serial: u64, lost: Lost) {
 pub fn given_out(range: &Range<usize>) {
     let _no_handler_here = signal::Blocked::all();
     registry::for_each_in(range, |core| {
-        if !core.gives_way() {
-            let live = core.lose();
-            lost(core.serial, Lost { live, gone: range.clone(), moved_to: None });
+        if !core.gives_way() && core.live.cut(range).hull().is_empty() {
+            lost(core.serial);
         }
     });
 }

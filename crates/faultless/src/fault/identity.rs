@@ -11,19 +11,19 @@
 //! 1. The descriptor polls readable: some thread has unmapped something and waits.
 //! 2. [`report_pending`] stops new discards, and waits until none is in progress.
 //! 3. The report is read: the waiting thread goes on, and may reuse the addresses from here on.
-//! 4. The map's *live* range is cut; then discards are let in again. Each looks at the live range first ([`discarding`]).
+//! 4. The map's *live* ranges are cut; then discards are let in again. Each looks at the live ranges first ([`discarding`]).
 //!
 //! A discard that began before step 2 strikes while the thread that unmapped still waits, so that no memory of its making
 //! can be there. One that begins after step 4 finds the range gone. Between the two there is none. What remains is another
 //! thread that is given the same addresses, by a system call of its own that nobody sees, before step 2, and that has
-//! written there: for a mapping call that we do see, [`MapCore::lose`] is called before it returns.
+//! written there: a mapping call that we do see cuts the live ranges before it returns (`standin::given_out`).
 
 #![allow(unsafe_code, reason = "installs a page in a new range, and discards it")]
 
 use super::core::MapCore;
 use super::registry;
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{Errno, futex, raw, uffd};
+use faultless_sys::{Errno, futex, raw, signal, uffd};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -31,78 +31,127 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 static DISCARDS: AtomicU32 = AtomicU32::new(0);
 /// 1 from before a report is read until it has been acted on.
 static REPORT: AtomicU32 = AtomicU32::new(0);
-/// Ranges that were moved to where no map is, and where the kernel's mapping is not yet in place.
-static MOVED: AtomicU32 = AtomicU32::new(0);
 
 /// How long to wait for a report to be acted on before looking again.
 const REPORT_WAIT_NS: u64 = 10_000_000;
 /// How long to wait for discards before looking again.
 const DISCARDS_NAP_NS: u64 = 20_000;
 
+/// Ranges that what is left of a map can consist of. A map that is cut into more loses the smallest.
+const PARTS: usize = 8;
+
 /// The addresses of a map that are still its own. They only ever become fewer.
 #[derive(Debug)]
 pub(crate) struct Live {
-    start: AtomicUsize,
-    end: AtomicUsize,
+    /// Odd while the rest is being written, by one thread.
+    version: AtomicU32,
+    /// First address and end of each part; parts that are empty come last.
+    parts: [[AtomicUsize; 2]; PARTS],
+}
+
+/// What is left of a map, as it was at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Parts([[usize; 2]; PARTS]);
+
+impl Parts {
+    /// The parts, of which none is empty.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let all = self.0.iter().map(|&[start, end]| start..end);
+        all.take_while(|part| !part.is_empty())
+    }
+
+    /// From the first address of the first part to the end of the last.
+    pub(crate) fn hull(&self) -> Range<usize> {
+        let starts = self.iter().map(|p| p.start).min();
+        let ends = self.iter().map(|p| p.end).max();
+        starts.unwrap_or(0)..ends.unwrap_or(0)
+    }
+
+    pub(crate) fn touch(&self, range: &Range<usize>) -> bool {
+        self.iter().any(|p| p.start < range.end && range.start < p.end)
+    }
+
+    fn without(&self, gone: &Range<usize>) -> Parts {
+        // A range cut out of the middle makes two parts of one.
+        let mut left = [[0; 2]; PARTS + 1];
+        let mut n = 0;
+        for p in self.iter() {
+            let cut = gone.start.clamp(p.start, p.end)..gone.end.clamp(p.start, p.end);
+            for part in [p.start..cut.start.min(p.end), cut.end.max(p.start)..p.end] {
+                let whole = cut.is_empty();
+                let part = if whole { p.clone() } else { part };
+                if !part.is_empty() && n <= PARTS {
+                    left[n] = [part.start, part.end];
+                    n += 1;
+                }
+                if whole {
+                    break;
+                }
+            }
+        }
+        if n > PARTS {
+            let smallest = (0..n).min_by_key(|&i| left[i][1] - left[i][0]).unwrap_or(0);
+            left[smallest] = left[n - 1];
+        }
+        let mut parts = [[0; 2]; PARTS];
+        parts.copy_from_slice(&left[..PARTS]);
+        Parts(parts)
+    }
 }
 
 impl Live {
     pub(crate) fn new(range: Range<usize>) -> Self {
-        Live {
-            start: AtomicUsize::new(range.start),
-            end: AtomicUsize::new(range.end),
-        }
+        let live = Live {
+            version: AtomicU32::new(0),
+            parts: Default::default(),
+        };
+        live.parts[0][0].store(range.start, Ordering::SeqCst);
+        live.parts[0][1].store(range.end, Ordering::SeqCst);
+        live
     }
 
-    pub(crate) fn get(&self) -> Range<usize> {
-        self.start.load(Ordering::SeqCst)..self.end.load(Ordering::SeqCst)
+    /// What is left now. A handler may ask.
+    pub(crate) fn get(&self) -> Parts {
+        loop {
+            let version = self.version.load(Ordering::SeqCst);
+            let parts = std::array::from_fn(|i| {
+                [0, 1].map(|end| self.parts[i][end].load(Ordering::SeqCst))
+            });
+            if version & 1 == 0 && self.version.load(Ordering::SeqCst) == version {
+                return Parts(parts);
+            }
+            raw::sched_yield();
+        }
     }
 
     /// Whether all of a range is the map's own.
     pub(crate) fn covers(&self, addr: usize, len: usize) -> bool {
-        let live = self.get();
-        live.start <= addr && addr + len <= live.end
+        let Some(end) = addr.checked_add(len) else {
+            return false;
+        };
+        self.get().iter().any(|p| p.start <= addr && end <= p.end)
     }
 
-    fn none(&self) {
-        // In this order: a reader in between sees an empty range.
-        self.end.store(0, Ordering::SeqCst);
-        self.start.store(0, Ordering::SeqCst);
-    }
-
-    /// Takes a range away. Returns what is left, if that is one range; nothing is left otherwise.
-    pub(crate) fn cut(&self, gone: &Range<usize>) -> Range<usize> {
-        let live = self.get();
-        if gone.end <= live.start || live.end <= gone.start {
-            return live;
+    /// Takes a range away, and returns what is left.
+    pub(crate) fn cut(&self, gone: &Range<usize>) -> Parts {
+        let _no_handler_here = signal::Blocked::all();
+        loop {
+            let version = self.version.load(Ordering::SeqCst);
+            let (old, order) = (self.get(), Ordering::SeqCst);
+            if version & 1 != 0
+                || self.version.compare_exchange(version, version + 1, order, order).is_err()
+            {
+                raw::sched_yield();
+                continue;
+            }
+            let left = old.without(gone);
+            for (part, new) in self.parts.iter().zip(left.0) {
+                part[0].store(new[0], Ordering::SeqCst);
+                part[1].store(new[1], Ordering::SeqCst);
+            }
+            self.version.store(version + 2, Ordering::SeqCst);
+            return left;
         }
-        match (gone.start <= live.start, live.end <= gone.end) {
-            (true, false) => self.start.store(gone.end, Ordering::SeqCst),
-            (false, true) => self.end.store(gone.start, Ordering::SeqCst),
-            _ => self.none(),
-        }
-        self.get()
-    }
-}
-
-/// What a program did to a stand-in behind our back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lost {
-    /// The addresses that were the stand-in's before.
-    pub live: Range<usize>,
-    /// Those that it lost.
-    pub gone: Range<usize>,
-    /// Where they were moved to, if they were.
-    pub moved_to: Option<usize>,
-}
-
-impl MapCore {
-    /// Notes that a range was unmapped, moved or mapped over behind our back: nothing of the map is discarded any more. Returns
-    /// what was the map's own before.
-    pub(crate) fn lose(&self) -> Range<usize> {
-        let live = self.live.get();
-        self.live.none();
-        live
     }
 }
 
@@ -175,34 +224,17 @@ pub(crate) fn report_pending(uffd: i32) -> Report {
 
 impl Report {
     /// Whether a map's range is armed by the descriptor that reports.
-    fn is_of(&self, core: &MapCore) -> bool {
+    pub(crate) fn is_of(&self, core: &MapCore) -> bool {
         core.pool.uffd.engine_number() == self.0
     }
 
-    /// Addresses were unmapped, or mapped over. Returns the stand-in that lost them without our doing, and what it lost.
-    pub(crate) fn unmapped(&self, gone: &Range<usize>, mut tell: impl FnMut(u64, Lost)) {
+    /// Addresses went without our doing, or by it. `tell` is called with the serial numbers of stand-ins that have none left.
+    pub(crate) fn gone(&self, gone: &Range<usize>, mut tell: impl FnMut(u64)) {
         registry::for_each_in(gone, |core| {
             if self.is_of(core) && !core.gives_way() {
-                let live = core.lose();
-                let gone = gone.clone();
-                let moved_to = None;
-                if core.stands_for.is_some() {
-                    tell(core.serial, Lost { live, gone, moved_to });
-                }
-            }
-        });
-    }
-
-    /// Addresses were moved.
-    pub(crate) fn moved(&self, from: &Range<usize>, to: usize, mut tell: impl FnMut(u64, Lost)) {
-        registry::for_each_in(from, |core| {
-            if self.is_of(core) && !core.gives_way() {
-                let live = core.lose();
-                if core.stands_for.is_some() {
-                    // Before the report ends: a load at the new place finds one or the other.
-                    MOVED.fetch_add(1, Ordering::SeqCst);
-                    let gone = from.clone();
-                    tell(core.serial, Lost { live, gone, moved_to: Some(to) });
+                let left = core.live.cut(gone);
+                if left.hull().is_empty() && core.stands_for.is_some() {
+                    tell(core.serial);
                 }
             }
         });
@@ -216,20 +248,14 @@ impl Drop for Report {
     }
 }
 
-/// The kernel's mapping is in place where a stand-in was moved to.
-pub(crate) fn settle_moved() {
-    let one_less = |n: u32| n.checked_sub(1);
-    let _ = MOVED.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
-}
-
-/// Whether a fault at an address that is no map's may be one in a range that was moved there just now.
+/// Whether a fault at an address that is no map's may be one in a range that is being moved there.
 pub(crate) fn may_have_moved() -> bool {
-    REPORT.load(Ordering::SeqCst) != 0 || MOVED.load(Ordering::SeqCst) != 0
+    REPORT.load(Ordering::SeqCst) != 0
 }
 
 /// A forked child has none of the threads that discard, read reports, or hand back.
 pub(crate) fn in_child() {
-    for word in [&DISCARDS, &REPORT, &MOVED] {
+    for word in [&DISCARDS, &REPORT] {
         word.store(0, Ordering::SeqCst);
     }
 }
@@ -239,16 +265,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_live_range_is_cut_at_its_ends_and_given_up_when_a_hole_is_cut_into_it() {
+    fn live_ranges_are_cut_at_their_ends_and_in_their_middle() {
         let live = Live::new(100..200);
-        assert_eq!(live.cut(&(0..100)), 100..200);
-        assert_eq!(live.cut(&(50..120)), 120..200);
-        assert_eq!(live.cut(&(190..300)), 120..190);
+        let left = |parts: Parts| parts.iter().collect::<Vec<_>>();
+        assert_eq!(left(live.cut(&(0..100))), [100..200]);
+        assert_eq!(left(live.cut(&(50..120))), [120..200]);
+        assert_eq!(left(live.cut(&(190..300))), [120..190]);
         assert!(live.covers(120, 70) && !live.covers(119, 2) && !live.covers(189, 2));
-        assert_eq!(live.cut(&(130..140)), 0..0);
-        assert!(!live.covers(150, 1));
-        let all = Live::new(100..200);
-        assert_eq!(all.cut(&(100..200)), 0..0);
+        assert_eq!(left(live.cut(&(130..140))), [120..130, 140..190]);
+        assert!(!live.covers(125, 10) && live.covers(120, 10) && live.covers(140, 50));
+        assert_eq!(live.get().hull(), 120..190);
+        assert_eq!(left(live.cut(&(125..150))), [120..125, 150..190]);
+        assert_eq!(left(live.cut(&(0..1000))), []);
+        assert_eq!(live.get().hull(), 0..0);
+    }
+
+    #[test]
+    fn a_map_that_is_cut_into_too_many_parts_loses_the_smallest() {
+        let live = Live::new(0..1000);
+        for i in 1..=PARTS {
+            live.cut(&(i * 10 + 5 * i..i * 10 + 5 * i + 1));
+        }
+        let left: Vec<_> = live.get().iter().collect();
+        assert_eq!(left.len(), PARTS);
+        assert!(left.iter().all(|p| p.len() > 13), "{left:?}");
     }
 
     #[test]

@@ -89,7 +89,7 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
     let inside = enter(gate(entry.checked_sub(1)?)?)?;
     // The gate may serve another map by now.
-    inside.live.get().contains(&addr).then_some(inside)
+    inside.live.covers(addr, 1).then_some(inside)
 }
 
 /// Whether some map has a part of `range`. Takes no lock.
@@ -110,10 +110,7 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
         }
         // SAFETY: leaves are never freed.
         let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
-        let has_part = |core: Inside<'_>| {
-            let live = core.live.get();
-            live.start < range.end && range.start < live.end
-        };
+        let has_part = |core: Inside<'_>| core.live.get().touch(range);
         if entry == 0 {
             granule += 1;
             continue;
@@ -131,8 +128,7 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
 /// Runs `f` on every open map that has a part of a range.
 pub(crate) fn for_each_in(range: &Range<usize>, mut f: impl FnMut(&MapCore)) {
     for_each(|core| {
-        let live = core.live.get();
-        if live.start < range.end && range.start < live.end {
+        if core.live.get().touch(range) {
             f(core);
         }
     });
@@ -220,8 +216,8 @@ fn shares_a_granule(region: &Range<usize>) -> bool {
     for_each_entry(region, |granule, entry| {
         let map = entry.load(Ordering::Acquire).checked_sub(1).and_then(gate);
         shared |= map.and_then(enter).is_some_and(|core| {
-            let (live, start) = (core.live.get(), granule << GRANULE_SHIFT);
-            live.start < start + GRANULE && start < live.end
+            let start = granule << GRANULE_SHIFT;
+            core.live.get().touch(&(start..start + GRANULE))
         });
     });
     shared

@@ -182,6 +182,9 @@ fn permitted(
     if let Some(why) = state.closed {
         return no(why);
     }
+    if state::COPYING.load(Ordering::SeqCst) > 0 {
+        return no("the program is copying itself without fork at this moment");
+    }
     if known.ring {
         return no("the program uses io_uring, whose requests the kernel serves on its own");
     }

@@ -67,9 +67,13 @@ impl Given {
         let foreign = state::foreign();
         if !foreign && range.len() <= PINNED_MAX.load(Ordering::Relaxed) {
             let mut held = Held::new();
-            held.hold(range);
-            given._held = Some(held);
-        } else if let Some(lent) = standin::lend(&range) {
+            held.hold(range.clone());
+            if held.holds() {
+                given._held = Some(held);
+                return given;
+            }
+        }
+        if let Some(lent) = standin::lend(&range) {
             given.at = lent.at();
             given.lent = Some(lent);
         } else if !foreign {
@@ -186,6 +190,15 @@ impl GivenVector {
         let pin = !state::foreign()
             && ours <= PINNED_PARTS
             && bytes <= PINNED_MAX.load(Ordering::Relaxed);
+        if pin && let Some(given) = Self::made(vector, count, 0, true) {
+            return Some(given);
+        }
+        // Too much to be pinned, or something of it is being handed back.
+        Self::made(vector, count, ours, false)
+    }
+
+    /// With all parts pinned, or with up to `ours` of them at other addresses. `None` if that cannot be.
+    fn made(vector: *const iovec, count: usize, ours: usize, pin: bool) -> Option<Self> {
         let mut given = GivenVector {
             parts: Array::new(count)?,
             lent: Array::new(ours)?,
@@ -198,6 +211,9 @@ impl GivenVector {
             if !reaches(&range) {
             } else if pin {
                 given._held.hold(range);
+                if !given._held.holds() {
+                    return None;
+                }
             } else if given.lent.len < ours
                 && let Some(lent) = standin::lend(&range)
             {

@@ -174,13 +174,16 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
 }
 
 /// Unmaps a part of one mapping of ours, the rest of which goes on to be served.
-fn trim<R>(state: &State, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> Option<R> {
+fn trim<E>(
+    state: &State,
+    gone: &Range<usize>,
+    unmap: impl Fn() -> Result<usize, E>,
+) -> Option<Result<usize, E>> {
     let [serial] = state.over(gone)[..] else {
         return None;
     };
     let entry = state.standing.get(&serial)?;
-    let whole = entry.standin.range();
-    if gone.start <= whole.start && whole.end <= gone.end {
+    if !entry.standin.can_be_trimmed(gone) {
         return None;
     }
     Some(entry.standin.trim_with(gone, unmap))
@@ -333,10 +336,7 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
     let (inside, followed) = {
         let state = state::lock();
         let inside = state.over(&range).first().is_some_and(|start| {
-            state.standing.get(start).is_some_and(|e| {
-                let r = e.standin.range();
-                r.start <= range.start && range.end <= r.end
-            })
+            state.standing.get(start).is_some_and(|e| e.standin.covers(&range))
         });
         // What is not all in one mapping of ours concerns the kernel as well.
         (inside, inside && advise(&state, &range, advice).is_some())

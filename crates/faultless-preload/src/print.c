@@ -1,6 +1,6 @@
 /* printf and its kin. Older C libraries hand a long string that is to be printed on to the kernel as it is; where it lies
  * in a mapping that is taken over, it may be absent. So the text is made in memory first, which reads the string as any
- * program does. The memory is written by fwrite or write of access.rs. */
+ * program does. The memory is written by fwrite of stdio.rs or write of writes.rs. */
 
 #define _GNU_SOURCE
 #undef _FORTIFY_SOURCE
@@ -17,16 +17,29 @@ typedef int (*stream_print_chk)(FILE *, int, const char *, va_list);
 typedef int (*number_print)(int, const char *, va_list);
 typedef int (*number_print_chk)(int, int, const char *, va_list);
 
-#define REAL(type, name)                                                                                              \
-    static type real;                                                                                                 \
-    if (!__atomic_load_n(&real, __ATOMIC_RELAXED))                                                                    \
-        __atomic_store_n(&real, (type)dlsym(RTLD_NEXT, name), __ATOMIC_RELAXED)
+static stream_print real_vfprintf;
+static stream_print_chk real_vfprintf_chk;
+static number_print real_vdprintf;
+static number_print_chk real_vdprintf_chk;
+
+/* Looks them up: before `main`, and again by a call that comes earlier still. */
+void faultless_find_prints(void)
+{
+    real_vfprintf = (stream_print)dlsym(RTLD_NEXT, "vfprintf");
+    real_vfprintf_chk = (stream_print_chk)dlsym(RTLD_NEXT, "__vfprintf_chk");
+    real_vdprintf = (number_print)dlsym(RTLD_NEXT, "vdprintf");
+    real_vdprintf_chk = (number_print_chk)dlsym(RTLD_NEXT, "__vdprintf_chk");
+}
+
+#define REAL(name)                                                                                                    \
+    if (!real_##name)                                                                                                 \
+        faultless_find_prints()
 
 int faultless_vfprintf(FILE *stream, const char *format, va_list args)
 {
-    REAL(stream_print, "vfprintf");
+    REAL(vfprintf);
     if (!faultless_preload_active())
-        return real(stream, format, args);
+        return real_vfprintf(stream, format, args);
     char *text = NULL;
     int len = vasprintf(&text, format, args);
     if (len < 0)
@@ -38,17 +51,17 @@ int faultless_vfprintf(FILE *stream, const char *format, va_list args)
 
 int faultless_vfprintf_chk(FILE *stream, int flag, const char *format, va_list args)
 {
-    REAL(stream_print_chk, "__vfprintf_chk");
+    REAL(vfprintf_chk);
     if (!faultless_preload_active())
-        return real(stream, flag, format, args);
+        return real_vfprintf_chk(stream, flag, format, args);
     return faultless_vfprintf(stream, format, args);
 }
 
 int faultless_vdprintf(int fd, const char *format, va_list args)
 {
-    REAL(number_print, "vdprintf");
+    REAL(vdprintf);
     if (!faultless_preload_active())
-        return real(fd, format, args);
+        return real_vdprintf(fd, format, args);
     char *text = NULL;
     int len = vasprintf(&text, format, args);
     if (len < 0)
@@ -66,9 +79,9 @@ int faultless_vdprintf(int fd, const char *format, va_list args)
 
 int faultless_vdprintf_chk(int fd, int flag, const char *format, va_list args)
 {
-    REAL(number_print_chk, "__vdprintf_chk");
+    REAL(vdprintf_chk);
     if (!faultless_preload_active())
-        return real(fd, flag, format, args);
+        return real_vdprintf_chk(fd, flag, format, args);
     return faultless_vdprintf(fd, format, args);
 }
 

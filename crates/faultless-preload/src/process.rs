@@ -142,8 +142,9 @@ fn limits(resource: c_uint, new: *const libc::rlimit) {
     let bounded = |new: *const libc::rlimit| {
         crate::probe::copy(new).is_some_and(|l| l.rlim_cur != libc::RLIM_INFINITY)
     };
-    if matches!(resource, libc::RLIMIT_AS | libc::RLIMIT_DATA) && !new.is_null() && bounded(new) {
-        step_aside("the program limits its address space (setrlimit)");
+    let counts = matches!(resource, libc::RLIMIT_AS | libc::RLIMIT_DATA | libc::RLIMIT_NPROC);
+    if counts && !new.is_null() && bounded(new) {
+        step_aside("the program limits what the engine's own would count towards (setrlimit)");
     }
 }
 

@@ -11,6 +11,7 @@ use crate::process::{confines, copies};
 use crate::real::{errno, real};
 use crate::state::{self, STANDING};
 use crate::writes::*;
+use faultless::standin;
 use crate::{descriptors, exec, probe, signals};
 use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_int, c_long, c_uint, c_void};
@@ -188,12 +189,17 @@ unsafe extern "C-unwind" fn syscall(
                 f,
             ) as c_long,
             _ => {
+                let hand_backs = standin::hand_backs();
                 let result = real(nr, a, b, c, d, e, f);
                 if result != -1 || errno() != libc::EFAULT {
                     return result;
                 }
                 let Some(given) = GivenWords::new([a, b, c, d, e, f]) else {
-                    return result;
+                    if standin::hand_backs() == hand_backs {
+                        return result;
+                    }
+                    // What was absent is the kernel's by now.
+                    return real(nr, a, b, c, d, e, f);
                 };
                 static COUNTER: Counter = Counter::new("syscall", true);
                 COUNTER.add();

@@ -61,6 +61,12 @@ unsafe extern "C" {
 /// Looks all of them up: before `main`, while there is one thread. Later the dynamic linker may be at work on behalf of a thread
 /// that waits for the one that calls us.
 pub(crate) fn find_all() {
+    unsafe extern "C" {
+        /// Those of print.c.
+        fn faultless_find_prints();
+    }
+    // SAFETY: no arguments; there is one thread.
+    unsafe { faultless_find_prints() };
     let (mut at, end) = ((&raw const FIRST).cast::<Real>(), (&raw const END).cast::<Real>());
     while at < end {
         // SAFETY: between the linker's two symbols lie `Real`s alone, which live for ever.

@@ -28,9 +28,6 @@ const SETTLE: u32 = 2;
 const STOP: u32 = 4;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
-/// Mappings that lost all addresses by system calls that nobody saw.
-static LOST: Mutex<Vec<u64>> = Mutex::new(Vec::new());
-
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -40,9 +37,8 @@ fn ask(what: u32) {
     futex::wake(&ASKED, futex::ALL);
 }
 
-/// A mapping lost all addresses. Called where nobody may wait: the thread sees to it.
-pub(crate) fn lost(serial: u64) {
-    locked(&LOST).push(serial);
+/// Some mapping lost all addresses. Called where nobody may wait or ask for memory: the thread sees to it.
+pub(crate) fn lost() {
     ask(SETTLE);
 }
 
@@ -93,11 +89,10 @@ pub(crate) fn leave() {
 pub(crate) struct Frozen(
     MutexGuard<'static, Option<Share>>,
     MutexGuard<'static, Option<JoinHandle<()>>>,
-    MutexGuard<'static, Vec<u64>>,
 );
 
 pub(crate) fn freeze() -> Frozen {
-    Frozen(share(), locked(&THREAD), locked(&LOST))
+    Frozen(share(), locked(&THREAD))
 }
 
 /// A forked child has no thread of ours, and a place of its own once it needs one.
@@ -106,7 +101,6 @@ pub(crate) fn in_child(mut frozen: Frozen) {
     ASKED.store(0, Ordering::Relaxed);
     std::mem::forget(frozen.0.take());
     std::mem::forget(frozen.1.take());
-    std::mem::forget(std::mem::take(&mut *frozen.2));
 }
 
 /// The program is about to execute another, which needs nothing as yet. If it cannot, the next tick tells the truth again.
@@ -133,10 +127,8 @@ pub(crate) fn start() -> io::Result<()> {
             if asked & STOP != 0 {
                 return;
             }
-            // (Not locked while they are settled: that takes the state's lock, under which a fork takes this one.)
-            let lost = std::mem::take(&mut *locked(&LOST));
-            for serial in lost {
-                state::settle_lost(serial);
+            if asked & SETTLE != 0 {
+                state::settle_lost();
             }
             if asked & REPORT != 0 {
                 reports::write("asked");

@@ -9,6 +9,7 @@ use crate::counters::Counter;
 use crate::lend::GivenWords;
 use crate::real::{errno, real};
 use crate::state::idle;
+use faultless::standin;
 use std::ffi::c_int;
 
 /// Functions whose arguments are integers and pointers. Where the kernel could not read what a pointer points to, the call is made
@@ -22,13 +23,19 @@ macro_rules! tried_again {
                 // SAFETY: the program's own arguments.
                 return unsafe { real($($arg),*) };
             }
+            let hand_backs = standin::hand_backs();
             // SAFETY: the program's own arguments.
             let result = unsafe { real($($arg),*) };
-            if result != $failed || errno() != libc::EFAULT || idle() {
+            if result != $failed || errno() != libc::EFAULT {
                 return result;
             }
             let Some(given) = GivenWords::new([$($arg),*]) else {
-                return result;
+                if standin::hand_backs() == hand_backs {
+                    return result;
+                }
+                // What was absent is the kernel's by now.
+                // SAFETY: the program's own arguments.
+                return unsafe { real($($arg),*) };
             };
             static COUNTER: Counter = Counter::new(stringify!($name), true);
             COUNTER.add();
@@ -143,6 +150,8 @@ tried_again! { c_int, -1;
     mq_setattr(queue new old);
     mq_notify(queue event);
     mq_timedsend(queue message len priority timeout);
+    mq_send(queue message len priority);
+    msgsnd(queue message len flags);
     futimens(fd times);
     futimes(fd times);
     futimesat(dir path times);
@@ -177,13 +186,19 @@ macro_rules! tried_again_error {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int);
+            let hand_backs = standin::hand_backs();
             // SAFETY: the program's own arguments.
             let error = unsafe { real($($arg),*) };
-            if error != libc::EFAULT || idle() {
+            if error != libc::EFAULT {
                 return error;
             }
             let Some(given) = GivenWords::new([$($arg),*]) else {
-                return error;
+                if standin::hand_backs() == hand_backs {
+                    return error;
+                }
+                // What was absent is the kernel's by now.
+                // SAFETY: the program's own arguments.
+                return unsafe { real($($arg),*) };
             };
             static COUNTER: Counter = Counter::new(stringify!($name), true);
             COUNTER.add();
@@ -209,8 +224,6 @@ tried_again! { isize, -1;
     fgetxattr(fd name to size);
     listxattr(path to size);
     llistxattr(path to size);
-    mq_send(queue message len priority);
-    msgsnd(queue message len flags);
 }
 
 tried_again! { usize, 0;

@@ -228,6 +228,16 @@ impl State {
         }
     }
 
+    /// Remembers that the program takes POSIX locks for writing on a file.
+    pub(crate) fn note_write_locked(&mut self, id: FileId) {
+        if !self.write_locked.contains(&id) {
+            if self.write_locked.len() == WRITTEN_MAX {
+                self.write_locked.remove(0);
+            }
+            self.write_locked.push(id);
+        }
+    }
+
     /// Counts a mapping that ended.
     fn count_end(&mut self, reason: &'static str, path: &Path, bytes: usize, longest_ns: u64) {
         let all = self.handed_back.entry(reason);
@@ -441,15 +451,20 @@ fn lease_broken(serial: u64) -> bool {
     state.hand_back(serial, "its file was opened for writing")
 }
 
-/// A mapping has no addresses left, because of system calls that nobody saw.
-pub(crate) fn settle_lost(serial: u64) {
+/// Ends mappings that have no addresses left, because of system calls that nobody saw.
+pub(crate) fn settle_lost() {
     let mut state = lock();
-    let Some(entry) = state.remove(serial) else {
-        return;
-    };
-    let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
-    entry.standin.end();
-    state.count_end("the program unmapped or moved it past the C library", &path, bytes, 0);
+    let all = state.standing.iter();
+    let gone = all.filter(|(_, e)| e.standin.range().is_empty());
+    let gone: Vec<u64> = gone.map(|(&serial, _)| serial).collect();
+    for serial in gone {
+        let Some(entry) = state.remove(serial) else {
+            continue;
+        };
+        let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
+        entry.standin.end();
+        state.count_end("the program unmapped or moved it past the C library", &path, bytes, 0);
+    }
 }
 
 /// Whether the engine has threads in this process.
@@ -545,15 +560,20 @@ extern "C" fn in_child() {
     service::in_child(shared);
 }
 
-/// Makes a call that copies the process without running handlers. What the child finds are the kernel's mappings, locks that
-/// are free, and a state that is not its own.
+/// Calls that are copying the process now, without handlers: nothing is taken over meanwhile.
+pub(crate) static COPYING: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes a call that copies the process without running handlers. The child finds the kernel's mappings and its own signal
+/// mask, and a state that is not its own; it may go on at another function and never return here, so that nothing is held.
 pub(crate) fn copying<R>(call: impl FnOnce() -> R) -> R {
-    let mut locked = lock();
-    let _share = service::freeze();
-    let reason = "the program copied itself without fork";
-    locked.hand_back_all(reason);
-    signals::open_faults();
-    call()
+    {
+        let mut state = lock();
+        COPYING.fetch_add(1, Ordering::SeqCst);
+        state.hand_back_all("the program copied itself without fork");
+    }
+    let result = call();
+    COPYING.fetch_sub(1, Ordering::SeqCst);
+    result
 }
 
 /// This process was forked from one that was served, and has executed nothing since.

@@ -130,7 +130,7 @@ pub fn mapped(addr: usize) -> bool {
     let mut seen = 0u8;
     let at = &raw mut seen as usize;
     // SAFETY: the call asks about one page and writes one byte.
-    let answer = unsafe { syscall(libc::SYS_mincore, [addr & !(PAGE - 1), PAGE, at, 0, 0, 0]) };
+    let answer = unsafe { gated(libc::SYS_mincore, [addr & !(PAGE - 1), PAGE, at, 0, 0, 0]) };
     check(answer) != Err(Errno(libc::ENOMEM))
 }
 

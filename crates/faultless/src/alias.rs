@@ -39,11 +39,21 @@ impl Alias {
             let _ = mem::madvise(start, len, libc::MADV_DONTFORK);
             let _ = mem::madvise(start, len, kernel.advice.load(Ordering::Relaxed));
         }
-        let made = Box::into_raw(Box::new(Alias {
-            start,
-            len,
-            users: AtomicUsize::new(0),
-        }));
+        // Not from the heap: the system call may come from a handler that has interrupted the allocator.
+        let Ok(header) = mem::map_anonymous(mem::PAGE) else {
+            // SAFETY: mapped above, shown to nobody.
+            let _ = unsafe { mem::unmap(start, len) };
+            return None;
+        };
+        let made = header as *mut Alias;
+        // SAFETY: a page of our own, aligned and large enough.
+        unsafe {
+            made.write(Alias {
+                start,
+                len,
+                users: AtomicUsize::new(0),
+            });
+        }
         let null = std::ptr::null_mut();
         match kernel.alias.compare_exchange(null, made, Ordering::AcqRel, Ordering::Acquire) {
             // SAFETY: made above; it is freed by the last that uses it, after the map is gone.
@@ -63,10 +73,13 @@ impl Alias {
 ///
 /// Nobody uses it any more.
 unsafe fn free(alias: *mut Alias) {
-    // SAFETY: made by `Box::into_raw` in `make`, and freed once, by the caller's promise.
-    let alias = unsafe { Box::from_raw(alias) };
-    // SAFETY: our own mapping, which nobody reads any more.
-    let _ = unsafe { mem::unmap(alias.start, alias.len) };
+    // SAFETY: made in `make`, in a page of its own, and freed once, by the caller's promise; the mapping is our own, which nobody
+    // reads any more.
+    unsafe {
+        let (start, len) = ((*alias).start, (*alias).len);
+        let _ = mem::unmap(start, len);
+        let _ = mem::unmap(alias as usize, mem::PAGE);
+    }
 }
 
 /// Gives the mapping up with the map that it belongs to; the last call that uses it unmaps it.

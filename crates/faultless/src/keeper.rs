@@ -15,6 +15,7 @@ use faultless_sys::uffd::Event;
 use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -499,7 +500,6 @@ fn read_reports(epoll: i32) {
             return;
         }
         let report = identity::report_pending(number as i32);
-        let followed = moved::follow(&report);
         // One at a time: each is acted on before the next thread goes on.
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
         let Ok(read) = uffd::read_events(number as i32, &mut events) else {
@@ -507,18 +507,16 @@ fn read_reports(epoll: i32) {
             raw::nap(1_000_000);
             continue;
         };
+        let in_place = |core: &_, part: &Range<usize>| moved::put(core, part.start, part);
         for event in &events[..read] {
             // SAFETY: the kernel has written so many.
             let Event { event, arg, .. } = unsafe { event.assume_init() };
             let [a, b, c] = arg.map(|x| x as usize);
             match event {
-                uffd::EVENT_UNMAP => report.gone(&(a..b), standin::lost),
+                uffd::EVENT_UNMAP => report.gone(&(a..b), in_place, standin::lost),
                 uffd::EVENT_REMAP => {
-                    let from = a..a + c;
-                    if followed != Some(b) {
-                        moved::follow_report(&report, &from, b);
-                    }
-                    report.gone(&from, standin::lost);
+                    moved::follow(&report, &(a..a + c), b);
+                    report.gone(&(a..a + c), in_place, standin::lost);
                 }
                 _ => {}
             }

@@ -451,11 +451,13 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         let bytes = core.backed(first, unit - first);
         // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
         let (addr, len) = (core.start + bytes.start as usize, (bytes.end - bytes.start) as usize);
-        let _ours = identity::discarding();
+        let ours = identity::discarding();
         let go = !core.keep_all.load(Ordering::SeqCst)
             && core.live.covers(addr, len)
             // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
             && unsafe { mem::discard(addr, len) };
+        // What follows may discard as well, and a report may have come in between.
+        drop(ours);
         for u in first..unit {
             if !go {
                 fill::cancel_eviction(core, u, soft[(u - first) as usize]);

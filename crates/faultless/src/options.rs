@@ -22,7 +22,7 @@ use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, uffd};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;
@@ -426,6 +426,8 @@ impl MapOptions {
                 advice: AtomicI32::new(libc::MADV_NORMAL),
                 dont_fork: AtomicBool::new(false),
                 broken_at: AtomicU64::new(0),
+                replacing: Default::default(),
+                holders: AtomicUsize::new(0),
                 alias: AtomicPtr::default(),
                 leaving: AtomicBool::new(false),
             }),

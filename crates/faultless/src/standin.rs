@@ -22,7 +22,7 @@ use crate::fault::fill::{self, Need, RUN_MAX};
 use crate::fault::page::State;
 use crate::fault::report::Fault;
 use crate::fault::table::GROUP;
-use crate::fault::{fds, handler, process, registry};
+use crate::fault::{fds, handler, identity, process, registry};
 use crate::map::{self, Map};
 use crate::options::{Advice, Reads};
 use crate::pool::Pool;
@@ -119,6 +119,11 @@ impl StandIn {
         self.core().live.get().touch(range)
     }
 
+    /// Whether all of a range is still its own.
+    pub fn covers(&self, range: &Range<usize>) -> bool {
+        self.core().live.covers(range.start, range.len())
+    }
+
     /// The address of the map's first byte, which may be the program's by now.
     pub fn first(&self) -> usize {
         self.core().start
@@ -192,12 +197,36 @@ impl StandIn {
         result
     }
 
+    /// Whether a part can be unmapped, and the rest be served.
+    pub fn can_be_trimmed(&self, gone: &Range<usize>) -> bool {
+        let (left, dropped) = self.core().live.get().without(gone);
+        dropped.is_none() && !left.hull().is_empty()
+    }
+
     /// Unmaps a part, by a call that does so. The rest goes on to be served.
-    pub fn trim_with<R>(&self, gone: &Range<usize>, unmap: impl FnOnce() -> R) -> R {
+    ///
+    /// # Errors
+    ///
+    /// The call's. The part is the kernel's mapping then.
+    pub fn trim_with<E>(
+        &self,
+        gone: &Range<usize>,
+        unmap: impl Fn() -> Result<usize, E>,
+    ) -> Result<usize, E> {
         let core = self.core();
+        let before = core.live.get();
         core.live.cut(gone);
+        identity::wait_for_discards();
         // A fill that is in flight finds nothing to install into, and its load runs again, as the kernel has it.
-        let result = unmap();
+        let mut result = unmap();
+        if result.is_err() {
+            // It is still mapped, and the map's no longer.
+            for part in before.iter().filter(|p| p.start < gone.end && gone.start < p.end) {
+                let part = part.start.max(gone.start)..part.end.min(gone.end);
+                let _ = replace(core, self.kernel(), part.start, part.len());
+            }
+            result = unmap();
+        }
         let within = |at: usize| core.unit_of(at.clamp(core.start, core.start + core.region_len));
         map::forget_units(core, within(gone.start)..within(gone.end));
         result
@@ -215,7 +244,11 @@ impl StandIn {
         let mut aside = Vec::new();
         for part in core.live.get().iter() {
             let before = Instant::now();
-            let moved = Aside::take(core, &part);
+            // (A system call that counts on pinned pages must find some page at each moment.)
+            let moved = match self.kernel().holders.load(Ordering::SeqCst) {
+                0 => Aside::take(core, self.kernel(), &part),
+                _ => None,
+            };
             let whole = moved.is_some();
             aside.extend(moved);
             let mut at = part.start;
@@ -224,7 +257,7 @@ impl StandIn {
                 let end = if whole { part.end } else { piece_end(core, at, part.end) };
                 // Looked at anew each time: the program may take addresses away meanwhile by a call that nobody sees.
                 if core.live.covers(at, end - at)
-                    && let Err(e) = put_kernels(core, self.kernel(), at, at, end - at)
+                    && let Err(e) = replace(core, self.kernel(), at, end - at)
                 {
                     self.kernel().leaving.store(false, Ordering::SeqCst);
                     let what = format!("cannot hand the map of {} back to the kernel", core.name);
@@ -278,7 +311,7 @@ struct Aside {
 
 impl Aside {
     /// `None` where the kernel does not do it: then nothing has changed.
-    fn take(core: &MapCore, live: &Range<usize>) -> Option<Aside> {
+    fn take(core: &MapCore, kernel: &KernelMapping, live: &Range<usize>) -> Option<Aside> {
         let len = live.len();
         if len < 2 * PIECE {
             return None;
@@ -287,15 +320,15 @@ impl Aside {
         let reserved = mem::map_reserved(len + 2 * registry::GRANULE).ok()?;
         let start = reserved.next_multiple_of(registry::GRANULE) + live.start % registry::GRANULE;
         // SAFETY: the target is ours, reserved just now; the source is the map's own, and whoever reads it is served.
-        let moved = unsafe { mem::move_pages_away(live.start, len, start) };
+        let moved = replacing(kernel, live.clone(), || unsafe {
+            mem::move_pages_away(live.start, len, start)
+        });
         // SAFETY: what was reserved around the target, which nobody knows.
         unsafe {
             let _ = mem::unmap(reserved, start - reserved);
             let _ = mem::unmap(start + len, reserved + 2 * registry::GRANULE - start);
-            if moved.is_err() {
-                let _ = mem::unmap(start, len);
-                return None;
-            }
+            // (If it failed, the target may be gone already and be somebody else's: it is left as it is.)
+            moved.ok()?;
             // Disarmed, so that no report is waited for when it is unmapped.
             let _ = uffd::unregister(core.pool.uffd.get(), start, len);
         }
@@ -330,18 +363,34 @@ fn piece_end(core: &MapCore, at: usize, end: usize) -> usize {
     }
 }
 
-/// Puts the kernel's mapping of the bytes that a map has at `from` to `at`, where a part of the map is, or was moved.
-pub(crate) fn put_kernels(
-    core: &MapCore,
-    kernel: &KernelMapping,
-    from: usize,
-    at: usize,
-    len: usize,
-) -> Result<(), Errno> {
+/// Runs `f` while reports about a range are about what the engine itself does.
+fn replacing<R>(kernel: &KernelMapping, range: Range<usize>, f: impl FnOnce() -> R) -> R {
+    kernel.replacing[0].store(range.start, Ordering::SeqCst);
+    kernel.replacing[1].store(range.end, Ordering::SeqCst);
+    let result = f();
+    kernel.replacing[1].store(0, Ordering::SeqCst);
+    result
+}
+
+/// Puts the kernel's mapping of the same bytes in the place of a part of a map.
+fn replace(core: &MapCore, kernel: &KernelMapping, at: usize, len: usize) -> Result<(), Errno> {
     let Reading::File { fd, id, .. } = &core.reading else {
         return Err(Errno(libc::ENODEV));
     };
     let number = fd.current(*id)?;
+    replacing(kernel, at..at + len, || put_kernels(core, kernel, number, at, at, len))
+}
+
+/// Puts the kernel's mapping of the bytes that a map has at `from` to `at`, where a part of the map is, or was moved. `number` is
+/// the file's, in the calling thread's table of descriptors.
+pub(crate) fn put_kernels(
+    core: &MapCore,
+    kernel: &KernelMapping,
+    number: i32,
+    from: usize,
+    at: usize,
+    len: usize,
+) -> Result<(), Errno> {
     let offset = core.base + (from - core.start) as u64;
     let flags = kernel.flags | libc::MAP_FIXED;
     // SAFETY: replaces a part of the map's region, or the range that it was moved to, by the same bytes.
@@ -364,18 +413,18 @@ pub fn touches(range: &Range<usize>) -> bool {
     registry::touches(range)
 }
 
-static ON_LOST: OnceLock<fn(u64)> = OnceLock::new();
+static ON_LOST: OnceLock<fn()> = OnceLock::new();
 
-/// Sets what is called, on a thread of the engine's that must not wait, when the stand-in with a serial number has no addresses
-/// left, because of system calls that nobody saw.
-pub fn on_lost(f: fn(u64)) {
+/// Sets what is called when some stand-in has no addresses left, because of system calls that nobody saw. It must not wait, ask for
+/// memory, or take a lock.
+pub fn on_lost(f: fn()) {
     let _ = ON_LOST.set(f);
 }
 
-/// Passes on that a stand-in has no addresses left.
-pub(crate) fn lost(serial: u64) {
+/// Passes on that some stand-in has no addresses left.
+pub(crate) fn lost() {
     if let Some(tell) = ON_LOST.get() {
-        tell(serial);
+        tell();
     }
 }
 
@@ -384,10 +433,11 @@ pub(crate) fn lost(serial: u64) {
 pub fn given_out(range: &Range<usize>) {
     let _no_handler_here = signal::Blocked::all();
     registry::for_each_in(range, |core| {
-        if !core.gives_way() && core.live.cut(range).hull().is_empty() {
-            lost(core.serial);
+        if !core.takes_away(range) && core.live.cut(range).0.hull().is_empty() {
+            lost();
         }
     });
+    identity::wait_for_discards();
 }
 
 /// How many `pwritev` calls of the engine's own were answered by EFAULT: they are not the program's.
@@ -422,6 +472,12 @@ pub(crate) fn lease_broken(serial: u64) -> bool {
 /// What `kernels` returned.
 pub fn sigbus<R>(new: Option<Disposition>, kernels: impl FnOnce() -> R) -> Result<Disposition, R> {
     handler::replace_former(new, kernels)
+}
+
+/// How often some stand-in has begun to be handed back. A system call that failed on an absent page is to be made again if that
+/// has changed meanwhile.
+pub fn hand_backs() -> u64 {
+    handler::hand_backs()
 }
 
 /// Has the engine's descriptors keep away from low numbers.
@@ -486,6 +542,8 @@ pub struct Held {
     any: bool,
     /// Something could not be read.
     failed: bool,
+    /// A stand-in is being handed back, so that nothing of it can be held.
+    gives_way: bool,
 }
 
 impl Default for Held {
@@ -507,12 +565,18 @@ impl Held {
             count: 0,
             any: false,
             failed: false,
+            gives_way: false,
         }
     }
 
     /// Whether all pages could be read.
     pub fn complete(&self) -> bool {
         !self.failed
+    }
+
+    /// Whether all that was asked for is held until this is dropped.
+    pub fn holds(&self) -> bool {
+        !self.gives_way
     }
 
     /// Reads in, and holds, all pages of a range that stand-ins have, as far as they can be read; what lies elsewhere is
@@ -527,6 +591,17 @@ impl Held {
                 at = (at + 1).next_multiple_of(registry::GRANULE);
                 continue;
             };
+            // First counted, then looked: a hand-back does it the other way round.
+            if let Some(kernel) = &core.stands_for
+                && self.count < PARTS
+            {
+                kernel.holders.fetch_add(1, Ordering::SeqCst);
+                if core.leaving() {
+                    kernel.holders.fetch_sub(1, Ordering::SeqCst);
+                    self.gives_way = true;
+                    return;
+                }
+            }
             let end = range.end.min(core.region().end);
             let units = core.unit_of(at)..core.unit_of(end - 1) + 1;
             self.any = true;
@@ -552,7 +627,13 @@ impl Held {
                     core.page(unit).unpin();
                 }
             }
-            if self.count < PARTS && held > units.start {
+            if self.count == PARTS {
+                self.gives_way = true;
+            } else if held == units.start {
+                if let Some(kernel) = &core.stands_for {
+                    kernel.holders.fetch_sub(1, Ordering::SeqCst);
+                }
+            } else {
                 self.parts[self.count] = Part {
                     id: core.id,
                     serial: core.serial,
@@ -582,6 +663,9 @@ impl Drop for Held {
             {
                 for unit in part.first..part.end {
                     core.page(unit).unpin();
+                }
+                if let Some(kernel) = &core.stands_for {
+                    kernel.holders.fetch_sub(1, Ordering::SeqCst);
                 }
             }
         }

@@ -15,7 +15,7 @@ use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// A number of a fill unit within a map.
 pub(crate) type Unit = u64;
@@ -127,6 +127,10 @@ pub(crate) struct KernelMapping {
     pub(crate) dont_fork: AtomicBool,
     /// When a miss first found the lease gone, in nanoseconds; 0: not yet.
     pub(crate) broken_at: AtomicU64,
+    /// The range whose pages are being replaced by the kernel's mapping at this moment.
+    pub(crate) replacing: [AtomicUsize; 2],
+    /// System calls that count on pinned pages.
+    pub(crate) holders: AtomicUsize,
     /// The kernel's mapping of the same bytes elsewhere, once a system call needed it.
     pub(crate) alias: AtomicPtr<crate::alias::Alias>,
     /// The kernel's mapping is taking the map's place, piece by piece: a page that cannot be installed any more is one
@@ -207,9 +211,14 @@ impl MapCore {
             .is_some_and(|k| k.leaving.load(Ordering::SeqCst))
     }
 
-    /// Whether the map's addresses are being taken away by the engine itself.
-    pub(crate) fn gives_way(&self) -> bool {
-        self.closing.load(Ordering::SeqCst) || self.leaving()
+    /// Whether it is the engine itself that takes a range of the map's addresses away.
+    pub(crate) fn takes_away(&self, range: &std::ops::Range<usize>) -> bool {
+        self.closing.load(Ordering::SeqCst)
+            || self.stands_for.as_ref().is_some_and(|kernel| {
+                let from = kernel.replacing[0].load(Ordering::SeqCst);
+                let to = kernel.replacing[1].load(Ordering::SeqCst);
+                from <= range.start && range.end <= to
+            })
     }
 
     pub(crate) fn region(&self) -> std::ops::Range<usize> {

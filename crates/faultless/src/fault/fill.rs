@@ -37,8 +37,11 @@ const FIRM_NAP_NS: u64 = 100_000;
 const RING_NAP_NS: u64 = 100_000;
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
-/// Tries to install a page while the kernel says EAGAIN (the address space is changing) or ENOMEM.
+/// Tries to install a page while the kernel says ENOMEM.
 const INSTALL_TRIES: u32 = 5_000;
+/// Naps while the kernel says EAGAIN: more than a minute.
+const BUSY_NAP_NS: u64 = 50_000;
+const BUSY_MAX: u32 = 1_000_000;
 
 /// Why a unit is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -807,7 +810,7 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
     let mut number = fd.get();
     let mut done = 0;
     let mut new = 0;
-    let mut tries = 0;
+    let (mut tries, mut busy) = (0, 0);
     let mut step = len;
     while done < len {
         let part = step.min(len - done);
@@ -835,7 +838,16 @@ fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Fa
                     done += PAGE;
                 }
             }
-            libc::EAGAIN => raw::sched_yield(),
+            // A range is being unmapped or moved, and the report of it is not read yet: that is no failure.
+            libc::EAGAIN if busy < BUSY_MAX => {
+                tries -= 1;
+                busy += 1;
+                if busy < 100 {
+                    raw::sched_yield();
+                } else {
+                    raw::nap(BUSY_NAP_NS);
+                }
+            }
             libc::ENOMEM => {
                 core.pool.evict_bell.ring();
                 raw::nap(1_000_000);

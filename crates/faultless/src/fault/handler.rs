@@ -81,6 +81,11 @@ static HANDED_BACK: AtomicU64 = AtomicU64::new(0);
 /// Who has looked once at such an address.
 static LATE_LOOKS: LastLooks = LastLooks::new();
 
+/// How often that was said.
+pub(crate) fn hand_backs() -> u64 {
+    HANDED_BACK.load(Ordering::SeqCst)
+}
+
 /// Says that a map is about to go whose addresses stay in use.
 pub(crate) fn expect_latecomers() {
     HANDED_BACK.fetch_add(1, Ordering::SeqCst);

@@ -37,8 +37,8 @@ const REPORT_WAIT_NS: u64 = 10_000_000;
 /// How long to wait for discards before looking again.
 const DISCARDS_NAP_NS: u64 = 20_000;
 
-/// Ranges that what is left of a map can consist of. A map that is cut into more loses the smallest.
-const PARTS: usize = 8;
+/// Ranges that what is left of a map can consist of.
+const PARTS: usize = 16;
 
 /// The addresses of a map that are still its own. They only ever become fewer.
 #[derive(Debug)]
@@ -71,7 +71,8 @@ impl Parts {
         self.iter().any(|p| p.start < range.end && range.start < p.end)
     }
 
-    fn without(&self, gone: &Range<usize>) -> Parts {
+    /// What is left without a range; and the smallest part, if it is one too many to be kept.
+    pub(crate) fn without(&self, gone: &Range<usize>) -> (Parts, Option<Range<usize>>) {
         // A range cut out of the middle makes two parts of one.
         let mut left = [[0; 2]; PARTS + 1];
         let mut n = 0;
@@ -89,13 +90,15 @@ impl Parts {
                 }
             }
         }
+        let mut dropped = None;
         if n > PARTS {
             let smallest = (0..n).min_by_key(|&i| left[i][1] - left[i][0]).unwrap_or(0);
+            dropped = Some(left[smallest][0]..left[smallest][1]);
             left[smallest] = left[n - 1];
         }
         let mut parts = [[0; 2]; PARTS];
         parts.copy_from_slice(&left[..PARTS]);
-        Parts(parts)
+        (Parts(parts), dropped)
     }
 }
 
@@ -132,8 +135,8 @@ impl Live {
         self.get().iter().any(|p| p.start <= addr && end <= p.end)
     }
 
-    /// Takes a range away, and returns what is left.
-    pub(crate) fn cut(&self, gone: &Range<usize>) -> Parts {
+    /// Takes a range away, and returns what is left; and a part that goes with it, because there would be too many.
+    pub(crate) fn cut(&self, gone: &Range<usize>) -> (Parts, Option<Range<usize>>) {
         let _no_handler_here = signal::Blocked::all();
         loop {
             let version = self.version.load(Ordering::SeqCst);
@@ -144,13 +147,13 @@ impl Live {
                 raw::sched_yield();
                 continue;
             }
-            let left = old.without(gone);
+            let (left, dropped) = old.without(gone);
             for (part, new) in self.parts.iter().zip(left.0) {
                 part[0].store(new[0], Ordering::SeqCst);
                 part[1].store(new[1], Ordering::SeqCst);
             }
             self.version.store(version + 2, Ordering::SeqCst);
-            return left;
+            return (left, dropped);
         }
     }
 }
@@ -210,15 +213,21 @@ pub(crate) fn wait_for_older_reports(uffd: i32, addr: usize) -> Result<(), Errno
     Ok(())
 }
 
+/// Waits until discards that are in progress have ended: to be called after a live range was cut and before its addresses can
+/// become somebody else's. Those that begin later look at what is left.
+pub(crate) fn wait_for_discards() {
+    while DISCARDS.load(Ordering::SeqCst) != 0 {
+        raw::nap(DISCARDS_NAP_NS);
+    }
+}
+
 /// A report is there to be read, and no discard is in progress.
 pub(crate) struct Report(i32);
 
 /// Called by the one thread that reads reports, before it reads one from `uffd`, a number in the engine's own table.
 pub(crate) fn report_pending(uffd: i32) -> Report {
     REPORT.store(1, Ordering::SeqCst);
-    while DISCARDS.load(Ordering::SeqCst) != 0 {
-        raw::nap(DISCARDS_NAP_NS);
-    }
+    wait_for_discards();
     Report(uffd)
 }
 
@@ -228,13 +237,22 @@ impl Report {
         core.pool.uffd.engine_number() == self.0
     }
 
-    /// Addresses went without our doing, or by it. `tell` is called with the serial numbers of stand-ins that have none left.
-    pub(crate) fn gone(&self, gone: &Range<usize>, mut tell: impl FnMut(u64)) {
+    /// Addresses went without our doing, or by it. `tell` is called where a stand-in has none left.
+    /// `dropped` is called with a part that can be served no longer because there would be too many.
+    pub(crate) fn gone(
+        &self,
+        gone: &Range<usize>,
+        mut dropped: impl FnMut(&MapCore, &Range<usize>),
+        mut tell: impl FnMut(),
+    ) {
         registry::for_each_in(gone, |core| {
-            if self.is_of(core) && !core.gives_way() {
-                let left = core.live.cut(gone);
+            if self.is_of(core) && !core.takes_away(gone) {
+                let (left, part) = core.live.cut(gone);
+                if let Some(part) = part {
+                    dropped(core, &part);
+                }
                 if left.hull().is_empty() && core.stands_for.is_some() {
-                    tell(core.serial);
+                    tell();
                 }
             }
         });
@@ -267,7 +285,10 @@ mod tests {
     #[test]
     fn live_ranges_are_cut_at_their_ends_and_in_their_middle() {
         let live = Live::new(100..200);
-        let left = |parts: Parts| parts.iter().collect::<Vec<_>>();
+        let left = |(parts, dropped): (Parts, Option<_>)| {
+            assert_eq!(dropped, None);
+            parts.iter().collect::<Vec<_>>()
+        };
         assert_eq!(left(live.cut(&(0..100))), [100..200]);
         assert_eq!(left(live.cut(&(50..120))), [120..200]);
         assert_eq!(left(live.cut(&(190..300))), [120..190]);
@@ -281,14 +302,17 @@ mod tests {
     }
 
     #[test]
-    fn a_map_that_is_cut_into_too_many_parts_loses_the_smallest() {
-        let live = Live::new(0..1000);
-        for i in 1..=PARTS {
-            live.cut(&(i * 10 + 5 * i..i * 10 + 5 * i + 1));
+    fn a_map_that_is_cut_into_too_many_parts_tells_which_it_loses() {
+        let live = Live::new(0..100_000);
+        for i in 1..PARTS {
+            assert_eq!(live.cut(&(i * 100..i * 100 + 1)).1, None);
         }
-        let left: Vec<_> = live.get().iter().collect();
-        assert_eq!(left.len(), PARTS);
-        assert!(left.iter().all(|p| p.len() > 13), "{left:?}");
+        // One of a single address, which is one too many.
+        let (left, dropped) = live.cut(&(50_000..50_001));
+        assert_eq!(left.iter().count(), PARTS);
+        let dropped = dropped.expect("one too many");
+        assert_eq!(dropped.len(), 99);
+        assert!(!live.covers(dropped.start, 1) && live.covers(60_000, 1));
     }
 
     #[test]

@@ -210,15 +210,17 @@ fn for_each_entry(region: &Range<usize>, mut f: impl FnMut(usize, &AtomicU32)) {
     }
 }
 
-/// Whether some map still has a part of one of a region's granules: one that lost its beginning or its end.
+/// Whether an open map's region has, or had, a part of one of a region's granules.
 fn shares_a_granule(region: &Range<usize>) -> bool {
     let mut shared = false;
     for_each_entry(region, |granule, entry| {
         let map = entry.load(Ordering::Acquire).checked_sub(1).and_then(gate);
-        shared |= map.and_then(enter).is_some_and(|core| {
-            let start = granule << GRANULE_SHIFT;
-            core.live.get().touch(&(start..start + GRANULE))
-        });
+        // (One whose gate is being shut is in the way as well.)
+        shared |= map.is_some_and(|gate| enter(gate).is_none_or(|core| {
+            // Also what the map has lost: a fill that is in flight there must not find another map's range.
+            let (region, start) = (core.region(), granule << GRANULE_SHIFT);
+            region.start < start + GRANULE && start < region.end
+        }));
     });
     shared
 }
@@ -239,14 +241,14 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
 ///
 /// `core` must come from [`open`], be shut once only, and not be used again except through the returned box.
 pub(crate) unsafe fn shut(core: &'static MapCore) -> Box<MapCore> {
-    for_each_entry(&core.region(), |_, entry| {
-        // A granule that the map lost may be another's by now.
-        let ours = core.id + 1;
-        let _ = entry.compare_exchange(ours, 0, Ordering::AcqRel, Ordering::Relaxed);
-    });
     if let Some(gate) = gate(core.id) {
         gate.shut(|| raw::nap(SHUT_NAP_NS));
     }
+    // Only now: until nobody is inside, no other map may begin here.
+    for_each_entry(&core.region(), |_, entry| {
+        let ours = core.id + 1;
+        let _ = entry.compare_exchange(ours, 0, Ordering::AcqRel, Ordering::Relaxed);
+    });
     // SAFETY: `open` leaked it from a box; nobody inside holds it any more, and the caller gives its reference up.
     unsafe { Box::from_raw(core as *const MapCore as *mut MapCore) }
 }

@@ -3,7 +3,9 @@
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use faultless::Bytes;
-use faultless_run::{Fitness, Sandbox, Settings, VARIABLE, check_program, compat, find_program, tree};
+use faultless_run::{
+    Fitness, Sandbox, Settings, VARIABLE, check_program, compat, find_program, tree,
+};
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;

@@ -76,8 +76,16 @@ fn installed(name: &str) -> Result<PathBuf, String> {
 fn programs_start_with_allocators_that_map_memory_while_they_prepare_themselves() {
     let data = file("allocators", 8);
     let reader = compile("reader", &[]);
-    let mut allocators = vec![compile_as("allocator", "allocator.so", &["-shared", "-fPIC"])];
-    for name in ["libjemalloc.so.2", "libtcmalloc_minimal.so.4", "libmimalloc.so.2.0"] {
+    let mut allocators = vec![compile_as(
+        "allocator",
+        "allocator.so",
+        &["-shared", "-fPIC"],
+    )];
+    for name in [
+        "libjemalloc.so.2",
+        "libtcmalloc_minimal.so.4",
+        "libmimalloc.so.2.0",
+    ] {
         let found = installed(name);
         if possible(name, found.clone().map(drop)) {
             allocators.extend(found);
@@ -113,9 +121,15 @@ fn memory_at_addresses_that_were_a_mappings_is_never_discarded() {
 fn pointers_that_cannot_be_read_are_for_the_kernel_to_refuse() {
     let program = compile("pointers", &[]);
     let data = scratch().join("harm-pointers.data");
-    let known = Command::new(&program).arg("--names").output().expect("it starts");
+    let known = Command::new(&program)
+        .arg("--names")
+        .output()
+        .expect("it starts");
     let known = lines(&known);
-    let exported = Command::new("nm").args(["-D", "--defined-only"]).arg(library()).output();
+    let exported = Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(library())
+        .output();
     let exported = lines(&exported.expect("binutils come with the compiler"));
     let missing: Vec<&str> = exported
         .lines()
@@ -128,6 +142,80 @@ fn pointers_that_cannot_be_read_are_for_the_kernel_to_refuse() {
     let _ = std::fs::remove_file(data);
 }
 
+/// The functions that a C header declares, each with its parameters. (Attributes come behind them.)
+fn declarations(header: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for declaration in header.split([';', '{', '}']) {
+        let Some(open) = declaration.find('(') else {
+            continue;
+        };
+        let name = declaration[..open].trim_end();
+        let start = name
+            .rfind(|c: char| !c.is_alphanumeric() && c != '_')
+            .map_or(0, |i| i + 1);
+        let mut depth = 0;
+        let end = declaration[open..].find(|c| {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            depth == 0
+        });
+        if let Some(end) = end
+            && declaration.trim_start().starts_with("extern")
+            && start < name.len()
+        {
+            found.push((
+                name[start..].to_owned(),
+                declaration[open..open + end].to_owned(),
+            ));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_function_that_takes_memory_to_read_is_stood_before_or_has_a_reason() {
+    let headers = Command::new("cc")
+        .args(["-E", "-P", "-x", "c"])
+        .arg(sources().join("headers.h"))
+        .output()
+        .expect("a C compiler");
+    let declared = declarations(&lines(&headers));
+    let exported = Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(library())
+        .output();
+    let exported = lines(&exported.expect("binutils come with the compiler"));
+    let stood_before: std::collections::HashSet<&str> = exported
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+        .collect();
+    let reasons = include_str!("calls.txt");
+    let known: std::collections::HashSet<&str> = reasons
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(str::split_whitespace)
+        .collect();
+    let reads = |parameters: &str| {
+        parameters
+            .split(',')
+            .any(|p| p.contains("const") && p.contains(['*', '[']))
+    };
+    let unknown: Vec<&str> = declared
+        .iter()
+        .filter(|(name, parameters)| reads(parameters) && !name.starts_with("__"))
+        .map(|(name, _)| name.as_str())
+        .filter(|name| !stood_before.contains(name) && !known.contains(name))
+        .collect();
+    assert!(
+        declared.len() > 1000,
+        "only {} declarations were found",
+        declared.len()
+    );
+    assert!(
+        unknown.is_empty(),
+        "neither stood before nor in calls.txt: {unknown:?}"
+    );
+}
+
 #[test]
 fn one_call_does_its_work_in_one_piece() {
     let program = compile("append", &["-w"]);
@@ -135,7 +223,12 @@ fn one_call_does_its_work_in_one_piece() {
     let log = scratch().join("harm-append.log");
     for how in ["write", "vector"] {
         cool(&data);
-        same(&program, &["--memory", "16M"], &[text(&data), text(&log), how]).taken_over();
+        same(
+            &program,
+            &["--memory", "16M"],
+            &[text(&data), text(&log), how],
+        )
+        .taken_over();
     }
     let _ = std::fs::remove_file(data);
 }
@@ -148,7 +241,15 @@ fn the_kernel_finds_the_pages_of_every_call_that_reads_memory() {
     for (i, page) in bytes.chunks_mut(4096).enumerate() {
         page[4000] = i as u8;
     }
-    let strings = [(1, "/bin/true"), (2, "from-the-map"), (3, text(&gone)), (4, "from-the-map"), (5, "from-the-map"), (6, "exit 5"), (7, "in-a-map")];
+    let strings = [
+        (1, "/bin/true"),
+        (2, "from-the-map"),
+        (3, text(&gone)),
+        (4, "from-the-map"),
+        (5, "from-the-map"),
+        (6, "exit 5"),
+        (7, "in-a-map"),
+    ];
     for (mib, string) in strings {
         bytes[mib * MIB..][..string.len()].copy_from_slice(string.as_bytes());
     }
@@ -166,9 +267,20 @@ fn what_a_program_sees_of_a_mapping_is_the_kernels() {
     // As users run it: what is in the page cache stays the kernel's.
     let alone = plain(&program, &[text(&data)]);
     let mut command = Command::new(FAULTLESS);
-    command.args(["run", "--min-size", "64K", "--"]).arg(&program).arg(&data);
-    let served = command.env("FAULTLESS_LIBRARY", library()).output().expect("it starts");
-    assert_eq!(lines(&alone), lines(&served), "{}", String::from_utf8_lossy(&served.stderr));
+    command
+        .args(["run", "--min-size", "64K", "--"])
+        .arg(&program)
+        .arg(&data);
+    let served = command
+        .env("FAULTLESS_LIBRARY", library())
+        .output()
+        .expect("it starts");
+    assert_eq!(
+        lines(&alone),
+        lines(&served),
+        "{}",
+        String::from_utf8_lossy(&served.stderr)
+    );
     let sealed = compile("sealed", &["-w"]);
     let small = file("sealed", 4);
     same(&sealed, &[], &[text(&small)]);
@@ -218,12 +330,23 @@ fn windows_that_do_not_pay_are_left_alone_and_so_are_files_in_the_page_cache() {
     let run = |options: &[&str]| {
         let json = tempfile::NamedTempFile::new_in(scratch()).expect("a temporary file");
         let mut command = Command::new(FAULTLESS);
-        command.args(["run", "--min-size", "64K", "--stats-json"]).arg(json.path()).args(options);
-        command.arg("--").arg(&program).arg(&data).env("FAULTLESS_LIBRARY", library());
+        command
+            .args(["run", "--min-size", "64K", "--stats-json"])
+            .arg(json.path())
+            .args(options);
+        command
+            .arg("--")
+            .arg(&program)
+            .arg(&data)
+            .env("FAULTLESS_LIBRARY", library());
         assert!(command.status().expect("it starts").success());
         let reports = faultless_run::read_reports(json.path()).expect("reports are JSON lines");
         let taken: u64 = reports.iter().map(|r| r.totals.mappings).sum();
-        let left: u64 = reports.iter().flat_map(|r| &r.left_alone).map(|l| l.mappings).sum();
+        let left: u64 = reports
+            .iter()
+            .flat_map(|r| &r.left_alone)
+            .map(|l| l.mappings)
+            .sum();
         (taken, left)
     };
     let (taken, left) = run(&[]);
@@ -254,15 +377,23 @@ impl Holder {
             .expect("it starts");
         let mut ready = [0; 6];
         let out = child.stdout.as_mut().expect("piped");
-        out.read_exact(&mut ready).expect("it says that it is ready");
+        out.read_exact(&mut ready)
+            .expect("it says that it is ready");
         Holder(child)
     }
 
     /// What it reads now.
     fn reads(mut self) -> String {
-        self.0.stdin.as_mut().expect("piped").write_all(b"\n").expect("it reads");
+        self.0
+            .stdin
+            .as_mut()
+            .expect("piped")
+            .write_all(b"\n")
+            .expect("it reads");
         let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().expect("piped")).read_line(&mut line).expect("a line");
+        BufReader::new(self.0.stdout.as_mut().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
         let _ = self.0.kill();
         let _ = self.0.wait();
         line
@@ -271,7 +402,10 @@ impl Holder {
 
 fn open_for_writing(path: &Path, flags: i32) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().write(true).custom_flags(flags).open(path)
+    std::fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
 }
 
 #[test]
@@ -294,7 +428,9 @@ fn without_leases_nobody_who_opens_a_file_is_refused() {
     // With one, the kernel refuses a first opener that will not wait (docs/run.md), and nobody after that.
     cool(&data);
     let _holder = Holder::start(&data, &[]);
-    let refused = open_for_writing(&data, libc_nonblock()).err().and_then(|e| e.raw_os_error());
+    let refused = open_for_writing(&data, libc_nonblock())
+        .err()
+        .and_then(|e| e.raw_os_error());
     assert!(matches!(refused, Some(11) | None), "{refused:?}");
     open_for_writing(&data, 0).expect("the lease is given up");
     open_for_writing(&data, libc_nonblock()).expect("and no other is taken");
@@ -321,7 +457,11 @@ fn a_file_that_was_written_once_is_left_to_the_kernel() {
         a = m(); x = a[0]; os.close(os.open(sys.argv[1], os.O_RDWR)); b = m(); print(a[4096] + b[8192])\n\
         if os.fork() == 0:\n print(m()[1 << 20], flush=True); os._exit(0)\n\
         os.wait()";
-    let served = same(Path::new("/usr/bin/python3"), &[], &["-c", source, text(&data)]);
+    let served = same(
+        Path::new("/usr/bin/python3"),
+        &[],
+        &["-c", source, text(&data)],
+    );
     served
         .handed_back_because("opened for writing")
         .left_because("opened for writing while it was mapped before");
@@ -333,13 +473,24 @@ fn a_file_that_was_written_once_is_left_to_the_kernel() {
 #[test]
 fn children_that_the_library_does_not_fit_run_as_if_it_were_not_there() {
     let hello = scratch().join("hello.c");
-    std::fs::write(&hello, "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 3; }\n").expect("written");
+    std::fs::write(
+        &hello,
+        "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 3; }\n",
+    )
+    .expect("written");
     let build = |name: &str, compiler: &str, flags: &[&str]| -> Result<PathBuf, String> {
         let out = scratch().join(name);
-        let built = Command::new(compiler).args(flags).arg("-o").arg(&out).arg(&hello).output();
+        let built = Command::new(compiler)
+            .args(flags)
+            .arg("-o")
+            .arg(&out)
+            .arg(&hello)
+            .output();
         match built {
             Ok(o) if o.status.success() => Ok(out),
-            _ => Err(format!("{compiler} {flags:?} cannot build it (./run setup installs it)")),
+            _ => Err(format!(
+                "{compiler} {flags:?} cannot build it (./run setup installs it)"
+            )),
         }
     };
     let kinds = [
@@ -360,7 +511,11 @@ fn children_that_the_library_does_not_fit_run_as_if_it_were_not_there() {
             let alone = plain(Path::new("/bin/bash"), &["-c", &command]);
             let served = served(&[], Path::new("/bin/bash"), &["-c", &command]);
             served.same_as(&alone);
-            assert_eq!(served.stderr(), String::from_utf8_lossy(&alone.stderr), "{name} {call}");
+            assert_eq!(
+                served.stderr(),
+                String::from_utf8_lossy(&alone.stderr),
+                "{name} {call}"
+            );
         }
     }
 }
@@ -393,7 +548,12 @@ fn a_program_with_a_sanitizer_runs_unserved_and_one_sentence_says_so() {
         let program = compile_as("reader", &name, &[&format!("-fsanitize={kind}")]);
         let served = same(&program, &[], &[text(&data)]);
         let says = served.stderr().matches("contains a sanitizer").count();
-        assert_eq!(says, usize::from(kind != "undefined"), "{kind}: {}", served.stderr());
+        assert_eq!(
+            says,
+            usize::from(kind != "undefined"),
+            "{kind}: {}",
+            served.stderr()
+        );
     }
     let _ = std::fs::remove_file(data);
 }
@@ -417,10 +577,16 @@ fn limits_that_the_engine_would_count_towards_leave_a_program_to_the_kernel() {
         served.same_as(&alone).took_nothing().left_because(why);
     }
     // With a limit that can be exceeded, the program finds all of its descriptors.
-    let command = format!("ulimit -Sn 64; exec /usr/bin/python3 -c '{}' {}", COUNT, data.display());
+    let command = format!(
+        "ulimit -Sn 64; exec /usr/bin/python3 -c '{}' {}",
+        COUNT,
+        data.display()
+    );
     let alone = plain(Path::new("/bin/bash"), &["-c", &command]);
     cool(&data);
-    served(&[], Path::new("/bin/bash"), &["-c", &command]).same_as(&alone).taken_over();
+    served(&[], Path::new("/bin/bash"), &["-c", &command])
+        .same_as(&alone)
+        .taken_over();
     let _ = std::fs::remove_file(data);
 }
 
@@ -456,7 +622,10 @@ fn in_a_control_group_a_program_survives_the_heaps_that_it_survives_by_itself() 
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &join, "sh"]);
         if served {
-            command.arg(FAULTLESS).args(["run", "--"]).env("FAULTLESS_LIBRARY", library());
+            command
+                .arg(FAULTLESS)
+                .args(["run", "--"])
+                .env("FAULTLESS_LIBRARY", library());
         }
         command.arg(&program).arg(&data).arg(heap);
         command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -468,7 +637,10 @@ fn in_a_control_group_a_program_survives_the_heaps_that_it_survives_by_itself() 
         .find(|heap| (0..3).all(|_| status(false, &heap.to_string())))
         .expect("it survives a heap of 70 MiB");
     for heap in [20, 60, most - 8, most - 4] {
-        assert!(status(true, &heap.to_string()), "a heap of {heap} MiB; by itself it survives {most}");
+        assert!(
+            status(true, &heap.to_string()),
+            "a heap of {heap} MiB; by itself it survives {most}"
+        );
     }
     let _ = std::fs::remove_dir(&group);
     let _ = std::fs::remove_file(data);

@@ -47,8 +47,24 @@ fn options(seed: u64) -> &'static [&'static str] {
     match seed % 4 {
         0 => &["--eager", "--min-size", "64K", "--memory", "64M"],
         1 => &["--eager", "--min-size", "64K", "--memory", "4M"],
-        2 => &["--eager", "--min-size", "64K", "--memory", "64M", "--compat"],
-        _ => &["--eager", "--min-size", "64K", "--memory", "8M", "--no-lease", "--trust", "*.none"],
+        2 => &[
+            "--eager",
+            "--min-size",
+            "64K",
+            "--memory",
+            "64M",
+            "--compat",
+        ],
+        _ => &[
+            "--eager",
+            "--min-size",
+            "64K",
+            "--memory",
+            "8M",
+            "--no-lease",
+            "--trust",
+            "*.none",
+        ],
     }
 }
 
@@ -65,7 +81,11 @@ fn run(program: &Path, seed: u64, served: bool) -> Output {
             .arg("--")
             .env("FAULTLESS_LIBRARY", library());
     }
-    command.arg(program).arg(seed.to_string()).arg(STEPS).arg(dir);
+    command
+        .arg(program)
+        .arg(seed.to_string())
+        .arg(STEPS)
+        .arg(dir);
     if options(seed).contains(&"--compat") {
         command.arg("compat");
     }
@@ -104,7 +124,8 @@ fn a_program_that_makes_random_calls_observes_the_same_by_itself_and_served() {
         let (alone, served) = (run(&program, seed, false), run(&program, seed, true));
         let again = run(&program, seed, false);
         assert_eq!(
-            alone.stdout, again.stdout,
+            alone.stdout,
+            again.stdout,
             "seed {seed} does not observe the same by itself twice: {}",
             difference(&alone.stdout, &again.stdout)
         );
@@ -120,5 +141,8 @@ fn a_program_that_makes_random_calls_observes_the_same_by_itself_and_served() {
         seeds += 1;
         seed += 1;
     }
-    eprintln!("{seeds} seeds of {STEPS} calls in {:.0} s", began.elapsed().as_secs_f64());
+    eprintln!(
+        "{seeds} seeds of {STEPS} calls in {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
 }

@@ -107,7 +107,9 @@ fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'stati
         return Err("the program asked for an address at which no stand-in can begin");
     }
     if state::STANDING.load(Ordering::Relaxed) >= STANDING_MAX {
-        return Err("there are 256 others, and a forked child would have to make each of them anew");
+        return Err(
+            "there are 256 others, and a forked child would have to make each of them anew",
+        );
     }
     if settings.eager {
         return Ok(());
@@ -195,7 +197,9 @@ fn permitted(
         return no("--skip names it");
     }
     if settings.no_lease && !trusted {
-        return no("it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)");
+        return no(
+            "it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)",
+        );
     }
     if call.flags & !ALLOWED != 0 {
         return match call.flags & !ALLOWED {

@@ -8,9 +8,9 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::{counters, probe};
 use crate::real::{Errno, real};
 use crate::state::{self, LOOKED, STANDING};
+use crate::{counters, probe};
 use faultless::standin;
 use faultless_sys::file::{self, FileId};
 use std::ffi::{c_int, c_uint, c_void};

@@ -58,12 +58,15 @@ fn search<'a>(name: &'a CStr, into: &'a mut [u8; PATH_MAX]) -> Option<&'a CStr> 
     }
     let path = variable(b"PATH=").unwrap_or(b"/bin:/usr/bin");
     for dir in path.split(|&b| b == b':') {
-        let parts = [if dir.is_empty() { b"." } else { dir }, b"/", name.to_bytes(), b"\0"];
+        let parts = [
+            if dir.is_empty() { b"." } else { dir },
+            b"/",
+            name.to_bytes(),
+            b"\0",
+        ];
         let mut len = 0;
         for part in parts {
-            let Some(room) = into.get_mut(len..len + part.len()) else {
-                return None;
-            };
+            let room = into.get_mut(len..len + part.len())?;
             room.copy_from_slice(part);
             len += part.len();
         }
@@ -103,7 +106,10 @@ fn library_is_there() -> bool {
     };
     let path = settings.library.as_os_str().as_bytes();
     let mut name = [0u8; PATH_MAX];
-    let Some(room) = name.get_mut(..path.len()).filter(|_| path.len() + 1 < PATH_MAX) else {
+    let Some(room) = name
+        .get_mut(..path.len())
+        .filter(|_| path.len() + 1 < PATH_MAX)
+    else {
         return false;
     };
     room.copy_from_slice(path);
@@ -157,7 +163,7 @@ fn with_lists<R>(lists: &Lists, fit: bool, mut call: impl FnMut(&Lists) -> R) ->
 fn copied<const N: usize, R>(lists: &Lists, fit: bool, call: &mut dyn FnMut(&Lists) -> R) -> R {
     let mut preload = [0u8; PRELOAD_MAX];
     let (mut arguments, mut environment) = ([0usize; N], [0usize; N]);
-    fill(lists.arguments, &mut arguments, |string| Some(string));
+    fill(lists.arguments, &mut arguments, Some);
     fill(lists.environment, &mut environment, |string| {
         if fit {
             Some(string)
@@ -166,7 +172,10 @@ fn copied<const N: usize, R>(lists: &Lists, fit: bool, call: &mut dyn FnMut(&Lis
         }
     });
     // What is absent is read through the kernel's own mapping. (Most lists have nothing of the kind.)
-    let given = [GivenList::of(&mut arguments), GivenList::of(&mut environment)];
+    let given = [
+        GivenList::of(&mut arguments),
+        GivenList::of(&mut environment),
+    ];
     let result = call(&Lists {
         arguments: arguments.as_ptr() as usize,
         environment: environment.as_ptr() as usize,
@@ -333,9 +342,8 @@ unsafe extern "C-unwind" fn fexecve(fd: c_int, arguments: usize, environment: us
         environment,
     };
     // SAFETY: the program's own arguments, or copies.
-    let call = |lists: &Lists| unsafe {
-        real!(fexecve as Call)(fd, lists.arguments, lists.environment)
-    };
+    let call =
+        |lists: &Lists| unsafe { real!(fexecve as Call)(fd, lists.arguments, lists.environment) };
     if !state::on() {
         return call(&lists);
     }
@@ -431,7 +439,11 @@ commands! {
 // `execl`, `execlp` and `execle` collect their arguments in exec.c and come here.
 
 #[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn faultless_execv(path: usize, arguments: usize, environment: usize) -> c_int {
+unsafe extern "C-unwind" fn faultless_execv(
+    path: usize,
+    arguments: usize,
+    environment: usize,
+) -> c_int {
     // SAFETY: the program's own arguments, in a list.
     unsafe { execve(path, arguments, environment) }
 }

@@ -172,7 +172,9 @@ pub(crate) fn vector_reaches(vector: *const iovec, count: usize) -> bool {
 
 /// How many parts of a vector lie in mappings of ours, and how many bytes they have. `None` where it cannot be read.
 fn part_of_ours(vector: *const iovec, count: usize) -> Option<(usize, usize)> {
-    if count > libc::UIO_MAXIOV as usize || !probe::readable(vector as usize, count * size_of::<iovec>()) {
+    if count > libc::UIO_MAXIOV as usize
+        || !probe::readable(vector as usize, count * size_of::<iovec>())
+    {
         return None;
     }
     // SAFETY: found to be there; the program's own vector.

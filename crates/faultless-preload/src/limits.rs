@@ -32,19 +32,25 @@ pub(crate) fn check() -> Result<(), String> {
         return no("the process is confined (seccomp), and what its filter permits is not known");
     }
     if limit(libc::RLIMIT_AS).rlim_cur != libc::RLIM_INFINITY {
-        return no("the process's address space is limited (ulimit -v), and the engine's own would count");
+        return no(
+            "the process's address space is limited (ulimit -v), and the engine's own would count",
+        );
     }
     if limit(libc::RLIMIT_DATA).rlim_cur != libc::RLIM_INFINITY {
         return no("the process's data are limited (ulimit -d), and the engine's own would count");
     }
     let files = limit(libc::RLIMIT_NOFILE);
     if files.rlim_cur == files.rlim_max && files.rlim_cur < PLENTY_OF_DESCRIPTORS {
-        return no("the process may open few files and no more (ulimit -Hn), and the engine's own would count");
+        return no(
+            "the process may open few files and no more (ulimit -Hn), and the engine's own would count",
+        );
     }
     // SAFETY: no arguments.
     let root = unsafe { libc::geteuid() } == 0;
     if !root && limit(libc::RLIMIT_NPROC).rlim_cur < PLENTY_OF_THREADS {
-        return no("the user may have few processes (ulimit -u), and the engine's threads would count");
+        return no(
+            "the user may have few processes (ulimit -u), and the engine's threads would count",
+        );
     }
     Ok(())
 }

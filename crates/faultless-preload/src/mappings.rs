@@ -152,7 +152,10 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     let result = {
         let mut state = state::lock();
         let whole = match state.over(&range)[..] {
-            [serial] => state.standing.get(&serial).is_some_and(|e| e.standin.range() == range),
+            [serial] => state
+                .standing
+                .get(&serial)
+                .is_some_and(|e| e.standin.range() == range),
             _ => false,
         };
         // SAFETY: the program's own call, with its own arguments.
@@ -336,7 +339,10 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
     let (inside, followed) = {
         let state = state::lock();
         let inside = state.over(&range).first().is_some_and(|start| {
-            state.standing.get(start).is_some_and(|e| e.standin.covers(&range))
+            state
+                .standing
+                .get(start)
+                .is_some_and(|e| e.standin.covers(&range))
         });
         // What is not all in one mapping of ours concerns the kernel as well.
         (inside, inside && advise(&state, &range, advice).is_some())

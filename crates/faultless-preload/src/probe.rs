@@ -22,7 +22,8 @@ const NO_SUCH_HOW: usize = usize::MAX;
 /// forbids this call, and it has no effect.
 fn kernel_reads(at: usize) -> bool {
     // SAFETY: an argument that is refused; the kernel checks the pointer.
-    let answer = unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [NO_SUCH_HOW, at & !7, 0, 8, 0, 0]) };
+    let answer =
+        unsafe { raw::syscall(libc::SYS_rt_sigprocmask, [NO_SUCH_HOW, at & !7, 0, 8, 0, 0]) };
     answer == -(libc::EINVAL as isize)
 }
 

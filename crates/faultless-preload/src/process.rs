@@ -94,20 +94,26 @@ fn alone(reason: &'static str, call: impl Fn() -> c_int) -> c_int {
 pub(crate) unsafe extern "C" fn unshare(flags: c_int) -> c_int {
     let real = real!(unshare as unsafe extern "C" fn(c_int) -> c_int);
     /// What is for processes of one thread alone.
-    const ALONE: c_int = libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
+    const ALONE: c_int =
+        libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
     if flags & ALONE == 0 {
         // SAFETY: no pointers.
         return unsafe { real(flags) };
     }
     // SAFETY: no pointers.
-    alone("the program enters a name space of its own (unshare)", || unsafe { real(flags) })
+    alone(
+        "the program enters a name space of its own (unshare)",
+        || unsafe { real(flags) },
+    )
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn setns(fd: c_int, kind: c_int) -> c_int {
     let real = real!(setns as unsafe extern "C" fn(c_int, c_int) -> c_int);
     // SAFETY: no pointers.
-    alone("the program enters another name space (setns)", || unsafe { real(fd, kind) })
+    alone("the program enters another name space (setns)", || unsafe {
+        real(fd, kind)
+    })
 }
 
 /// A filter is about to be set: misses need calls that it may forbid, and so do the engine's threads.
@@ -116,7 +122,13 @@ pub(crate) fn confines() {
 }
 
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
+pub(crate) unsafe extern "C" fn prctl(
+    option: c_int,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+) -> c_int {
     type Prctl = unsafe extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
     let real = real!(prctl as Prctl);
     if option == libc::PR_SET_SECCOMP {
@@ -142,7 +154,10 @@ fn limits(resource: c_uint, new: *const libc::rlimit) {
     let bounded = |new: *const libc::rlimit| {
         crate::probe::copy(new).is_some_and(|l| l.rlim_cur != libc::RLIM_INFINITY)
     };
-    let counts = matches!(resource, libc::RLIMIT_AS | libc::RLIMIT_DATA | libc::RLIMIT_NPROC);
+    let counts = matches!(
+        resource,
+        libc::RLIMIT_AS | libc::RLIMIT_DATA | libc::RLIMIT_NPROC
+    );
     if counts && !new.is_null() && bounded(new) {
         step_aside("the program limits what the engine's own would count towards (setrlimit)");
     }

@@ -11,8 +11,8 @@ use crate::process::{confines, copies};
 use crate::real::{errno, real};
 use crate::state::{self, STANDING};
 use crate::writes::*;
-use faultless::standin;
 use crate::{descriptors, exec, probe, signals};
+use faultless::standin;
 use libc::{iovec, mmsghdr, msghdr, sockaddr, socklen_t};
 use std::ffi::{c_int, c_long, c_uint, c_void};
 use std::sync::atomic::Ordering;
@@ -50,7 +50,9 @@ unsafe extern "C-unwind" fn syscall(
         }
         libc::SYS_close_range => {
             // SAFETY: the program's own arguments.
-            return c_long::from(unsafe { descriptors::close_range(a as c_uint, b as c_uint, c as c_int) });
+            return c_long::from(unsafe {
+                descriptors::close_range(a as c_uint, b as c_uint, c as c_int)
+            });
         }
         #[cfg(target_arch = "x86_64")]
         libc::SYS_dup2 => {

@@ -37,7 +37,11 @@ impl Real {
     fn find(&self) -> *mut c_void {
         let errno = Errno::keep();
         let at = self.look_up();
-        let at = if at.is_null() { missing as *mut c_void } else { at };
+        let at = if at.is_null() {
+            missing as *mut c_void
+        } else {
+            at
+        };
         self.at.store(at, Ordering::Relaxed);
         drop(errno);
         at
@@ -67,7 +71,10 @@ pub(crate) fn find_all() {
     }
     // SAFETY: no arguments; there is one thread.
     unsafe { faultless_find_prints() };
-    let (mut at, end) = ((&raw const FIRST).cast::<Real>(), (&raw const END).cast::<Real>());
+    let (mut at, end) = (
+        (&raw const FIRST).cast::<Real>(),
+        (&raw const END).cast::<Real>(),
+    );
     while at < end {
         // SAFETY: between the linker's two symbols lie `Real`s alone, which live for ever.
         let real = unsafe { &*at };

@@ -151,6 +151,11 @@ tried_again! { c_int, -1;
     mq_notify(queue event);
     mq_timedsend(queue message len priority timeout);
     mq_send(queue message len priority);
+    lchmod(path mode);
+    signalfd(fd mask flags);
+    ftok(path id);
+    scandirat(dir path list filter compare);
+    scandirat64(dir path list filter compare);
     msgsnd(queue message len flags);
     futimens(fd times);
     futimes(fd times);
@@ -212,6 +217,8 @@ macro_rules! tried_again_error {
 tried_again_error! {
     clock_nanosleep(clock flags time left);
     sigwait(set signal);
+    pthread_setaffinity_np(thread size mask);
+    pthread_setschedparam(thread policy parameters);
 }
 
 tried_again! { isize, -1;
@@ -224,12 +231,21 @@ tried_again! { isize, -1;
     fgetxattr(fd name to size);
     listxattr(path to size);
     llistxattr(path to size);
+    readv(fd vector count);
+    preadv(fd vector count offset);
+    preadv64(fd vector count offset);
+    preadv2(fd vector count offset flags);
+    preadv64v2(fd vector count offset flags);
+    process_madvise(process vector count advice flags);
+    mq_timedreceive(queue message len priority timeout);
+    pathconf(path name);
 }
 
 tried_again! { usize, 0;
     opendir(path);
     fopen(path mode);
     fopen64(path mode);
+    setmntent(path mode);
 }
 
 /// Closes before it opens, so that it cannot be made again.

@@ -239,7 +239,8 @@ struct Meanwhile {
 impl Meanwhile {
     fn new(own: *const sigset_t) -> Self {
         // (The C library hands the kernel the pointer as it is.)
-        let there = state::on() && !own.is_null() && probe::readable(own as usize, size_of::<SigSet>());
+        let there =
+            state::on() && !own.is_null() && probe::readable(own as usize, size_of::<SigSet>());
         let copy = if there { without_sigbus(own) } else { None };
         Meanwhile { copy, own }
     }

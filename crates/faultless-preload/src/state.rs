@@ -463,7 +463,12 @@ pub(crate) fn settle_lost() {
         };
         let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
         entry.standin.end();
-        state.count_end("the program unmapped or moved it past the C library", &path, bytes, 0);
+        state.count_end(
+            "the program unmapped or moved it past the C library",
+            &path,
+            bytes,
+            0,
+        );
     }
 }
 

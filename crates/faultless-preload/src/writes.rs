@@ -135,7 +135,11 @@ pub(crate) unsafe extern "C-unwind" fn vmsplice(
         real!(vmsplice as unsafe extern "C-unwind" fn(c_int, *const iovec, usize, c_uint) -> isize);
     if vector_reaches(vector, count) && !crate::state::foreign() {
         // The pipe keeps the pages themselves, for as long as it likes: they must be the file's.
-        hand_back_vector(vector, count, "the program spliced it into a pipe (vmsplice)");
+        hand_back_vector(
+            vector,
+            count,
+            "the program spliced it into a pipe (vmsplice)",
+        );
     }
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     unsafe { real(fd, vector, count, flags) }
@@ -279,7 +283,8 @@ fn any_message_reaches(messages: *const mmsghdr, count: usize) -> bool {
         && (0..count).any(|i| {
             // SAFETY: an element of an array that was found to be there.
             let one = unsafe { messages.add(i).read_unaligned() }.msg_hdr;
-            let part = |at: *mut c_void, len| crate::mappings::reaches(&crate::lend::range(at, len));
+            let part =
+                |at: *mut c_void, len| crate::mappings::reaches(&crate::lend::range(at, len));
             vector_reaches(one.msg_iov, one.msg_iovlen)
                 || part(one.msg_name, one.msg_namelen as usize)
                 || part(one.msg_control, one.msg_controllen)

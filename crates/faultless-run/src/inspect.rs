@@ -109,7 +109,9 @@ fn interpreter(line: &[u8], name: &mut [u8; HEAD]) -> Option<()> {
     let blank = |b: &u8| matches!(b, b' ' | b'\t');
     let from = line.iter().position(|b| !blank(b))?;
     let rest = &line[from..];
-    let len = rest.iter().position(|b| blank(b) || matches!(b, b'\n' | b'\r' | 0))?;
+    let len = rest
+        .iter()
+        .position(|b| blank(b) || matches!(b, b'\n' | b'\r' | 0))?;
     if len == 0 {
         return None;
     }
@@ -181,7 +183,11 @@ fn elf(fd: i32, head: &[u8]) -> Option<Fitness> {
     let got = read_at(fd, interpreter.offset, &mut loader)?.min(interpreter.len as usize);
     let loader = loader[..got].split(|&b| b == 0).next()?;
     // glibc's is called ld-linux-x86-64.so.2 or ld-linux-aarch64.so.1, whatever the directory.
-    if !loader.rsplit(|&b| b == b'/').next()?.starts_with(b"ld-linux") {
+    if !loader
+        .rsplit(|&b| b == b'/')
+        .next()?
+        .starts_with(b"ld-linux")
+    {
         return Some(Fitness::Unfit);
     }
     let (addr, len) = names(fd, dynamic)?;
@@ -271,7 +277,10 @@ mod tests {
     #[test]
     fn static_programs_files_that_are_none_and_loops_of_scripts_are_unfit() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        assert_eq!(of(&compiled(dir.path(), "static", &["-static"])), Fitness::Unfit);
+        assert_eq!(
+            of(&compiled(dir.path(), "static", &["-static"])),
+            Fitness::Unfit
+        );
         assert_eq!(of(dir.path()), Fitness::Unfit);
         assert_eq!(of(Path::new("/no/such/program")), Fitness::Unfit);
         let looped = dir.path().join("looped");
@@ -288,7 +297,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         for kind in ["address", "thread"] {
             let flag = format!("-fsanitize={kind}");
-            assert_eq!(of(&compiled(dir.path(), kind, &[&flag])), Fitness::Sanitized, "{kind}");
+            assert_eq!(
+                of(&compiled(dir.path(), kind, &[&flag])),
+                Fitness::Sanitized,
+                "{kind}"
+            );
         }
     }
 

@@ -7,8 +7,8 @@
 pub mod compat;
 mod inspect;
 mod program;
-mod sandbox;
 mod report;
+mod sandbox;
 mod settings;
 pub mod tree;
 

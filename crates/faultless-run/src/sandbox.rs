@@ -38,7 +38,10 @@ impl Sandbox {
 /// How many seccomp filters this process has. `u32::MAX` where the kernel does not say.
 pub fn filters() -> u32 {
     let mut text = [0; 16384];
-    let Ok(fd) = file::open(c"/proc/thread-self/status", libc::O_RDONLY | libc::O_CLOEXEC) else {
+    let Ok(fd) = file::open(
+        c"/proc/thread-self/status",
+        libc::O_RDONLY | libc::O_CLOEXEC,
+    ) else {
         return u32::MAX;
     };
     let got = file::read(fd, &mut text).unwrap_or(0);
@@ -107,7 +110,14 @@ fn make_unusual_calls() {
     let at = buffer.as_mut_ptr() as usize;
     let exe = call(
         SYS_openat,
-        [AT_FDCWD as usize, c"/proc/self/exe".as_ptr() as usize, O_RDONLY as usize, 0, 0, 0],
+        [
+            AT_FDCWD as usize,
+            c"/proc/self/exe".as_ptr() as usize,
+            O_RDONLY as usize,
+            0,
+            0,
+            0,
+        ],
     );
     let exe = exe.max(0) as usize;
     let uffd = call(SYS_userfaultfd, [O_CLOEXEC as usize | 1, 0, 0, 0, 0, 0]).max(0) as usize;
@@ -119,7 +129,10 @@ fn make_unusual_calls() {
     call(SYS_pidfd_getfd, [pidfd, exe, 0, 0, 0, 0]);
     call(SYS_process_madvise, [pidfd, 0, 0, MADV_COLD as usize, 0, 0]);
     call(SYS_kcmp, [me, me, 0, exe, exe, 0]);
-    call(SYS_memfd_create, [c"faultless".as_ptr() as usize, 1, 0, 0, 0, 0]);
+    call(
+        SYS_memfd_create,
+        [c"faultless".as_ptr() as usize, 1, 0, 0, 0, 0],
+    );
     /// `cachestat(2)` (6.5).
     const SYS_CACHESTAT: c_long = 451;
     call(SYS_CACHESTAT, [exe, at, at, 0, 0, 0]);
@@ -131,8 +144,14 @@ fn make_unusual_calls() {
     /// `F_SETOWN_EX`.
     const SETOWN_EX: usize = 15;
     call(SYS_fcntl, [exe, SETOWN_EX, 0, 0, 0, 0]);
-    call(SYS_fcntl, [exe, F_SETLEASE as usize, F_UNLCK as usize, 0, 0, 0]);
-    call(SYS_statx, [exe, c"".as_ptr() as usize, AT_EMPTY_PATH as usize, 0, at, 0]);
+    call(
+        SYS_fcntl,
+        [exe, F_SETLEASE as usize, F_UNLCK as usize, 0, 0, 0],
+    );
+    call(
+        SYS_statx,
+        [exe, c"".as_ptr() as usize, AT_EMPTY_PATH as usize, 0, at, 0],
+    );
     call(SYS_fstatfs, [exe, at, 0, 0, 0, 0]);
     call(SYS_pread64, [exe, at, buffer.len(), 0, 0, 0]);
     call(SYS_eventfd2, [0, EFD_CLOEXEC as usize, 0, 0, 0, 0]);
@@ -141,8 +160,14 @@ fn make_unusual_calls() {
     call(SYS_epoll_pwait, [epoll, at, 1, 0, 0, 0]);
     call(SYS_mincore, [at & !4095, 4096, at, 0, 0, 0]);
     call(SYS_madvise, [at & !4095, 0, MADV_FREE as usize, 0, 0, 0]);
-    call(SYS_madvise, [at & !4095, 0, MADV_DONTNEED as usize, 0, 0, 0]);
-    call(SYS_process_madvise, [pidfd, 0, 0, MADV_DONTNEED as usize, 0, 0]);
+    call(
+        SYS_madvise,
+        [at & !4095, 0, MADV_DONTNEED as usize, 0, 0, 0],
+    );
+    call(
+        SYS_process_madvise,
+        [pidfd, 0, 0, MADV_DONTNEED as usize, 0, 0],
+    );
     call(SYS_munlock, [at & !4095, 4096, 0, 0, 0, 0]);
     call(SYS_mremap, [at & !4095, 4096, 4096, 0, 0, 0]);
     call(SYS_mprotect, [at & !4095, 0, PROT_READ as usize, 0, 0, 0]);
@@ -150,7 +175,17 @@ fn make_unusual_calls() {
     call(SYS_pwritev, [exe, 0, 0, 0, 0, 0]);
     call(SYS_ftruncate, [exe, 0, 0, 0, 0, 0]);
     call(SYS_fallocate, [exe, 0, 0, 0, 0, 0]);
-    call(SYS_readlinkat, [AT_FDCWD as usize, c"/proc/self/exe".as_ptr() as usize, at, 16, 0, 0]);
+    call(
+        SYS_readlinkat,
+        [
+            AT_FDCWD as usize,
+            c"/proc/self/exe".as_ptr() as usize,
+            at,
+            16,
+            0,
+            0,
+        ],
+    );
     call(SYS_sched_yield, [0; 6]);
     call(SYS_sigaltstack, [0; 6]);
     call(SYS_tgkill, [me, me, 0, 0, 0, 0]);
@@ -163,17 +198,30 @@ fn make_unusual_calls() {
     let instant_at = &raw const instant as usize;
     call(SYS_rt_sigtimedwait, [set_at, 0, instant_at, 8, 0, 0]);
     call(SYS_nanosleep, [instant_at, 0, 0, 0, 0, 0]);
-    call(SYS_clock_nanosleep, [CLOCK_MONOTONIC as usize, 0, instant_at, 0, 0, 0]);
+    call(
+        SYS_clock_nanosleep,
+        [CLOCK_MONOTONIC as usize, 0, instant_at, 0, 0, 0],
+    );
     let word = 0u32;
     call(
         SYS_futex,
-        [&raw const word as usize, FUTEX_WAIT as usize | 128, 1, instant_at, 0, 0],
+        [
+            &raw const word as usize,
+            FUTEX_WAIT as usize | 128,
+            1,
+            instant_at,
+            0,
+            0,
+        ],
     );
     // Threads: with what the C library needs for them. A table of descriptors of its own comes last.
     let _ = std::thread::Builder::new().spawn(|| ()).map(|t| t.join());
     /// `CLOSE_RANGE_UNSHARE`.
     const UNSHARE: usize = 2;
-    call(SYS_close_range, [u32::MAX as usize - 1, u32::MAX as usize, UNSHARE, 0, 0, 0]);
+    call(
+        SYS_close_range,
+        [u32::MAX as usize - 1, u32::MAX as usize, UNSHARE, 0, 0, 0],
+    );
 }
 
 #[cfg(test)]

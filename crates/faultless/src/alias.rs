@@ -5,7 +5,10 @@
 //! given this address instead. The bytes are the same, the kernel reads what is absent into the page cache, and every promise
 //! of the call holds. The mapping is made when it is first needed and costs address space alone.
 
-#![allow(unsafe_code, reason = "maps files, and unmaps them when the last user is gone")]
+#![allow(
+    unsafe_code,
+    reason = "maps files, and unmaps them when the last user is gone"
+)]
 
 use crate::fault::core::{KernelMapping, MapCore, Reading};
 use crate::fault::registry;
@@ -55,7 +58,10 @@ impl Alias {
             });
         }
         let null = std::ptr::null_mut();
-        match kernel.alias.compare_exchange(null, made, Ordering::AcqRel, Ordering::Acquire) {
+        match kernel
+            .alias
+            .compare_exchange(null, made, Ordering::AcqRel, Ordering::Acquire)
+        {
             // SAFETY: made above; it is freed by the last that uses it, after the map is gone.
             Ok(_) => Some(unsafe { &*made }),
             Err(others) => {

@@ -101,7 +101,16 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
         let offset = core.base + (part.start - core.start) as u64;
         let flags = kernel.flags | mem::MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing: the parent's region is a hole here.
-        let made = unsafe { mem::map(part.start, part.len(), libc::PROT_READ, flags, number, offset) };
+        let made = unsafe {
+            mem::map(
+                part.start,
+                part.len(),
+                libc::PROT_READ,
+                flags,
+                number,
+                offset,
+            )
+        };
         if made.is_ok() {
             // SAFETY: made above; this advice changes no contents.
             let _ = unsafe { mem::madvise(part.start, part.len(), advice) };

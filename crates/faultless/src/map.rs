@@ -450,7 +450,10 @@ fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         }
         let bytes = core.backed(first, unit - first);
         // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
-        let (addr, len) = (core.start + bytes.start as usize, (bytes.end - bytes.start) as usize);
+        let (addr, len) = (
+            core.start + bytes.start as usize,
+            (bytes.end - bytes.start) as usize,
+        );
         let ours = identity::discarding();
         let go = !core.keep_all.load(Ordering::SeqCst)
             && core.live.covers(addr, len)

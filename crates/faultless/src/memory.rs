@@ -20,7 +20,9 @@ pub(crate) struct Memory {
 fn anonymous(dir: &Path) -> Option<u64> {
     let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
     let field = |name: &str| {
-        let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')))?;
+        let line = text
+            .lines()
+            .find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')))?;
         line.split(' ').nth(1)?.parse().ok()
     };
     field("anon").or_else(|| field("total_rss"))

@@ -22,7 +22,9 @@ use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{file, uffd};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
+};
 
 /// Largest fill unit.
 const UNIT_MAX: usize = 2 << 20;

@@ -221,7 +221,10 @@ impl StandIn {
         let mut result = unmap();
         if result.is_err() {
             // It is still mapped, and the map's no longer.
-            for part in before.iter().filter(|p| p.start < gone.end && gone.start < p.end) {
+            for part in before
+                .iter()
+                .filter(|p| p.start < gone.end && gone.start < p.end)
+            {
                 let part = part.start.max(gone.start)..part.end.min(gone.end);
                 let _ = replace(core, self.kernel(), part.start, part.len());
             }
@@ -254,7 +257,11 @@ impl StandIn {
             let mut at = part.start;
             while at < part.end {
                 let before = if whole { before } else { Instant::now() };
-                let end = if whole { part.end } else { piece_end(core, at, part.end) };
+                let end = if whole {
+                    part.end
+                } else {
+                    piece_end(core, at, part.end)
+                };
                 // Looked at anew each time: the program may take addresses away meanwhile by a call that nobody sees.
                 if core.live.covers(at, end - at)
                     && let Err(e) = replace(core, self.kernel(), at, end - at)
@@ -368,6 +375,8 @@ fn replacing<R>(kernel: &KernelMapping, range: Range<usize>, f: impl FnOnce() ->
     kernel.replacing[0].store(range.start, Ordering::SeqCst);
     kernel.replacing[1].store(range.end, Ordering::SeqCst);
     let result = f();
+    // A call returns when its report has been read, which is before it has been acted on.
+    identity::wait_for_report();
     kernel.replacing[1].store(0, Ordering::SeqCst);
     result
 }
@@ -378,7 +387,9 @@ fn replace(core: &MapCore, kernel: &KernelMapping, at: usize, len: usize) -> Res
         return Err(Errno(libc::ENODEV));
     };
     let number = fd.current(*id)?;
-    replacing(kernel, at..at + len, || put_kernels(core, kernel, number, at, at, len))
+    replacing(kernel, at..at + len, || {
+        put_kernels(core, kernel, number, at, at, len)
+    })
 }
 
 /// Puts the kernel's mapping of the bytes that a map has at `from` to `at`, where a part of the map is, or was moved. `number` is

@@ -66,7 +66,9 @@ static const struct row {
     { "pselect", "1b00t0" }, { "epoll_pwait", "fb100" }, { "epoll_pwait2", "fb1t0" }, { "mincore", "mnb" }, { "setrlimit", "Rb" },
     { "setrlimit64", "Rb" }, { "prlimit", "0Rbb" }, { "prlimit64", "0Rbb" }, { "munmap", "0n" }, { "mprotect", "bn1" },
     { "pkey_mprotect", "bn1-" }, { "madvise", "bn-" }, { "posix_madvise", "bn-" }, { "mlock", "bn" }, { "mlock2", "bn0" },
-    { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
+    { "lchmod", "b0" }, { "signalfd", "-b0" }, { "ftok", "b1" }, { "scandirat", "abb00" }, { "scandirat64", "abb00" }, { "readv", "rb1" },
+    { "preadv", "rb10" }, { "preadv64", "rb10" }, { "preadv2", "rb100" }, { "preadv64v2", "rb100" }, { "process_madvise", "fb100" },
+    { "mq_timedreceive", "fbn0b" }, { "pathconf", "b1" }, { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
 };
 
 /* Functions whose arguments are no pointers to be read, or that cannot be called so, with the reason. */
@@ -87,7 +89,8 @@ static const struct row others[] = {
     { "fprintf", "the C library reads it" }, { "dprintf", "the C library reads it" }, { "vprintf", "the C library reads it" },
     { "vfprintf", "the C library reads it" }, { "vdprintf", "the C library reads it" }, { "__printf_chk", "the C library reads it" },
     { "__fprintf_chk", "the C library reads it" }, { "__dprintf_chk", "the C library reads it" }, { "__vprintf_chk", "the C library reads it" },
-    { "__vfprintf_chk", "the C library reads it" }, { "__vdprintf_chk", "the C library reads it" }, { "__ppoll_chk", "as ppoll" },
+    { "__vfprintf_chk", "the C library reads it" }, { "setmntent", "as fopen" }, { "pthread_setaffinity_np", "wants a thread" },
+    { "pthread_setschedparam", "wants a thread" }, { "__vdprintf_chk", "the C library reads it" }, { "__ppoll_chk", "as ppoll" },
 };
 
 /* System calls by number, through `syscall`. */

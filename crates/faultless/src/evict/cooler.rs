@@ -248,11 +248,11 @@ impl Cooler {
                 Ok(bytes) => bytes / PAGE,
                 Err(Errno(libc::EINTR)) => continue,
                 Err(e) => {
-                if e == Errno(libc::EFAULT) {
-                    OWN_EFAULTS.fetch_add(1, Ordering::Relaxed);
+                    if e == Errno(libc::EFAULT) {
+                        OWN_EFAULTS.fetch_add(1, Ordering::Relaxed);
+                    }
+                    0
                 }
-                0
-            }
             };
             if whole < run {
                 // The kernel has taken this page back, or there is no memory: it goes without.

@@ -606,7 +606,10 @@ impl Evictor {
         taken.sort_unstable_by_key(|t| t.addr);
         let mut ranges: Vec<Range> = Vec::with_capacity(taken.len());
         let _ours = identity::discarding();
-        for &Taken { addr, len, item, .. } in &*taken {
+        for &Taken {
+            addr, len, item, ..
+        } in &*taken
+        {
             let map = batch.maps.get(&entry_parts(item.entry).0);
             if !map.is_some_and(|core| core.live.covers(addr, len)) {
                 continue;

@@ -15,7 +15,9 @@ use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 /// A number of a fill unit within a map.
 pub(crate) type Unit = u64;

@@ -7,8 +7,8 @@
 
 use super::core::{LastLooks, MapCore};
 use super::fill::{self, Need};
-use super::{identity, registry};
 use super::report::{self, Fault};
+use super::{identity, registry};
 use faultless_sys::mem::PAGE;
 use faultless_sys::signal::{self, Action};
 use faultless_sys::{Errno, raw};

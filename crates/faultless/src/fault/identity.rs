@@ -18,7 +18,10 @@
 //! thread that is given the same addresses, by a system call of its own that nobody sees, before step 2, and that has
 //! written there: a mapping call that we do see cuts the live ranges before it returns (`standin::given_out`).
 
-#![allow(unsafe_code, reason = "installs a page in a new range, and discards it")]
+#![allow(
+    unsafe_code,
+    reason = "installs a page in a new range, and discards it"
+)]
 
 use super::core::MapCore;
 use super::registry;
@@ -68,7 +71,8 @@ impl Parts {
     }
 
     pub(crate) fn touch(&self, range: &Range<usize>) -> bool {
-        self.iter().any(|p| p.start < range.end && range.start < p.end)
+        self.iter()
+            .any(|p| p.start < range.end && range.start < p.end)
     }
 
     /// What is left without a range; and the smallest part, if it is one too many to be kept.
@@ -142,7 +146,10 @@ impl Live {
             let version = self.version.load(Ordering::SeqCst);
             let (old, order) = (self.get(), Ordering::SeqCst);
             if version & 1 != 0
-                || self.version.compare_exchange(version, version + 1, order, order).is_err()
+                || self
+                    .version
+                    .compare_exchange(version, version + 1, order, order)
+                    .is_err()
             {
                 raw::sched_yield();
                 continue;
@@ -206,11 +213,15 @@ pub(crate) fn wait_for_older_reports(uffd: i32, addr: usize) -> Result<(), Errno
     }
     // SAFETY: the page that was installed just now.
     unsafe { mem::discard(addr, PAGE) };
-    // Read is not acted on: the next turn of the reader's comes after that.
+    wait_for_report();
+    Ok(())
+}
+
+/// Waits until a report that has been read has been acted on.
+pub(crate) fn wait_for_report() {
     while REPORT.load(Ordering::SeqCst) != 0 {
         futex::wait(&REPORT, 1, REPORT_WAIT_NS);
     }
-    Ok(())
 }
 
 /// Waits until discards that are in progress have ended: to be called after a live range was cut and before its addresses can
@@ -287,16 +298,16 @@ mod tests {
         let live = Live::new(100..200);
         let left = |(parts, dropped): (Parts, Option<_>)| {
             assert_eq!(dropped, None);
-            parts.iter().collect::<Vec<_>>()
+            parts.iter().map(|p| (p.start, p.end)).collect::<Vec<_>>()
         };
-        assert_eq!(left(live.cut(&(0..100))), [100..200]);
-        assert_eq!(left(live.cut(&(50..120))), [120..200]);
-        assert_eq!(left(live.cut(&(190..300))), [120..190]);
+        assert_eq!(left(live.cut(&(0..100))), [(100, 200)]);
+        assert_eq!(left(live.cut(&(50..120))), [(120, 200)]);
+        assert_eq!(left(live.cut(&(190..300))), [(120, 190)]);
         assert!(live.covers(120, 70) && !live.covers(119, 2) && !live.covers(189, 2));
-        assert_eq!(left(live.cut(&(130..140))), [120..130, 140..190]);
+        assert_eq!(left(live.cut(&(130..140))), [(120, 130), (140, 190)]);
         assert!(!live.covers(125, 10) && live.covers(120, 10) && live.covers(140, 50));
         assert_eq!(live.get().hull(), 120..190);
-        assert_eq!(left(live.cut(&(125..150))), [120..125, 150..190]);
+        assert_eq!(left(live.cut(&(125..150))), [(120, 125), (150, 190)]);
         assert_eq!(left(live.cut(&(0..1000))), []);
         assert_eq!(live.get().hull(), 0..0);
     }

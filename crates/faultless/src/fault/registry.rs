@@ -216,11 +216,13 @@ fn shares_a_granule(region: &Range<usize>) -> bool {
     for_each_entry(region, |granule, entry| {
         let map = entry.load(Ordering::Acquire).checked_sub(1).and_then(gate);
         // (One whose gate is being shut is in the way as well.)
-        shared |= map.is_some_and(|gate| enter(gate).is_none_or(|core| {
-            // Also what the map has lost: a fill that is in flight there must not find another map's range.
-            let (region, start) = (core.region(), granule << GRANULE_SHIFT);
-            region.start < start + GRANULE && start < region.end
-        }));
+        shared |= map.is_some_and(|gate| {
+            enter(gate).is_none_or(|core| {
+                // Also what the map has lost: a fill that is in flight there must not find another map's range.
+                let (region, start) = (core.region(), granule << GRANULE_SHIFT);
+                region.start < start + GRANULE && start < region.end
+            })
+        });
     });
     shared
 }
@@ -231,7 +233,9 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
     if let Some(gate) = gate(core.id) {
         gate.open(core as *const MapCore as *mut MapCore);
     }
-    for_each_entry(&core.region(), |_, entry| entry.store(core.id + 1, Ordering::Release));
+    for_each_entry(&core.region(), |_, entry| {
+        entry.store(core.id + 1, Ordering::Release)
+    });
     core
 }
 

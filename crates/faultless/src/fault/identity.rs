@@ -136,6 +136,13 @@ impl Live {
         let Some(end) = addr.checked_add(len) else {
             return false;
         };
+        // A map that has lost nothing is the first part alone, and each miss asks.
+        let version = self.version.load(Ordering::SeqCst);
+        let [first, last] = [0, 1].map(|i| self.parts[0][i].load(Ordering::SeqCst));
+        let steady = version & 1 == 0 && self.version.load(Ordering::SeqCst) == version;
+        if steady && first <= addr && end <= last {
+            return true;
+        }
         self.get().iter().any(|p| p.start <= addr && end <= p.end)
     }
 

@@ -164,7 +164,9 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
             && let [serial] = state.over(&range)[..]
             && let Some(entry) = state.remove(serial)
         {
-            entry.standin.unmap_with(unmap)
+            let result = entry.standin.unmap_with(unmap);
+            state::ended();
+            result
         } else if let Some(result) = trim(&state, &range, unmap) {
             result
         } else if state.hand_back_over(&range, "a part of it was unmapped") {

@@ -254,10 +254,10 @@ impl State {
         STANDING.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Forgets a mapping, and keeps its figures.
+    /// Forgets a mapping, and keeps its figures. It counts in [`STANDING`] until [`ended`] says that it is gone: until then, calls
+    /// about its addresses must come here.
     pub(crate) fn remove(&mut self, serial: u64) -> Option<Entry> {
         let entry = self.standing.remove(&serial)?;
-        STANDING.fetch_sub(1, Ordering::SeqCst);
         let stats: Stats = entry.standin.stats();
         self.doubt.learn(stats.misses);
         let past = self.files.entry(entry.path.to_path_buf()).or_default();
@@ -275,6 +275,7 @@ impl State {
         let stats = entry.standin.stats();
         match entry.standin.hand_back() {
             Ok(longest) => {
+                ended();
                 self.count_end(reason, &path, bytes, longest);
                 true
             }
@@ -286,7 +287,6 @@ impl State {
                 past.misses -= stats.misses.min(past.misses);
                 past.read -= stats.bytes_read.min(past.read);
                 self.standing.insert(serial, Entry { standin, path });
-                STANDING.fetch_add(1, Ordering::SeqCst);
                 false
             }
         }
@@ -328,6 +328,11 @@ impl State {
         self.closed = Some(reason);
         self.hand_back_all(reason);
     }
+}
+
+/// A mapping is gone that was removed from the state.
+pub(crate) fn ended() {
+    STANDING.fetch_sub(1, Ordering::SeqCst);
 }
 
 impl Tally {
@@ -463,6 +468,7 @@ pub(crate) fn settle_lost() {
         };
         let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
         entry.standin.end();
+        ended();
         state.count_end(
             "the program unmapped or moved it past the C library",
             &path,
@@ -528,8 +534,13 @@ fn watch_forks() {
 }
 
 extern "C" fn before_fork() {
-    // A copy of the process that was made without handlers: its locks may be held by threads that it has not.
+    // A copy of the process that was made without handlers: its locks may be held by threads that it has not. Nor may it take
+    // what another thread of the original had put here.
     if foreign() {
+        if standin::is_copy() {
+            // SAFETY: a copy has one thread, and a child of vfork is none.
+            std::mem::forget(unsafe { (*FORKING.0.get()).take() });
+        }
         return;
     }
     // The order in which they are taken everywhere.
@@ -559,6 +570,7 @@ extern "C" fn in_child() {
     LOOKED.store(false, Ordering::Relaxed);
     FORKED.store(true, Ordering::Relaxed);
     HAS_THREADS.store(false, Ordering::SeqCst);
+    COPYING.store(0, Ordering::SeqCst);
     locked.closed = old.closed;
     locked.written = old.written;
     locked.write_locked = Vec::new();

@@ -22,7 +22,6 @@ type Locks = (
     keeper::Frozen,
     registry::Frozen,
     plain::Frozen,
-    identity::Discarding,
 );
 
 struct Slot(UnsafeCell<Option<Locks>>);
@@ -61,8 +60,6 @@ extern "C" fn before() {
         keeper::freeze(),
         registry::freeze(),
         plain::freeze(),
-        // No report is being acted on while the books are copied.
-        identity::discarding(),
     );
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *SLOT.0.get() = Some(locks) };
@@ -80,7 +77,6 @@ extern "C" fn in_child() {
         // Calls of the parent's other threads, which nobody ends here.
         locks.1.forget_calls();
         bar_regions(&locks.3);
-        std::mem::forget(locks.4);
         identity::in_child();
     }
 }
@@ -97,7 +93,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
     };
     let advice = kernel.advice.load(Ordering::Relaxed);
     let mut all = true;
-    for part in core.live.get().iter() {
+    for part in core.live.in_child().iter() {
         let offset = core.base + (part.start - core.start) as u64;
         let flags = kernel.flags | mem::MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing: the parent's region is a hole here.

@@ -1,17 +1,20 @@
 //! Stand-ins that the program moves by a system call that nobody sees.
 //!
 //! `mremap` moves a stand-in's armed range, with its pages, to where no map is. The thread that moved it waits in its system call
-//! until the kernel's report is read. The reader of reports puts the kernel's mapping there as the very next thing that it does.
-//! (Before the report is read the place is not known. A thread that within these microseconds is woken, unmaps what it has moved by
-//! another such call, and is given the same addresses for something else would find that replaced.)
+//! until the kernel's report is read. The kernel's mapping is put there as the very next thing. The range stays armed until
+//! then: a load of an absent page raises SIGBUS and waits (`identity::may_have_moved`); disarmed, it would read zeros. Replacing an
+//! armed range is itself reported, and the call waits for that, so a thread of its own makes it, while this one reads on.
+//!
+//! Before the report is read the new place is not known. A thread that within these microseconds is woken, unmaps what it has moved
+//! by another such call, and is given the same addresses for something else would find that replaced.
 
-#![allow(unsafe_code, reason = "disarms and maps ranges by address")]
+#![allow(unsafe_code, reason = "reads what the kernel writes")]
 
 use crate::fault::core::{MapCore, Reading};
 use crate::fault::identity::Report;
 use crate::fault::registry;
 use crate::standin::put_kernels;
-use faultless_sys::uffd;
+use faultless_sys::{mem, raw, uffd};
 use std::ops::Range;
 
 /// Puts the kernel's mapping of what a map had at `from` to where the report says that it is now.
@@ -19,9 +22,13 @@ pub(crate) fn follow(report: &Report, from: &Range<usize>, to: usize) {
     registry::for_each_in(from, |core| {
         if report.is_of(core) && !core.takes_away(from) {
             put(core, from.start, &(to..to + from.len()));
-            // The report does not tell how long the range has become: what is behind it and still armed belongs to it.
-            if let Some(end) = armed_until(to + from.len()) {
-                put(core, from.end, &(to + from.len()..end));
+            // The report does not tell how long the range has become: what is behind it, armed and no map's, belongs to it.
+            let behind = to + from.len();
+            if mem::mapped(behind)
+                && let Some(end) = armed_until(behind)
+                && !registry::touches(&(behind..end))
+            {
+                put(core, from.end, &(behind..end));
             }
         }
     });
@@ -32,13 +39,48 @@ pub(crate) fn put(core: &MapCore, from: usize, to: &Range<usize>) {
     let (Some(kernel), Reading::File { fd, .. }) = (&core.stands_for, &core.reading) else {
         return;
     };
-    // Disarmed first: this thread cannot wait for a report about what it replaces.
-    // SAFETY: a range of ours.
-    let disarmed = unsafe { uffd::unregister(core.pool.uffd.engine_number(), to.start, to.len()) };
-    if disarmed.is_ok() {
-        let _ = put_kernels(core, kernel, fd.engine_number(), from, to.start, to.len());
+    let (number, uffd) = (fd.engine_number(), core.pool.uffd.engine_number());
+    std::thread::scope(|scope| {
+        // (It shares this thread's descriptors.)
+        let mapping = std::thread::Builder::new().spawn_scoped(scope, || {
+            crate::keeper::block_signals();
+            put_kernels(core, kernel, number, from, to.start, to.len())
+        });
+        let Ok(mapping) = mapping else {
+            return;
+        };
+        while !mapping.is_finished() {
+            read_on(uffd, to);
+        }
+    });
+}
+
+/// Reads a report, if there is one, while a range is being replaced by the engine itself.
+fn read_on(uffd: i32, replaced: &Range<usize>) {
+    let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+    match uffd::read_events(uffd, &mut events) {
+        Ok(1) => {}
+        _ => return raw::nap(READ_AGAIN_NS),
+    }
+    // SAFETY: the kernel has written one.
+    let event: uffd::Event = unsafe { events[0].assume_init() };
+    let gone = event.arg[0] as usize..event.arg[1] as usize;
+    // (What another thread moves at this moment is cut, and its new place is not followed.)
+    let gone = match event.event {
+        uffd::EVENT_UNMAP => gone,
+        _ => gone.start..gone.start + event.arg[2] as usize,
+    };
+    if gone != *replaced {
+        registry::for_each_in(&gone, |core| {
+            if core.pool.uffd.engine_number() == uffd && !core.takes_away(&gone) {
+                core.live.cut(&gone);
+            }
+        });
     }
 }
+
+/// How long to wait for the next report.
+const READ_AGAIN_NS: u64 = 5_000;
 
 /// The end of the mapping that begins at an address, if it is armed by userfaultfd.
 fn armed_until(start: usize) -> Option<usize> {

@@ -220,13 +220,11 @@ impl StandIn {
         // A fill that is in flight finds nothing to install into, and its load runs again, as the kernel has it.
         let mut result = unmap();
         if result.is_err() {
-            // It is still mapped, and the map's no longer.
-            for part in before
-                .iter()
-                .filter(|p| p.start < gone.end && gone.start < p.end)
-            {
-                let part = part.start.max(gone.start)..part.end.min(gone.end);
-                let _ = replace(core, self.kernel(), part.start, part.len());
+            // It is still mapped, and the map's no longer. (All of the parts that it lies in, so that no mapping has to be cut.)
+            for part in before.iter().filter(|p| p.start < gone.end && gone.start < p.end) {
+                if replace(core, self.kernel(), part.start, part.len()).is_ok() {
+                    core.live.cut(&part);
+                }
             }
             result = unmap();
         }
@@ -294,6 +292,8 @@ impl StandIn {
     /// Ends the service where the kernel's mapping is in place.
     fn finish(&mut self, aside: Vec<Aside>) {
         let core = self.core();
+        // Before nobody finds the map any more: a call that failed on a page of it is made again.
+        handler::expect_latecomers();
         self.0.take_core();
         // SAFETY: taken out of the map, which serves nothing any more: it is consumed by all callers.
         let core = unsafe { map::close(self.0.pool(), core) };
@@ -489,6 +489,11 @@ pub fn sigbus<R>(new: Option<Disposition>, kernels: impl FnOnce() -> R) -> Resul
 /// has changed meanwhile.
 pub fn hand_backs() -> u64 {
     handler::hand_backs()
+}
+
+/// Whether this process is a copy of the one in which the engine runs.
+pub fn is_copy() -> bool {
+    process::forked()
 }
 
 /// Has the engine's descriptors keep away from low numbers.

@@ -131,6 +131,14 @@ impl Live {
         }
     }
 
+    /// What is left, for a forked child: the thread that was writing when the process was copied is not here. (A part that is
+    /// being cut at that moment may still be there.)
+    pub(crate) fn in_child(&self) -> Parts {
+        Parts(std::array::from_fn(|i| {
+            [0, 1].map(|end| self.parts[i][end].load(Ordering::SeqCst))
+        }))
+    }
+
     /// Whether all of a range is the map's own.
     pub(crate) fn covers(&self, addr: usize, len: usize) -> bool {
         let Some(end) = addr.checked_add(len) else {

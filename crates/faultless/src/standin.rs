@@ -221,7 +221,10 @@ impl StandIn {
         let mut result = unmap();
         if result.is_err() {
             // It is still mapped, and the map's no longer. (All of the parts that it lies in, so that no mapping has to be cut.)
-            for part in before.iter().filter(|p| p.start < gone.end && gone.start < p.end) {
+            for part in before
+                .iter()
+                .filter(|p| p.start < gone.end && gone.start < p.end)
+            {
                 if replace(core, self.kernel(), part.start, part.len()).is_ok() {
                     core.live.cut(&part);
                 }

@@ -284,6 +284,9 @@ impl<R: Read> Reader<R> {
         if reader.next_chunk()? != Kind::Header as u32 {
             return Err(reader.damaged("it is not the header"));
         }
+        if reader.items_left != 1 {
+            return Err(reader.damaged("it is not one header"));
+        }
         reader.header = postcard::from_bytes(&reader.payload)
             .map_err(|e| reader.damaged(&format!("it is no header ({e})")))?;
         reader.items_left = 0;
@@ -362,6 +365,9 @@ impl<R: Read> Reader<R> {
             match self.next_chunk()? {
                 k if k == Kind::Events as u32 => {}
                 k if k == Kind::End as u32 => {
+                    if self.items_left != 1 {
+                        return Err(self.damaged("it is not one end"));
+                    }
                     let told: u64 = postcard::from_bytes(&self.payload)
                         .map_err(|e| self.damaged(&format!("it is no end ({e})")))?;
                     if told != self.events {
@@ -490,6 +496,18 @@ mod tests {
             prop_assert!(read(&bytes).is_err(), "byte {} of {}", at, bytes.len());
         }
 
+    }
+
+    #[test]
+    fn every_bit_of_a_small_trace_matters() {
+        let bytes = written(&[file(0), fault(5, Some(0)), fault(9, None)]);
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut changed = bytes.clone();
+                changed[at] ^= 1 << bit;
+                assert!(read(&changed).is_err(), "bit {bit} of byte {at}");
+            }
+        }
     }
 
     proptest! {

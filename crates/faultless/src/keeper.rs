@@ -161,6 +161,11 @@ fn with<T: Send + 'static>(f: impl FnOnce(&mut Keeper) -> T + Send + 'static) ->
     on_keeper(&target, f)
 }
 
+/// Runs something short on the keeper's thread, in its own table of descriptors.
+pub(crate) fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    with(move |_| f()).ok()
+}
+
 /// Ends the keeper's threads, where no pool needs them any more. The next pool starts new ones.
 pub(crate) fn stop() {
     let mut running = lock(&RUNNING);

@@ -494,6 +494,12 @@ pub fn hand_backs() -> u64 {
     handler::hand_backs()
 }
 
+/// Runs `f` on a thread of the engine's with descriptors of its own: what it opens takes no number of the program's. `None` where
+/// there is no such thread.
+pub fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    keeper::apart(f)
+}
+
 /// Whether this process is a copy of the one in which the engine runs.
 pub fn is_copy() -> bool {
     process::forked()

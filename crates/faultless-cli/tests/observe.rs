@@ -162,8 +162,8 @@ fn number(v: &Value) -> f64 {
     v.as_f64().unwrap_or_else(|| panic!("{v} is a number"))
 }
 
-/// What the victims measure is longer, now and then, by what a hypervisor or another process takes from them while they run, and
-/// events of two processors may come out of step. So sums and stalls may be compared again, with another observation; nothing
+/// A hypervisor or another process sometimes takes time from the victims, so that they measure more, and events of two processors
+/// may come out of step. So sums and stalls may be compared again, with another observation; nothing
 /// else may fail at all.
 fn attempts(mut observe: impl FnMut() -> Result<(), String>) {
     let failures: Vec<String> = (0..3).map_while(|_| observe().err()).collect();

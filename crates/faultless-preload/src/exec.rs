@@ -117,7 +117,7 @@ fn library_is_there() -> bool {
     unsafe { libc::access(name.as_ptr().cast(), libc::R_OK) == 0 }
 }
 
-/// What a program is given in the place of its lists of strings.
+/// The two lists of strings that a program starts with.
 struct Lists {
     arguments: usize,
     environment: usize,
@@ -171,7 +171,7 @@ fn copied<const N: usize, R>(lists: &Lists, fit: bool, call: &mut dyn FnMut(&Lis
             without_library(string, &mut preload)
         }
     });
-    // What is absent is read through the kernel's own mapping. (Most lists have nothing of the kind.)
+    // The kernel reads absent strings through its own mapping. (Most lists have none.)
     let given = [
         GivenList::of(&mut arguments),
         GivenList::of(&mut environment),
@@ -258,8 +258,9 @@ fn without_library(entry: usize, into: &mut [u8; PRELOAD_MAX]) -> Option<usize> 
     (len > NAME.len()).then_some(into.as_ptr() as usize)
 }
 
-/// Executes a program by `call`, which is given its path or name and its lists.
-fn execute(
+/// Makes a call that starts a program, which is given its path or name and its lists as the kernel can read them, and without the
+/// library where the program is not fit for it.
+fn start(
     path: usize,
     lists: &Lists,
     fitness: impl FnOnce(&CStr) -> Fitness,
@@ -268,9 +269,6 @@ fn execute(
     if !state::on() {
         return call(path, lists);
     }
-    if !state::foreign() {
-        state::end("exec");
-    }
     let fit = {
         let _errno = Errno::keep();
         string(path).is_none_or(|path| fit(fitness(path)))
@@ -278,6 +276,24 @@ fn execute(
     let given = GivenWords::new([path]);
     let path = given.as_ref().map_or(path, |g| g.words[0]);
     with_lists(lists, fit, |lists| call(path, lists))
+}
+
+/// The same, where the program takes this one's place.
+fn execute(
+    path: usize,
+    lists: &Lists,
+    fitness: impl FnOnce(&CStr) -> Fitness,
+    call: impl Fn(usize, &Lists) -> c_int,
+) -> c_int {
+    last_words();
+    start(path, lists, fitness, call)
+}
+
+/// Reports what this process did, if it is served and about to become another program.
+fn last_words() {
+    if state::on() && !state::foreign() {
+        state::end("exec");
+    }
 }
 
 /// What `environ` is now.
@@ -347,9 +363,7 @@ unsafe extern "C-unwind" fn fexecve(fd: c_int, arguments: usize, environment: us
     if !state::on() {
         return call(&lists);
     }
-    if !state::foreign() {
-        state::end("exec");
-    }
+    last_words();
     with_lists(&lists, fit(inspect_open(fd)), call)
 }
 
@@ -398,16 +412,7 @@ macro_rules! spawns {
                 real(pid, path, actions, attributes, lists.arguments, lists.environment)
             };
             let lists = Lists { arguments, environment };
-            if !state::on() {
-                return call(path, &lists);
-            }
-            let fit = {
-                let _errno = Errno::keep();
-                string(path).is_none_or(|path| fit($inspect(path)))
-            };
-            let given = GivenWords::new([path]);
-            let path = given.as_ref().map_or(path, |g| g.words[0]);
-            with_lists(&lists, fit, |lists| call(path, lists))
+            start(path, &lists, $inspect, call)
         }
     )* };
 }

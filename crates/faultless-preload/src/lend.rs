@@ -1,4 +1,4 @@
-//! What the kernel is given to read in the place of memory that may be absent.
+//! What the kernel reads instead of memory that may be absent.
 //!
 //! The kernel cannot be interrupted by SIGBUS in the middle of a system call: an absent page of ours is EFAULT to it. So a
 //! function that hands memory on hands on one of two things instead, and makes its call once, so that what the kernel
@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code, reason = "fills arrays that the kernel reads")]
 
+use crate::counters::Counter;
 use crate::mappings::reaches;
 use crate::probe;
 use crate::real::Errno;
@@ -250,6 +251,23 @@ pub(crate) struct GivenWords<const N: usize> {
 }
 
 impl<const N: usize> GivenWords<N> {
+    /// What a call that failed with `EFAULT` is to be made again with: addresses that the kernel can read, or the same ones if a
+    /// mapping was handed back since `hand_backs` was read, before the call. `None` if the failure is the program's own.
+    pub(crate) fn again(
+        words: [usize; N],
+        hand_backs: u64,
+        counter: &'static Counter,
+    ) -> Option<Self> {
+        if let Some(given) = Self::new(words) {
+            counter.add();
+            return Some(given);
+        }
+        (standin::hand_backs() != hand_backs).then_some(GivenWords {
+            words,
+            _lent: [const { None }; N],
+        })
+    }
+
     /// `None` if none of them points into a mapping of ours.
     pub(crate) fn new(words: [usize; N]) -> Option<Self> {
         let _errno = Errno::keep();

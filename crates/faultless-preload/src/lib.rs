@@ -34,7 +34,8 @@
 //!    lazily initialised thread-local, no function that somebody may stand before, errno untouched.
 //! 2. No pointer of the program's is followed before the kernel has, or `probe` has asked it.
 //! 3. A call that promises to do its work in one piece is made once.
-//! 4. What holds the lock has all signals blocked meanwhile, and touches no memory of the program's; what waits for it has not.
+//! 4. A thread that holds the lock has all signals blocked and touches no memory of the program's. A thread that waits for it has
+//!    the program's signal mask.
 
 mod capi;
 mod counters;

@@ -196,15 +196,11 @@ unsafe extern "C-unwind" fn syscall(
                 if result != -1 || errno() != libc::EFAULT {
                     return result;
                 }
-                let Some(given) = GivenWords::new([a, b, c, d, e, f]) else {
-                    if standin::hand_backs() == hand_backs {
-                        return result;
-                    }
-                    // What was absent is the kernel's by now.
-                    return real(nr, a, b, c, d, e, f);
-                };
                 static COUNTER: Counter = Counter::new("syscall", true);
-                COUNTER.add();
+                let Some(given) = GivenWords::again([a, b, c, d, e, f], hand_backs, &COUNTER)
+                else {
+                    return result;
+                };
                 let [a, b, c, d, e, f] = given.words;
                 real(nr, a, b, c, d, e, f)
             }

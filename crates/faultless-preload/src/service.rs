@@ -18,7 +18,7 @@ const TICK_NS: u64 = 250_000_000;
 static SHARE: Mutex<Option<Share>> = Mutex::new(None);
 static GRANTED: AtomicU64 = AtomicU64::new(0);
 static DUPLICATED: AtomicU64 = AtomicU64::new(0);
-/// What the thread is to do: bits of `REPORT`, `SETTLE`, `STOP`.
+/// The work that the thread is asked to do: bits of `REPORT`, `SETTLE`, `STOP`.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 /// Somebody sent SIGUSR2.
 const REPORT: u32 = 1;

@@ -13,7 +13,8 @@ use faultless::standin;
 use std::ffi::c_int;
 
 /// Functions whose arguments are integers and pointers. Where the kernel could not read what a pointer points to, the call is made
-/// again with the address of the kernel's own mapping of the same bytes. All arguments are passed on as words, which is how both architectures pass them.
+/// again with the address of the kernel's own mapping of the same bytes. All arguments are passed on as words, which is how both
+/// architectures pass them.
 macro_rules! tried_again {
     ($kind:ty, $failed:expr; $($name:ident($($arg:ident)*);)*) => { $(
         #[unsafe(no_mangle)]
@@ -29,16 +30,10 @@ macro_rules! tried_again {
             if result != $failed || errno() != libc::EFAULT {
                 return result;
             }
-            let Some(given) = GivenWords::new([$($arg),*]) else {
-                if standin::hand_backs() == hand_backs {
-                    return result;
-                }
-                // What was absent is the kernel's by now.
-                // SAFETY: the program's own arguments.
-                return unsafe { real($($arg),*) };
-            };
             static COUNTER: Counter = Counter::new(stringify!($name), true);
-            COUNTER.add();
+            let Some(given) = GivenWords::again([$($arg),*], hand_backs, &COUNTER) else {
+                return result;
+            };
             let [$($arg),*] = given.words;
             // SAFETY: the same arguments, where pointers into our mappings are replaced by other addresses of the same bytes.
             unsafe { real($($arg),*) }
@@ -197,16 +192,10 @@ macro_rules! tried_again_error {
             if error != libc::EFAULT {
                 return error;
             }
-            let Some(given) = GivenWords::new([$($arg),*]) else {
-                if standin::hand_backs() == hand_backs {
-                    return error;
-                }
-                // What was absent is the kernel's by now.
-                // SAFETY: the program's own arguments.
-                return unsafe { real($($arg),*) };
-            };
             static COUNTER: Counter = Counter::new(stringify!($name), true);
-            COUNTER.add();
+            let Some(given) = GivenWords::again([$($arg),*], hand_backs, &COUNTER) else {
+                return error;
+            };
             let [$($arg),*] = given.words;
             // SAFETY: the same arguments, where pointers into our mappings are replaced by other addresses of the same bytes.
             unsafe { real($($arg),*) }

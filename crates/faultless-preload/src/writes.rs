@@ -156,6 +156,16 @@ fn hand_back_vector(vector: *const iovec, count: usize, reason: &'static str) {
     }
 }
 
+/// `process_vm_readv` and `process_vm_writev`.
+type BetweenProcesses = unsafe extern "C-unwind" fn(
+    libc::pid_t,
+    *const iovec,
+    usize,
+    *const iovec,
+    usize,
+    usize,
+) -> isize;
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn process_vm_writev(
     pid: libc::pid_t,
@@ -165,15 +175,7 @@ pub(crate) unsafe extern "C-unwind" fn process_vm_writev(
     remote_count: usize,
     flags: usize,
 ) -> isize {
-    type Call = unsafe extern "C-unwind" fn(
-        libc::pid_t,
-        *const iovec,
-        usize,
-        *const iovec,
-        usize,
-        usize,
-    ) -> isize;
-    let real = real!(process_vm_writev as Call);
+    let real = real!(process_vm_writev as BetweenProcesses);
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     with_vector(local, local_count, |v| unsafe {
         real(pid, v, local_count, remote, remote_count, flags)
@@ -189,15 +191,7 @@ pub(crate) unsafe extern "C-unwind" fn process_vm_readv(
     remote_count: usize,
     flags: usize,
 ) -> isize {
-    type Call = unsafe extern "C-unwind" fn(
-        libc::pid_t,
-        *const iovec,
-        usize,
-        *const iovec,
-        usize,
-        usize,
-    ) -> isize;
-    let real = real!(process_vm_readv as Call);
+    let real = real!(process_vm_readv as BetweenProcesses);
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     let call = |v| unsafe { real(pid, local, local_count, v, remote_count, flags) };
     if pid as u32 == faultless_sys::raw::getpid() {

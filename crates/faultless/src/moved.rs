@@ -65,7 +65,7 @@ fn read_on(uffd: i32, replaced: &Range<usize>) {
     // SAFETY: the kernel has written one.
     let event: uffd::Event = unsafe { events[0].assume_init() };
     let gone = event.arg[0] as usize..event.arg[1] as usize;
-    // (What another thread moves at this moment is cut, and its new place is not followed.)
+    // (If another thread moves a stand-in at this moment, the range is cut and its new place is not followed.)
     let gone = match event.event {
         uffd::EVENT_UNMAP => gone,
         _ => gone.start..gone.start + event.arg[2] as usize,

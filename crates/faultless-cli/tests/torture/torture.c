@@ -9,6 +9,7 @@
  * `compat` is given (docs/run.md has these points). */
 
 #define _GNU_SOURCE
+#include "../programs/past.h"
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -64,24 +65,6 @@ static void result(const char *what, long r)
         SAY("%s: errno %d", what, e);
     else
         SAY("%s: ok", what);
-}
-
-static long raw(long n, long a, long b, long c, long d, long e, long f)
-{
-#if defined(__x86_64__)
-    long r;
-    register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
-    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
-#else
-    register long x8 __asm__("x8") = n, r __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c,
-                  x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
-    __asm__ volatile("svc 0" : "+r"(r) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-#endif
-    if (r < 0 && r > -4096) {
-        errno = (int)-r;
-        return -1;
-    }
-    return r;
 }
 
 /* ---- loads that may fault */
@@ -220,7 +203,7 @@ static void unmap_some(void)
     }
     unsigned char *at = s->at + from * PAGE;
     size_t len = (to - from) * PAGE;
-    long r = chance(50) ? munmap(at, len) : chance(50) ? syscall(SYS_munmap, at, len) : raw(SYS_munmap, (long)at, (long)len, 0, 0, 0, 0);
+    long r = chance(50) ? munmap(at, len) : chance(50) ? syscall(SYS_munmap, at, len) : past(SYS_munmap, (long)at, (long)len, 0, 0, 0, 0);
     result("unmap", r);
     /* The larger rest goes on. */
     struct slot head = *s, tail = *s;
@@ -260,14 +243,14 @@ static void move_one(void)
         int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
         at = by == 0   ? mremap(s->at, s->len, len, flags, to)
              : by == 1 ? (void *)syscall(SYS_mremap, s->at, s->len, len, flags, to)
-                       : (void *)raw(SYS_mremap, (long)s->at, (long)s->len, (long)len, flags, (long)to, 0);
+                       : (void *)past(SYS_mremap, (long)s->at, (long)s->len, (long)len, flags, (long)to, 0);
     } else {
         /* (What grows where it is, past the C library, is seen by --compat alone.) */
         if (!compat && len > s->len)
             by %= 2;
         at = by == 0   ? mremap(s->at, s->len, len, MREMAP_MAYMOVE)
              : by == 1 ? (void *)syscall(SYS_mremap, s->at, s->len, len, MREMAP_MAYMOVE, 0)
-                       : (void *)raw(SYS_mremap, (long)s->at, (long)s->len, (long)len, MREMAP_MAYMOVE, 0, 0);
+                       : (void *)past(SYS_mremap, (long)s->at, (long)s->len, (long)len, MREMAP_MAYMOVE, 0, 0);
     }
     result("move", at == MAP_FAILED ? -1 : 0);
     if (at != MAP_FAILED) {
@@ -287,7 +270,7 @@ static void protect_one(void)
     int by = (int)below(compat ? 3 : 2);
     long r = by == 0   ? mprotect(s->at, s->len, prot)
              : by == 1 ? syscall(SYS_mprotect, s->at, s->len, prot)
-                       : raw(SYS_mprotect, (long)s->at, (long)s->len, prot, 0, 0, 0);
+                       : past(SYS_mprotect, (long)s->at, (long)s->len, prot, 0, 0, 0);
     result("protect", r);
     if (r == 0)
         s->prot = prot;
@@ -471,7 +454,7 @@ static void hand_over(void)
         }
         close(pair[1]);
         break;
-    default: n = raw(SYS_write, fd, (long)(s->at + from), (long)len, 0, 0, 0); break;
+    default: n = past(SYS_write, fd, (long)(s->at + from), (long)len, 0, 0, 0); break;
     }
     int e = errno;
     uint64_t h = 0;

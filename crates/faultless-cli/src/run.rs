@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// Smallest mapping that is taken over [default: 16M; with --eager 1M].
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
     min_size: Option<Bytes>,
-    /// Take over also what promises no gain: what is in the page cache already, and what a program like this unmaps soon.
+    /// Also take over what promises no gain: mappings of a program with one thread, of files that are in the page cache, and those
+    /// that a program like this unmaps soon.
     #[arg(long)]
     eager: bool,
     /// Take files over for which no lease can be had: you vouch that their bytes do not change while they are mapped.

@@ -645,3 +645,57 @@ fn in_a_control_group_a_program_survives_the_heaps_that_it_survives_by_itself() 
     let _ = std::fs::remove_dir(&group);
     let _ = std::fs::remove_file(data);
 }
+
+// ---- one thread
+
+#[test]
+fn mappings_of_a_program_with_one_thread_are_the_kernels_until_it_creates_a_second() {
+    let program = compile("later", &[]);
+    let data = scratch().join("later.data");
+    let data = data.to_str().expect("a plain path");
+    let alone = plain(&program, &[data]);
+    assert!(
+        alone.status.success(),
+        "{}",
+        String::from_utf8_lossy(&alone.stderr)
+    );
+    for more in [&[][..], &["--compat"], &["--no-lease", "--trust", "*"]] {
+        let options = [&["--min-size", "1M", "--memory", "64M"], more].concat();
+        let served = served_as_it_comes(&options, &program, &[data], |_| ());
+        served.same_as(&alone);
+        served.left_because("before it had a second thread");
+        // Three that waited, in place, and one that came later.
+        let mapped: u64 = served.reports.iter().map(|r| r.totals.mappings).sum();
+        assert_eq!(mapped, 4, "{more:?}: {}", served.told());
+        assert!(
+            served.stderr().contains("plain 0, shared 0, random 0"),
+            "{}",
+            served.stderr()
+        );
+    }
+}
+
+#[test]
+fn a_program_that_never_has_a_second_thread_gets_none_of_ours() {
+    let data = once("one-thread.data", |path| {
+        std::fs::write(path, vec![7; 8 << 20]).expect("written");
+    });
+    cool(&data);
+    const SOURCE: &str = "import mmap, os, sys, warnings\n\
+        warnings.simplefilter('error')\n\
+        f = os.open(sys.argv[1], os.O_RDONLY); n = os.fstat(f).st_size\n\
+        m = mmap.mmap(f, n, mmap.MAP_SHARED, mmap.PROT_READ)\n\
+        print(sum(m[i] for i in range(0, n, 4096)), len(os.listdir('/proc/self/task')))\n\
+        pid = os.fork()\n\
+        if pid == 0: os._exit(m[n - 1])\n\
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))";
+    let data = data.to_str().expect("a plain path");
+    let served = served_as_it_comes(
+        &["--min-size", "1M"],
+        Path::new("/usr/bin/python3"),
+        &["-c", SOURCE, data],
+        |_| (),
+    );
+    served.printed("14336 1\n7\n").took_nothing();
+    served.left_because("the program has one thread");
+}

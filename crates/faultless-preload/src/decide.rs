@@ -3,12 +3,13 @@
 #![allow(unsafe_code, reason = "borrows the program's descriptor")]
 
 use crate::state::{self, Entry, STANDING, State};
-use crate::trap;
+use crate::waiting::Waiting;
+use crate::{threads, trap};
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
 use faultless_run::{Reads as Wish, Settings, matches};
 use faultless_sys::file::{self, Status};
-use faultless_sys::mem::PAGE;
+use faultless_sys::mem::{self, PAGE};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,8 +43,23 @@ const STANDING_MAX: usize = 256;
 /// Stand-ins begin at multiples of this.
 const GRANULE: usize = 2 << 20;
 
-/// Takes a mapping over, if it should be and can be. Returns its address.
-pub(crate) fn take(call: Call) -> Option<usize> {
+/// What becomes of a call.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// It is taken over, and lies at this address.
+    At(usize),
+    /// The kernel is to make it, and it is taken over when the program has a second thread.
+    Later(Waiting),
+    /// It is the kernel's.
+    No,
+}
+
+/// Takes a mapping over, if it should be and can be.
+pub(crate) fn take(call: Call) -> Taken {
+    look(call).unwrap_or(Taken::No)
+}
+
+fn look(call: Call) -> Option<Taken> {
     let settings = state::settings()?;
     if !state::STARTED.load(Ordering::Acquire) || state::foreign() {
         return None;
@@ -64,7 +80,9 @@ pub(crate) fn take(call: Call) -> Option<usize> {
     let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
     let data = status.len.saturating_sub(call.offset).min(call.len as u64);
-    let cached = cached_share(call.fd, call.offset, data);
+    let cached = cached_share(data, |at, len| {
+        file::cached_pages(call.fd, call.offset + at, len).unwrap_or(0)
+    });
     if let Err(why) = worth_it(settings, &call, cached) {
         leave(why, call.len, path);
         return None;
@@ -84,15 +102,17 @@ pub(crate) fn take(call: Call) -> Option<usize> {
         ring,
         cached,
     };
-    let taken = permitted(&state, settings, &call, &known)
-        .and_then(|()| stand_in(&mut state, settings, &call, &known));
-    match taken {
-        Ok(at) => at,
-        Err(why) => {
-            state.leave(&why, call.len, || path);
-            None
+    let taken = permitted(&state, settings, &call, &known).and_then(|()| {
+        if !settings.eager && threads::alone() {
+            return Ok(Taken::Later(Waiting::new(call, &known)));
         }
+        let at = stand_in(&mut state, settings, &call, &known, None)?;
+        Ok(at.map_or(Taken::No, Taken::At))
+    });
+    if let Err(why) = &taken {
+        state.leave(why, call.len, || path);
     }
+    taken.ok()
 }
 
 /// Counts a mapping that stays the kernel's.
@@ -103,6 +123,15 @@ fn leave(why: &'static str, bytes: usize, path: impl FnOnce() -> PathBuf) {
 
 /// Whether a mapping promises a gain, as far as can be seen from outside.
 fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
+    promises(settings, call, cached)?;
+    if !settings.eager && !settings.dry_run && state::lock().doubt.passes() {
+        return Err("the mappings before it were unmapped before they paid");
+    }
+    Ok(())
+}
+
+/// Whether a mapping that waited still promises a gain.
+pub(crate) fn promises(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
     if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
         return Err("the program asked for an address at which no stand-in can begin");
     }
@@ -111,14 +140,8 @@ fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'stati
             "there are 256 others, and a forked child would have to make each of them anew",
         );
     }
-    if settings.eager {
-        return Ok(());
-    }
-    if cached >= CACHED {
+    if !settings.eager && cached >= CACHED {
         return Err("its pages are in the page cache already");
-    }
-    if !settings.dry_run && state::lock().doubt.passes() {
-        return Err("the mappings before it were unmapped before they paid");
     }
     Ok(())
 }
@@ -126,8 +149,9 @@ fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'stati
 /// The share of a mapping that must be in the page cache for it to be left alone.
 const CACHED: f64 = 0.75;
 
-/// The share of a mapping's data that is in the page cache. Of much data, parts are looked at.
-fn cached_share(fd: i32, offset: u64, len: u64) -> f64 {
+/// The share of a mapping's data that is in the page cache, of which `cached` counts the pages of a part (where it begins in the
+/// mapping, and its length, in bytes). Of much data, parts are looked at.
+pub(crate) fn cached_share(len: u64, cached: impl Fn(u64, u64) -> u64) -> f64 {
     /// Bytes of one part.
     const PART: u64 = 1 << 20;
     /// Most parts.
@@ -135,11 +159,11 @@ fn cached_share(fd: i32, offset: u64, len: u64) -> f64 {
     let pages_of = |bytes: u64| bytes.div_ceil(PAGE as u64).max(1);
     let share = |pages: u64, bytes| pages as f64 / pages_of(bytes) as f64;
     if len <= PART * PARTS {
-        return share(file::cached_pages(fd, offset, len).unwrap_or(0), len);
+        return share(cached(0, len), len);
     }
     let step = len / PARTS;
-    let cached = |i| file::cached_pages(fd, (offset + i * step) & !(PAGE as u64 - 1), PART);
-    let pages = (0..PARTS).map(|i| cached(i).unwrap_or(0)).sum();
+    let whole = |at: u64| at & !(PAGE as u64 - 1);
+    let pages = (0..PARTS).map(|i| cached(whole(i * step), PART)).sum();
     share(pages, PART * PARTS)
 }
 
@@ -157,17 +181,17 @@ fn never_written(fd: i32) -> bool {
 }
 
 /// What is known of a mapping's file.
-struct Known<'a> {
-    status: &'a Status,
-    access: i32,
-    path: &'a Path,
-    trusted: bool,
-    ring: bool,
-    cached: f64,
+pub(crate) struct Known<'a> {
+    pub(crate) status: &'a Status,
+    pub(crate) access: i32,
+    pub(crate) path: &'a Path,
+    pub(crate) trusted: bool,
+    pub(crate) ring: bool,
+    pub(crate) cached: f64,
 }
 
 /// What can be known before anything is tried.
-fn permitted(
+pub(crate) fn permitted(
     state: &State,
     settings: &Settings,
     call: &Call,
@@ -238,7 +262,7 @@ fn permitted(
 
 /// Whether the program has a ring, or the library with which rings are made: what the requests in a ring point to, the kernel
 /// reads when it likes. (Rings that are made later, the service thread notices.)
-fn uses_io_uring() -> bool {
+pub(crate) fn uses_io_uring() -> bool {
     unsafe extern "C" fn look(
         info: *mut libc::dl_phdr_info,
         _: usize,
@@ -275,11 +299,13 @@ pub(crate) fn has_ring() -> bool {
     })
 }
 
-fn stand_in(
+/// Makes the stand-in. With advice, the kernel's mapping lies there already and is replaced.
+pub(crate) fn stand_in(
     state: &mut State,
     settings: &Settings,
     call: &Call,
     known: &Known<'_>,
+    advice: Option<i32>,
 ) -> Result<Option<usize>, String> {
     let Known { path, trusted, .. } = *known;
     let pool = state.pool()?;
@@ -293,11 +319,11 @@ fn stand_in(
     };
     let wanted = Wanted {
         file,
-        place: if trap::active() {
-            trap::place(call.len)
-        } else {
-            call.addr
+        place: match advice {
+            None if trap::active() => trap::place(call.len),
+            _ => call.addr,
         },
+        over: advice.is_some() && !settings.dry_run,
         len: call.len,
         offset: call.offset,
         flags: call.flags & !IDLE,
@@ -317,12 +343,29 @@ fn stand_in(
         past.trusted = trusted;
         return Ok(None);
     }
-    if call.flags & libc::MAP_POPULATE != 0 {
+    if let Some(advice) = advice {
+        standin.advise(advice);
+    }
+    if call.flags & libc::MAP_POPULATE != 0 && advice.is_none() {
         let _ = standin.map().prefetch(..);
     }
     let path: Arc<Path> = Arc::from(PathBuf::from(path));
     state.insert(Entry { standin, path });
     Ok(Some(at))
+}
+
+/// A free place for a mapping that may be taken over later: stand-ins begin at multiples of [`GRANULE`]. 0 if there is none.
+pub(crate) fn free_place(len: usize) -> usize {
+    if trap::active() {
+        return trap::place(len);
+    }
+    let around = len + GRANULE;
+    let Ok(at) = mem::map_reserved(around) else {
+        return 0;
+    };
+    // SAFETY: reserved just now, and shown to nobody.
+    let _ = unsafe { mem::unmap(at, around) };
+    at.next_multiple_of(GRANULE)
 }
 
 /// An error of the engine's, without what differs from file to file.

@@ -10,6 +10,7 @@
 //! | `real` | the C library's own functions; errno |
 //! | `state` | the mappings that are taken over, the lock, the life of the process (start, fork, exec, end) |
 //! | `decide` | which mappings are taken over, and why others are not |
+//! | `threads`, `waiting`, `smaps` | nothing is taken over while the program has one thread; what is when it creates a second |
 //! | `mappings` | mmap, munmap, mremap, mprotect, madvise, mlock, mincore |
 //! | `descriptors` | close, dup2 and their kin; POSIX locks |
 //! | `signals` | sigaction and masks: SIGBUS stays the engine's, and unblocked |
@@ -54,7 +55,10 @@ mod reports;
 mod service;
 mod short;
 mod signals;
+mod smaps;
 mod state;
 mod stdio;
+mod threads;
 mod trap;
+mod waiting;
 mod writes;

@@ -6,7 +6,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::decide::{self, Call};
+use crate::decide::{self, Call, Taken};
 use crate::real::{real, returned};
 use crate::state::{self, STANDING, State};
 use faultless::standin;
@@ -64,7 +64,7 @@ fn with_kernels(
 
 #[inline]
 fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
-    let args = [
+    let mut args = [
         addr,
         len,
         prot as usize,
@@ -72,6 +72,7 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
         fd as usize,
         offset as usize,
     ];
+    let mut later = None;
     if flags & libc::MAP_ANONYMOUS == 0
         && prot == libc::PROT_READ
         && len.saturating_add(PAGE - 1) >= state::min_size()
@@ -88,8 +89,13 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
             fd,
             offset: offset as u64,
         };
-        if let Some(at) = decide::take(call) {
-            return at as *mut c_void;
+        match decide::take(call) {
+            Taken::At(at) => return at as *mut c_void,
+            Taken::Later(waiting) => {
+                args[0] = waiting.place();
+                later = Some(waiting);
+            }
+            Taken::No => {}
         }
     }
     if flags & libc::MAP_FIXED != 0 {
@@ -99,6 +105,9 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
     let at = kernel(libc::SYS_mmap, args);
     if at != -1 {
         given_out(at as usize, len);
+        if let Some(waiting) = later {
+            waiting.remember(at as usize);
+        }
         if fd >= 0 && !state::idle() && decide::is_ring(fd) && !state::foreign() {
             // Its requests may be submitted as soon as this returns.
             state::lock().close("the program uses io_uring");

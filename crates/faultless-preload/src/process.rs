@@ -9,7 +9,7 @@ use crate::counters::Counter;
 use crate::lend::{GivenWords, range};
 use crate::mappings::reaches;
 use crate::real::{errno, real, set_errno};
-use crate::state;
+use crate::{state, threads};
 use faultless::standin;
 use faultless_sys::raw;
 use std::ffi::{c_int, c_uint};
@@ -47,6 +47,9 @@ unsafe extern "C" fn clone(
     tls: usize,
     child: usize,
 ) -> c_int {
+    if flags & libc::CLONE_THREAD != 0 {
+        threads::coming();
+    }
     type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
     copies(flags as usize, || {
         // SAFETY: the program's own arguments.

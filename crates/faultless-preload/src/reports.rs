@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "writes to a descriptor")]
 
 use crate::state::{self, FORKED, LOOKED, State, Tally};
-use crate::{counters, service};
+use crate::{counters, service, waiting};
 use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
 use faultless_sys::raw;
 use std::fs::OpenOptions;
@@ -66,12 +66,7 @@ fn report(reason: &'static str) -> Report {
             longest_us: t.longest_ns as f64 / 1e3,
             example: t.example.clone(),
         }),
-        left_alone: tallies(state.left.iter(), |reason, t| LeftAlone {
-            reason: reason.clone(),
-            mappings: t.mappings,
-            bytes: t.bytes,
-            example: t.example.clone(),
-        }),
+        left_alone: left_alone(&state),
         efaults: counters::efaults(),
         efaults_watched: counters::watched() || crate::trap::active(),
     };
@@ -79,6 +74,31 @@ fn report(reason: &'static str) -> Report {
         .left_alone
         .sort_by_key(|l| std::cmp::Reverse(l.bytes));
     report
+}
+
+/// What stays the kernel's, and what does so as yet.
+fn left_alone(state: &State) -> Vec<LeftAlone> {
+    let mut left = tallies(state.left.iter(), |reason, t| LeftAlone {
+        reason: reason.clone(),
+        mappings: t.mappings,
+        bytes: t.bytes,
+        example: t.example.clone(),
+    });
+    if let Some(first) = state.waiting.first() {
+        if !left.iter().any(|l| l.reason == waiting::ALONE) {
+            left.push(LeftAlone {
+                reason: waiting::ALONE.to_owned(),
+                mappings: 0,
+                bytes: 0,
+                example: first.path().clone(),
+            });
+        }
+        for l in left.iter_mut().filter(|l| l.reason == waiting::ALONE) {
+            l.mappings += state.waiting.len() as u64;
+            l.bytes += state.waiting.iter().map(|w| w.bytes() as u64).sum::<u64>();
+        }
+    }
+    left
 }
 
 fn tallies<'a, K: 'a, R>(

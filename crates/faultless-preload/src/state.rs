@@ -6,7 +6,8 @@
 )]
 
 use crate::real::Errno;
-use crate::{counters, lend, limits, real, reports, service, signals, trap};
+use crate::waiting::{self, Waiting};
+use crate::{counters, lend, limits, real, reports, service, signals, threads, trap};
 use faultless::standin::{self, StandIn};
 use faultless::{Bytes, Pool, Stats};
 use faultless_run::{Settings, VARIABLE};
@@ -194,6 +195,8 @@ pub(crate) struct State {
     pub(crate) write_locked: Vec<FileId>,
     /// Files that somebody opened for writing while they were mapped: they are left to the kernel from then on.
     pub(crate) written: Vec<FileId>,
+    /// Mappings of the kernel's that are taken over when the program has a second thread.
+    pub(crate) waiting: Vec<Waiting>,
     /// Whether it pays.
     pub(crate) doubt: Doubt,
     /// Why nothing is taken over any more.
@@ -574,6 +577,8 @@ extern "C" fn in_child() {
     locked.closed = old.closed;
     locked.written = old.written;
     locked.write_locked = Vec::new();
+    threads::in_child();
+    waiting::in_child(&mut locked, old.waiting);
     service::in_child(shared);
 }
 

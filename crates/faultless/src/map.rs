@@ -138,13 +138,13 @@ impl Map {
         }
     }
 
-    /// Takes the lease that makes the map safe; the map is dropped if it cannot be had.
-    pub(crate) fn take_lease(self, what: Broken, len_before: u64) -> Result<Map, Error> {
+    /// Takes the lease that makes the map safe. `len_before` is the file's length that the map was made for.
+    pub(crate) fn take_lease(&self, what: Broken, len_before: u64) -> Result<(), Error> {
         let Inner::Engine(core) = &self.inner else {
-            return Ok(self);
+            return Ok(());
         };
         let Reading::File { fd, .. } = &core.reading else {
-            return Ok(self);
+            return Ok(());
         };
         self.pool
             .0
@@ -162,7 +162,7 @@ impl Map {
         let _ = core.lease.set(id);
         // Somebody may have truncated it between the look at its length and the lease.
         match file::status(fd.get()) {
-            Ok(st) if st.len == len_before => Ok(self),
+            Ok(st) if st.len == len_before => Ok(()),
             Ok(_) => Err(lease::error(&core.name, LeaseRefusal::OpenForWriting)),
             Err(e) => Err(Error::kernel(format!("cannot stat {}", core.name), e)),
         }

@@ -93,6 +93,8 @@ pub struct MapOptions {
     stands_for: Option<i32>,
     /// Where it is to lie, if there is room; 0: anywhere.
     place: usize,
+    /// The kernel's mapping of the same bytes lies at `place`, and is replaced.
+    over: bool,
 }
 
 impl MapOptions {
@@ -107,6 +109,7 @@ impl MapOptions {
             on_break: OnBreak::Snapshot,
             stands_for: None,
             place: 0,
+            over: false,
         }
     }
 
@@ -114,6 +117,12 @@ impl MapOptions {
     pub(crate) fn stand_for(mut self, flags: i32, place: usize) -> Self {
         self.stands_for = Some(flags);
         self.place = place;
+        self
+    }
+
+    /// Has the stand-in replace the kernel's mapping of the same bytes, which lies at its place. It takes no lease by itself.
+    pub(crate) fn over(mut self, over: bool) -> Self {
+        self.over = over;
         self
     }
 
@@ -322,15 +331,14 @@ impl MapOptions {
         let unit = self.unit.get();
         let data_len = head as u64 + status.len.saturating_sub(self.offset);
         let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
-        if leased {
+        if leased && !self.over {
             let what = match self.stands_for {
                 Some(_) => Broken::HandBack,
                 None => Broken::Save(self.on_break),
             };
-            map.take_lease(what, status.len)
-        } else {
-            Ok(map)
+            map.take_lease(what, status.len)?;
         }
+        Ok(map)
     }
 
     /// Opens the file anew, for reading, directly where that is wanted and works.
@@ -388,9 +396,10 @@ impl MapOptions {
         data_len: u64,
         unit: u64,
     ) -> Result<Map, Error> {
+        let former = self.former(&reading, base);
         let reserved = crate::pool::check_units(self.pool.budget(), unit)
             .and_then(|()| crate::pool::install_handler())
-            .and_then(|()| self.reserve(engine, &name, head + len, unit))
+            .and_then(|()| self.reserve(engine, &name, head + len, unit, former?))
             .and_then(|parts| {
                 let id = registry::reserve(&(parts.0.start..parts.0.start + parts.0.len))
                     .map_err(|e| Error::kernel("cannot reserve memory for the map's index", e))?;
@@ -442,6 +451,23 @@ impl MapOptions {
         Ok(map)
     }
 
+    /// The kernel's mapping that a stand-in replaces, if it replaces one.
+    fn former(&self, reading: &Reading, base: u64) -> Result<Option<Former>, Error> {
+        let (Some(flags), true, Reading::File { fd, id, .. }) =
+            (self.stands_for, self.over, reading)
+        else {
+            return Ok(None);
+        };
+        let number = fd
+            .current(*id)
+            .map_err(|e| Error::kernel("cannot reach the descriptor of the file", e))?;
+        Ok(Some(Former {
+            number,
+            flags,
+            offset: base,
+        }))
+    }
+
     /// Reserves and arms address space for `span` bytes, with a table of its units.
     fn reserve(
         &self,
@@ -449,13 +475,17 @@ impl MapOptions {
         name: &str,
         span: usize,
         unit: u64,
+        former: Option<Former>,
     ) -> Result<(Region, Table), Error> {
         let failed = |e: std::io::Error| {
             Error::kernel(format!("cannot reserve address space for {name}"), e)
         };
         let region = match self.stands_for {
             // Exactly as long as the kernel's: what lies behind it is the program's.
-            Some(_) => Region::exact(span.next_multiple_of(PAGE), self.place),
+            Some(_) => match former {
+                Some(former) => Region::over(self.place, span.next_multiple_of(PAGE), former),
+                None => Region::exact(span.next_multiple_of(PAGE), self.place),
+            },
             None => Region::anywhere(span.next_multiple_of(GRANULE)),
         }
         .map_err(failed)?;
@@ -507,10 +537,19 @@ pub(crate) fn retire_reading(reading: Reading) {
     }
 }
 
-/// A range of address space that begins at a granule, unmapped when dropped.
+/// The kernel's mapping that lay where a region lies now, of the file with the number in the caller's table.
+#[derive(Debug, Clone, Copy)]
+struct Former {
+    number: i32,
+    flags: i32,
+    offset: u64,
+}
+
+/// A range of address space that begins at a granule. Dropping it unmaps it, or puts back what it replaced.
 struct Region {
     start: usize,
     len: usize,
+    former: Option<Former>,
 }
 
 impl Region {
@@ -551,21 +590,62 @@ impl Region {
         Self::anywhere(len)
     }
 
+    /// In the place of a mapping of the kernel's, which nobody touches meanwhile.
+    fn over(place: usize, len: usize, former: Former) -> std::io::Result<Self> {
+        if place == 0 || !place.is_multiple_of(GRANULE) {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: the caller of `StandIn::new` vouches that a mapping of the same bytes lies there, and that no thread uses it
+        // before the stand-in is complete.
+        unsafe { mem::map(place, len, libc::PROT_NONE, flags, -1, 0)? };
+        let region = Region {
+            start: place,
+            len,
+            former: Some(former),
+        };
+        mem::unlock(place, len)?;
+        region.advise()?;
+        Ok(region)
+    }
+
     fn prepare(start: usize, len: usize) -> std::io::Result<Self> {
-        let region = Region { start, len };
+        let region = Region {
+            start,
+            len,
+            former: None,
+        };
+        region.advise()?;
+        Ok(region)
+    }
+
+    fn advise(&self) -> std::io::Result<()> {
+        let Region { start, len, .. } = *self;
         // SAFETY: ours; no contents yet.
         unsafe {
             mem::madvise(start, len, libc::MADV_DONTFORK)?;
             mem::madvise(start, len, libc::MADV_DONTDUMP)?;
             let _ = mem::madvise(start, len, libc::MADV_NOHUGEPAGE);
         }
-        Ok(region)
+        Ok(())
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: ours; a Region is forgotten once it became a map.
-        let _ = unsafe { mem::unmap(self.start, self.len) };
+        // SAFETY: ours; a Region is forgotten once it became a map. What comes back holds the bytes that were there before.
+        let _ = unsafe {
+            match self.former {
+                Some(Former {
+                    number,
+                    flags,
+                    offset,
+                }) => {
+                    let flags = flags | libc::MAP_FIXED;
+                    mem::map(self.start, self.len, libc::PROT_READ, flags, number, offset).map(drop)
+                }
+                None => mem::unmap(self.start, self.len),
+            }
+        };
     }
 }

@@ -26,8 +26,9 @@ use crate::fault::{fds, handler, identity, process, registry};
 use crate::map::{self, Map};
 use crate::options::{Advice, Reads};
 use crate::pool::Pool;
+use crate::workers::Broken;
 use crate::{keeper, lease, source};
-use faultless_sys::file::FileId;
+use faultless_sys::file::{self, FileId};
 use faultless_sys::mem;
 use faultless_sys::uffd;
 use faultless_sys::{Errno, raw, signal};
@@ -51,6 +52,9 @@ pub struct Wanted<'a> {
     pub file: BorrowedFd<'a>,
     /// Where it should lie, if there is room; 0: anywhere.
     pub place: usize,
+    /// At `place` lies the kernel's mapping of the same bytes, which it replaces. No thread may use that mapping, or
+    /// change it, until the stand-in is made or refused; after a refusal the mapping is there as before.
+    pub over: bool,
     /// Bytes, a multiple of the page size.
     pub len: usize,
     /// Offset in the file, a multiple of the page size.
@@ -79,20 +83,37 @@ impl StandIn {
         if wanted.leased {
             lease::check_file(wanted.file.as_raw_fd()).map_err(|r| lease::error(&name, r))?;
         }
+        let len = file::status(wanted.file.as_raw_fd())
+            .map_err(|e| Error::kernel(format!("cannot stat {name}"), e))?
+            .len;
         let map = pool
             .options()
             .offset(wanted.offset)
             .len(wanted.len)
             .reads(wanted.reads)
             .stand_for(wanted.flags, wanted.place)
+            .over(wanted.over)
             .map_file(wanted.file, name, wanted.leased)?;
         match map.core() {
+            Some(_) if wanted.over && wanted.leased => StandIn(map).lease_or_give_back(len),
             Some(_) => Ok(StandIn(map)),
             None => Err(Error::InvalidOption {
                 what: "the backend",
                 value: pool.backend().to_string(),
                 remedy: "only the engine can stand in for the kernel's mmap",
             }),
+        }
+    }
+
+    /// Takes the lease of one that has replaced the kernel's mapping, or puts that back.
+    fn lease_or_give_back(self, len: u64) -> Result<StandIn, Error> {
+        let Err(refused) = self.0.take_lease(Broken::HandBack, len) else {
+            return Ok(self);
+        };
+        match self.hand_back() {
+            Ok(_) => Err(refused),
+            // The program needs its bytes more than anything else: they are served without a lease.
+            Err(kept) => Ok(kept.0),
         }
     }
 

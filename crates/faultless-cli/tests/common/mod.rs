@@ -127,10 +127,21 @@ pub fn served_by(
     args: &[&str],
     prepare: impl FnOnce(&mut Command),
 ) -> Served {
+    let all = [&["--eager"], options].concat();
+    served_as_it_comes(&all, program, args, prepare)
+}
+
+/// Without --eager: mappings are taken over where that promises a gain.
+pub fn served_as_it_comes(
+    options: &[&str],
+    program: &Path,
+    args: &[&str],
+    prepare: impl FnOnce(&mut Command),
+) -> Served {
     let json = tempfile::NamedTempFile::new_in(scratch()).expect("a temporary file");
     let mut command = budgeted(Path::new(FAULTLESS));
     command
-        .args(["run", "--eager", "--stats-json"])
+        .args(["run", "--stats-json"])
         .arg(json.path())
         .args(options)
         .arg("--")

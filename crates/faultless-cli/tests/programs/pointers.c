@@ -73,7 +73,7 @@ static const struct row {
 
 /* Functions whose arguments are no pointers to be read, or that cannot be called so, with the reason. */
 static const struct row others[] = {
-    { "_exit", "integers" }, { "_Exit", "integers" }, { "_Fork", "integers" }, { "clone", "runs the pointer" }, { "close", "integers" },
+    { "pthread_create", "the C library reads it" }, { "thrd_create", "the C library reads it" }, { "_exit", "integers" }, { "_Exit", "integers" }, { "_Fork", "integers" }, { "clone", "runs the pointer" }, { "close", "integers" },
     { "close_range", "integers" }, { "closefrom", "integers" }, { "dup2", "integers" }, { "dup3", "integers" }, { "ftruncate", "integers" },
     { "ftruncate64", "integers" }, { "mlockall", "integers" }, { "mmap", "the kernel reads nothing" }, { "mmap64", "the kernel reads nothing" },
     { "setns", "integers" }, { "mseal", "not in every C library; by number below" }, { "unshare", "integers" }, { "sigblock", "integers" }, { "sighold", "integers" }, { "sigignore", "integers" },

@@ -363,10 +363,25 @@ static void children(void)
     SAY("child: %x", st);
 }
 
+/* Drops what is mapped for reading, and the page cache: what waits for a second thread is then worth taking over. */
+static void cool_all(void)
+{
+    for (int i = 0; i < SLOTS; i++)
+        if (slots[i].at && slots[i].prot == PROT_READ && slots[i].flags & MAP_SHARED)
+            madvise(slots[i].at, slots[i].len, MADV_DONTNEED);
+    for (int k = 0; k < FILES; k++) {
+        int fd = open(names[k], O_RDONLY);
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+}
+
 static void threads(void)
 {
     pthread_t t[4];
     uint64_t h = 0;
+    if (chance(60))
+        cool_all();
     for (int i = 0; i < 4; i++)
         pthread_create(&t[i], NULL, reader, (void *)(uintptr_t)(roll() | 1));
     for (int i = 0; i < 4; i++) {

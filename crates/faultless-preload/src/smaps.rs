@@ -1,0 +1,195 @@
+//! `/proc/self/smaps`: what the kernel itself says of a mapping.
+
+use std::ops::Range;
+
+/// One mapping of the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Vma<'a> {
+    pub(crate) range: Range<usize>,
+    /// `r--p` and the like.
+    pub(crate) access: &'a [u8],
+    /// Offset in the file, in bytes.
+    pub(crate) offset: u64,
+    /// The file system's device, as its major and minor number.
+    pub(crate) device: (u32, u32),
+    pub(crate) inode: u64,
+    /// The file's name, in which a newline is `\012`.
+    pub(crate) path: &'a [u8],
+    /// Kilobytes that are the process's own copies.
+    anonymous: Option<u64>,
+    swap: Option<u64>,
+    /// Two letters each (proc(5), `VmFlags`).
+    flags: Option<&'a [u8]>,
+}
+
+/// What a plain mapping for reading may be flagged with: that it may be read, written and executed after `mprotect`, that it is
+/// shared, that its pages are tracked (soft-dirty), that no memory is reserved for it, and how it is read.
+const PLAIN: [&[u8]; 10] = [
+    b"rd", b"mr", b"mw", b"me", b"ms", b"sh", b"sd", b"nr", b"rr", b"sr",
+];
+
+impl<'a> Vma<'a> {
+    /// Whether nothing was done to it that a fresh mapping would not have: copies of pages, locks, advice.
+    pub(crate) fn plain(&self) -> bool {
+        self.anonymous == Some(0)
+            && self.swap.unwrap_or(0) == 0
+            && self.access.starts_with(b"r--")
+            && self.flags.is_some()
+            && self.flags().all(|f| PLAIN.contains(&f))
+    }
+
+    /// The advice that it was given (`MADV_…`).
+    pub(crate) fn advice(&self) -> i32 {
+        let has = |flag: &[u8]| self.flags().any(|f| f == flag);
+        match () {
+            () if has(b"rr") => libc::MADV_RANDOM,
+            () if has(b"sr") => libc::MADV_SEQUENTIAL,
+            () => libc::MADV_NORMAL,
+        }
+    }
+
+    fn flags(&self) -> impl Iterator<Item = &'a [u8]> {
+        let all = self.flags.unwrap_or_default();
+        all.split(|b| *b == b' ').filter(|f| !f.is_empty())
+    }
+}
+
+/// The mapping that contains a whole range.
+pub(crate) fn containing<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Vma<'a>> {
+    let mut lines = text.split(|b| *b == b'\n');
+    let mut found = lines.by_ref().find_map(|line| {
+        let vma = first_line(line)?;
+        (vma.range.start <= range.start && range.end <= vma.range.end).then_some(vma)
+    })?;
+    for line in lines {
+        let Some((name, value)) = field(line) else {
+            break;
+        };
+        match name {
+            b"Anonymous" => found.anonymous = kilobytes(value),
+            b"Swap" => found.swap = kilobytes(value),
+            b"VmFlags" => found.flags = Some(value),
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+/// `55d0a8c00000-55d0a8c01000 r--p 00000000 fe:00 1234      /path`
+fn first_line(line: &[u8]) -> Option<Vma<'_>> {
+    let mut rest = line;
+    let [range, access, offset, device, inode] = [(); 5].map(|()| word(&mut rest));
+    let (start, end) = pair(range?, b'-')?;
+    let (major, minor) = pair(device?, b':')?;
+    let inode = std::str::from_utf8(inode?).ok()?.parse().ok()?;
+    Some(Vma {
+        range: usize::try_from(start).ok()?..usize::try_from(end).ok()?,
+        access: access?,
+        offset: hex(offset?)?,
+        device: (u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
+        inode,
+        path: rest.trim_ascii_start(),
+        anonymous: None,
+        swap: None,
+        flags: None,
+    })
+}
+
+/// `Name:   value`, which no first line is.
+fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|b| *b == b':')?;
+    let (name, value) = line.split_at(colon);
+    (name.first()?.is_ascii_uppercase() && !name.contains(&b' '))
+        .then(|| (name, value[1..].trim_ascii()))
+}
+
+fn kilobytes(value: &[u8]) -> Option<u64> {
+    let number = value.strip_suffix(b" kB")?;
+    std::str::from_utf8(number).ok()?.trim().parse().ok()
+}
+
+/// The next word, and the space behind it.
+fn word<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let end = rest.iter().position(|b| *b == b' ').unwrap_or(rest.len());
+    let (word, left) = rest.split_at(end);
+    *rest = left.get(1..).unwrap_or_default();
+    (!word.is_empty()).then_some(word)
+}
+
+fn pair(text: &[u8], between: u8) -> Option<(u64, u64)> {
+    let at = text.iter().position(|b| *b == between)?;
+    Some((hex(&text[..at])?, hex(&text[at + 1..])?))
+}
+
+fn hex(text: &[u8]) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(text).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &[u8] = b"55d0a8c00000-55d0a8c02000 r-xp 00001000 fe:01 99                         /usr/bin/a:b\n\
+Size:                  8 kB\nAnonymous:             0 kB\nVmFlags: rd ex mr mw me sd \n\
+7f0000000000-7f0002000000 r--s 00200000 08:11 1234                       /data/a file\\012x\n\
+Size:              32768 kB\nAnonymous:             0 kB\nSwap:                  0 kB\nVmFlags: rd mr me ms rr \n\
+7f0002000000-7f0004000000 r--p 00000000 08:11 1235                       /data/b\n\
+Anonymous:             4 kB\nSwap:                  0 kB\nVmFlags: rd mr mw me \n\
+7f0004000000-7f0005000000 r--p 00000000 08:11 1235                       /data/b\n\
+Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
+7f0006000000-7f0007000000 rw-p 00000000 00:00 0 \nAnonymous:             0 kB\nVmFlags: rd wr mr mw me ac \n";
+
+    #[test]
+    fn the_mapping_that_contains_a_range_is_found_with_all_that_is_said_of_it() {
+        let vma = containing(TEXT, &(0x7f00_0000_1000..0x7f00_0100_0000)).expect("there");
+        assert_eq!(vma.range, 0x7f00_0000_0000..0x7f00_0200_0000);
+        assert_eq!((vma.offset, vma.inode), (0x20_0000, 1234));
+        assert_eq!(vma.device, (8, 0x11));
+        assert_eq!(vma.path, b"/data/a file\\012x");
+        assert_eq!(vma.advice(), libc::MADV_RANDOM);
+        assert!(vma.plain());
+    }
+
+    #[test]
+    fn what_was_written_to_locked_or_is_otherwise_more_than_a_plain_mapping_is_not_plain() {
+        for (at, why) in [
+            (0x55d0_a8c0_0000, "code"),
+            (0x7f00_0200_0000, "a copied page"),
+            (0x7f00_0400_0000, "locked"),
+            (0x7f00_0600_0000, "writable memory"),
+        ] {
+            let vma = containing(TEXT, &(at..at + 4096)).expect(why);
+            assert!(!vma.plain(), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_no_one_mapping_contains_is_none() {
+        assert_eq!(
+            containing(TEXT, &(0x7f00_01ff_f000..0x7f00_0200_1000)),
+            None
+        );
+        assert_eq!(containing(TEXT, &(0x1000..0x2000)), None);
+        assert_eq!(containing(b"", &(0x1000..0x2000)), None);
+        assert_eq!(containing(b"7f-\nVmFlags\n:\n", &(0x1000..0x2000)), None);
+    }
+
+    #[test]
+    fn a_text_that_lacks_what_is_needed_makes_nothing_plain() {
+        let text = b"1000-3000 r--p 00000000 08:11 1 /a\nSize: 8 kB\n";
+        assert!(!containing(text, &(0x1000..0x2000)).expect("there").plain());
+    }
+
+    #[test]
+    fn the_kernels_own_text_is_understood() {
+        let text = std::fs::read("/proc/self/smaps").expect("readable");
+        let here = tests_address();
+        let vma = containing(&text, &(here..here + 1)).expect("this function is mapped");
+        assert!(vma.access.starts_with(b"r-x"));
+        assert!(vma.flags.is_some() && vma.anonymous.is_some());
+    }
+
+    fn tests_address() -> usize {
+        tests_address as fn() -> usize as usize
+    }
+}

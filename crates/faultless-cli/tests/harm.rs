@@ -699,3 +699,21 @@ fn a_program_that_never_has_a_second_thread_gets_none_of_ours() {
     served.printed("14336 1\n7\n").took_nothing();
     served.left_because("the program has one thread");
 }
+
+#[test]
+fn the_second_thread_can_be_one_of_a_librarys_constructor() {
+    let library = compile_as("opens", "opens.so", &["-shared", "-fPIC", "-DLIBRARY"]);
+    let program = compile("opens", &["-ldl"]);
+    let data = scratch().join("opens.data");
+    let args = [text(&library), text(&data)];
+    served_as_it_comes(
+        &["--min-size", "1M", "--memory", "64M"],
+        &program,
+        &args,
+        |_| (),
+    )
+    .printed("all bytes are right\n")
+    .taken_over();
+    // Nor does it matter where the mapping is taken over at once.
+    same(&program, &["--memory", "64M"], &args).taken_over();
+}

@@ -61,7 +61,7 @@ pub(crate) fn take(call: Call) -> Taken {
 
 fn look(call: Call) -> Option<Taken> {
     let settings = state::settings()?;
-    if !state::STARTED.load(Ordering::Acquire) || state::foreign() {
+    if !state::STARTED.load(Ordering::Acquire) || state::foreign() || state::forking() {
         return None;
     }
     // What the kernel refuses, it refuses itself.
@@ -291,12 +291,16 @@ pub(crate) fn is_ring(fd: i32) -> bool {
 
 /// Whether a descriptor of the process is a ring.
 pub(crate) fn has_ring() -> bool {
+    has_descriptor_of("anon_inode:[io_uring]")
+}
+
+/// Whether a descriptor of the process is of a kind.
+pub(crate) fn has_descriptor_of(kind: &str) -> bool {
     let Ok(all) = std::fs::read_dir("/proc/self/fd") else {
         return false;
     };
-    all.flatten().any(|fd| {
-        std::fs::read_link(fd.path()).is_ok_and(|l| l.as_os_str() == "anon_inode:[io_uring]")
-    })
+    all.flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|l| l.as_os_str() == kind))
 }
 
 /// Makes the stand-in. With advice, the kernel's mapping lies there already and is replaced.
@@ -308,6 +312,9 @@ pub(crate) fn stand_in(
     advice: Option<i32>,
 ) -> Result<Option<usize>, String> {
     let Known { path, trusted, .. } = *known;
+    if advice.is_some() && trap::active() && !trap::in_window(call.addr) {
+        return Err(OUT_OF_WINDOW.to_owned());
+    }
     let pool = state.pool()?;
     // SAFETY: the program's own descriptor, which it keeps open for the time of its call.
     let file = unsafe { BorrowedFd::borrow_raw(call.fd) };
@@ -323,7 +330,7 @@ pub(crate) fn stand_in(
             None if trap::active() => trap::place(call.len),
             _ => call.addr,
         },
-        over: advice.is_some() && !settings.dry_run,
+        over: advice.filter(|_| !settings.dry_run),
         len: call.len,
         offset: call.offset,
         flags: call.flags & !IDLE,
@@ -333,7 +340,7 @@ pub(crate) fn stand_in(
     let standin = StandIn::new(&pool, &wanted).map_err(|e| reason(&e))?;
     let at = standin.range().start;
     if trap::active() && !trap::in_window(at) {
-        return Err("there is no room in the window of addresses that --compat watches".to_owned());
+        return Err(OUT_OF_WINDOW.to_owned());
     }
     if settings.dry_run {
         // It could be had: that is all that was asked.
@@ -367,6 +374,8 @@ pub(crate) fn free_place(len: usize) -> usize {
     let _ = unsafe { mem::unmap(at, around) };
     at.next_multiple_of(GRANULE)
 }
+
+const OUT_OF_WINDOW: &str = "there is no room in the window of addresses that --compat watches";
 
 /// An error of the engine's, without what differs from file to file.
 fn reason(e: &Error) -> String {

@@ -18,6 +18,7 @@
 //! | `memory` | reads of `/proc/self/mem` |
 //! | `exec` | calls that execute a program, and what they hand on to it |
 //! | `process` | calls that end, copy or confine the process |
+//! | `privileges` | calls with which it gives up a privilege |
 //! | `raw` | the C library's `syscall` |
 //! | `lend` | what the kernel is given to read in the place of memory that may be absent |
 //! | `probe` | memory of the program's that may not be there |
@@ -47,6 +48,7 @@ mod lend;
 mod limits;
 mod mappings;
 mod memory;
+mod privileges;
 mod probe;
 mod process;
 mod raw;

@@ -9,6 +9,7 @@
 use crate::decide::{self, Call, Taken};
 use crate::real::{real, returned};
 use crate::state::{self, STANDING, State};
+use crate::waiting;
 use faultless::standin;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw::{check, gated};
@@ -47,6 +48,7 @@ fn with_kernels(
     nr: libc::c_long,
     args: [usize; 6],
 ) -> isize {
+    waiting::changing(range);
     if !concerns(range) {
         return kernel(nr, args);
     }
@@ -154,6 +156,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     let addr = addr as usize;
     let args = [addr, len, 0, 0, 0, 0];
     let range = pages(addr, len);
+    waiting::changing(&range);
     // What the kernel refuses.
     if !concerns(&range) || !addr.is_multiple_of(PAGE) || len == 0 {
         return kernel(libc::SYS_munmap, args) as c_int;
@@ -222,6 +225,10 @@ pub(crate) unsafe extern "C" fn mremap(
     let from = pages(old as usize, old_len.max(1));
     let to = pages(new as usize, new_len);
     let fixed = flags & libc::MREMAP_FIXED != 0;
+    waiting::changing(&from);
+    if fixed {
+        waiting::changing(&to);
+    }
     if !(concerns(&from) || fixed && concerns(&to)) {
         let at = kernel(libc::SYS_mremap, args);
         if at != -1 {
@@ -340,10 +347,27 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
     Some(())
 }
 
+/// Advice that leaves a mapping a plain one.
+fn harmless(advice: c_int) -> bool {
+    const HARMLESS: [c_int; 7] = [
+        libc::MADV_NORMAL,
+        libc::MADV_RANDOM,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_WILLNEED,
+        libc::MADV_DONTNEED,
+        MADV_COLD,
+        MADV_PAGEOUT,
+    ];
+    HARMLESS.contains(&advice) || advice == MADV_POPULATE_READ
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     let args = [addr as usize, len, advice as usize, 0, 0, 0];
     let range = pages(addr as usize, len);
+    if !harmless(advice) {
+        waiting::changing(&range);
+    }
     if !concerns(&range) || !(addr as usize).is_multiple_of(PAGE) {
         return kernel(libc::SYS_madvise, args) as c_int;
     }
@@ -479,6 +503,7 @@ fn resident(range: &Range<usize>, there: &mut [Option<bool>; 256]) {
 /// A range is about to be sealed (`mseal`): what is sealed could never be handed back.
 pub(crate) fn sealing(addr: usize, len: usize) {
     let range = pages(addr, len);
+    waiting::changing(&range);
     if concerns(&range) {
         state::lock().hand_back_over(&range, "the program seals it (mseal)");
     }

@@ -47,23 +47,66 @@ unsafe extern "C" fn clone(
     tls: usize,
     child: usize,
 ) -> c_int {
-    if flags & libc::CLONE_THREAD != 0 {
-        threads::coming();
-    }
+    shares_memory(flags as usize);
     type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
-    copies(flags as usize, || {
+    let real = real!(clone as Clone);
+    if flags & libc::CLONE_VM != 0 || function == 0 || !state::on() {
         // SAFETY: the program's own arguments.
-        unsafe { real!(clone as Clone)(function, stack, flags, arg, parent, tls, child) }
+        return unsafe { real(function, stack, flags, arg, parent, tls, child) };
+    }
+    // In the child this frame is a copy, at the same address.
+    let first = First {
+        function: begin as *const () as usize,
+        then: (function, arg),
+    };
+    copies(flags as usize, || {
+        let arg = &raw const first as usize;
+        // SAFETY: the program's own arguments, but for the function that the child begins with, which calls the program's.
+        unsafe { real(first.function, stack, flags, arg, parent, tls, child) }
     })
+}
+
+/// What a child of `clone` begins with.
+#[repr(C)]
+struct First {
+    function: usize,
+    /// The program's function, and its argument.
+    then: (usize, usize),
+}
+
+extern "C" fn begin(first: *const First) -> c_int {
+    // SAFETY: in this child's own copy of the frame of `clone`.
+    let (function, arg) = unsafe { (*first).then };
+    standin::forsake();
+    // SAFETY: the program passed it to `clone`, for this.
+    let function: extern "C" fn(usize) -> c_int = unsafe { std::mem::transmute(function) };
+    function(arg)
+}
+
+/// A thread, or a process in the same memory, is about to be made past the functions for that.
+pub(crate) fn shares_memory(flags: usize) {
+    let has = |flag: c_int| flags & flag as usize != 0;
+    if has(libc::CLONE_THREAD) {
+        threads::coming();
+    } else if has(libc::CLONE_VM) && !has(libc::CLONE_VFORK) {
+        threads::memory_is_shared();
+    }
 }
 
 /// Makes a call that copies this process, or starts a thread, without handlers.
 pub(crate) fn copies<R>(flags: usize, call: impl FnOnce() -> R) -> R {
-    if flags & libc::CLONE_VM as usize == 0 && state::on() && !state::foreign() {
-        state::copying(call)
-    } else {
-        call()
+    if flags & libc::CLONE_VM as usize != 0 || !state::on() || state::foreign() {
+        shares_memory(flags);
+        return call();
     }
+    if flags & libc::CLONE_FILES as usize != 0 {
+        // The child could reach whatever comes into the table later.
+        state::step_aside("the program shares its descriptors with a copy of itself");
+    }
+    let result = state::copying(call);
+    // In the child, before the program goes on there.
+    standin::forsake();
+    result
 }
 
 // ---- what the engine's threads would be in the way of
@@ -101,6 +144,7 @@ pub(crate) unsafe extern "C" fn unshare(flags: c_int) -> c_int {
     /// What is for processes of one thread alone.
     const ALONE: c_int =
         libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
+    standin::forsake();
     if flags & ALONE == 0 {
         // SAFETY: no pointers.
         return unsafe { real(flags) };
@@ -114,6 +158,7 @@ pub(crate) unsafe extern "C" fn unshare(flags: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn setns(fd: c_int, kind: c_int) -> c_int {
+    standin::forsake();
     let real = real!(setns as unsafe extern "C" fn(c_int, c_int) -> c_int);
     // SAFETY: no pointers.
     alone("the program enters another name space (setns)", || unsafe {
@@ -123,6 +168,7 @@ pub(crate) unsafe extern "C" fn setns(fd: c_int, kind: c_int) -> c_int {
 
 /// A filter is about to be set: misses need calls that it may forbid, and so do the engine's threads.
 pub(crate) fn confines() {
+    standin::forsake();
     step_aside("the program confines itself (seccomp)");
 }
 
@@ -136,6 +182,7 @@ pub(crate) unsafe extern "C" fn prctl(
 ) -> c_int {
     type Prctl = unsafe extern "C" fn(c_int, usize, usize, usize, usize) -> c_int;
     let real = real!(prctl as Prctl);
+    standin::forsake();
     if option == libc::PR_SET_SECCOMP {
         confines();
     }

@@ -31,6 +31,7 @@ unsafe extern "C-unwind" fn syscall(
     type Call =
         unsafe extern "C-unwind" fn(c_long, usize, usize, usize, usize, usize, usize) -> c_long;
     let real = real!(syscall as Call);
+    standin::forsake();
     if !state::on() {
         // SAFETY: the program's own arguments.
         return unsafe { real(nr, a, b, c, d, e, f) };

@@ -4,13 +4,13 @@
 
 use crate::state::{self, STANDING};
 use crate::{decide, lend, reports};
+use faultless::standin::Thread;
 use faultless::{Bytes, standin};
 use faultless_run::tree::{LEAST, Share};
 use faultless_sys::{futex, raw, signal};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 /// How often shares are worked out anew.
 const TICK_NS: u64 = 250_000_000;
@@ -27,7 +27,7 @@ const SETTLE: u32 = 2;
 /// The engine steps aside.
 const STOP: u32 = 4;
 static RUNNING: AtomicBool = AtomicBool::new(false);
-static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -88,7 +88,7 @@ pub(crate) fn leave() {
 /// The lock on the share, held across `fork`.
 pub(crate) struct Frozen(
     MutexGuard<'static, Option<Share>>,
-    MutexGuard<'static, Option<JoinHandle<()>>>,
+    MutexGuard<'static, Option<Thread>>,
 );
 
 pub(crate) fn freeze() -> Frozen {
@@ -117,8 +117,7 @@ pub(crate) fn start() -> io::Result<()> {
     if RUNNING.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
-    let thread = std::thread::Builder::new().name("faultless-serve".into());
-    let started = thread.spawn(|| {
+    let started = standin::spawn(c"faultless-serve", || {
         // All signals were blocked by whoever started it, and stay so, but for the C library's own.
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
         for turn in 0u32.. {
@@ -153,7 +152,7 @@ pub(crate) fn stop() {
     let thread = locked(&THREAD).take();
     if let Some(thread) = thread {
         ask(STOP);
-        let _ = thread.join();
+        thread.join();
     }
     RUNNING.store(false, Ordering::SeqCst);
 }

@@ -20,6 +20,7 @@ macro_rules! tried_again {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
+            standin::forsake();
             if idle() {
                 // SAFETY: the program's own arguments.
                 return unsafe { real($($arg),*) };
@@ -124,7 +125,6 @@ tried_again! { c_int, -1;
     settimeofday(time zone);
     adjtime(delta before);
     setitimer(which time before);
-    setgroups(count list);
     sched_setaffinity(pid size mask);
     sched_setparam(pid parameters);
     sched_setscheduler(pid policy parameters);

@@ -18,14 +18,16 @@ pub(crate) struct Vma<'a> {
     /// Kilobytes that are the process's own copies.
     anonymous: Option<u64>,
     swap: Option<u64>,
+    /// Its key, other than 0 where the program has protected it by one.
+    key: Option<u64>,
     /// Two letters each (proc(5), `VmFlags`).
     flags: Option<&'a [u8]>,
 }
 
 /// What a plain mapping for reading may be flagged with: that it may be read, written and executed after `mprotect`, that it is
 /// shared, that its pages are tracked (soft-dirty), that no memory is reserved for it, and how it is read.
-const PLAIN: [&[u8]; 10] = [
-    b"rd", b"mr", b"mw", b"me", b"ms", b"sh", b"sd", b"nr", b"rr", b"sr",
+const PLAIN: [&[u8]; 9] = [
+    b"rd", b"mr", b"mw", b"me", b"ms", b"sd", b"nr", b"rr", b"sr",
 ];
 
 impl<'a> Vma<'a> {
@@ -35,17 +37,23 @@ impl<'a> Vma<'a> {
             && self.swap.unwrap_or(0) == 0
             && self.access.starts_with(b"r--")
             && self.flags.is_some()
+            && self.key.unwrap_or(0) == 0
             && self.flags().all(|f| PLAIN.contains(&f))
+            // One that `mprotect` could make writable for all.
+            && !(self.has(b"ms") && self.has(b"mw"))
     }
 
     /// The advice that it was given (`MADV_…`).
     pub(crate) fn advice(&self) -> i32 {
-        let has = |flag: &[u8]| self.flags().any(|f| f == flag);
         match () {
-            () if has(b"rr") => libc::MADV_RANDOM,
-            () if has(b"sr") => libc::MADV_SEQUENTIAL,
+            () if self.has(b"rr") => libc::MADV_RANDOM,
+            () if self.has(b"sr") => libc::MADV_SEQUENTIAL,
             () => libc::MADV_NORMAL,
         }
+    }
+
+    fn has(&self, flag: &[u8]) -> bool {
+        self.flags().any(|f| f == flag)
     }
 
     fn flags(&self) -> impl Iterator<Item = &'a [u8]> {
@@ -54,25 +62,33 @@ impl<'a> Vma<'a> {
     }
 }
 
-/// The mapping that contains a whole range.
-pub(crate) fn containing<'a>(text: &'a [u8], range: &Range<usize>) -> Option<Vma<'a>> {
-    let mut lines = text.split(|b| *b == b'\n');
-    let mut found = lines.by_ref().find_map(|line| {
-        let vma = first_line(line)?;
-        (vma.range.start <= range.start && range.end <= vma.range.end).then_some(vma)
-    })?;
-    for line in lines {
-        let Some((name, value)) = field(line) else {
-            break;
-        };
-        match name {
-            b"Anonymous" => found.anonymous = kilobytes(value),
-            b"Swap" => found.swap = kilobytes(value),
-            b"VmFlags" => found.flags = Some(value),
-            _ => {}
+/// The mappings of files for reading alone.
+pub(crate) fn files(text: &[u8]) -> Vec<Vma<'_>> {
+    let mut found: Vec<Vma<'_>> = Vec::new();
+    let mut here = false;
+    for line in text.split(|b| *b == b'\n') {
+        if let Some((name, value)) = field(line) {
+            if let Some(vma) = found.last_mut().filter(|_| here) {
+                match name {
+                    b"Anonymous" => vma.anonymous = kilobytes(value),
+                    b"Swap" => vma.swap = kilobytes(value),
+                    b"ProtectionKey" => vma.key = number(value),
+                    b"VmFlags" => vma.flags = Some(value),
+                    _ => {}
+                }
+            }
+        } else if let Some(vma) = first_line(line) {
+            here = vma.inode != 0 && vma.access.starts_with(b"r--");
+            found.extend(here.then_some(vma));
         }
     }
-    Some(found)
+    found
+}
+
+/// The mapping that contains a whole range.
+pub(crate) fn containing<'a>(all: &[Vma<'a>], range: &Range<usize>) -> Option<Vma<'a>> {
+    let contains = |vma: &&Vma<'_>| vma.range.start <= range.start && range.end <= vma.range.end;
+    all.iter().find(contains).cloned()
 }
 
 /// `55d0a8c00000-55d0a8c01000 r--p 00000000 fe:00 1234      /path`
@@ -91,6 +107,7 @@ fn first_line(line: &[u8]) -> Option<Vma<'_>> {
         path: rest.trim_ascii_start(),
         anonymous: None,
         swap: None,
+        key: None,
         flags: None,
     })
 }
@@ -104,8 +121,11 @@ fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn kilobytes(value: &[u8]) -> Option<u64> {
-    let number = value.strip_suffix(b" kB")?;
-    std::str::from_utf8(number).ok()?.trim().parse().ok()
+    number(value.strip_suffix(b" kB")?)
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 /// The next word, and the space behind it.
@@ -130,18 +150,24 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"55d0a8c00000-55d0a8c02000 r-xp 00001000 fe:01 99                         /usr/bin/a:b\n\
-Size:                  8 kB\nAnonymous:             0 kB\nVmFlags: rd ex mr mw me sd \n\
+Size:                  8 kB\nAnonymous:             8 kB\nVmFlags: rd ex mr mw me sd \n\
 7f0000000000-7f0002000000 r--s 00200000 08:11 1234                       /data/a file\\012x\n\
 Size:              32768 kB\nAnonymous:             0 kB\nSwap:                  0 kB\nVmFlags: rd mr me ms rr \n\
 7f0002000000-7f0004000000 r--p 00000000 08:11 1235                       /data/b\n\
 Anonymous:             4 kB\nSwap:                  0 kB\nVmFlags: rd mr mw me \n\
 7f0004000000-7f0005000000 r--p 00000000 08:11 1235                       /data/b\n\
 Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
-7f0006000000-7f0007000000 rw-p 00000000 00:00 0 \nAnonymous:             0 kB\nVmFlags: rd wr mr mw me ac \n";
+7f0006000000-7f0007000000 rw-p 00000000 00:00 0 \nAnonymous:             0 kB\nVmFlags: rd wr mr mw me ac \n\
+7f0008000000-7f0009000000 r--s 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nVmFlags: rd mr mw me ms \n\
+7f0009000000-7f000a000000 r--p 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nProtectionKey:         3\nVmFlags: rd mr mw me \n";
+
+    fn at(text: &[u8], range: Range<usize>) -> Option<Vma<'_>> {
+        containing(&files(text), &range)
+    }
 
     #[test]
     fn the_mapping_that_contains_a_range_is_found_with_all_that_is_said_of_it() {
-        let vma = containing(TEXT, &(0x7f00_0000_1000..0x7f00_0100_0000)).expect("there");
+        let vma = at(TEXT, 0x7f00_0000_1000..0x7f00_0100_0000).expect("there");
         assert_eq!(vma.range, 0x7f00_0000_0000..0x7f00_0200_0000);
         assert_eq!((vma.offset, vma.inode), (0x20_0000, 1234));
         assert_eq!(vma.device, (8, 0x11));
@@ -152,44 +178,42 @@ Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
 
     #[test]
     fn what_was_written_to_locked_or_is_otherwise_more_than_a_plain_mapping_is_not_plain() {
-        for (at, why) in [
-            (0x55d0_a8c0_0000, "code"),
+        for (start, why) in [
             (0x7f00_0200_0000, "a copied page"),
             (0x7f00_0400_0000, "locked"),
-            (0x7f00_0600_0000, "writable memory"),
+            (0x7f00_0800_0000, "can be made writable for all"),
+            (0x7f00_0900_0000, "protected by a key"),
         ] {
-            let vma = containing(TEXT, &(at..at + 4096)).expect(why);
+            let vma = at(TEXT, start..start + 4096).expect(why);
             assert!(!vma.plain(), "{why}");
+        }
+        for (start, why) in [(0x55d0_a8c0_0000, "code"), (0x7f00_0600_0000, "memory")] {
+            assert_eq!(at(TEXT, start..start + 4096), None, "{why}");
         }
     }
 
     #[test]
     fn a_range_that_no_one_mapping_contains_is_none() {
-        assert_eq!(
-            containing(TEXT, &(0x7f00_01ff_f000..0x7f00_0200_1000)),
-            None
-        );
-        assert_eq!(containing(TEXT, &(0x1000..0x2000)), None);
-        assert_eq!(containing(b"", &(0x1000..0x2000)), None);
-        assert_eq!(containing(b"7f-\nVmFlags\n:\n", &(0x1000..0x2000)), None);
+        assert_eq!(at(TEXT, 0x7f00_01ff_f000..0x7f00_0200_1000), None);
+        assert_eq!(at(TEXT, 0x1000..0x2000), None);
+        assert_eq!(at(b"", 0x1000..0x2000), None);
+        assert_eq!(at(b"7f-\nVmFlags\n:\n", 0x1000..0x2000), None);
     }
 
     #[test]
     fn a_text_that_lacks_what_is_needed_makes_nothing_plain() {
         let text = b"1000-3000 r--p 00000000 08:11 1 /a\nSize: 8 kB\n";
-        assert!(!containing(text, &(0x1000..0x2000)).expect("there").plain());
+        assert!(!at(text, 0x1000..0x2000).expect("there").plain());
     }
 
     #[test]
     fn the_kernels_own_text_is_understood() {
         let text = std::fs::read("/proc/self/smaps").expect("readable");
-        let here = tests_address();
-        let vma = containing(&text, &(here..here + 1)).expect("this function is mapped");
-        assert!(vma.access.starts_with(b"r-x"));
-        assert!(vma.flags.is_some() && vma.anonymous.is_some());
-    }
-
-    fn tests_address() -> usize {
-        tests_address as fn() -> usize as usize
+        let all = files(&text);
+        // The C library has constants, in a mapping of their own.
+        assert!(
+            all.iter()
+                .any(|v| v.path.ends_with(b".so.6") && v.flags.is_some() && v.anonymous.is_some())
+        );
     }
 }

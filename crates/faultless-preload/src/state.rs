@@ -17,7 +17,7 @@ use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, TryLockError};
 
 /// How many mappings are taken over now. While it is 0, all calls but a few pass at once.
@@ -329,6 +329,7 @@ impl State {
     /// Hands everything back, and takes nothing over any more.
     pub(crate) fn close(&mut self, reason: &'static str) {
         self.closed = Some(reason);
+        waiting::forget_all(self, reason);
         self.hand_back_all(reason);
     }
 }
@@ -515,7 +516,12 @@ pub(crate) fn say(text: &str) {
 
 /// Whether this is not the process whose state this is, but a child of vfork in its memory: it must change nothing here.
 pub(crate) fn foreign() -> bool {
-    HOME.load(Ordering::Relaxed) != raw::getpid() as usize
+    let foreign = HOME.load(Ordering::Relaxed) != raw::getpid() as usize;
+    if foreign {
+        // A copy of the process, unless it is a child of vfork.
+        standin::forsake();
+    }
+    foreign
 }
 
 // ---- fork
@@ -548,18 +554,30 @@ extern "C" fn before_fork() {
     }
     // The order in which they are taken everywhere.
     let locked = (lock(), service::freeze());
+    FORKER.store(raw::gettid(), Ordering::SeqCst);
     // Handlers of others run with what is held here: a miss of theirs is served.
     signals::open_faults();
     // SAFETY: we hold the lock, so no other thread is here.
     unsafe { *FORKING.0.get() = Some(locked) };
 }
 
+/// The thread that is forking, and has the lock meanwhile; 0: none.
+static FORKER: AtomicU32 = AtomicU32::new(0);
+
+/// Whether this thread has the lock, because it is in a fork handler of the program's.
+pub(crate) fn forking() -> bool {
+    let forker = FORKER.load(Ordering::Relaxed);
+    forker != 0 && forker == raw::gettid()
+}
+
 extern "C" fn after_fork() {
+    FORKER.store(0, Ordering::SeqCst);
     // SAFETY: `before_fork` took the lock on this thread.
     drop(unsafe { (*FORKING.0.get()).take() });
 }
 
 extern "C" fn in_child() {
+    FORKER.store(0, Ordering::SeqCst);
     // SAFETY: as above; the child has no other thread.
     let Some((mut locked, shared)) = (unsafe { (*FORKING.0.get()).take() }) else {
         return;

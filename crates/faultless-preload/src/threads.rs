@@ -40,11 +40,23 @@ pub(crate) fn counted() -> Option<u64> {
 
 /// The program is about to create a thread.
 pub(crate) fn coming() {
-    if !state::on() || THREADED.load(Ordering::Relaxed) || state::foreign() {
+    if !state::on() || THREADED.load(Ordering::Relaxed) || state::foreign() || state::forking() {
         return;
     }
     if !THREADED.swap(true, Ordering::SeqCst) {
         waiting::take_over();
+    }
+}
+
+/// The program is about to create a process that shares its memory: nothing can be replaced in place any more, since that process
+/// may use it, which has no handler of ours.
+pub(crate) fn memory_is_shared() {
+    if state::on()
+        && !state::foreign()
+        && !state::forking()
+        && !THREADED.swap(true, Ordering::SeqCst)
+    {
+        waiting::forget_all(&mut state::lock(), waiting::SHARED);
     }
 }
 

@@ -12,13 +12,14 @@
 use crate::decide::{self, Call, Known};
 use crate::smaps::{self, Vma};
 use crate::state::{self, State};
-use crate::threads;
+use crate::{limits, threads, trap};
 use faultless::standin;
 use faultless_run::Settings;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw::{check, gated};
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -27,12 +28,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Why a mapping that waits is the kernel's.
 pub(crate) const ALONE: &str =
     "the program has one thread, so that no other waits for its locks (--eager takes it over)";
+/// Why none can be taken over any more.
+pub(crate) const SHARED: &str = "another process shares the program's memory";
 const CHANGED: &str = "the program changed or locked it before it had a second thread";
 /// Most mappings that are remembered; the oldest is forgotten first.
 const MOST: usize = 256;
 
-/// How many there are, for those that must not lock.
+/// How many there are, and the range in which they lie, for those that must not lock.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+static HULL: [AtomicUsize; 2] = [AtomicUsize::new(usize::MAX), AtomicUsize::new(0)];
 
 /// A mapping of the kernel's that would have been taken over if there had been another thread.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ pub(crate) struct Waiting {
     /// How the program's descriptor was opened.
     access: i32,
     trusted: bool,
+    /// The share of it that was in the page cache when it was mapped.
+    cached: f64,
 }
 
 impl Waiting {
@@ -54,6 +60,7 @@ impl Waiting {
             path: known.path.to_owned(),
             access: known.access,
             trusted: known.trusted,
+            cached: known.cached,
         }
     }
 
@@ -68,8 +75,8 @@ impl Waiting {
     /// Where the kernel is to put it: a stand-in begins at a granule. 0 if that cannot be said.
     pub(crate) fn place(&self) -> usize {
         match self.call.addr {
-            0 => decide::free_place(self.call.len),
-            wish => wish,
+            wish if wish != 0 && !trap::active() => wish,
+            _ => decide::free_place(self.call.len),
         }
     }
 
@@ -79,25 +86,71 @@ impl Waiting {
         let range = self.range();
         let mut state = state::lock();
         // What lay there before is gone.
-        let apart = |w: &Waiting| w.range().end <= range.start || range.end <= w.range().start;
-        state.waiting.retain(apart);
+        state.waiting.retain(|w| !w.has_part_of(&range));
         if state.waiting.len() == MOST {
             let oldest = state.waiting.remove(0);
             state.leave(ALONE, oldest.bytes(), || oldest.path);
         }
         state.waiting.push(self);
-        COUNT.store(state.waiting.len(), Ordering::SeqCst);
+        tell(&state);
     }
 
-    fn range(&self) -> std::ops::Range<usize> {
+    fn has_part_of(&self, range: &Range<usize>) -> bool {
+        let own = self.range();
+        own.start < range.end && range.start < own.end
+    }
+
+    fn range(&self) -> Range<usize> {
         self.call.addr..self.call.addr + self.call.len
     }
+}
+
+/// Says how many there are, and where.
+fn tell(state: &State) {
+    let ranges = || state.waiting.iter().map(Waiting::range);
+    let start = ranges().map(|r| r.start).min().unwrap_or(usize::MAX);
+    let end = ranges().map(|r| r.end).max().unwrap_or(0);
+    HULL[0].store(start, Ordering::SeqCst);
+    HULL[1].store(end, Ordering::SeqCst);
+    COUNT.store(state.waiting.len(), Ordering::SeqCst);
 }
 
 /// A forked child has those of its parent.
 pub(crate) fn in_child(state: &mut State, inherited: Vec<Waiting>) {
     state.waiting = inherited;
-    COUNT.store(state.waiting.len(), Ordering::SeqCst);
+    tell(state);
+}
+
+/// None is taken over any more.
+pub(crate) fn forget_all(state: &mut State, reason: &str) {
+    for mapped in std::mem::take(&mut state.waiting) {
+        state.leave(reason, mapped.bytes(), || mapped.path);
+    }
+    tell(state);
+}
+
+/// The program is about to change, or unmap, what lies in a range.
+pub(crate) fn changing(range: &Range<usize>) {
+    if COUNT.load(Ordering::Relaxed) == 0
+        || range.end <= HULL[0].load(Ordering::Relaxed)
+        || HULL[1].load(Ordering::Relaxed) <= range.start
+        || state::foreign()
+        || state::forking()
+    {
+        return;
+    }
+    let mut state = state::lock();
+    let all = std::mem::take(&mut state.waiting);
+    for mapped in all {
+        if !mapped.has_part_of(range) {
+            state.waiting.push(mapped);
+            continue;
+        }
+        let whole = range.start <= mapped.range().start && mapped.range().end <= range.end;
+        let why = if whole { ALONE } else { CHANGED };
+        state.leave(why, mapped.bytes(), || mapped.path);
+    }
+    tell(&state);
 }
 
 /// Takes over what waits, before the program's second thread exists.
@@ -108,40 +161,64 @@ pub(crate) fn take_over() {
     if COUNT.load(Ordering::SeqCst) == 0 {
         return;
     }
+    // A program that has confined itself may be forbidden all that follows.
+    let unfit = {
+        let state = state::lock();
+        state
+            .closed
+            .map(str::to_owned)
+            .or_else(|| limits::check().err())
+    };
+    if let Some(why) = unfit {
+        return forget_all(&mut state::lock(), &why);
+    }
     // Before the lock, as everywhere.
     let ring = decide::uses_io_uring();
+    // A listener that grants permission to open files would wait for itself.
+    let grants = decide::has_descriptor_of("anon_inode:[fanotify]");
     let mut state = state::lock();
     let waiting = std::mem::take(&mut state.waiting);
-    COUNT.store(0, Ordering::SeqCst);
+    tell(&state);
     // The program may be creating its threads past the C library as well.
-    let alone = threads::counted() == Some(1);
-    let text = if alone {
-        std::fs::read("/proc/self/smaps").ok()
-    } else {
-        None
+    let ready = threads::counted() == Some(1) && !grants;
+    let text = ready
+        .then(|| std::fs::read("/proc/self/smaps").ok())
+        .flatten();
+    // If it cannot be seen who holds leases, it is better not to open a file.
+    let locks = ready.then(|| std::fs::read("/proc/locks").ok()).flatten();
+    let (Some(text), Some(locks)) = (text, locks) else {
+        state.waiting = waiting;
+        return forget_all(&mut state, ALONE);
+    };
+    let looked = Looked {
+        vmas: smaps::files(&text),
+        locks: String::from_utf8_lossy(&locks),
+        ring,
     };
     for mapped in waiting {
-        let taken = match &text {
-            Some(text) => promote(&mut state, settings, text, &mapped, ring),
-            None => Err(ALONE.to_owned()),
-        };
-        if let Err(why) = taken {
+        if let Err(why) = promote(&mut state, settings, &looked, &mapped) {
             state.leave(&why, mapped.bytes(), || mapped.path);
         }
     }
+}
+
+/// What the kernel says of this process and its files.
+struct Looked<'a> {
+    vmas: Vec<Vma<'a>>,
+    locks: std::borrow::Cow<'a, str>,
+    ring: bool,
 }
 
 /// Takes one over in place. (One that is not there any more is not spoken of.)
 fn promote(
     state: &mut State,
     settings: &Settings,
-    smaps: &[u8],
+    looked: &Looked<'_>,
     mapped: &Waiting,
-    ring: bool,
 ) -> Result<(), String> {
     let range = mapped.range();
-    let is_at = |part| smaps::containing(smaps, &part).filter(|vma| mapped.is(vma));
-    let Some(vma) = is_at(range.clone()).filter(Vma::plain) else {
+    let is_at = |part| smaps::containing(&looked.vmas, &part).filter(|vma| mapped.is(vma));
+    let Some(vma) = is_at(range.clone()).filter(|vma| vma.plain() && !guarded(&range)) else {
         // Gone, or something else lies there; or some of it is left.
         let is_left = |at| is_at(at..at + PAGE).is_some();
         return match is_left(range.start) || is_left(range.end - PAGE) {
@@ -154,7 +231,7 @@ fn promote(
     }
     let again = || "its file cannot be opened again by its name".to_owned();
     let file = mapped.open().ok_or_else(again)?;
-    if writes_by_lease(mapped.id) {
+    if leased(&looked.locks, mapped.id) {
         return Err("the program, or another, has a lease on its file".to_owned());
     }
     let status = file::status(file.as_raw_fd()).map_err(|_| again())?;
@@ -163,16 +240,20 @@ fn promote(
         ..mapped.call
     };
     let data = status.len.saturating_sub(call.offset).min(call.len as u64);
-    let cached = decide::cached_share(data, |at, len| {
+    let mut cached = decide::cached_share(data, |at, len| {
         resident(range.start + at as usize, len as usize)
     });
+    if cached >= 1.0 && mapped.cached < 1.0 {
+        // The kernel says so of all pages of a file that is neither the caller's nor writable to it.
+        cached = mapped.cached;
+    }
     decide::promises(settings, &call, cached)?;
     let known = Known {
         status: &status,
         access: mapped.access,
         path: &mapped.path,
         trusted: mapped.trusted,
-        ring,
+        ring: looked.ring,
         cached,
     };
     decide::permitted(state, settings, &call, &known)?;
@@ -193,10 +274,10 @@ impl Waiting {
     }
 
     /// The file by its name, if it is still the same. It is not opened for reading, so that nobody is told and no lock is lost when it
-    /// is closed.
+    /// is closed; and no file system is asked, since it may be served by this very thread.
     fn open(&self) -> Option<OwnedFd> {
         let path = CString::new(self.path.as_os_str().as_bytes()).ok()?;
-        let fd = file::open(&path, libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW).ok()?;
+        let fd = file::open_cached(&path).ok()?;
         // SAFETY: opened just now.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         (file::status(fd.as_raw_fd()).ok()?.id == self.id).then_some(fd)
@@ -204,18 +285,27 @@ impl Waiting {
 }
 
 /// Whether a lease is held on a file that another opener would break, or that is the program's own.
-fn writes_by_lease(id: FileId) -> bool {
-    let Ok(locks) = std::fs::read("/proc/locks") else {
-        // Not to be seen: then it is better not to open the file.
-        return true;
-    };
+fn leased(locks: &str, id: FileId) -> bool {
     let inode = format!(":{} ", id.ino);
     let own = format!(" {} ", std::process::id());
-    String::from_utf8_lossy(&locks).lines().any(|line| {
+    locks.lines().any(|line| {
         line.contains(" LEASE ")
             && line.contains(&inode)
             && (!line.contains(" READ ") || line.contains(&own))
     })
+}
+
+/// Whether the program has put guards into a range (`MADV_GUARD_INSTALL`, which a mapping's flags do not tell before 6.19). Kernels
+/// that do not know the question know no guards in mappings of files, but for 6.15.
+fn guarded(range: &Range<usize>) -> bool {
+    const GUARD: u64 = 1 << 8;
+    let Ok(pagemap) = file::open(c"/proc/self/pagemap", libc::O_RDONLY | libc::O_CLOEXEC) else {
+        return true;
+    };
+    let found = file::scan_pages(pagemap, range, GUARD);
+    // SAFETY: opened above.
+    unsafe { file::close(pagemap) };
+    found.is_ok_and(|found| found)
 }
 
 /// Pages of a mapping of the kernel's that are in the page cache.

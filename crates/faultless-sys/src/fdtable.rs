@@ -84,12 +84,132 @@ pub fn duplicate_above(fd: i32, floor: i32) -> Result<i32, Errno> {
     .map(|fd| fd as i32)
 }
 
+/// Whether a number of the calling thread's table is a userfaultfd.
+pub fn is_userfaultfd(number: i32) -> bool {
+    const NAME: &[u8] = b"anon_inode:[userfaultfd]";
+    let mut path = [0u8; 32];
+    let Some(path) = own_path(number, &mut path) else {
+        return false;
+    };
+    let mut target = [0u8; NAME.len() + 1];
+    // SAFETY: a NUL-terminated path, and a buffer of the length that is given.
+    let len = check(unsafe {
+        syscall(
+            libc::SYS_readlinkat,
+            [
+                libc::AT_FDCWD as usize,
+                path.as_ptr() as usize,
+                target.as_mut_ptr() as usize,
+                target.len(),
+                0,
+                0,
+            ],
+        )
+    });
+    len.is_ok_and(|len| &target[..len] == NAME)
+}
+
+/// `/proc/self/fd/NUMBER`
+fn own_path(number: i32, buf: &mut [u8; 32]) -> Option<&core::ffi::CStr> {
+    const DIR: &[u8] = b"/proc/self/fd/";
+    buf[..DIR.len()].copy_from_slice(DIR);
+    let mut digits = [0u8; 10];
+    let mut left = u32::try_from(number).ok()?;
+    let mut count = 0;
+    while left > 0 || count == 0 {
+        digits[count] = b'0' + (left % 10) as u8;
+        left /= 10;
+        count += 1;
+    }
+    for (i, digit) in digits[..count].iter().rev().enumerate() {
+        buf[DIR.len() + i] = *digit;
+    }
+    core::ffi::CStr::from_bytes_until_nul(&buf[..]).ok()
+}
+
+/// Runs `f` on each number of the calling thread's table, which it may close. Asks for no memory.
+pub fn for_each_open(mut f: impl FnMut(i32)) {
+    let Ok(dir) = crate::file::open(
+        c"/proc/self/fd",
+        libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+    ) else {
+        return;
+    };
+    let mut entries = [0u64; 128];
+    loop {
+        // SAFETY: a buffer of the length that is given.
+        let read = check(unsafe {
+            syscall(
+                libc::SYS_getdents64,
+                [
+                    dir as usize,
+                    entries.as_mut_ptr() as usize,
+                    size_of_val(&entries),
+                    0,
+                    0,
+                    0,
+                ],
+            )
+        });
+        let Ok(read @ 1..) = read else { break };
+        // SAFETY: the kernel has written so many bytes of the array.
+        let bytes = unsafe { core::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), read) };
+        each_name(bytes, |name| {
+            let number = core::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+            if let Some(number) = number.filter(|&n| n != dir) {
+                f(number);
+            }
+        });
+    }
+    // SAFETY: opened above.
+    unsafe { crate::file::close(dir) };
+}
+
+/// The names of `struct linux_dirent64`s: the length of an entry lies at byte 16, its name at byte 19.
+fn each_name(mut entries: &[u8], mut f: impl FnMut(&[u8])) {
+    while let [_, ..] = entries {
+        let len = entries
+            .get(16..18)
+            .map_or(0, |l| u16::from_ne_bytes([l[0], l[1]]) as usize);
+        let Some(entry) = entries.get(..len).filter(|_| len > 19) else {
+            return;
+        };
+        let name = &entry[19..];
+        f(&name[..name.iter().position(|b| *b == 0).unwrap_or(name.len())]);
+        entries = &entries[len..];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
     use std::os::fd::{AsRawFd, FromRawFd};
     use std::sync::mpsc;
+
+    #[test]
+    fn every_open_number_is_found_once_and_none_is_taken_for_a_userfaultfd() {
+        let files: Vec<_> = (0..100)
+            .map(|_| std::fs::File::open("/proc/self/exe").expect("the test's own binary"))
+            .collect();
+        let mut found = Vec::new();
+        for_each_open(|number| found.push(number));
+        for file in &files {
+            let number = file.as_raw_fd();
+            assert_eq!(
+                found.iter().filter(|n| **n == number).count(),
+                1,
+                "{number}"
+            );
+            assert!(!is_userfaultfd(number));
+        }
+        assert!(!is_userfaultfd(-1) && !is_userfaultfd(i32::MAX));
+        if let Ok(uffd) = crate::uffd::open(crate::uffd::USER_MODE_ONLY) {
+            assert!(is_userfaultfd(uffd));
+            // SAFETY: opened above.
+            unsafe { crate::file::close(uffd) };
+        }
+    }
 
     #[test]
     fn a_descriptor_kept_by_a_private_table_can_be_fetched_after_it_was_closed_here() {

@@ -283,6 +283,78 @@ pub fn open(path: &core::ffi::CStr, flags: i32) -> Result<i32, Errno> {
     .map(|fd| fd as i32)
 }
 
+/// Opens a path for naming the file alone (`O_PATH`), if all of it is known to the kernel already: no file system is asked, and
+/// a link at its end is not followed (`openat2(2)`, `RESOLVE_CACHED`, 5.12).
+///
+/// # Errors
+///
+/// `EAGAIN` where a file system would have to be asked.
+pub fn open_cached(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    const RESOLVE_CACHED: u64 = 0x20;
+    let flags = (libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW) as u64;
+    let how = [flags, 0, RESOLVE_CACHED];
+    // SAFETY: a NUL-terminated path and a `struct open_how`, which outlive the call.
+    check(unsafe {
+        syscall(
+            libc::SYS_openat2,
+            [
+                libc::AT_FDCWD as usize,
+                path.as_ptr() as usize,
+                how.as_ptr() as usize,
+                size_of_val(&how),
+                0,
+                0,
+            ],
+        )
+    })
+    .map(|fd| fd as i32)
+}
+
+/// Whether some page of a range has all of these categories (`PAGEMAP_SCAN` on `/proc/self/pagemap`, 6.7).
+///
+/// # Errors
+///
+/// `EINVAL` or `ENOTTY` where the kernel does not know the question.
+pub fn scan_pages(
+    pagemap: i32,
+    range: &core::ops::Range<usize>,
+    categories: u64,
+) -> Result<bool, Errno> {
+    /// `_IOWR('f', 16, struct pm_scan_arg)`
+    const PAGEMAP_SCAN: usize = 0xC060_6610;
+    let mut found = [0u64; 3];
+    // size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, any of, returned
+    let mut arg = [
+        96,
+        0,
+        range.start as u64,
+        range.end as u64,
+        0,
+        found.as_mut_ptr() as u64,
+        1,
+        1,
+        0,
+        categories,
+        0,
+        categories,
+    ];
+    // SAFETY: both structures have the kernel's layout; the answer is written into `found`.
+    let count = check(unsafe {
+        syscall(
+            libc::SYS_ioctl,
+            [
+                pagemap as usize,
+                PAGEMAP_SCAN,
+                arg.as_mut_ptr() as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    })?;
+    Ok(count > 0)
+}
+
 /// `read(2)` into a byte slice.
 pub fn read(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the slice is writable for its length.

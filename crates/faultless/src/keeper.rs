@@ -10,10 +10,12 @@
 
 use crate::fault::fds::{self, Fd};
 use crate::fault::{identity, process};
+use crate::thread::{self, Thread};
 use crate::{moved, standin};
 use faultless_sys::uffd::Event;
 use faultless_sys::{Errno, fdtable, file, mem, raw, signal, uffd};
 use std::collections::{HashMap, VecDeque};
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
@@ -53,7 +55,7 @@ pub(crate) struct Keeper {
 
 struct Running {
     /// `None` in copies that are made to reach it.
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<Thread>,
     pid: u32,
     tid: u32,
     signal: i32,
@@ -104,9 +106,7 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
         // threads and waits for it should use another: the keeper could take it.
         let break_signal = libc::SIGRTMAX() - 1;
         let (tell, told) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("faultless-keep".into())
-            .spawn(move || run(tasks, break_signal, &tell))?;
+        let thread = thread::spawn(c"faultless-keep", move || run(tasks, break_signal, &tell))?;
         let (tid, private) = told
             .recv()
             .map_err(|_| io::Error::other("the keeper thread did not start"))??;
@@ -178,7 +178,7 @@ pub(crate) fn stop() {
     let thread = r.thread.take();
     let _ = on_keeper(&r, |k| k.stopping = true);
     if let Some(thread) = thread {
-        let _ = thread.join();
+        thread.join();
     }
 }
 
@@ -197,18 +197,18 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
         fd
     };
     let number = fd.as_raw_fd();
+    if fds::kept_high() && !fds::can_note(number) {
+        // A copy of the process could not find it, and would keep it.
+        close_unless_locked(fd);
+        return Err(io::Error::from_raw_os_error(libc::EMFILE));
+    }
     let kept = if fds::protected() {
         let me = raw::gettid();
         let fetched = with(move |_| fdtable::fetch(me, number)).map(|r| r.map_err(io::Error::from));
         match fetched {
             Ok(Ok(kept)) => kept,
             Ok(Err(e)) | Err(e) => {
-                let coming = lock_may_come(number);
-                let _no_lock_meanwhile = nothing_announced();
-                if coming() || posix_locked(number) {
-                    // Closing it would cost the program its locks.
-                    std::mem::forget(fd);
-                }
+                close_unless_locked(fd);
                 return Err(e);
             }
         }
@@ -216,6 +216,15 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
         -1
     };
     Ok(Fd::new(fd.into_raw_fd(), kept))
+}
+
+/// Closes a descriptor that came to nothing, unless that would cost the program its POSIX locks on the file.
+fn close_unless_locked(fd: OwnedFd) {
+    let coming = lock_may_come(fd.as_raw_fd());
+    let _no_lock_meanwhile = nothing_announced();
+    if coming() || posix_locked(fd.as_raw_fd()) {
+        std::mem::forget(fd);
+    }
 }
 
 /// Reads the events of a pool's userfaultfd from now on.
@@ -374,11 +383,8 @@ pub(crate) fn posix_locked(fd: i32) -> bool {
 }
 
 /// Starts a thread that shares the keeper's descriptor table.
-pub(crate) fn spawn(
-    name: &'static str,
-    f: impl FnOnce() + Send + 'static,
-) -> io::Result<std::thread::JoinHandle<()>> {
-    with(move |_| std::thread::Builder::new().name(name.into()).spawn(f))?
+pub(crate) fn spawn(name: &'static CStr, f: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+    with(move |_| thread::spawn(name, f))?
 }
 
 /// Blocks the signals that a service thread of the engine has no business with: all but the C library's own, without
@@ -415,11 +421,8 @@ fn run(
     // Readable once the reader of reports is to end.
     // SAFETY: makes a descriptor.
     let end = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    let reader = watch_for_the_end(epoll, end).and_then(|()| {
-        std::thread::Builder::new()
-            .name("faultless-move".into())
-            .spawn(move || read_reports(epoll))
-    });
+    let reader = watch_for_the_end(epoll, end)
+        .and_then(|()| thread::spawn(c"faultless-move", move || read_reports(epoll)));
     let reader = match reader {
         Ok(reader) => reader,
         Err(e) => {
@@ -453,7 +456,7 @@ fn run(
     let once = 1u64;
     // SAFETY: writes eight bytes of a live local to a descriptor of this table.
     unsafe { libc::write(end, (&raw const once).cast(), size_of_val(&once)) };
-    let _ = reader.join();
+    reader.join();
     for number in [epoll, end] {
         // SAFETY: made above; the reader has ended.
         unsafe { file::close(number) };

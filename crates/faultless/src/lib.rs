@@ -77,6 +77,7 @@ mod source;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod standin;
+mod thread;
 #[cfg(not(loom))]
 mod workers;
 

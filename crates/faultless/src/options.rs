@@ -93,8 +93,8 @@ pub struct MapOptions {
     stands_for: Option<i32>,
     /// Where it is to lie, if there is room; 0: anywhere.
     place: usize,
-    /// The kernel's mapping of the same bytes lies at `place`, and is replaced.
-    over: bool,
+    /// The kernel's mapping of the same bytes lies at `place`, with this advice, and is replaced.
+    over: Option<i32>,
 }
 
 impl MapOptions {
@@ -109,7 +109,7 @@ impl MapOptions {
             on_break: OnBreak::Snapshot,
             stands_for: None,
             place: 0,
-            over: false,
+            over: None,
         }
     }
 
@@ -121,7 +121,7 @@ impl MapOptions {
     }
 
     /// Has the stand-in replace the kernel's mapping of the same bytes, which lies at its place. It takes no lease by itself.
-    pub(crate) fn over(mut self, over: bool) -> Self {
+    pub(crate) fn over(mut self, over: Option<i32>) -> Self {
         self.over = over;
         self
     }
@@ -331,7 +331,7 @@ impl MapOptions {
         let unit = self.unit.get();
         let data_len = head as u64 + status.len.saturating_sub(self.offset);
         let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
-        if leased && !self.over {
+        if leased && self.over.is_none() {
             let what = match self.stands_for {
                 Some(_) => Broken::HandBack,
                 None => Broken::Save(self.on_break),
@@ -434,7 +434,7 @@ impl MapOptions {
             closing: AtomicBool::new(false),
             stands_for: self.stands_for.map(|flags| KernelMapping {
                 flags,
-                advice: AtomicI32::new(libc::MADV_NORMAL),
+                advice: AtomicI32::new(self.over.unwrap_or(libc::MADV_NORMAL)),
                 dont_fork: AtomicBool::new(false),
                 broken_at: AtomicU64::new(0),
                 replacing: Default::default(),
@@ -453,7 +453,7 @@ impl MapOptions {
 
     /// The kernel's mapping that a stand-in replaces, if it replaces one.
     fn former(&self, reading: &Reading, base: u64) -> Result<Option<Former>, Error> {
-        let (Some(flags), true, Reading::File { fd, id, .. }) =
+        let (Some(flags), Some(advice), Reading::File { fd, id, .. }) =
             (self.stands_for, self.over, reading)
         else {
             return Ok(None);
@@ -465,6 +465,7 @@ impl MapOptions {
             number,
             flags,
             offset: base,
+            advice,
         }))
     }
 
@@ -543,6 +544,7 @@ struct Former {
     number: i32,
     flags: i32,
     offset: u64,
+    advice: i32,
 }
 
 /// A range of address space that begins at a granule. Dropping it unmaps it, or puts back what it replaced.
@@ -550,6 +552,27 @@ struct Region {
     start: usize,
     len: usize,
     former: Option<Former>,
+}
+
+impl Former {
+    /// Puts it back.
+    ///
+    /// # Safety
+    ///
+    /// The range is the one where it lay.
+    unsafe fn put_back(&self, start: usize, len: usize) -> Result<(), faultless_sys::Errno> {
+        let flags = self.flags | libc::MAP_FIXED;
+        let map = || {
+            // SAFETY: the caller's promise.
+            unsafe { mem::map(start, len, libc::PROT_READ, flags, self.number, self.offset) }
+        };
+        map().or_else(|_| map())?;
+        if self.advice != libc::MADV_NORMAL {
+            // SAFETY: mapped just now; this advice changes no contents.
+            let _ = unsafe { mem::madvise(start, len, self.advice) };
+        }
+        Ok(())
+    }
 }
 
 impl Region {
@@ -596,14 +619,15 @@ impl Region {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // SAFETY: the caller of `StandIn::new` vouches that a mapping of the same bytes lies there, and that no thread uses it
-        // before the stand-in is complete.
-        unsafe { mem::map(place, len, libc::PROT_NONE, flags, -1, 0)? };
+        // Before anything is replaced: a call that fails may have unmapped what was there.
         let region = Region {
             start: place,
             len,
             former: Some(former),
         };
+        // SAFETY: the caller of `StandIn::new` vouches that a mapping of the same bytes lies there, and that no thread uses it
+        // before the stand-in is complete.
+        unsafe { mem::map(place, len, libc::PROT_NONE, flags, -1, 0)? };
         mem::unlock(place, len)?;
         region.advise()?;
         Ok(region)
@@ -636,14 +660,7 @@ impl Drop for Region {
         // SAFETY: ours; a Region is forgotten once it became a map. What comes back holds the bytes that were there before.
         let _ = unsafe {
             match self.former {
-                Some(Former {
-                    number,
-                    flags,
-                    offset,
-                }) => {
-                    let flags = flags | libc::MAP_FIXED;
-                    mem::map(self.start, self.len, libc::PROT_READ, flags, number, offset).map(drop)
-                }
+                Some(former) => former.put_back(self.start, self.len),
                 None => mem::unmap(self.start, self.len),
             }
         };

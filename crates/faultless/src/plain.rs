@@ -138,15 +138,13 @@ impl Plain {
         let on_break = move || {
             // The keeper must not read a whole file itself.
             let for_thread = range.clone();
-            let thread = std::thread::Builder::new()
-                .name("faultless-snap".into())
-                .spawn(move || {
-                    keeper::block_signals();
-                    if on_lease_break(&for_thread, number, base, what, room) {
-                        // It may have been broken before the thread that took it could note it down.
-                        keeper::end_lease(*id.wait());
-                    }
-                });
+            let thread = crate::thread::spawn(c"faultless-snap", move || {
+                keeper::block_signals();
+                if on_lease_break(&for_thread, number, base, what, room) {
+                    // It may have been broken before the thread that took it could note it down.
+                    keeper::end_lease(*id.wait());
+                }
+            });
             if thread.is_err() {
                 // No thread to be had: nothing is kept, and the kernel takes the lease by itself.
                 on_lease_break(&range, number, base, OnBreak::Fail, 0);

@@ -8,9 +8,9 @@ use crate::fault::budget::Budget;
 use crate::fault::core::{Bell, FILLERS_MAX, LastLooks, PoolCore};
 use crate::fault::counters::Stats;
 use crate::fault::handler;
-use crate::fault::process;
 use crate::fault::ring::{Handover, Ring};
 use crate::fault::staging::{CHUNK_MAX, Staging};
+use crate::fault::{fds, process};
 use crate::map::Map;
 use crate::memory;
 use crate::options::MapOptions;
@@ -127,6 +127,7 @@ impl PoolBuilder {
             keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
         fork::watch();
         let promise = Promise::new(budget)?;
+        let _until_it_is_noted = fds::arriving();
         let (backend, uffd) = match open_uffd(self.backend) {
             Ok(fd) => (rate(unprotected), Some(fd)),
             Err(why) => (Backend::Mmap(why), None),
@@ -330,7 +331,7 @@ fn report_once(backend: &Backend) {
 /// The running engine of one pool.
 pub(crate) struct Engine {
     pub(crate) core: Arc<PoolCore>,
-    evictor: Option<std::thread::JoinHandle<()>>,
+    evictor: Option<crate::thread::Thread>,
 }
 
 impl Engine {
@@ -379,7 +380,7 @@ impl Engine {
         evict::look_at_limits(&core);
         let evictor = {
             let core = core.clone();
-            keeper::spawn("faultless-evict", move || Evictor::run(core))
+            keeper::spawn(c"faultless-evict", move || Evictor::run(core))
                 .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };
         Ok(Engine {
@@ -427,7 +428,7 @@ impl Drop for Shared {
         self.workers.stop(&engine.core);
         engine.core.evict_bell.ring_all();
         if let Some(e) = engine.evictor.take() {
-            let _ = e.join();
+            e.join();
         }
         if let Some(core) = Arc::into_inner(engine.core) {
             keeper::unwatch(core.uffd);

@@ -40,10 +40,15 @@ use std::time::Instant;
 
 pub use crate::alias::{Lent, lend};
 pub use crate::fault::handler::Disposition;
+pub use crate::thread::{Thread, spawn};
 
 /// Most bytes with resident pages that are replaced at once when a stand-in is handed back: some 0.1 ms. Readers of the piece
 /// are held up for that long, and each piece takes `mmap_lock` once.
 const PIECE: usize = 2 << 20;
+
+/// How often, and how long after each other, a mapping is given back that the kernel does not take.
+const HAND_BACK_TRIES: u32 = 100;
+const HAND_BACK_NAP_NS: u64 = 10_000_000;
 
 /// What a stand-in is to be.
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +57,9 @@ pub struct Wanted<'a> {
     pub file: BorrowedFd<'a>,
     /// Where it should lie, if there is room; 0: anywhere.
     pub place: usize,
-    /// At `place` lies the kernel's mapping of the same bytes, which it replaces. No thread may use that mapping, or
-    /// change it, until the stand-in is made or refused; after a refusal the mapping is there as before.
-    pub over: bool,
+    /// At `place` lies the kernel's mapping of the same bytes, with this advice (`MADV_…`), and is replaced. No thread may use
+    /// that mapping, or change it, until the stand-in is made or refused. After a refusal such a mapping lies there again.
+    pub over: Option<i32>,
     /// Bytes, a multiple of the page size.
     pub len: usize,
     /// Offset in the file, a multiple of the page size.
@@ -95,7 +100,9 @@ impl StandIn {
             .over(wanted.over)
             .map_file(wanted.file, name, wanted.leased)?;
         match map.core() {
-            Some(_) if wanted.over && wanted.leased => StandIn(map).lease_or_give_back(len),
+            Some(_) if wanted.over.is_some() && wanted.leased => {
+                StandIn(map).lease_or_give_back(len)
+            }
             Some(_) => Ok(StandIn(map)),
             None => Err(Error::InvalidOption {
                 what: "the backend",
@@ -110,9 +117,20 @@ impl StandIn {
         let Err(refused) = self.0.take_lease(Broken::HandBack, len) else {
             return Ok(self);
         };
-        match self.hand_back() {
+        let mut given = self.hand_back();
+        for _ in 0..HAND_BACK_TRIES {
+            match given {
+                Ok(_) => return Err(refused),
+                // The kernel is out of memory for a moment.
+                Err(kept) => {
+                    raw::nap(HAND_BACK_NAP_NS);
+                    given = kept.0.hand_back();
+                }
+            }
+        }
+        match given {
             Ok(_) => Err(refused),
-            // The program needs its bytes more than anything else: they are served without a lease.
+            // The program's bytes come from nowhere else now.
             Err(kept) => Ok(kept.0),
         }
     }
@@ -524,6 +542,15 @@ pub fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Optio
 /// Whether this process is a copy of the one in which the engine runs.
 pub fn is_copy() -> bool {
     process::forked()
+}
+
+/// In a copy of the process that was made without fork handlers: closes what it has of the engine's descriptors, with which it could
+/// act on the process that it was copied from. Elsewhere it does nothing, at the price of two loads.
+#[inline]
+pub fn forsake() {
+    if process::forked() {
+        fds::forsake();
+    }
 }
 
 /// Has the engine's descriptors keep away from low numbers.

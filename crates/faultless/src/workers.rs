@@ -15,13 +15,13 @@ use crate::fault::registry;
 use crate::fault::report::Fault;
 use crate::lease::{self, OnBreak};
 use crate::source::{self, Source};
+use crate::thread::{self, Thread};
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 /// Threads that prefetch: enough to keep a solid-state disk's queue filled.
 const PREFETCHERS: usize = 8;
@@ -74,7 +74,7 @@ pub(crate) struct Workers {
 
 #[derive(Default)]
 struct Threads {
-    handles: Vec<JoinHandle<()>>,
+    handles: Vec<Thread>,
     workers: usize,
     fillers: usize,
 }
@@ -92,15 +92,13 @@ impl Workers {
         let mut threads = lock(&self.threads);
         while threads.workers < count.min(1 + PREFETCHERS) {
             let (me, pool, first) = (self.clone(), pool.clone(), threads.workers == 0);
-            let handle = std::thread::Builder::new()
-                .name("faultless-work".into())
-                .spawn(move || {
-                    if first {
-                        me.save(&pool)
-                    } else {
-                        me.work(&pool)
-                    }
-                })?;
+            let handle = thread::spawn(c"faultless-work", move || {
+                if first {
+                    me.save(&pool)
+                } else {
+                    me.work(&pool)
+                }
+            })?;
             threads.handles.push(handle);
             threads.workers += 1;
         }
@@ -119,9 +117,7 @@ impl Workers {
             // Before it runs: it must find itself among the fill threads.
             pool.fillers_started
                 .store(number as u32 + 1, Ordering::Relaxed);
-            let handle = std::thread::Builder::new()
-                .name("faultless-fill".into())
-                .spawn(move || fill_for(&pool, number))?;
+            let handle = thread::spawn(c"faultless-fill", move || fill_for(&pool, number))?;
             threads.handles.push(handle);
             threads.fillers += 1;
         }
@@ -203,9 +199,8 @@ impl Workers {
         pool.stopping.store(true, Ordering::Release);
         pool.fill_bell.ring_all();
         let handles = std::mem::take(&mut lock(&self.threads).handles);
-        let me = std::thread::current().id();
-        for h in handles.into_iter().filter(|h| h.thread().id() != me) {
-            let _ = h.join();
+        for h in handles.into_iter().filter(|h| !h.is_this()) {
+            h.join();
         }
     }
 }

@@ -1,6 +1,6 @@
 /* Mappings made while there is one thread, changed in ways that the C library sees and does not see, and read by a second thread.
  *
- *     later FILE   makes FILE.a to FILE.h; prints what holds by itself and served, and on stderr what lies at a mapping */
+ *     later FILE   makes FILE.a to FILE.j; prints what holds by itself and served, and on stderr what lies at a mapping */
 
 #include "check.h"
 #include "past.h"
@@ -60,7 +60,7 @@ static long locked(void)
     return kb;
 }
 
-static char *plain, *shared, *changed, *held, *gone, *other, *random_, *cut;
+static char *plain, *shared, *changed, *held, *gone, *other, *random_, *cut, *guarded, *writable;
 
 static void *second(void *unused)
 {
@@ -74,6 +74,8 @@ static void *second(void *unused)
     verify(held, 0, 0, LEN);
     verify(other, 0, 0, LEN);
     verify(cut + PAGE, PAGE, 0, LEN - PAGE);
+    verify(guarded, 0, 0, LEN - PAGE);
+    verify(writable, 0, 0, LEN);
     return NULL;
 }
 
@@ -81,7 +83,7 @@ int main(int argc, char **argv)
 {
     CHECK(argc == 2);
     base = argv[1];
-    for (char letter = 'a'; letter <= 'h'; letter++)
+    for (char letter = 'a'; letter <= 'j'; letter++)
         make(name(letter), LEN);
 
     plain = map('a', MAP_PRIVATE);
@@ -92,6 +94,8 @@ int main(int argc, char **argv)
     other = map('e', MAP_PRIVATE);
     random_ = map('f', MAP_SHARED);
     cut = map('g', MAP_PRIVATE);
+    guarded = map('i', MAP_PRIVATE);
+    writable = map('j', MAP_SHARED);
     CHECK(threads() == 1);
     CHECK(kernels(plain, 'a') && kernels(shared, 'b') && kernels(random_, 'f'));
     /* A part is read already. */
@@ -107,6 +111,12 @@ int main(int argc, char **argv)
     close(fd);
     CHECK(past(SYS_munmap, (long)cut, PAGE, 0, 0, 0, 0) == 0);
     CHECK(madvise(random_, LEN, MADV_RANDOM) == 0);
+    /* A guard, where the kernel has them for files (6.15), at the end. */
+    int guard = past(SYS_madvise, (long)(guarded + LEN - PAGE), PAGE, 102, 0, 0, 0) == 0;
+    /* The same file in the same place, but by a descriptor that is open for writing. */
+    fd = open(name('j'), O_RDWR);
+    CHECK(past(SYS_mmap, (long)writable, LEN, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == (long)writable);
+    close(fd);
     long kb = locked();
 
     /* A child has what its parent has. */
@@ -121,7 +131,7 @@ int main(int argc, char **argv)
     int status;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     /* (It has read them into the page cache.) */
-    for (char letter = 'a'; letter <= 'h'; letter++) {
+    for (char letter = 'a'; letter <= 'j'; letter++) {
         fd = open(name(letter), O_RDONLY);
         posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         close(fd);
@@ -134,10 +144,12 @@ int main(int argc, char **argv)
     CHECK(kernels(changed, 'c') && kernels(held, 'd') && kernels(other, 'h'));
     fprintf(stderr, "plain %d, shared %d, random %d\n", kernels(plain, 'a'), kernels(shared, 'b'), kernels(random_, 'f'));
 
+    CHECK(!guard || kernels(guarded, 'i'));
+    CHECK(mprotect(writable, PAGE, PROT_READ | PROT_WRITE) == 0);
     const char *now = map('e', MAP_SHARED);
     verify(now, 0, 0, LEN);
     printf("all bytes are right, %ld kB locked\n", kb);
-    for (char letter = 'a'; letter <= 'h'; letter++)
+    for (char letter = 'a'; letter <= 'j'; letter++)
         unlink(name(letter));
     return 0;
 }

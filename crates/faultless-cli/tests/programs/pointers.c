@@ -68,12 +68,13 @@ static const struct row {
     { "pkey_mprotect", "bn1-" }, { "madvise", "bn-" }, { "posix_madvise", "bn-" }, { "mlock", "bn" }, { "mlock2", "bn0" },
     { "lchmod", "b0" }, { "signalfd", "-b0" }, { "ftok", "b1" }, { "scandirat", "abb00" }, { "scandirat64", "abb00" }, { "readv", "rb1" },
     { "preadv", "rb10" }, { "preadv64", "rb10" }, { "preadv2", "rb100" }, { "preadv64v2", "rb100" }, { "process_madvise", "fb100" },
-    { "mq_timedreceive", "fbn0b" }, { "pathconf", "b1" }, { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
+    { "mq_timedreceive", "fbn0b" }, { "pathconf", "b1" }, { "capset", "bb" }, { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
 };
 
 /* Functions whose arguments are no pointers to be read, or that cannot be called so, with the reason. */
 static const struct row others[] = {
-    { "pthread_create", "the C library reads it" }, { "thrd_create", "the C library reads it" }, { "_exit", "integers" }, { "_Exit", "integers" }, { "_Fork", "integers" }, { "clone", "runs the pointer" }, { "close", "integers" },
+    { "initgroups", "the C library reads it" }, { "pthread_create", "the C library reads it" }, { "thrd_create", "the C library reads it" }, { "setegid", "integers" }, { "seteuid", "integers" }, { "setfsgid", "integers" }, { "setfsuid", "integers" }, { "setgid", "integers" }, { "setregid", "integers" }, { "setresgid", "integers" }, { "setresuid", "integers" }, { "setreuid", "integers" }, { "setuid", "integers" }, 
+    { "_exit", "integers" }, { "_Exit", "integers" }, { "_Fork", "integers" }, { "clone", "runs the pointer" }, { "close", "integers" },
     { "close_range", "integers" }, { "closefrom", "integers" }, { "dup2", "integers" }, { "dup3", "integers" }, { "ftruncate", "integers" },
     { "ftruncate64", "integers" }, { "mlockall", "integers" }, { "mmap", "the kernel reads nothing" }, { "mmap64", "the kernel reads nothing" },
     { "setns", "integers" }, { "mseal", "not in every C library; by number below" }, { "unshare", "integers" }, { "sigblock", "integers" }, { "sighold", "integers" }, { "sigignore", "integers" },

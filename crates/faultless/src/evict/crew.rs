@@ -3,10 +3,10 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
+use crate::thread::{self, Thread};
 use faultless_sys::Errno;
 use faultless_sys::mem::{self, BATCH_MAX, Range};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 
 /// Threads that help.
 const HELPERS: usize = 7;
@@ -20,7 +20,7 @@ struct Work {
 pub(super) struct Crew {
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
-    helpers: Vec<(Sender<Work>, JoinHandle<()>)>,
+    helpers: Vec<(Sender<Work>, Thread)>,
     told: Sender<()>,
     done: Receiver<()>,
 }
@@ -42,15 +42,13 @@ impl Crew {
             let (give, take) = channel::<Work>();
             let (pidfd, told) = (self.pidfd, self.told.clone());
             // Shares this thread's descriptors, the pidfd among them.
-            let helper = std::thread::Builder::new()
-                .name("faultless-evict".into())
-                .spawn(move || {
-                    crate::keeper::block_signals();
-                    for work in take {
-                        advise(pidfd, &work.ranges, work.advice);
-                        let _ = told.send(());
-                    }
-                });
+            let helper = thread::spawn(c"faultless-evict", move || {
+                crate::keeper::block_signals();
+                for work in take {
+                    advise(pidfd, &work.ranges, work.advice);
+                    let _ = told.send(());
+                }
+            });
             match helper {
                 Ok(handle) => self.helpers.push((give, handle)),
                 Err(_) => return,
@@ -91,7 +89,7 @@ impl Crew {
     pub(super) fn end(self) {
         for (give, handle) in self.helpers {
             drop(give);
-            let _ = handle.join();
+            handle.join();
         }
         if let Some(fd) = self.pidfd {
             // SAFETY: given to `new` to be closed here.

@@ -7,9 +7,10 @@
 
 #![allow(unsafe_code, reason = "closes descriptors by number")]
 
+use crate::fault::process;
 use faultless_sys::file::FileId;
 use faultless_sys::{Errno, fdtable, file};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// The keeper's thread id; 0 where there is no private table.
 static KEEPER: AtomicU32 = AtomicU32::new(0);
@@ -35,6 +36,12 @@ static OWNERS: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 static NEXT_IDENTITY: AtomicU32 = AtomicU32::new(1);
 /// For each number that is the engine's now, its twin's plus one; 0 for all others.
 static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
+/// For each number that is the engine's, the inode and the device of what it named when it was noted, mixed.
+static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
+/// How many userfaultfds are in the table that all threads share and not noted yet.
+static ARRIVING: AtomicUsize = AtomicUsize::new(0);
+/// The process whose descriptors this copy of it has closed already.
+static FORSAKEN: AtomicU32 = AtomicU32::new(0);
 /// Descriptors get numbers from here on, out of the way of programs that count on low ones; 0: as they come.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
 
@@ -120,6 +127,56 @@ pub(crate) fn forget(number: i32) {
     }
 }
 
+/// A userfaultfd is about to come into the table that all threads share. Dropped when it is noted there.
+pub(crate) struct Arrival(());
+
+pub(crate) fn arriving() -> Arrival {
+    ARRIVING.fetch_add(1, Ordering::SeqCst);
+    Arrival(())
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        ARRIVING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether it can be noted that a number is the engine's.
+pub(crate) fn can_note(number: i32) -> bool {
+    (0..NUMBERS as i32).contains(&number)
+}
+
+/// What a number names, as far as `fstat` tells.
+fn named(number: i32) -> u64 {
+    file::status(number).map_or(0, |st| st.id.ino ^ st.id.dev.rotate_left(48) | 1 << 63)
+}
+
+/// In a copy of the process that was made without fork handlers: closes what it has of the engine's. The userfaultfd would let it
+/// write into the memory of the process that it was copied from, and a leased file let it give up the lease.
+///
+/// Takes no lock and asks for no memory, so that it may be called anywhere.
+pub(crate) fn forsake() {
+    if !process::forked() || FORSAKEN.swap(process::pid(), Ordering::SeqCst) == process::pid() {
+        return;
+    }
+    for_each_number(|number| {
+        // (The program may have put something of its own there by a system call that nobody saw.)
+        if named(number) == NAMED[number as usize].load(Ordering::SeqCst) {
+            // SAFETY: a copy of the engine's descriptor, in a table that this copy of the process has for itself.
+            unsafe { file::close(number) };
+        }
+        forget(number);
+    });
+    if ARRIVING.load(Ordering::SeqCst) > 0 {
+        fdtable::for_each_open(|number| {
+            if fdtable::is_userfaultfd(number) {
+                // SAFETY: one that came in the moment of the copy: no call had been told its number yet.
+                unsafe { file::close(number) };
+            }
+        });
+    }
+}
+
 /// Runs `f` on all numbers that are noted as the engine's.
 pub(crate) fn for_each_number(mut f: impl FnMut(i32)) {
     for (number, twin) in TWINS.iter().enumerate() {
@@ -154,6 +211,7 @@ impl Fd {
     fn mark(&self, number: i32) {
         if let Some(owner) = OWNERS.get(number as usize) {
             owner.store(self.identity, Ordering::SeqCst);
+            NAMED[number as usize].store(named(number), Ordering::SeqCst);
             TWINS[number as usize].store(self.kept.max(-1) + 1, Ordering::SeqCst);
         }
     }
@@ -213,6 +271,7 @@ impl Fd {
             return Err(Errno(libc::EBADF));
         }
         // (It keeps its low number: moving it would close that one again, which may cost the program POSIX locks.)
+        let _until_it_is_noted = arriving();
         let fresh = fdtable::fetch(keeper, self.kept)?;
         self.mark(fresh);
         forget(lost);

@@ -11,6 +11,7 @@ use anyhow::Context;
 use faultless::{Advice, Bytes, Map, Pool};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{Errno, file, uffd};
+use faultless_untrusted::printable;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -231,7 +232,7 @@ pub(crate) fn open_direct(path: &Path) -> anyhow::Result<File> {
         .with_context(|| {
             format!(
                 "cannot open {} for direct reads (its file system may not have them)",
-                path.display()
+                printable(&path)
             )
         })
 }
@@ -666,7 +667,7 @@ pub fn check_direct(path: &Path) -> anyhow::Result<()> {
     if file::direct_io(direct.as_raw_fd()) == file::DirectIo::Unsupported {
         anyhow::bail!(
             "{} lies on a file system without direct reads; name a file on a disk with --file",
-            path.display()
+            printable(&path)
         );
     }
     Ok(())

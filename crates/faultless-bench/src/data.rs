@@ -7,9 +7,12 @@ use crate::contender::open_direct;
 use anyhow::{Context, bail};
 use faultless::Bytes;
 use faultless_sys::mem::PAGE;
-use std::fs::{File, OpenOptions};
+use faultless_untrusted::input;
+use faultless_untrusted::output::{Kept, Output, Readers};
+use faultless_untrusted::printable;
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Words of a page.
@@ -120,19 +123,16 @@ pub fn check_size(size: Bytes) -> anyhow::Result<()> {
 /// refuses to touch anything else. `progress` is told how many bytes of how many are written.
 pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
     check_size(size)?;
-    match File::open(path) {
+    match input::open(path) {
         Ok(file) => return check_existing(&file, path, size),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
+        Err(e) => return Err(e).with_context(|| format!("cannot open {}", printable(path))),
     }
-    let partial = path.with_added_extension("partial");
-    let made = write_all(&partial, size, &mut progress)
-        .and_then(|()| std::fs::rename(&partial, path).map_err(Into::into))
-        .with_context(|| format!("cannot make the data file {} of {size}", path.display()));
-    if made.is_err() {
-        let _ = std::fs::remove_file(&partial);
-    }
-    made
+    let cannot = || format!("cannot make the data file {} of {size}", printable(path));
+    let (output, file) =
+        Output::create(path, Readers::AsUsual, Kept::IfWhole).with_context(cannot)?;
+    let written = write_all(file.get_ref(), size, &mut progress);
+    output.finish(written.map(|()| file)).with_context(cannot)
 }
 
 /// Reads all of the data once, past the page cache. Beneath a virtual machine, or a volume in a cloud, what was read before comes from
@@ -148,7 +148,7 @@ pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> any
     while at < size {
         let n = (size - at).min(WARM_CHUNK as u64) as usize;
         file.read_exact_at(&mut buffer[..n], at)
-            .with_context(|| format!("cannot read {} at byte {at}", path.display()))?;
+            .with_context(|| format!("cannot read {} at byte {at}", printable(&path)))?;
         at += n as u64;
         progress(at, size);
     }
@@ -183,7 +183,7 @@ pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
             for reader in readers {
                 let done = reader.join();
                 done.map_err(|_| anyhow::anyhow!("a reader panicked"))?
-                    .with_context(|| format!("cannot read {}", path.display()))?;
+                    .with_context(|| format!("cannot read {}", printable(&path)))?;
             }
             Ok(())
         })?;
@@ -198,7 +198,7 @@ fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
     let foreign = || {
         format!(
             "{} exists and is not a data file of this benchmark; name another with --file",
-            path.display()
+            printable(&path)
         )
     };
     if pages == 0 || !file.metadata()?.is_file() {
@@ -215,21 +215,15 @@ fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
     if len < size.get() {
         bail!(
             "{} has {}, and --size is {size}; remove it to have it made anew, or ask for a smaller size",
-            path.display(),
+            printable(&path),
             Bytes::new(len)
         );
     }
     Ok(())
 }
 
-fn write_all(path: &Path, size: Bytes, progress: &mut impl FnMut(u64, u64)) -> anyhow::Result<()> {
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(path)?;
-    let mut out = &file;
+fn write_all(file: &File, size: Bytes, progress: &mut impl FnMut(u64, u64)) -> std::io::Result<()> {
+    let mut out = file;
     let mut chunk = vec![0u8; CHUNK_PAGES as usize * PAGE];
     let pages = size.get() / PAGE as u64;
     let mut at = 0;
@@ -242,8 +236,7 @@ fn write_all(path: &Path, size: Bytes, progress: &mut impl FnMut(u64, u64)) -> a
         at += n;
         progress(at * PAGE as u64, size.get());
     }
-    file.sync_all()?;
-    Ok(())
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A memory control group, version 1 or 2, for one process.
 
 use anyhow::Context;
+use faultless_untrusted::printable;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +28,7 @@ impl Group {
         fs::create_dir(&dir).with_context(|| {
             format!(
                 "cannot make the control group {}; run as root",
-                dir.display()
+                printable(&dir)
             )
         })?;
         let group = Group(dir);
@@ -35,7 +36,7 @@ impl Group {
         fs::write(&limit, bytes.to_string()).with_context(|| {
             format!(
                 "cannot limit memory through {}; the memory controller is missing",
-                limit.display()
+                printable(&limit)
             )
         })?;
         // Swapping would be another measurement. Where there is none, there is nothing to forbid.
@@ -51,7 +52,7 @@ impl Group {
     /// The kernel refuses.
     pub fn admit(&self, pid: u32) -> anyhow::Result<()> {
         fs::write(self.0.join("cgroup.procs"), pid.to_string())
-            .with_context(|| format!("cannot move a process into {}", self.0.display()))
+            .with_context(|| format!("cannot move a process into {}", printable(&self.0)))
     }
 }
 

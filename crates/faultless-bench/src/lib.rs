@@ -27,3 +27,12 @@ pub mod plan;
 pub mod scenario;
 pub mod simulate;
 pub mod unmodified;
+
+/// A directory for files of our own, which nobody else can read or write.
+fn private_dir() -> std::io::Result<tempfile::TempDir> {
+    use std::os::unix::fs::PermissionsExt as _;
+    tempfile::Builder::new()
+        .prefix("faultless-")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir()
+}

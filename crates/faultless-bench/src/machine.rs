@@ -8,6 +8,8 @@
 use anyhow::{Context, bail};
 use faultless::Bytes;
 use faultless_sys::perf;
+use faultless_untrusted::input::kernel_text;
+use faultless_untrusted::printable;
 use serde::Serialize;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -72,7 +74,7 @@ fn storage(file: &Path) -> Option<String> {
         .or_else(|| fs::metadata(file.parent()?).ok())?
         .dev();
     let id = format!("{}:{}", libc::major(dev), libc::minor(dev));
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = kernel_text("/proc/self/mountinfo").ok()?;
     let mount = mounts.lines().find(|l| l.split(' ').nth(2) == Some(&id))?;
     let mut tail = mount.split(" - ").nth(1)?.split(' ');
     let (fs_type, device) = (tail.next()?, tail.next()?);
@@ -82,7 +84,11 @@ fn storage(file: &Path) -> Option<String> {
         Some("1") => " (reported as rotational)",
         _ => "",
     };
-    Some(format!("{fs_type} on {device}{kind}"))
+    Some(format!(
+        "{} on {}{kind}",
+        printable(fs_type),
+        printable(device)
+    ))
 }
 
 /// The kernel's tracepoint at each acquisition of `mmap_lock`.

@@ -68,7 +68,7 @@ impl Onlooker {
     /// It cannot be started, or ended.
     pub fn start(way: Way) -> anyhow::Result<Onlooker> {
         let pid = std::process::id().to_string();
-        let dir = tempfile::tempdir().context("no place for what an onlooker writes")?;
+        let dir = crate::private_dir().context("no place for what an onlooker writes")?;
         let file = dir.path().join("recorded");
         let mut command = match way {
             Way::Observe | Way::Trace => {

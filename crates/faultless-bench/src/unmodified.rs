@@ -8,6 +8,7 @@ use crate::scenario::{Access, Disturbance, Scenario};
 use anyhow::{Context, bail};
 use faultless_run::read_reports;
 use faultless_sys::mem::PAGE;
+use faultless_untrusted::printable;
 use serde::Deserialize;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -44,7 +45,10 @@ pub fn suits(scenario: Scenario) -> bool {
 
 /// The program as a file, for as long as this lives.
 #[derive(Debug)]
-pub struct Program(PathBuf);
+pub struct Program {
+    /// Nobody else can write to it.
+    dir: tempfile::TempDir,
+}
 
 impl Program {
     /// Writes it.
@@ -53,16 +57,22 @@ impl Program {
     ///
     /// The temporary directory cannot be written to.
     pub fn new() -> anyhow::Result<Program> {
-        let path =
-            std::env::temp_dir().join(format!("faultless-unmodified-{}", std::process::id()));
+        let program = Program {
+            dir: crate::private_dir().context("cannot make a directory for the program")?,
+        };
+        let path = program.path();
         std::fs::File::options()
             .write(true)
             .create_new(true)
             .mode(0o700)
             .open(&path)
             .and_then(|mut f| f.write_all(PROGRAM))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Program(path))
+            .with_context(|| format!("cannot write {}", printable(&path)))?;
+        Ok(program)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("program")
     }
 
     /// Runs it once.
@@ -77,7 +87,7 @@ impl Program {
         } else {
             contender::drop_cache(&setting.file)?;
         }
-        let reports = self.0.with_extension("json");
+        let reports = self.dir.path().join("reports.json");
         let mut command = match kind {
             Kind::ProgramServed => {
                 let mut command = Command::new(std::env::current_exe()?);
@@ -90,10 +100,10 @@ impl Program {
                     ])
                     .arg(&reports)
                     .args(["--reads", "direct", "--"])
-                    .arg(&self.0);
+                    .arg(self.path());
                 command
             }
-            _ => Command::new(&self.0),
+            _ => Command::new(self.path()),
         };
         let pages = setting.size / PAGE as u64;
         let rounds = setting.rounds.max(1);
@@ -148,15 +158,9 @@ impl Program {
 
 /// Reads the data into the page cache.
 fn fill_cache(setting: &Setting) -> anyhow::Result<()> {
-    let file = std::fs::File::open(&setting.file)?;
+    let file = faultless_untrusted::input::open(&setting.file)?;
     std::io::copy(&mut file.take(setting.size), &mut std::io::sink())?;
     Ok(())
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// Waits until the program is ready, starts the process that reads its smaps if there is one, and has it measure. Returns

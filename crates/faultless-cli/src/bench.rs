@@ -1,6 +1,5 @@
 //! `faultless bench`.
 
-use anyhow::Context;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::Bytes;
@@ -8,6 +7,8 @@ use faultless_bench::contender::Kind;
 use faultless_bench::plan::{Plan, Progress, Report, Row};
 use faultless_bench::scenario::{Access, Scenario};
 use faultless_bench::simulate::{self, Judgement};
+use faultless_untrusted::output::Readers;
+use faultless_untrusted::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -222,7 +223,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(path) = args.html.as_ref().filter(|p| p.is_dir()) {
         usage_error(&format!(
             "--html: {} is a directory; name a file in it",
-            path.display()
+            printable(&path)
         ));
     }
     if let Some(path) = &args.html
@@ -231,7 +232,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     {
         usage_error(&format!(
             "--html: {} is not a directory; make it first, or name another",
-            dir.display()
+            printable(&dir)
         ));
     }
 
@@ -239,9 +240,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let report = plan.run(&mut |p| bar.show(p))?;
     bar.clear();
     if args.json {
-        let mut out = std::io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
+        std::io::stdout().write_all(crate::output::json(&report)?.as_bytes())?;
     } else {
         // Whoever closes the pipe has seen enough.
         let _ = std::io::stdout().write_all(tables(&report).as_bytes());
@@ -249,18 +248,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(path) = &args.html {
         // Nothing half-written: the page appears whole, or not at all.
         let page = faultless_bench::html::page(&report)?;
-        let partial = path.with_added_extension("partial");
-        std::fs::write(&partial, page)
-            .and_then(|()| std::fs::rename(&partial, path))
-            .inspect_err(|_| _ = std::fs::remove_file(&partial))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        eprintln!("faultless: plots are in {}", path.display());
+        let (output, mut file) = crate::output::create(path, Readers::AsUsual)?;
+        let written = file.write_all(page.as_bytes());
+        output.finish(written.map(|()| file))?;
+        eprintln!("faultless: plots are in {}", printable(path));
     }
     for left_out in &report.left_out {
-        eprintln!("faultless: left out: {left_out}");
+        eprintln!("faultless: left out: {}", printable(left_out));
     }
     for failed in &report.failed {
-        eprintln!("faultless: failed: {failed}");
+        eprintln!("faultless: failed: {}", printable(failed));
     }
     let wrong = report.wrong_bytes();
     anyhow::ensure!(
@@ -304,8 +301,7 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
     bar.clear();
     let mut out = std::io::stdout().lock();
     if json {
-        serde_json::to_writer_pretty(&mut out, &all)?;
-        writeln!(out)?;
+        out.write_all(crate::output::json(&all)?.as_bytes())?;
         return Ok(());
     }
     let mut text = format!(
@@ -359,7 +355,7 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
 
 /// Ends the program as a wrong command line does.
 pub(crate) fn usage_error(text: &str) -> ! {
-    eprintln!("faultless: {text}");
+    eprintln!("faultless: {}", printable(text).lines());
     std::process::exit(2)
 }
 
@@ -403,10 +399,13 @@ impl Bar {
                 bar.set_position(n as u64);
                 bar.set_message(label.to_owned());
             }
-            Progress::Note(text) => match &self.bar {
-                Some(bar) => bar.suspend(|| eprintln!("faultless: {text}")),
-                None => eprintln!("faultless: {text}"),
-            },
+            Progress::Note(text) => {
+                let text = printable(&text).lines();
+                match &self.bar {
+                    Some(bar) => bar.suspend(|| eprintln!("faultless: {text}")),
+                    None => eprintln!("faultless: {text}"),
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use comfy_table::{Table, presets};
 use faultless::{Backend, Pool};
 use faultless_observe::doctor::{Finding, Standing, observer};
+use faultless_untrusted::printable;
 
 /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
 #[derive(Debug, clap::Args)]
@@ -49,7 +50,7 @@ fn engine() -> Vec<Finding> {
         Ok(path) => finding(
             "library for `faultless run`",
             Standing::Good,
-            path.display().to_string(),
+            printable(&path).to_string(),
             "",
         ),
         Err(e) => finding(
@@ -66,7 +67,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut all = engine();
     all.extend(observer());
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print!("{}", crate::output::json(&all)?);
         return Ok(());
     }
     let mut table = Table::new();

@@ -9,6 +9,7 @@ mod run;
 mod whatif;
 
 use clap::{Parser, Subcommand};
+use faultless_untrusted::printable;
 use std::process::ExitCode;
 
 /// Major page faults without mmap_lock.
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("faultless: {e:#}");
+            eprintln!("faultless: {}", printable(&format!("{e:#}")).lines());
             ExitCode::FAILURE
         }
     }

@@ -1,9 +1,12 @@
 //! `faultless observe`.
 
-use crate::output::{Kept, Output, percent, right_align, table};
+use crate::output::{self, percent, right_align, table};
 use anyhow::Context;
 use faultless_observe::{Report, duration};
 use faultless_trace::Error;
+use faultless_untrusted::input;
+use faultless_untrusted::output::Readers;
+use faultless_untrusted::printable;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -75,7 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let page = args
         .html
         .as_deref()
-        .map(|p| Output::create(p, Kept::IfWhole))
+        .map(|p| output::create(p, Readers::Owner))
         .transpose()?;
     let watched = match &args.from {
         Some(trace) => recorded(trace, args.perfetto.as_deref())?,
@@ -89,13 +92,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if let Some((page, mut file)) = page {
         let text = faultless_observe::html::page(&report);
         let written = page.finish(file.write_all(text.as_bytes()).map(|()| file));
-        failure = failure.or(written.err());
+        failure = failure.or(written.err().map(Into::into));
     }
     let mut out = std::io::stdout().lock();
     let printed = if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)
-            .map_err(std::io::Error::from)
-            .and_then(|()| writeln!(out))
+        let text = output::json(&report).map_err(std::io::Error::from);
+        text.and_then(|text| out.write_all(text.as_bytes()))
     } else {
         out.write_all(tables(&report).as_bytes())
     };
@@ -144,7 +146,7 @@ fn check_files(args: &Args) {
         if path.is_dir() || path.file_name().is_none() {
             crate::bench::usage_error(&format!(
                 "{option}: {} is a directory; name a file",
-                path.display()
+                printable(&path)
             ));
         }
         for (other, its) in &files[..no] {
@@ -155,7 +157,7 @@ fn check_files(args: &Args) {
             if its.as_ref().is_some_and(same) {
                 crate::bench::usage_error(&format!(
                     "{other} and {option} are both {}; give each a file of its own",
-                    path.display()
+                    printable(&path)
                 ));
             }
         }
@@ -172,13 +174,13 @@ struct Watched {
 
 fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
     let open = || -> anyhow::Result<_> {
-        let file = std::fs::File::open(trace)
-            .with_context(|| format!("cannot open the trace {}", trace.display()))?;
-        let cannot = || format!("cannot read {}", trace.display());
+        let file = input::open(trace)
+            .with_context(|| format!("cannot open the trace {}", printable(&trace)))?;
+        let cannot = || format!("cannot read {}", printable(&trace));
         faultless_trace::Reader::new(std::io::BufReader::new(file)).with_context(cannot)
     };
     if let Some(path) = perfetto {
-        let (output, file) = Output::create(path, Kept::IfWhole)?;
+        let (output, file) = output::create(path, Readers::Owner)?;
         let mut perfetto = faultless_observe::perfetto::Perfetto::new(file)?;
         for event in open()? {
             match event {
@@ -186,14 +188,14 @@ fn recorded(trace: &Path, perfetto: Option<&Path>) -> anyhow::Result<Watched> {
                 // The report says so.
                 Err(Error::CutOff { events, .. }) if events > 0 => break,
                 Err(e) => {
-                    return Err(e).with_context(|| format!("cannot read {}", trace.display()));
+                    return Err(e).with_context(|| format!("cannot read {}", printable(&trace)));
                 }
             }
         }
         output.finish(perfetto.finish())?;
     }
     let report = faultless_observe::report_of(open()?)
-        .with_context(|| format!("cannot read {}", trace.display()))?;
+        .with_context(|| format!("cannot read {}", printable(&trace)))?;
     Ok(Watched {
         report,
         child: None,
@@ -412,11 +414,12 @@ use watching::watch;
 
 mod watching {
     use super::{Args, Watched};
-    use crate::output::{Kept, Output};
+    use crate::output;
     use anyhow::Context;
     use faultless_observe::perfetto::Perfetto;
     use faultless_observe::{Observer, Options};
     use faultless_trace::Writer;
+    use faultless_untrusted::output::{Kept, Readers};
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use std::cell::RefCell;
     use std::io::IsTerminal;
@@ -483,7 +486,7 @@ mod watching {
             .trace
             .as_deref()
             .map(|path| -> anyhow::Result<_> {
-                let (output, file) = Output::create(path, Kept::IfWhole)?;
+                let (output, file) = output::create(path, Readers::Owner)?;
                 let writer = Writer::new(file, &header)?;
                 Ok((Rc::new(RefCell::new(Some(writer))), output))
             })
@@ -501,7 +504,7 @@ mod watching {
             .perfetto
             .as_deref()
             .map(|path| -> anyhow::Result<_> {
-                let (output, file) = Output::create(path, Kept::IfWhole)?;
+                let (output, file) = output::create(path, Readers::Owner)?;
                 Ok((Rc::new(RefCell::new(Some(Perfetto::new(file)?))), output))
             })
             .transpose()?;
@@ -584,13 +587,13 @@ mod watching {
         {
             let writer = writer.borrow_mut().take().context("the trace is gone")?;
             let written = output.finish(writer.finish().map_err(std::io::Error::other));
-            failure = failure.or(written.err());
+            failure = failure.or(written.err().map(Into::into));
         }
         if failure.is_none()
             && let Some((perfetto, output)) = perfetto
         {
             let perfetto = perfetto.borrow_mut().take().context("the file is gone")?;
-            failure = failure.or(output.finish(perfetto.finish()).err());
+            failure = failure.or(output.finish(perfetto.finish()).err().map(Into::into));
         }
         Ok(Watched {
             report,

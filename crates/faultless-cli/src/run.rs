@@ -3,11 +3,13 @@
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use faultless::Bytes;
+use faultless_run::tree::Tree;
 use faultless_run::{
     Fitness, Sandbox, Settings, VARIABLE, check_program, compat, find_program, tree,
 };
+use faultless_untrusted::output::start_log;
+use faultless_untrusted::printable;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,7 +107,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let library = library()?;
     let preload = preload(&library);
     let sanitized = fitness(&program)? == Fitness::Sanitized;
-    let stats_json = args.stats_json.as_deref().map(start_file).transpose()?;
+    let log = args.stats_json.as_deref().map(start_file).transpose()?;
+    let (stats_json, stats_file) = log.unzip();
     let watch = args.stats || stats_json.is_some();
     let mut settings = Settings {
         efault_tracepoints: if watch {
@@ -126,14 +129,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         },
         stats: args.stats || (args.dry_run && stats_json.is_none()),
         stats_json,
+        stats_file,
         dry_run: args.dry_run,
         compat: args.compat,
         no_lease: args.no_lease,
         sandbox: Sandbox::default(),
         library,
-        tree: format!("{}{}-{}", tree::PREFIX, std::process::id(), nonce()),
+        tree: Tree::none(),
     };
-    tree::sweep();
     if args.compat {
         compat::install().context(
             "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
@@ -145,16 +148,23 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if !permitted {
         eprintln!(
             "faultless: a seccomp filter that this command inherited ends processes for system calls of the engine; {} is not served",
-            program.display()
+            printable(&program)
         );
     }
+    let served = !sanitized && permitted;
+    if served {
+        tree::sweep();
+        // (If it cannot be made, the processes say so that would have shared.)
+        settings.tree = Tree::make().unwrap_or(settings.tree);
+    }
+    let tree = settings.tree.clone();
     let settings = settings.encode().context(
         "the path of --stats-json is not Unicode, so it cannot be passed on; name another",
     )?;
-    let served = !sanitized && permitted;
     let additions = served.then_some((settings.as_str(), preload.as_os_str()));
     let error = execute(&program, &args.command, additions);
-    Err(error).with_context(|| format!("cannot execute {}", program.display()))
+    tree.end();
+    Err(error).with_context(|| format!("cannot execute {}", printable(&program)))
 }
 
 /// Becomes the program, which finds signals as this command found them.
@@ -244,23 +254,13 @@ fn efault_tracepoints() -> Vec<(String, u64)> {
         .collect()
 }
 
-/// Tells trees of processes apart whose first processes had the same number.
-fn nonce() -> u128 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos())
-}
-
 /// Empties the file of the reports, so that they can be appended from any directory.
-fn start_file(path: &Path) -> anyhow::Result<PathBuf> {
-    let cannot = || format!("cannot write the reports to {}", path.display());
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .with_context(cannot)?;
-    path.canonicalize().with_context(cannot)
+fn start_file(path: &Path) -> anyhow::Result<(PathBuf, (u64, u64))> {
+    use std::os::unix::fs::MetadataExt as _;
+    let cannot = || format!("cannot write the reports to {}", printable(path));
+    let (path, file) = start_log(path).with_context(cannot)?;
+    let found = file.metadata().with_context(cannot)?;
+    Ok((path, (found.dev(), found.ino())))
 }
 
 /// Whether the library would be in the program's way, though it can be loaded. Says so in a sentence.
@@ -270,7 +270,7 @@ fn fitness(program: &Path) -> anyhow::Result<Fitness> {
     if fitness == Fitness::Sanitized {
         eprintln!(
             "faultless: {} contains a sanitizer, which has to be the first library of a process and to know all of its memory; it runs unserved",
-            program.display()
+            printable(&program)
         );
     }
     Ok(fitness)
@@ -304,7 +304,7 @@ pub(crate) fn library() -> anyhow::Result<PathBuf> {
             let Some(found) = places.iter().find(|p| p.is_file()) else {
                 bail!(
                     "{LIBRARY} is neither beside the command ({}) nor in ../lib; build it (cargo build --release -p faultless-preload), or name it in FAULTLESS_LIBRARY",
-                    dir.display()
+                    printable(&dir)
                 );
             };
             found.clone()
@@ -312,12 +312,12 @@ pub(crate) fn library() -> anyhow::Result<PathBuf> {
     };
     let library = library
         .canonicalize()
-        .with_context(|| format!("cannot find the library {}", library.display()))?;
+        .with_context(|| format!("cannot find the library {}", printable(&library)))?;
     // The dynamic loader takes both for separators.
     if has(library.as_os_str(), b' ') || has(library.as_os_str(), b':') {
         bail!(
             "the library's path {} has a space or a colon, which the dynamic loader takes for the end of it; move it",
-            library.display()
+            printable(&library)
         );
     }
     Ok(library)

@@ -4,8 +4,11 @@ mod measured;
 mod published;
 
 use crate::bench::usage_error;
-use crate::output::{Kept, Output, right_align, table};
+use crate::output::{self, right_align, table};
 use anyhow::Context;
+use faultless_untrusted::input;
+use faultless_untrusted::output::Readers;
+use faultless_untrusted::printable;
 use faultless_whatif::compare::{Comparison, Matrix, SCHEMA, Sweep, compare, designs};
 use faultless_whatif::costs::Costs;
 use faultless_whatif::designs::{DESIGNS, TODAY};
@@ -146,7 +149,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let page = args
         .html
         .as_deref()
-        .map(|path| Output::create(path, Kept::IfWhole))
+        .map(|path| output::create(path, Readers::AsUsual))
         .transpose()?;
     let compared = with_progress(|show| compare(&workload, &chosen, args.sweep, args.seed, show))?;
     if let Some((page, mut file)) = page {
@@ -154,9 +157,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         page.finish(file.write_all(text.as_bytes()).map(|()| file))?;
     }
     if args.json {
-        let mut text = serde_json::to_string_pretty(&compared)?;
-        text.push('\n');
-        say(&text)
+        say(&crate::output::json(&compared)?)
     } else {
         say(&tables(&compared))
     }
@@ -197,9 +198,7 @@ fn matrix(
             seed,
             outcomes,
         };
-        let mut text = serde_json::to_string_pretty(&all)?;
-        text.push('\n');
-        return say(&text);
+        return say(&crate::output::json(&all)?);
     }
     let mut text = String::new();
     for (what, of) in [
@@ -259,7 +258,7 @@ fn load(name: &str) -> anyhow::Result<Workload> {
             names.join(", ")
         ));
     }
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {name}"))?;
+    let file = input::open(path).with_context(|| format!("cannot read {}", printable(name)))?;
     match faultless_trace::Reader::new(std::io::BufReader::new(file)) {
         Ok(trace) => {
             let cannot = || format!("cannot read the trace {name}");
@@ -276,18 +275,7 @@ fn load(name: &str) -> anyhow::Result<Workload> {
 
 /// A text that is not absurdly long.
 fn text_of(path: &std::path::Path) -> anyhow::Result<String> {
-    use std::io::Read as _;
-    let cannot = || format!("cannot read {}", path.display());
-    let mut text = String::new();
-    let file = std::fs::File::open(path).with_context(cannot)?;
-    let read = file.take(TEXT_MAX + 1).read_to_string(&mut text);
-    anyhow::ensure!(
-        read.with_context(cannot)? as u64 <= TEXT_MAX,
-        "{} is no workload or machine: it is longer than {} KiB",
-        path.display(),
-        TEXT_MAX >> 10
-    );
-    Ok(text)
+    input::text(path, TEXT_MAX).with_context(|| format!("cannot read {}", printable(path)))
 }
 
 fn list() -> String {

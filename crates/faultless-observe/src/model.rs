@@ -975,11 +975,7 @@ fn add_parts(sums: &mut Parts, parts: &Parts) {
 
 /// A name that does nothing to a terminal.
 pub(crate) fn printable(name: &str) -> String {
-    let replace =
-        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    name.chars()
-        .map(|c| if replace(c) { '\u{fffd}' } else { c })
-        .collect()
+    faultless_untrusted::printable(name).to_string()
 }
 
 /// Whether this is the time in which a lock waited for its next owner to run.

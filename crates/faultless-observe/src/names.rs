@@ -1,5 +1,6 @@
 //! Names for numbers: kernel functions, file systems by device, system calls.
 
+use faultless_untrusted::input::kernel_text;
 use std::collections::HashMap;
 
 /// The kernel's functions, by address.
@@ -61,11 +62,9 @@ pub(crate) struct Mounts {
 impl Mounts {
     /// As a process sees them, or as this one does.
     pub(crate) fn of(pid: Option<u32>) -> Mounts {
-        let own = || std::fs::read_to_string("/proc/self/mountinfo");
+        let own = || kernel_text("/proc/self/mountinfo");
         let text = match pid {
-            Some(pid) => {
-                std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).or_else(|_| own())
-            }
+            Some(pid) => kernel_text(format!("/proc/{pid}/mountinfo")).or_else(|_| own()),
             None => own(),
         };
         Self::parse(&text.unwrap_or_default())
@@ -73,8 +72,9 @@ impl Mounts {
 
     fn parse(text: &str) -> Mounts {
         let mut mounts = Mounts::default();
-        for line in text.lines() {
-            let mut parts = line.split_ascii_whitespace().skip(2);
+        for line in text.split('\n') {
+            // (Other white space is a part of the names.)
+            let mut parts = line.split(' ').skip(2);
             let (Some(device), Some(root), Some(point)) =
                 (parts.next(), parts.next(), parts.next())
             else {

@@ -9,6 +9,8 @@ use crate::translate::Translator;
 use crate::{HOLD_MIN, Options, WAIT_MIN};
 use anyhow::{Context, bail};
 use faultless_trace::{Ended, Event, FileNo, Header, Lost, Nanos, Process, ProcessChange, Thread};
+use faultless_untrusted::input::kernel_text;
+use faultless_untrusted::printable;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
@@ -132,11 +134,11 @@ impl Observer {
         self.session.watch(own, raw::TARGET_CHILDREN)?;
         let child = command.spawn();
         self.session.unwatch(own);
-        let child = child
-            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        let child =
+            child.with_context(|| format!("cannot start {}", printable(command.get_program())))?;
         self.command = std::iter::once(command.get_program())
             .chain(command.get_args())
-            .map(|a| a.to_string_lossy().into_owned())
+            .map(|a| printable(a).to_string())
             .collect();
         self.alive.insert(child.id());
         Ok(child)
@@ -393,7 +395,7 @@ pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
     if !Path::new(&format!("/proc/{pid}")).exists() {
         bail!("there is no process {pid}; `pgrep -a NAME` finds the numbers of processes");
     }
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+    let status = kernel_text(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;
     let field = |name: &str| {
         status
@@ -408,7 +410,7 @@ pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
     if field("VmSize:").is_none() && field("Kthread:") == Some("1") {
         bail!("process {pid} is a kernel thread, which has no memory of its own to fault in");
     }
-    Ok(field("Name:").unwrap_or("?").to_owned())
+    Ok(printable(field("Name:").unwrap_or("?")).to_string())
 }
 
 /// Whether a thread of a process lives; its first one may have ended before the others.
@@ -417,7 +419,7 @@ fn is_alive(pid: u32) -> bool {
         return false;
     };
     threads.flatten().any(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let stat = kernel_text(thread.path().join("stat")).unwrap_or_default();
         let state = stat
             .rsplit(')')
             .next()

@@ -1067,7 +1067,7 @@ pub(crate) fn going_on(model: &Model, events: &[faultless_trace::Event]) -> Vec<
                     h.target,
                     if h.write { "writing" } else { "reading" },
                     duration(ms(h.took)),
-                    what(h.doing, &h.reads),
+                    what(h.doing, &crate::model::printable(&h.reads)),
                     holder_was(model, h),
                 ),
             )),

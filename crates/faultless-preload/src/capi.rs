@@ -3,9 +3,9 @@
 #![allow(unsafe_code, reason = "pointers of C programs")]
 
 use faultless::{Advice, Bytes, Map, Pinned, Pool, PoolStats, Reads, Source, Stats, standin};
+use faultless_untrusted::printable;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -135,7 +135,7 @@ impl Source for Borrowed {
         let link = format!("/proc/thread-self/fd/{}", self.0);
         std::fs::read_link(link).map_or_else(
             |_| format!("descriptor {}", self.0),
-            |p| p.display().to_string(),
+            |p| printable(&p).to_string(),
         )
     }
 }
@@ -194,7 +194,8 @@ extern "C" fn faultless_map_open(
         }
         // SAFETY: by the program's promise a NUL-terminated string.
         let path = OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes());
-        let file = File::open(path).map_err(|e| format!("cannot open {}: {e}", path.display()))?;
+        let file = faultless_untrusted::input::open(std::path::Path::new(path))
+            .map_err(|e| format!("cannot open {}: {e}", printable(path)))?;
         let made = map(pool, file.as_fd(), 0, 0, flags);
         if standin::posix_locked(file.as_raw_fd()) {
             // Closing it would drop the program's locks on the file: it stays.

@@ -6,9 +6,9 @@ use crate::state::{self, FORKED, LOOKED, State, Tally};
 use crate::{counters, service, waiting};
 use faultless_run::{FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals};
 use faultless_sys::raw;
-use std::fs::OpenOptions;
+use faultless_untrusted::output::reopen_log;
+use faultless_untrusted::printable;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::atomic::Ordering;
 
 /// Writes a report, where one is wanted.
@@ -30,11 +30,8 @@ pub(crate) fn write(reason: &'static str) {
     }
     if let Some(path) = &settings.stats_json {
         let line = report.to_json() + "\n";
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o666)
-            .open(path);
+        let (device, inode) = settings.stats_file.unwrap_or_default();
+        let file = reopen_log(path, device, inode);
         let written = file.and_then(|mut f| f.write_all(line.as_bytes()));
         // (In another root directory there is no such file, and nothing to be said about it.)
         if let Err(e) = written
@@ -42,7 +39,7 @@ pub(crate) fn write(reason: &'static str) {
         {
             state::say(&format!(
                 "faultless: cannot write the report to {}: {e}\n",
-                path.display()
+                printable(&path)
             ));
         }
     }

@@ -6,7 +6,7 @@ use crate::state::{self, STANDING};
 use crate::{decide, lend, reports};
 use faultless::standin::Thread;
 use faultless::{Bytes, standin};
-use faultless_run::tree::{LEAST, Share};
+use faultless_run::tree::{LEAST, Share, Use};
 use faultless_sys::{futex, raw, signal};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -53,13 +53,16 @@ pub(crate) fn join() -> u64 {
     };
     let granted = match Share::join(&settings.tree, settings.memory, raw::getpid()) {
         Ok(mut joined) => {
-            let granted = joined.settle(0, true);
+            let granted = joined.settle(&Use {
+                pressed: true,
+                ..Use::default()
+            });
             *share() = Some(joined);
             granted
         }
         Err(e) => {
             state::say(&format!(
-                "faultless: this process cannot share the memory budget of the others, and uses an eighth of it: no shared memory in /dev/shm: {e}\n"
+                "faultless: this process cannot share the memory budget of the others, and uses an eighth of it: no file in /dev/shm for that: {e}\n"
             ));
             (settings.memory / 8).max(LEAST)
         }
@@ -78,10 +81,14 @@ pub(crate) fn figures() -> (u64, u64) {
 
 /// Leaves the tree of processes.
 pub(crate) fn leave() {
-    if let Ok(mut share) = SHARE.try_lock()
-        && let Some(share) = share.as_mut()
-    {
-        share.leave();
+    let Ok(mut share) = SHARE.try_lock() else {
+        return;
+    };
+    match (share.as_mut(), state::settings()) {
+        (Some(share), _) => share.leave(),
+        // One that has never joined can still be the tree's first.
+        (None, Some(settings)) => settings.tree.end(),
+        (None, None) => {}
     }
 }
 
@@ -181,17 +188,26 @@ fn tick() {
     // The evictor keeps a reserve of an eighth at most.
     let pressed = used + granted / 6 > granted;
     lend::set_pinned_max(standin::hold_at_most(&pool));
-    let mut guard = share();
-    let Some(share) = guard.as_mut() else { return };
     let mut files: Vec<_> = held
         .into_iter()
         .map(|((d, i), bytes)| (d, i, bytes))
         .collect();
     files.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
-    share.holds(files);
-    DUPLICATED.store(share.duplicated(), Ordering::Relaxed);
-    let now = share.settle(used, pressed);
-    drop(guard);
+    let now = Use {
+        used,
+        pressed,
+        files,
+    };
+    // (It opens a file.)
+    let settled = standin::apart(move || {
+        share()
+            .as_mut()
+            .map(|share| (share.settle(&now), share.duplicated()))
+    });
+    let Some(Some((now, duplicated))) = settled else {
+        return;
+    };
+    DUPLICATED.store(duplicated, Ordering::Relaxed);
     // Small changes are not worth the evictor's trouble.
     if now.abs_diff(granted) > granted / 64 && pool.resize(Bytes::new(now)).is_ok() {
         GRANTED.store(now, Ordering::Relaxed);

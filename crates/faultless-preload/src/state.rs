@@ -58,7 +58,9 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 /// Reads the settings. Called before `main`, by nobody else.
 #[cold]
 fn start() -> bool {
-    let Some(text) = std::env::var_os(VARIABLE) else {
+    // What runs with privileges that its caller lacks obeys nothing in the environment.
+    let text = std::env::var_os(VARIABLE).filter(|_| !raw::is_privileged());
+    let Some(text) = text else {
         MODE.store(OFF, Ordering::Relaxed);
         return false;
     };

@@ -193,7 +193,7 @@ fn elf(fd: i32, head: &[u8]) -> Option<Fitness> {
     let (addr, len) = names(fd, dynamic)?;
     let offset = all()
         .find(|s| s.kind == PT_LOAD && (s.addr..s.addr.saturating_add(s.len)).contains(&addr))
-        .map(|s| s.offset + (addr - s.addr))?;
+        .and_then(|s| s.offset.checked_add(addr - s.addr))?;
     Some(if sanitized(fd, offset, len.min(NAMES_MAX))? {
         Fitness::Sanitized
     } else {
@@ -207,9 +207,14 @@ fn names(fd: i32, dynamic: Segment) -> Option<(u64, u64)> {
     const DT_STRTAB: u64 = 5;
     const DT_STRSZ: u64 = 10;
     let (mut addr, mut len) = (None, None);
+    /// Bytes of a table that are looked at: what is longer was made to be long.
+    const MOST: u64 = 64 << 10;
     let mut entries = [0; 64 * 16];
-    for at in (0..dynamic.len).step_by(entries.len()) {
-        let got = read_at(fd, dynamic.offset + at, &mut entries)?;
+    for at in (0..dynamic.len.min(MOST)).step_by(entries.len()) {
+        let got = read_at(fd, dynamic.offset.checked_add(at)?, &mut entries)?;
+        if got == 0 {
+            break;
+        }
         for entry in entries[..got].chunks_exact(16) {
             match u64_at(entry, 0)? {
                 DT_NULL => return Some((addr?, len?)),
@@ -228,7 +233,10 @@ fn sanitized(fd: i32, offset: u64, len: u64) -> Option<bool> {
     const OVERLAP: u64 = 16;
     let mut part = [0; 4096];
     for at in (0..len).step_by(part.len() - OVERLAP as usize) {
-        let got = read_at(fd, offset + at, &mut part)?.min((len - at) as usize);
+        let got = read_at(fd, offset.checked_add(at)?, &mut part)?.min((len - at) as usize);
+        if got == 0 {
+            break;
+        }
         let found = SANITIZERS
             .iter()
             .any(|name| part[..got].windows(name.len()).any(|w| w == *name));

@@ -1,5 +1,7 @@
 //! Whether a program can be served: found, of this machine's kind, dynamically linked with glibc, and not privileged.
 
+use faultless_untrusted::input::open;
+use faultless_untrusted::printable;
 use object::elf;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
@@ -17,7 +19,7 @@ pub enum Unservable {
     #[error("there is no program {0:?}; give its path, or put its directory into PATH")]
     NotFound(PathBuf),
     /// It cannot be looked at.
-    #[error("cannot read the program {path}: {error}")]
+    #[error("cannot read the program {}: {error}", printable(path))]
     Unreadable {
         /// The program.
         path: PathBuf,
@@ -25,26 +27,31 @@ pub enum Unservable {
         error: io::Error,
     },
     /// It is not executable.
-    #[error("{0} is not executable; chmod +x it, or name its interpreter")]
+    #[error("{} is not executable; chmod +x it, or name its interpreter", printable(.0))]
     NotExecutable(PathBuf),
     /// Neither ELF nor a script.
     #[error(
-        "{0} is neither an ELF program nor a script that names its interpreter in a first line with #!; name the interpreter"
+        "{} is neither an ELF program nor a script that names its interpreter in a first line with #!; name the interpreter",
+        printable(.0)
     )]
     NotAProgram(PathBuf),
     /// For another machine.
     #[error(
-        "{0} is not a 64-bit program of this machine's architecture, so the library cannot be loaded into it"
+        "{} is not a 64-bit program of this machine's architecture, so the library cannot be loaded into it",
+        printable(.0)
     )]
     OtherMachine(PathBuf),
     /// No dynamic loader.
     #[error(
-        "{0} is statically linked, so nothing can be preloaded into it; use a dynamically linked build"
+        "{} is statically linked, so nothing can be preloaded into it; use a dynamically linked build",
+        printable(.0)
     )]
     Static(PathBuf),
     /// Another C library.
     #[error(
-        "{path} uses the dynamic loader {loader}, not glibc's, so the library cannot be loaded into it; use a build for glibc"
+        "{} uses the dynamic loader {}, not glibc's, so the library cannot be loaded into it; use a build for glibc",
+        printable(path),
+        printable(loader)
     )]
     OtherLibc {
         /// The program.
@@ -54,7 +61,8 @@ pub enum Unservable {
     },
     /// The loader ignores LD_PRELOAD.
     #[error(
-        "{path} gains privileges when it starts ({how}), so the dynamic loader ignores preloaded libraries; run it as the user whose privileges it gains, without {how}"
+        "{} gains privileges when it starts ({how}), so the dynamic loader ignores preloaded libraries; run it as the user whose privileges it gains, without {how}",
+        printable(path)
     )]
     Privileged {
         /// The program.
@@ -113,13 +121,10 @@ pub fn check(path: &Path) -> Result<(), Unservable> {
             path: path.clone(),
             error,
         };
-        if !executable(&path) {
+        if !executable(&path) || !path.is_file() {
             return Err(Unservable::NotExecutable(path));
         }
-        let mut file = std::fs::File::open(&path).map_err(unreadable)?;
-        if !file.metadata().map_err(unreadable)?.is_file() {
-            return Err(Unservable::NotExecutable(path));
-        }
+        let mut file = open(&path).map_err(unreadable)?;
         let mut head = Vec::with_capacity(HEAD);
         (&mut file)
             .take(HEAD as u64)
@@ -171,7 +176,7 @@ fn check_elf(path: &Path) -> Result<(), Unservable> {
                 how,
             })
         })?;
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let file = open(path).map_err(unreadable)?;
     let data = object::ReadCache::new(file);
     let ident = (&data).read_bytes_at(0, 20).unwrap_or_default();
     if ident.get(..4) != Some(&elf::ELFMAG) {

@@ -1,8 +1,10 @@
 //! What a process says about itself when it ends.
 
+use faultless_untrusted::input;
+use faultless_untrusted::printable;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write as _};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// One process's report: one line of JSON in the file of `--stats-json`. A process that executes another program, or is
@@ -12,6 +14,7 @@ pub struct Report {
     /// The process.
     pub pid: u32,
     /// Its program.
+    #[serde(serialize_with = "lossy")]
     pub program: PathBuf,
     /// Why the report was written: `exit`, `exec`, or `asked`.
     pub reason: String,
@@ -80,6 +83,7 @@ pub struct FillTimes {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FileReport {
     /// The file, as it was called when it was first mapped.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// `lease`, or `trust`.
     pub coherence: String,
@@ -107,6 +111,7 @@ pub struct HandedBack {
     /// The longest time that readers of a part could be held up, in microseconds.
     pub longest_us: f64,
     /// One of the files.
+    #[serde(serialize_with = "lossy")]
     pub example: PathBuf,
 }
 
@@ -120,6 +125,7 @@ pub struct LeftAlone {
     /// Their bytes.
     pub bytes: u64,
     /// One of the files.
+    #[serde(serialize_with = "lossy")]
     pub example: PathBuf,
 }
 
@@ -134,15 +140,22 @@ pub struct Efaults {
     pub mended: bool,
 }
 
+/// A path as text: what is no UTF-8 in it becomes U+FFFD.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 /// Reads the reports in a file of `--stats-json`.
 ///
 /// # Errors
 ///
 /// The file cannot be read, or a line of it is no report.
 pub fn read_reports(path: &Path) -> io::Result<Vec<Report>> {
-    BufReader::new(std::fs::File::open(path)?)
+    /// Bytes that a file of reports has at most: those of some hundred thousand processes.
+    const MOST: u64 = 256 << 20;
+    input::text(path, MOST)?
         .lines()
-        .map(|line| serde_json::from_str(&line?).map_err(io::Error::other))
+        .map(|line| serde_json::from_str(line).map_err(io::Error::other))
         .collect()
 }
 
@@ -166,13 +179,13 @@ impl fmt::Display for Size {
 impl Report {
     /// One line of JSON, without the newline.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+        faultless_untrusted::json(&serde_json::to_string(self).unwrap_or_default())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.program.file_name().unwrap_or_default().display();
+        let name = printable(self.program.file_name().unwrap_or_default());
         writeln!(f, "faultless: {name}, process {}", self.pid)?;
         let t = &self.totals;
         let verb = if self.dry_run {
@@ -215,7 +228,7 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "    {} ({}): {} mappings, {}, {} misses",
-                file.path.display(),
+                printable(&file.path),
                 file.coherence,
                 file.mappings,
                 Size(file.mapped_bytes),
@@ -228,8 +241,8 @@ impl fmt::Display for Report {
                 "  handed back to the kernel: {} mappings, {}: {} (such as {}; longest hold-up {:.0} µs)",
                 h.mappings,
                 Size(h.bytes),
-                h.reason,
-                h.example.display(),
+                printable(&h.reason),
+                printable(&h.example),
                 h.longest_us
             )?;
         }
@@ -239,19 +252,20 @@ impl fmt::Display for Report {
                 "  left to the kernel: {} mappings, {}: {} (such as {})",
                 l.mappings,
                 Size(l.bytes),
-                l.reason,
-                l.example.display()
+                printable(&l.reason),
+                printable(&l.example)
             )?;
         }
         let mut mended = String::new();
         for e in &self.efaults {
             if e.mended {
-                let _ = write!(mended, " {} ({})", e.call, e.count);
+                let _ = write!(mended, " {} ({})", printable(&e.call), e.count);
             } else {
                 writeln!(
                     f,
                     "  {} returned EFAULT to the program {} times: it entered the kernel without the C library; try --compat",
-                    e.call, e.count
+                    printable(&e.call),
+                    e.count
                 )?;
             }
         }

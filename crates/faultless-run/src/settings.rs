@@ -45,6 +45,9 @@ pub struct Settings {
     /// Each process appends its report, one line of JSON, to this file.
     #[serde(default)]
     pub stats_json: Option<PathBuf>,
+    /// Its device and inode: another file of that name is not written to.
+    #[serde(default)]
+    pub stats_file: Option<(u64, u64)>,
     /// Nothing is taken over; the reports say what would have been.
     #[serde(default)]
     pub dry_run: bool,
@@ -66,8 +69,8 @@ pub struct Settings {
     /// System calls whose EFAULT can be counted, with the numbers of their tracepoints. Empty where this user may not.
     #[serde(default)]
     pub efault_tracepoints: Vec<(String, u64)>,
-    /// Name of the shared memory through which the processes share the budget.
-    pub tree: String,
+    /// The processes that share the budget.
+    pub tree: crate::tree::Tree,
 }
 
 impl Settings {
@@ -141,6 +144,7 @@ mod tests {
             reads: Reads::Buffered,
             stats: true,
             stats_json: Some("/tmp/a.json".into()),
+            stats_file: Some((1, 2)),
             dry_run: false,
             compat: true,
             efault_tracepoints: vec![("write".into(), 7)],
@@ -148,7 +152,7 @@ mod tests {
             no_lease: true,
             sandbox: crate::Sandbox::default(),
             library: "l".into(),
-            tree: "t".into(),
+            tree: crate::tree::Tree::none(),
         };
         assert_eq!(
             Settings::decode(&settings.encode().expect("plain paths")).expect("its own"),

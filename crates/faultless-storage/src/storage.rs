@@ -24,6 +24,7 @@ impl Storage {
     pub fn start(server: impl FnOnce(&Path) -> Command) -> io::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("faultless-storage-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir()?;
         let mut child = server(dir.path())
             .stdin(Stdio::piped())

@@ -4,6 +4,7 @@
 
 use crate::raw::{Errno, check, syscall};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The first published version of `struct perf_event_attr`, which is all that is needed here.
@@ -140,9 +141,16 @@ pub fn tracepoint_ids(names: &[&str]) -> std::io::Result<Vec<u64>> {
             return Ok(ids);
         }
     }
-    let dir = std::env::temp_dir().join(format!("faultless-tracefs-{}", std::process::id()));
-    std::fs::create_dir(&dir)?;
-    let target = std::ffi::CString::new(dir.as_os_str().as_encoded_bytes())?;
+    let template = std::env::temp_dir().join("faultless-tracefs-XXXXXX");
+    let mut template =
+        std::ffi::CString::new(template.as_os_str().as_encoded_bytes())?.into_bytes_with_nul();
+    // (With a name that nobody can guess, for this user alone.)
+    // SAFETY: a NUL-terminated template of our own, which it fills in.
+    if unsafe { libc::mkdtemp(template.as_mut_ptr().cast()) }.is_null() {
+        return Err(std::io::Error::last_os_error());
+    }
+    let target = std::ffi::CString::from_vec_with_nul(template).map_err(std::io::Error::other)?;
+    let dir = Path::new(std::ffi::OsStr::from_bytes(target.as_bytes())).to_owned();
     // SAFETY: NUL-terminated strings; the directory is ours and empty.
     let mounted = unsafe {
         libc::mount(
@@ -160,7 +168,7 @@ pub fn tracepoint_ids(names: &[&str]) -> std::io::Result<Vec<u64>> {
     };
     if mounted {
         // SAFETY: mounted above.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
     }
     let _ = std::fs::remove_dir(&dir);
     found

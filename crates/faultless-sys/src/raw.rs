@@ -191,6 +191,13 @@ pub fn nap(ns: u64) {
     unsafe { syscall(libc::SYS_nanosleep, [&raw const t as usize, 0, 0, 0, 0, 0]) };
 }
 
+/// Whether this process has privileges that whoever started it lacks (`AT_SECURE`: set-user-id programs and the like). Then
+/// nothing in its environment is to be believed.
+pub fn is_privileged() -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// Writes `bytes` to the standard error output; what cannot be written is dropped.
 pub fn write_stderr(mut bytes: &[u8]) {
     while !bytes.is_empty() {

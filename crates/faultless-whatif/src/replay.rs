@@ -14,6 +14,7 @@ use crate::stats::histogram;
 use crate::vma::{Backing, Vma};
 use crate::workload::GROUPS_MAX;
 use faultless_trace::{Cause, Doing, Event, Fault, Hold, Nanos, Reader, Wait};
+use faultless_untrusted::printable;
 use hdrhistogram::Histogram;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -118,7 +119,7 @@ impl Recording {
             last = last.max(event.at().unwrap_or(0));
             match event {
                 Event::Thread(e) => {
-                    names.insert(e.tid, (e.pid, e.name));
+                    names.insert(e.tid, (e.pid, printable(&e.name).to_string()));
                 }
                 Event::Fault(e) if !e.open => {
                     let file = e.file.map(|f| f.0);

@@ -24,6 +24,7 @@
 
 use crate::costs::Costs;
 use crate::storage::Device;
+use faultless_untrusted::printable;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A page, in bytes.
@@ -347,7 +348,7 @@ pub enum Error {
     #[error("{}", in_one_line(.0))]
     Text(toml::de::Error),
     /// It says something that cannot be.
-    #[error("the workload {name}: {what}")]
+    #[error("the workload {}: {}", printable(name), printable(what))]
     Wrong {
         /// Its name.
         name: String,
@@ -355,7 +356,7 @@ pub enum Error {
         what: String,
     },
     /// There is no such design.
-    #[error("there is no design {0}; there are: {1}")]
+    #[error("there is no design {name}; there are: {all}", name = printable(.0), all = .1)]
     Design(String, String),
     /// The model is wrong.
     #[error(
@@ -378,7 +379,17 @@ fn in_one_line(e: &toml::de::Error) -> String {
     let text = e.to_string();
     let line = text.lines().next().unwrap_or_default();
     let at = line.strip_prefix("TOML parse error at ").unwrap_or(line);
-    format!("{at}: {}", e.message())
+    format!("{}: {}", printable(at), printable(e.message()))
+}
+
+/// All names, so that nothing of them acts on a terminal. (Names that are the same stay the same.)
+fn make_printable(value: &mut toml::Value) {
+    match value {
+        toml::Value::String(s) => *s = printable(s).lines().to_string(),
+        toml::Value::Array(all) => all.iter_mut().for_each(make_printable),
+        toml::Value::Table(all) => all.iter_mut().for_each(|(_, v)| make_printable(v)),
+        _ => {}
+    }
 }
 
 impl Workload {
@@ -388,7 +399,11 @@ impl Workload {
     ///
     /// Where the text is wrong, with the line; or what it says that cannot be.
     pub fn parse(text: &str) -> Result<Workload, Error> {
-        let workload: Workload = toml::from_str(text).map_err(Error::Text)?;
+        // (First as it is: errors tell the line.)
+        let _: Workload = toml::from_str(text).map_err(Error::Text)?;
+        let mut value: toml::Table = toml::from_str(text).map_err(Error::Text)?;
+        value.iter_mut().for_each(|(_, v)| make_printable(v));
+        let workload: Workload = value.try_into().map_err(Error::Text)?;
         workload.check()?;
         Ok(workload)
     }
@@ -425,7 +440,7 @@ impl Workload {
             });
         }
         Ok(Workload {
-            name: name.to_owned(),
+            name: printable(name).to_string(),
             about: format!(
                 "a recording of {:.1} s on {} processors{}",
                 recording.seconds,

@@ -1,5 +1,6 @@
 //! How much memory there is: of the machine, and of the control group that this process is in.
 
+use faultless_untrusted::input::kernel_text;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -46,7 +47,7 @@ fn number(path: PathBuf) -> Option<u64> {
 /// Directories of this process's memory control group, from its own up to the root, with the names of the files that
 /// hold limit and usage (version 1 or 2).
 fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
-    let Ok(text) = fs::read_to_string("/proc/self/cgroup") else {
+    let Ok(text) = kernel_text("/proc/self/cgroup") else {
         return Vec::new();
     };
     let mut found = Vec::new();
@@ -106,7 +107,7 @@ pub(crate) fn look() -> Memory {
 
 /// Bytes of page tables of this process (`VmPTE`).
 pub(crate) fn page_tables() -> u64 {
-    let Ok(text) = fs::read_to_string("/proc/self/status") else {
+    let Ok(text) = kernel_text("/proc/self/status") else {
         return 0;
     };
     text.lines()

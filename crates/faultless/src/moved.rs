@@ -84,7 +84,7 @@ const READ_AGAIN_NS: u64 = 5_000;
 
 /// The end of the mapping that begins at an address, if it is armed by userfaultfd.
 fn armed_until(start: usize) -> Option<usize> {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+    let smaps = faultless_untrusted::input::kernel_text("/proc/self/smaps").ok()?;
     let head = format!("{start:x}-");
     let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&head));
     let end = lines.next()?[head.len()..].split(' ').next()?;

@@ -247,7 +247,8 @@ impl Drop for Promise {
 /// Opens a userfaultfd in the mode that the engine needs, or says why not.
 fn open_uffd(choice: BackendChoice) -> Result<OwnedFd, String> {
     if choice == BackendChoice::Mmap
-        || std::env::var_os("FAULTLESS_BACKEND").is_some_and(|v| v == "mmap")
+        || (!raw::is_privileged()
+            && std::env::var_os("FAULTLESS_BACKEND").is_some_and(|v| v == "mmap"))
     {
         return Err("it was asked for".to_owned());
     }

@@ -113,7 +113,7 @@ pub(crate) fn file_name(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
     std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).map_or_else(
         |_| format!("descriptor {}", fd.as_raw_fd()),
-        |p| p.display().to_string(),
+        |p| faultless_untrusted::printable(&p).to_string(),
     )
 }
 

@@ -2,7 +2,7 @@
 
 use super::{rate, say, time};
 use crate::bench::{Bar, size, unique, usage_error};
-use crate::output::{Kept, Output, right_align, table};
+use crate::output::{self, right_align, table};
 use anyhow::Context;
 use faultless::Bytes;
 use faultless_bench::contender::{Kind, check_direct};
@@ -10,6 +10,8 @@ use faultless_bench::data::{is_cold, prepare, warm};
 use faultless_bench::micro::{Micro, measure};
 use faultless_bench::plan::{Plan, Progress};
 use faultless_bench::scenario::Scenario;
+use faultless_untrusted::output::Readers;
+use faultless_untrusted::printable;
 use faultless_whatif::Device;
 use faultless_whatif::compare::{run_all, tail, throughput};
 use faultless_whatif::costs::Costs;
@@ -88,7 +90,7 @@ pub(super) struct Validate {
 /// A machine from its file.
 pub(super) fn machine(path: &Path) -> anyhow::Result<Machine> {
     let text = super::text_of(path)?;
-    Machine::parse(&text).with_context(|| format!("{} is no machine", path.display()))
+    Machine::parse(&text).with_context(|| format!("{} is no machine", printable(&path)))
 }
 
 pub(super) fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
@@ -134,7 +136,7 @@ fn is_cold_by_nature(data: &Data, bar: &mut Bar) -> anyhow::Result<bool> {
     if is_so {
         bar.show(Progress::Note(format!(
             "{} is read faster the second time, however often all of it is read: its device has a cache that is smaller",
-            data.file.display()
+            printable(&data.file)
         )));
     }
     Ok(is_so)
@@ -404,9 +406,9 @@ fn check(machine: &Machine) -> anyhow::Result<()> {
 }
 
 fn keep(path: &Path, before: &Before) -> anyhow::Result<()> {
-    let (page, mut file) = Output::create(path, Kept::IfWhole)?;
+    let (page, mut file) = output::create(path, Readers::AsUsual)?;
     let written = file.write_all(&serde_json::to_vec_pretty(before)?);
-    page.finish(written.map(|()| file))
+    Ok(page.finish(written.map(|()| file))?)
 }
 
 /// What was measured, and on what.
@@ -436,7 +438,7 @@ fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Sett
 fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
     let text = super::text_of(path)?;
     let mut before: Before = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not what validate --json prints", path.display()))?;
+        .with_context(|| format!("{} is not what validate --json prints", printable(&path)))?;
     if let Some(path) = machine_from {
         before.machines = vec![machine(path)?];
         before.settings.iter_mut().for_each(|s| s.machine = 0);
@@ -445,7 +447,7 @@ fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result
     if let Some(lost) = before.settings.iter().find(|s| of(s)) {
         anyhow::bail!(
             "{} is not what validate --json prints: there is no machine {} in it",
-            path.display(),
+            printable(&path),
             lost.machine
         );
     }
@@ -495,9 +497,7 @@ fn predict(before: Before, json: bool) -> anyhow::Result<()> {
         right_pairs_without_monitor,
     };
     if json {
-        let mut text = serde_json::to_string_pretty(&validation)?;
-        text.push('\n');
-        return say(&text);
+        return say(&crate::output::json(&validation)?);
     }
     say(&tables(&validation))
 }

@@ -46,9 +46,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             seed: args.seed,
             predictions,
         };
-        let mut text = serde_json::to_string_pretty(&all)?;
-        text.push('\n');
-        return say(&text);
+        return say(&crate::output::json(&all)?);
     }
     say(&tables(&predictions))
 }

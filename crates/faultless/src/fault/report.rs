@@ -2,6 +2,7 @@
 
 use super::core::MapCore;
 use faultless_sys::raw;
+use faultless_untrusted::printable;
 use std::fmt::{self, Write};
 
 /// Why a unit could not be filled.
@@ -100,9 +101,12 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Most bytes of a name that are told.
+const NAME_MAX: usize = 160;
+
 /// A line being composed, on the stack.
 struct Line {
-    bytes: [u8; 400],
+    bytes: [u8; 1024],
     len: usize,
 }
 
@@ -119,10 +123,15 @@ impl Write for Line {
 /// integers neither allocates nor locks.
 pub(crate) fn print(core: &MapCore, offset: u64, why: Fault) {
     let mut line = Line {
-        bytes: [0; 400],
+        bytes: [0; 1024],
         len: 0,
     };
-    let _ = write!(line, "faultless: {}, offset {offset}: {why}", core.name);
+    // The end of a long name tells more than its beginning, and the reason has to find room.
+    let name = core.name.as_bytes();
+    let short = &name[name.len().saturating_sub(NAME_MAX)..];
+    let cut = if short.len() < name.len() { "…" } else { "" };
+    let name = printable(short);
+    let _ = write!(line, "faultless: {cut}{name}, offset {offset}: {why}");
     line.bytes[line.len] = b'\n';
     raw::write_stderr(&line.bytes[..=line.len]);
 }
@@ -151,7 +160,7 @@ mod tests {
     #[test]
     fn a_line_that_is_too_long_is_cut() {
         let mut line = Line {
-            bytes: [0; 400],
+            bytes: [0; 1024],
             len: 0,
         };
         for _ in 0..100 {

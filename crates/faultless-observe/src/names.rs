@@ -184,4 +184,15 @@ mod tests {
         assert_eq!(call(11), "munmap");
         assert_eq!(call(9999), "system call 9999");
     }
+
+    #[test]
+    fn no_text_of_mounts_is_too_much() {
+        let text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+            37 35 0:5 / /a\\040b rw - tmpfs none rw\n";
+        faultless_untrusted::fuzz::run("mountinfo", &[text.into()], |bytes, _| {
+            let mounts = Mounts::parse(&String::from_utf8_lossy(bytes));
+            let _ = mounts.path(98 << 20, "/mnt1/x");
+            let _ = mounts.path(5, "/x");
+        });
+    }
 }

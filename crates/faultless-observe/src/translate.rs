@@ -18,6 +18,8 @@ pub(crate) struct Translator {
     mounts: Mounts,
     files: HashMap<raw::FileId, FileNo>,
     stacks: HashMap<u32, StackNo>,
+    /// Numbers of locks, by their addresses in the kernel, which are nobody's business.
+    locks: HashMap<u64, LockId>,
 }
 
 impl Translator {
@@ -28,7 +30,13 @@ impl Translator {
             mounts: Mounts::of(None),
             files: HashMap::new(),
             stacks: HashMap::new(),
+            locks: HashMap::new(),
         }
+    }
+
+    fn lock(&mut self, mm: u64) -> LockId {
+        let next = LockId(self.locks.len() as u64 + 1);
+        *self.locks.entry(mm).or_insert(next)
     }
 
     /// Times count from an instant of CLOCK_MONOTONIC.
@@ -209,7 +217,7 @@ impl Translator {
                 tell(Event::Wait(Wait {
                     at: self.at(r.at),
                     took: r.until.saturating_sub(r.at.max(self.began)),
-                    lock: LockId(r.mm),
+                    lock: self.lock(r.mm),
                     target: r.header.target,
                     tid: r.header.tid,
                     pid: r.header.pid,
@@ -233,7 +241,7 @@ impl Translator {
                 tell(Event::Hold(Hold {
                     at: self.at(r.at),
                     took: r.until.saturating_sub(r.at.max(self.began)),
-                    lock: LockId(r.mm),
+                    lock: self.lock(r.mm),
                     target: r.header.target,
                     tid: r.header.tid,
                     pid: r.header.pid,
@@ -254,7 +262,7 @@ impl Translator {
             }
             Raw::Stray(r) => tell(Event::Stray(Stray {
                 at: self.at(r.at),
-                lock: LockId(r.mm),
+                lock: self.lock(r.mm),
                 target: r.header.target,
                 tid: r.header.tid,
                 pid: r.header.pid,

@@ -216,4 +216,14 @@ Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
                 .any(|v| v.path.ends_with(b".so.6") && v.flags.is_some() && v.anonymous.is_some())
         );
     }
+
+    #[test]
+    fn no_text_is_too_much() {
+        faultless_untrusted::fuzz::run("smaps", &[TEXT.to_vec()], |bytes, _| {
+            for vma in files(bytes) {
+                let _ = (vma.plain(), vma.advice());
+                let _ = containing(&[vma.clone()], &vma.range);
+            }
+        });
+    }
 }

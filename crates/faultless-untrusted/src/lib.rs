@@ -9,3 +9,6 @@ pub mod output;
 mod text;
 
 pub use text::{Printable, json, printable};
+
+#[cfg(feature = "fuzz")]
+pub mod fuzz;

@@ -828,15 +828,21 @@ impl Kernel {
         ends: usize,
         end: Nanos,
         warm_up: Nanos,
-    ) {
+        most_events: u64,
+    ) -> bool {
         bodies.sort_by_key(|b| b.0);
         let mut bodies: Vec<Option<Running<'a>>> = bodies.into_iter().map(|b| Some(b.1)).collect();
         let mut context = Context::from_waker(Waker::noop());
         let mut alive = ends;
         self.cpu.alarm(warm_up, Alarm::WarmedUp);
         self.cpu.alarm(end, Alarm::End);
-        self.cpu.alarm(SAMPLE_EVERY, Alarm::Sample);
+        // (Of very long runs as often as can be afforded.)
+        let every = SAMPLE_EVERY.max(end / SAMPLES_MAX);
+        self.cpu.alarm(every, Alarm::Sample);
         while let Some(next) = self.cpu.next() {
+            if self.cpu.events() > most_events {
+                return false;
+            }
             match next {
                 Next::Step(t) => {
                     let slot = &mut bodies[t.index()];
@@ -870,7 +876,7 @@ impl Kernel {
                     self.check_waits();
                     self.cpu.check();
                     self.cpu.look_at_use();
-                    self.cpu.alarm(SAMPLE_EVERY, Alarm::Sample);
+                    self.cpu.alarm(every, Alarm::Sample);
                 }
                 Next::Alarm(Alarm::End) => break,
             }
@@ -881,6 +887,7 @@ impl Kernel {
         self.check_waits();
         self.cpu.check();
         self.check_anonymous();
+        true
     }
 
     /// Every page of anonymous memory that is charged is in a page table.
@@ -928,3 +935,5 @@ impl Kernel {
 
 /// How often the longest wait is looked at.
 const SAMPLE_EVERY: Nanos = 1_000_000;
+/// How often at most.
+const SAMPLES_MAX: Nanos = 1_000_000;

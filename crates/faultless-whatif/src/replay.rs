@@ -200,6 +200,16 @@ impl Recording {
         })
     }
 
+    /// Events after which doing it again is given up.
+    pub(crate) fn events_max(&self) -> u64 {
+        /// What is allowed to any trace: some seconds' work.
+        const ANY: u64 = 20_000_000;
+        /// And for each thing that a thread did.
+        const EACH: u64 = 200;
+        let deeds = self.scripts.values().map(|s| s.actions.len() as u64);
+        deeds.sum::<u64>().saturating_mul(EACH).saturating_add(ANY)
+    }
+
     /// Whether there is anything to be done again.
     pub fn is_empty(&self) -> bool {
         self.scripts.is_empty()
@@ -419,7 +429,8 @@ fn hold(e: &Hold, waited: Option<&Wait>) -> Option<Action> {
         to: e.at.saturating_add(e.took),
         deed: Deed::Hold {
             of: e.target,
-            write: e.write,
+            // What comes after a downgrade reads.
+            write: e.write && !e.downgraded,
             downgrades: false,
             downgraded: e.downgraded,
             runs: e.took.saturating_sub(slept).saturating_sub(without),

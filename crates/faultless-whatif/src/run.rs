@@ -18,6 +18,8 @@ use std::rc::Rc;
 
 /// A recording is replayed until so many times its length have gone by, if it has not ended before.
 const LONGEST_REPLAY: f64 = 20.0;
+/// Events after which a run is given up: the built-in workloads take 6 million.
+const EVENTS_MAX: u64 = 300_000_000;
 /// Skew of [`Order::Zipf`].
 const THETA: f64 = 0.99;
 
@@ -219,7 +221,20 @@ pub fn simulate(w: &Workload, design: &str, seed: u64) -> Result<Outcome, Error>
         ),
         None => (ns(w.warm_up), ns(w.seconds).max(1)),
     };
-    kernel.run(bodies, ends, warm_up.saturating_add(measured), warm_up);
+    let most = w.recorded.as_ref().map_or(EVENTS_MAX, |r| r.events_max());
+    if !kernel.run(
+        bodies,
+        ends,
+        warm_up.saturating_add(measured),
+        warm_up,
+        most,
+    ) {
+        return Err(Error::TooLong {
+            workload: w.name.clone(),
+            design: design.to_owned(),
+            events: most,
+        });
+    }
     Ok(outcome(w, design, &kernel))
 }
 

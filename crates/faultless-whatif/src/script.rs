@@ -69,7 +69,7 @@ pub(crate) fn play_on(
         running.push((thread.tid, body(&k, thread, &log)));
     }
     let ends = running.len();
-    k.run(running, ends, 10_000 * MS, 0);
+    k.run(running, ends, 10_000 * MS, 0, u64::MAX);
     (log.all(), k)
 }
 

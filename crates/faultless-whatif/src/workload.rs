@@ -358,6 +358,20 @@ pub enum Error {
     /// There is no such design.
     #[error("there is no design {name}; there are: {all}", name = printable(.0), all = .1)]
     Design(String, String),
+    /// It would take too long.
+    #[error(
+        "the workload {} takes more than {} million steps under design {design}, which is given up; make it shorter",
+        printable(workload),
+        events / 1_000_000
+    )]
+    TooLong {
+        /// What was run.
+        workload: String,
+        /// Under which design.
+        design: String,
+        /// Steps that were allowed.
+        events: u64,
+    },
     /// The model is wrong.
     #[error(
         "an invariant of the model is broken: {what} (workload {workload}, design {design}, seed {seed}); please report it with the workload"

@@ -95,6 +95,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(memory) if memory < MEMORY_MIN => crate::bench::usage_error(&format!(
             "--memory is {memory}: give it at least {MEMORY_MIN}"
         )),
+        Some(memory) if memory > physical_memory() => crate::bench::usage_error(&format!(
+            "--memory is {memory}: the machine has {}; give it less",
+            physical_memory()
+        )),
         Some(memory) => memory,
         None => faultless::internals::default_budget(),
     };
@@ -132,15 +136,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         stats_file,
         dry_run: args.dry_run,
         compat: args.compat,
+        gate: 0,
         no_lease: args.no_lease,
         sandbox: Sandbox::default(),
         library,
         tree: Tree::none(),
     };
     if args.compat {
-        compat::install().context(
-            "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
-        )?;
+        settings.gate = gate()?;
     }
     // After a filter of our own, which counts as well.
     settings.sandbox = Sandbox::try_here();
@@ -165,6 +168,35 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let error = execute(&program, &args.command, additions);
     tree.end();
     Err(error).with_context(|| format!("cannot execute {}", printable(&program)))
+}
+
+/// Where system calls pass the filter of --compat, which is installed from here on. Inside another `faultless run --compat` it is
+/// that one's.
+fn gate() -> anyhow::Result<usize> {
+    if compat::is_installed() {
+        let outer = std::env::var(VARIABLE).ok();
+        let outer = outer.and_then(|text| Settings::decode(&text).ok());
+        return outer.filter(|s| s.compat).map(|s| s.gate).context(
+            "this command was started under --compat already, and FAULTLESS_RUN does not say so any more; keep that variable, or run without --compat",
+        );
+    }
+    let gate = compat::choose_gate().context("cannot choose an address")?;
+    compat::install(gate).context(
+        "--compat needs a seccomp filter, which the kernel refuses here; run without --compat",
+    )?;
+    Ok(gate)
+}
+
+/// Memory of the machine.
+#[allow(unsafe_code, reason = "sysconf(3)")]
+fn physical_memory() -> Bytes {
+    // SAFETY: no pointers.
+    let [pages, bytes] =
+        [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|n| unsafe { libc::sysconf(n) });
+    match (u64::try_from(pages), u64::try_from(bytes)) {
+        (Ok(pages), Ok(bytes)) => Bytes::new(pages.saturating_mul(bytes)),
+        _ => Bytes::new(u64::MAX),
+    }
 }
 
 /// Becomes the program, which finds signals as this command found them.

@@ -270,3 +270,219 @@ fn an_input_that_is_a_pipe_is_refused_without_waiting() {
         assert!(!output.stderr.is_empty(), "{args:?}");
     }
 }
+
+// ---- crafted input
+
+#[test]
+fn crafted_traces_end_soon_and_in_a_sentence() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crafted");
+    for name in ["panics.trace", "slow.trace"] {
+        let trace = dir.join(name);
+        for command in [&["whatif"][..], &["observe", "--from"]] {
+            let output = Command::new("timeout")
+                .args(["--signal=KILL", "300", FAULTLESS])
+                .args(command)
+                .arg(&trace)
+                .output()
+                .expect("it starts");
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            let told = format!("{name}, {command:?}: {}: {stderr}", output.status);
+            assert!(matches!(output.status.code(), Some(0 | 1)), "{told}");
+            assert!(
+                !stderr.contains("panicked") && !stderr.contains("invariant"),
+                "{told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn more_memory_than_there_is_is_a_usage_error() {
+    for memory in ["18446744073709551615", "1000000T"] {
+        let output = Command::new(FAULTLESS)
+            .args(["run", "--memory", memory, "--", "true"])
+            .env("FAULTLESS_LIBRARY", library())
+            .output()
+            .expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{memory}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--memory"));
+    }
+}
+
+// ---- the C interface
+
+#[test]
+fn the_engine_can_be_called_when_a_threads_own_data_are_gone() {
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../faultless-preload/include");
+    let libraries = library().parent().expect("in a directory");
+    let program = compile(
+        "last",
+        &[
+            &format!("-I{}", include.display()),
+            &format!("-L{}", libraries.display()),
+            &format!("-Wl,-rpath,{}", libraries.display()),
+            "-lfaultless_preload",
+        ],
+    );
+    let data = scratch().join("last.data");
+    let output = plain(&program, &[data.to_str().expect("a plain path")]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(output.stdout, b"called\n");
+}
+
+#[test]
+fn no_page_that_makes_system_calls_lies_at_an_address_that_can_be_known() {
+    let gates: Vec<String> = (0..3)
+        .map(|_| {
+            let served = served(
+                &["--compat"],
+                Path::new("/bin/sh"),
+                &[
+                    "-c",
+                    "grep ' r-xp .* 00:00 0 *$' /proc/self/maps | cut -d- -f1",
+                ],
+            );
+            assert!(served.output.status.success(), "{}", served.told());
+            served.stdout()
+        })
+        .collect();
+    assert!(!gates[0].is_empty(), "there is one");
+    assert!(gates[0] != gates[1] || gates[0] != gates[2], "{gates:?}");
+}
+
+#[test]
+fn a_run_inside_a_run_passes_the_same_filter() {
+    let data = once("nested.data", |path| {
+        std::fs::write(path, vec![7; 8 << 20]).expect("written");
+    });
+    let script = "\"$1\" run --eager --compat -- /usr/bin/python3 -c \"$2\" \"$3\"";
+    let source = "import mmap, os, sys\n\
+        f = os.open(sys.argv[1], os.O_RDONLY); n = os.fstat(f).st_size\n\
+        m = mmap.mmap(f, n, mmap.MAP_SHARED, mmap.PROT_READ)\n\
+        print(sum(m[i] for i in range(0, n, 4096)))";
+    let args = [
+        "-c",
+        script,
+        "sh",
+        FAULTLESS,
+        source,
+        data.to_str().expect("a plain path"),
+    ];
+    let nested = served(&["--compat"], Path::new("/bin/sh"), &args);
+    nested.printed("14336\n");
+    // Where the variable is gone, it says so instead of looping.
+    let script = format!("unset FAULTLESS_RUN; {script}");
+    let args = [
+        "-c",
+        script.as_str(),
+        "sh",
+        FAULTLESS,
+        source,
+        data.to_str().expect("a plain path"),
+    ];
+    let nested = served(&["--compat"], Path::new("/bin/sh"), &args);
+    assert_eq!(nested.output.status.code(), Some(1));
+    assert!(
+        nested.stderr().contains("FAULTLESS_RUN"),
+        "{}",
+        nested.stderr()
+    );
+}
+
+// ---- observe
+
+/// A process whose threads have names that would act on a terminal, and that are no text. It says when it is ready.
+struct Hostile(std::process::Child);
+
+impl Hostile {
+    fn start() -> Hostile {
+        use std::io::Read as _;
+        let source = "import ctypes, mmap, os, sys, threading\n\
+            c = ctypes.CDLL(None)\n\
+            c.prctl(15, b'\\xff\\x1b]0;PWN\\x07\\n)(', 0, 0, 0)\n\
+            def maps():\n\
+            \x20   while True:\n\
+            \x20       m = mmap.mmap(-1, 1 << 20); m[0] = 1; m.close()\n\
+            threading.Thread(target=maps, daemon=True).start()\n\
+            print('ready', flush=True); sys.stdin.read()";
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", source])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("python3 is installed");
+        let mut ready = [0; 6];
+        let out = child.stdout.as_mut().expect("piped");
+        out.read_exact(&mut ready)
+            .expect("it says that it is ready");
+        Hostile(child)
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_process_cannot_hide_from_observe_nor_act_on_its_terminal() {
+    if !possible(
+        "a_process_cannot_hide_from_observe_nor_act_on_its_terminal",
+        root(),
+    ) {
+        return;
+    }
+    let hostile = Hostile::start();
+    let pid = hostile.0.id().to_string();
+    let dir = tempfile::tempdir_in(scratch()).expect("a directory");
+    let trace = dir.path().join("trace");
+    for more in [&["--json"][..], &[]] {
+        let output = Command::new(FAULTLESS)
+            .args(["observe", "-p", &pid, "--duration", "500ms", "--trace"])
+            .arg(&trace)
+            .args(more)
+            .output()
+            .expect("it starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        harmless(&stderr);
+        harmless(&String::from_utf8_lossy(&output.stdout));
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(&trace)
+        .expect("written")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600, "a trace has addresses in it");
+    // Locks have numbers, not addresses.
+    let file = std::fs::File::open(&trace).expect("written");
+    for event in faultless_trace::Reader::new(file).expect("a trace") {
+        if let faultless_trace::Event::Hold(hold) = event.expect("whole") {
+            assert!(hold.lock.0 < 1000, "{:#x}", hold.lock.0);
+        }
+    }
+    let replayed = Command::new(FAULTLESS)
+        .args(["whatif", "--design", "faultless"])
+        .arg(&trace)
+        .output()
+        .expect("it starts");
+    harmless(&String::from_utf8_lossy(&replayed.stdout));
+    harmless(&String::from_utf8_lossy(&replayed.stderr));
+    // The live view, on a terminal of its own.
+    let command = format!("stty rows 40 cols 120; {FAULTLESS} observe -p {pid} --duration 2s");
+    let screen = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("script(1) is a part of util-linux");
+    let shown = String::from_utf8_lossy(&screen.stdout);
+    assert!(shown.contains("PWN"), "the thread is shown: {shown:?}");
+    assert!(!shown.contains("\x1b]0;PWN"), "{shown:?}");
+}

@@ -7,7 +7,8 @@
  * thread that touches it, without a lock of the kernel's memory management. Maps come with a read lease, so that their
  * bytes never change; with FAULTLESS_TRUSTED you vouch for that yourself.
  *
- * Functions return 0, or -1: then faultless_error() says why, in words, until this thread's next call. All may be called by
+ * Functions return 0, or -1: then faultless_error() says why, in words, until this thread's next call. (In a destructor of
+ * thread-specific data, where the words are gone already, it returns "".) All may be called by
  * any thread at any time; a handle must not be closed while another thread uses it. A forked child cannot use its parent's
  * handles. Do not block SIGBUS in a thread that reads maps; install a SIGBUS handler of your own before the first pool.
  *
@@ -50,9 +51,11 @@ void faultless_pool_close(faultless_pool *pool);
 #define FAULTLESS_RANDOM 4u   /* it will be read here and there: nothing is read ahead */
 #define FAULTLESS_SEQUENTIAL 8u /* it will be read in order */
 
-/* Maps a whole file. */
+/* Maps a whole, regular file. */
 int faultless_map_open(faultless_pool *pool, const char *path, unsigned flags, faultless_map **map);
-/* Maps len bytes (0: all that there are) of an open file from an offset, which can be any. The descriptor is not kept. */
+/* Maps len bytes (0: all that there are) of an open file from an offset, which can be any. The descriptor is not kept.
+ * As with mmap, a map may reach beyond the end of the file: touching a page that lies wholly beyond it raises SIGBUS, and a pin of
+ * it is an error. */
 int faultless_map_fd(faultless_pool *pool, int fd, uint64_t offset, size_t len, unsigned flags, faultless_map **map);
 /* The bytes: valid until the map is closed. */
 const void *faultless_map_data(const faultless_map *map);

@@ -36,7 +36,8 @@ fn done(result: Result<(), String>) -> c_int {
         Ok(()) => (0, None),
         Err(why) => (-1, CString::new(why.replace('\0', "?")).ok()),
     };
-    ERROR.with_borrow_mut(|e| *e = error);
+    // (In a destructor of thread-specific data it is gone, and the code has to do.)
+    let _ = ERROR.try_with(|e| *e.borrow_mut() = error);
     code
 }
 
@@ -79,7 +80,8 @@ fn range(offset: usize, len: usize) -> Result<std::ops::Range<usize>, String> {
 
 #[unsafe(no_mangle)]
 extern "C" fn faultless_error() -> *const c_char {
-    ERROR.with_borrow(|e| e.as_ref().map_or(c"".as_ptr(), |e| e.as_ptr()))
+    let text = |e: &RefCell<Option<CString>>| e.borrow().as_ref().map(|e| e.as_ptr());
+    ERROR.try_with(text).ok().flatten().unwrap_or(c"".as_ptr())
 }
 
 #[unsafe(no_mangle)]

@@ -222,7 +222,7 @@ Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
         faultless_untrusted::fuzz::run("smaps", &[TEXT.to_vec()], |bytes, _| {
             for vma in files(bytes) {
                 let _ = (vma.plain(), vma.advice());
-                let _ = containing(&[vma.clone()], &vma.range);
+                let _ = containing(std::slice::from_ref(&vma), &vma.range);
             }
         });
     }

@@ -16,7 +16,7 @@ use crate::mappings;
 use crate::real::{Errno, errno};
 use crate::state::{self, STANDING};
 use faultless::standin::Disposition;
-use faultless_run::compat::{GATE, GATE_RETURN, MARK, WINDOW};
+use faultless_run::compat::{GATE_RETURN, GATES, MARK, WINDOW};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
 use faultless_sys::signal::{self, Action, SigSet};
@@ -83,42 +83,49 @@ unsafe extern "C" {
     static faultless_gate_code: [u8; GATE_LEN];
 }
 const GATE_LEN: usize = 68;
-const _: () = assert!(GATE_RETURN - GATE == 64);
+const _: () = assert!(GATE_RETURN == 64);
+
+/// Where the gate is.
+static GATE: AtomicUsize = AtomicUsize::new(0);
 
 /// Prepares the gate and the handler: before `main`, where the filter is in place already.
 pub(crate) fn at_start() {
     if !state::settings().is_some_and(|s| s.compat) {
         return;
     }
-    if let Err(why) = prepare() {
+    let gate = state::settings().map_or(0, |s| s.gate);
+    if let Err(why) = prepare(gate) {
         raw::write_stderr(
-            b"faultless: --compat is not to be had in this process, which is left alone: ",
+            b"faultless: --compat does not work in this process, which is left alone: ",
         );
         raw::write_stderr(why.as_bytes());
         raw::write_stderr(b"\n");
-        state::lock().close("--compat is not to be had in this process");
+        state::lock().close("--compat does not work in this process");
         return;
     }
     ACTIVE.store(true, Ordering::SeqCst);
 }
 
-fn prepare() -> Result<(), &'static str> {
+fn prepare(gate: usize) -> Result<(), &'static str> {
+    if !GATES.contains(&gate) || !gate.is_multiple_of(PAGE) {
+        return Err("the address of the gate is none");
+    }
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | mem::MAP_FIXED_NOREPLACE;
     // SAFETY: replaces nothing.
-    let at = unsafe { mem::map(GATE, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-    if at != Ok(GATE) {
+    let at = unsafe { mem::map(gate, PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    if at != Ok(gate) {
         return Err("the address of the gate is taken");
     }
     // SAFETY: mapped just now, writable, longer than the code.
     unsafe {
         std::ptr::copy_nonoverlapping(
             (&raw const faultless_gate_code).cast::<u8>(),
-            GATE as *mut u8,
+            gate as *mut u8,
             GATE_LEN,
         );
     }
     // SAFETY: ours, and nobody runs there yet.
-    unsafe { mem::protect(GATE, PAGE, libc::PROT_READ | libc::PROT_EXEC) }
+    unsafe { mem::protect(gate, PAGE, libc::PROT_READ | libc::PROT_EXEC) }
         .map_err(|_| "the kernel does not let memory become executable")?;
     // SAFETY: the handler is made for this, and what was there before is chained to.
     let before = unsafe { signal::set_action(libc::SIGSYS, &Action::new(on_sigsys, signal::ALL)) }
@@ -128,8 +135,9 @@ fn prepare() -> Result<(), &'static str> {
         flags: before.flags,
         mask: before.mask,
     };
+    GATE.store(gate, Ordering::SeqCst);
     // SAFETY: the code above.
-    unsafe { raw::set_gate(GATE) };
+    unsafe { raw::set_gate(gate) };
     let blocked = signal::set_mask(signal::ALL);
     signal::set_mask(blocked & !SIGSYS);
     Ok(())
@@ -185,7 +193,7 @@ pub(crate) fn disposition(new: Option<Disposition>) -> Option<Disposition> {
 fn through_gate(nr: c_long, a: [usize; 6]) -> isize {
     type Gate = unsafe extern "C" fn(c_long, usize, usize, usize, usize, usize, usize) -> isize;
     // SAFETY: the code that `prepare` put there.
-    let gate = unsafe { std::mem::transmute::<usize, Gate>(GATE) };
+    let gate = unsafe { std::mem::transmute::<usize, Gate>(GATE.load(Ordering::Relaxed)) };
     // SAFETY: a system call of the program's own, with its own arguments.
     unsafe { gate(nr, a[0], a[1], a[2], a[3], a[4], a[5]) }
 }

@@ -4,22 +4,58 @@
 //! filter looks at each system call: one that is handed a pointer into the window raises SIGSYS, and the library's handler
 //! makes the call itself with the pages in place. (What the parts of a vector point to, a filter cannot see: `writev` and
 //! `sendmsg` that bypass the C library are not served. To stop each of them would end every program to which the filter comes
-//! down and the library does not: statically linked ones, ones for another C library, ones without the environment.) It does so from one instruction at a
-//! fixed address, which the filter lets pass. The filter is installed before the program is executed, and its children have
+//! down and the library does not: statically linked ones, ones for another C library, ones without the environment.) It does so from one instruction at an
+//! address that the filter knows, which the filter lets pass. The filter is installed before the program is executed, and its children have
 //! it as well; the price is `no_new_privs`: setuid programs that they execute gain nothing.
 
 #![allow(unsafe_code, reason = "installs a seccomp filter")]
 
+use faultless_sys::{raw, signal};
+use faultless_untrusted::output::random;
 use std::io;
 use std::ops::Range;
 
 /// Where mappings lie that are taken over.
 pub const WINDOW: Range<usize> = 0x2000_0000_0000..0x2800_0000_0000;
 
-/// The page with the one instruction that may make any call, just below the window.
-pub const GATE: usize = WINDOW.start - 0x1_0000;
-/// The address behind that instruction, which is what a filter sees.
-pub const GATE_RETURN: usize = GATE + 64;
+/// Where the page lies with the one instruction that may make any call: somewhere here, another one for each tree of processes, so
+/// that nobody who can make a program jump knows where to.
+pub const GATES: Range<usize> = 0x1000_0000_0000..0x1800_0000_0000;
+/// Bytes from the page's beginning to behind that instruction, where a filter sees the call come from.
+pub const GATE_RETURN: usize = 64;
+
+/// Chooses an address for the page.
+///
+/// # Errors
+///
+/// The kernel has no randomness.
+pub fn choose_gate() -> io::Result<usize> {
+    const PAGE: usize = 4096;
+    let pages = (GATES.end - GATES.start) / PAGE;
+    let page = random()? as usize % pages;
+    Ok(GATES.start + page * PAGE)
+}
+
+/// Whether a filter of this kind is installed already, as far as a child that may die of it can tell.
+pub fn is_installed() -> bool {
+    // SAFETY: the child makes two system calls and ends.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+            // (Past the C library, where a library of ours may stand.)
+            let _ = signal::set_action(libc::SIGSYS, &signal::Action::default_action());
+            signal::set_mask(0);
+            raw::syscall(libc::SYS_write, [usize::MAX, WINDOW.start, 1, 0, 0, 0]);
+            libc::_exit(0);
+        }
+        let mut status = 0;
+        child > 0
+            && libc::waitpid(child, &raw mut status, 0) == child
+            && libc::WIFSIGNALED(status)
+            && libc::WTERMSIG(status) == libc::SIGSYS
+    }
+}
 
 /// The data of the filter's verdict, which the handler finds in `si_errno`: a program may have filters of its own.
 pub const MARK: u16 = 0x0FA1;
@@ -161,7 +197,7 @@ fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
 }
 
 /// The filter program.
-fn filter() -> Vec<libc::sock_filter> {
+fn filter(gate: usize) -> Vec<libc::sock_filter> {
     let allow = || step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0);
     let trap = || step(RETURN, libc::SECCOMP_RET_TRAP | u32::from(MARK), 0, 0);
     let (low, high) = ((WINDOW.start >> 32) as u32, (WINDOW.end >> 32) as u32);
@@ -189,9 +225,9 @@ fn filter() -> Vec<libc::sock_filter> {
         // Not from the gate: to the handler.
         f.extend([
             step(LOAD, INSTRUCTION, 0, 0),
-            step(EQUAL, GATE_RETURN as u32, 0, 3),
+            step(EQUAL, (gate + GATE_RETURN) as u32, 0, 3),
             step(LOAD, INSTRUCTION + 4, 0, 0),
-            step(EQUAL, (GATE_RETURN >> 32) as u32, 0, 1),
+            step(EQUAL, ((gate + GATE_RETURN) >> 32) as u32, 0, 1),
             allow(),
             trap(),
         ]);
@@ -200,13 +236,13 @@ fn filter() -> Vec<libc::sock_filter> {
     f
 }
 
-/// Installs the filter in this process, for good, and for all that descend from it.
+/// Installs the filter in this process, for good, and for all that descend from it. `gate` is what [`choose_gate`] chose.
 ///
 /// # Errors
 ///
 /// The kernel has no seccomp filters, or this process may not have them.
-pub fn install() -> io::Result<()> {
-    let mut filter = filter();
+pub fn install(gate: usize) -> io::Result<()> {
+    let mut filter = filter(gate);
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_mut_ptr(),
@@ -232,6 +268,16 @@ pub fn install() -> io::Result<()> {
 mod tests {
     use super::*;
 
+    const TEST_GATE: usize = 0x1234_5678_9000;
+
+    #[test]
+    fn gates_lie_in_their_place_and_differ() {
+        let gates: Vec<usize> = (0..4).map(|_| choose_gate().expect("random")).collect();
+        assert!(gates.iter().all(|g| GATES.contains(g) && g % 4096 == 0));
+        assert!(gates.iter().any(|g| *g != gates[0]));
+        assert!(!is_installed());
+    }
+
     /// Runs the filter, as the kernel would.
     fn judge(nr: libc::c_long, args: [u64; 6], instruction: usize) -> u32 {
         let mut data = [0u32; 16];
@@ -243,7 +289,7 @@ mod tests {
             data[4 + 2 * i] = *a as u32;
             data[5 + 2 * i] = (*a >> 32) as u32;
         }
-        let (program, mut at, mut acc) = (filter(), 0, 0u32);
+        let (program, mut at, mut acc) = (filter(TEST_GATE), 0, 0u32);
         loop {
             let s = program[at];
             at += 1;
@@ -276,7 +322,7 @@ mod tests {
                         continue;
                     }
                     assert_eq!(judge(nr, args, 1), yes, "call {nr}, argument {argument}");
-                    assert_eq!(judge(nr, args, GATE_RETURN), no);
+                    assert_eq!(judge(nr, args, TEST_GATE + GATE_RETURN), no);
                     args[argument] = WINDOW.end as u64;
                     assert_eq!(judge(nr, args, 1), no);
                     args[argument] = WINDOW.end as u64 - 1;

@@ -120,6 +120,7 @@ fn make_unusual_calls() {
         ],
     );
     let exe = exe.max(0) as usize;
+    call(SYS_openat2, [AT_FDCWD as usize, 0, 0, 0, 0, 0]);
     let uffd = call(SYS_userfaultfd, [O_CLOEXEC as usize | 1, 0, 0, 0, 0, 0]).max(0) as usize;
     /// `UFFDIO_API`, with nothing behind it.
     const UFFDIO_API: usize = 0xC018_AA3F;

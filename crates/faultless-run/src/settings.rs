@@ -54,6 +54,9 @@ pub struct Settings {
     /// System calls that bypass the C library are served too.
     #[serde(default)]
     pub compat: bool,
+    /// With `compat`: where the page lies whose calls the filter lets pass.
+    #[serde(default)]
+    pub gate: usize,
     /// Also mappings that promise no gain are taken over.
     #[serde(default)]
     pub eager: bool,
@@ -147,6 +150,7 @@ mod tests {
             stats_file: Some((1, 2)),
             dry_run: false,
             compat: true,
+            gate: 0x1000_0000_0000,
             efault_tracepoints: vec![("write".into(), 7)],
             eager: true,
             no_lease: true,

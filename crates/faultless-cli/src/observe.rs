@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Record each fault, long wait, hold and read, for `faultless whatif` and --from.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Size of the trace at which the observation ends.
+    #[arg(long, value_name = "SIZE", default_value = "4G", requires = "trace", value_parser = crate::bench::size)]
+    trace_max: faultless::Bytes,
     /// Write the same for the Perfetto UI (ui.perfetto.dev).
     #[arg(long, value_name = "FILE")]
     perfetto: Option<PathBuf>,
@@ -406,6 +409,9 @@ fn doubts(r: &Report) -> String {
             "This kernel has no tracepoint {missing}; what it tells is missing."
         );
     }
+    if r.observed.other_mounts {
+        let _ = writeln!(text, "Note: {}.", faultless_observe::OTHER_MOUNTS);
+    }
     let _ = writeln!(text, "Note: {}.", r.bounds);
     text
 }
@@ -493,9 +499,15 @@ mod watching {
             .transpose()?;
         if let Some((writer, _)) = &trace {
             let writer = Rc::clone(writer);
+            let (full, most) = (Arc::clone(&stop), args.trace_max);
             observer.record(Box::new(move |event| {
                 if let Some(writer) = &mut *writer.borrow_mut() {
                     writer.write(event).context("cannot write the trace")?;
+                    if writer.bytes() >= most.get() && !full.swap(true, Ordering::Relaxed) {
+                        eprintln!(
+                            "faultless: the trace has reached {most}, so the observation ends (--trace-max)"
+                        );
+                    }
                 }
                 Ok(())
             }));

@@ -20,6 +20,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+/// Bytes of a trace.
+const TRACE_MAX: u64 = 512 << 20;
 /// Workloads and machines are shorter.
 const TEXT_MAX: u64 = 1 << 20;
 
@@ -259,6 +261,14 @@ fn load(name: &str) -> anyhow::Result<Workload> {
         ));
     }
     let file = input::open(path).with_context(|| format!("cannot read {}", printable(name)))?;
+    let len = file.metadata().map_or(0, |m| m.len());
+    anyhow::ensure!(
+        len <= TRACE_MAX,
+        "{} has {} MiB, and a trace is replayed in memory: {} MiB are the most; record a shorter time",
+        printable(name),
+        len >> 20,
+        TRACE_MAX >> 20
+    );
     match faultless_trace::Reader::new(std::io::BufReader::new(file)) {
         Ok(trace) => {
             let cannot = || format!("cannot read the trace {name}");

@@ -700,6 +700,9 @@ fn doubts(out: &mut String, r: &Report) {
             escape(missing)
         );
     }
+    if r.observed.other_mounts {
+        let _ = writeln!(out, "<li>{}</li>", crate::OTHER_MOUNTS);
+    }
     let _ = writeln!(
         out,
         "<li>{}</li>\n<li>The observer itself used {:.2} s of processor time, without what its programs take in the kernel.</li>\n</ul>",

@@ -39,9 +39,9 @@ mod translate;
 
 pub use observer::{Observer, Sink};
 pub use report::{
-    BlameRow, Calls, ConvoyRow, Deed, DoubtRow, Faults, FileRow, Group, LaneRow, Observed,
-    ProcessRow, Quantiles, Reads, Remedy, Report, SCHEMA, TimeBy, Timeline, Verdict, VictimRow,
-    duration,
+    BlameRow, Calls, ConvoyRow, Deed, DoubtRow, Faults, FileRow, Group, LaneRow, OTHER_MOUNTS,
+    Observed, ProcessRow, Quantiles, Reads, Remedy, Report, SCHEMA, TimeBy, Timeline, Verdict,
+    VictimRow, duration,
 };
 
 use faultless_trace::{Error, Reader};
@@ -89,6 +89,7 @@ pub fn report_of<R: Read>(mut trace: Reader<R>) -> Result<Report, Error> {
         processes: report::processes(&model),
         processes_seen: model.processes_seen,
         command: header.command.iter().map(|c| model::printable(c)).collect(),
+        other_mounts: false,
         seconds: model.now as f64 / 1e9,
         began_unix: header.began_unix as f64 / 1e9,
         began_monotonic: header.began_monotonic as f64 / 1e9,

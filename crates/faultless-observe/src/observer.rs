@@ -37,6 +37,8 @@ pub struct Observer {
     over: Option<Nanos>,
     began_system: SystemTime,
     command: Vec<String>,
+    /// A process that is watched sees other mounts than this one.
+    other_mounts: bool,
     /// Processes that are watched and were alive when they were last looked for.
     alive: BTreeSet<u32>,
     before: HashMap<(u32, u32, raw::FileId), FaultSums>,
@@ -84,6 +86,7 @@ impl Observer {
             over: None,
             began_system: SystemTime::now(),
             command: Vec::new(),
+            other_mounts: false,
             alive: BTreeSet::new(),
             before: HashMap::new(),
             ended: HashSet::new(),
@@ -103,6 +106,8 @@ impl Observer {
         let name = process_name(pid)?;
         self.session.watch(pid, raw::TARGET_WATCHED)?;
         self.alive.insert(pid);
+        let mounts = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+        self.other_mounts |= mounts(&pid.to_string()) != mounts("self");
         let at = self.elapsed();
         self.tell(&[
             Event::Thread(Thread {
@@ -332,6 +337,7 @@ impl Observer {
             processes: report::processes(&self.model),
             processes_seen: self.model.processes_seen,
             command: self.command.clone(),
+            other_mounts: self.other_mounts,
             seconds: self.elapsed() as f64 / 1e9,
             began_unix: unix.map_or(0.0, |d| d.as_secs_f64()),
             began_monotonic: self.began_monotonic as f64 / 1e9,

@@ -13,6 +13,9 @@ pub const SCHEMA: &str = "faultless.observe/1";
 /// Rows of a table that are kept; what is left out is counted in the sums.
 const ROWS_MAX: usize = 100;
 
+/// What is said where [`Observed::other_mounts`].
+pub const OTHER_MOUNTS: &str = "a watched process sees other mounts than this command: files have the names that it knows them by, which here may name other files, or none";
+
 /// What the bounds of all times are.
 const BOUNDS: &str = "times are between the kernel's tracepoints: a lock counts as held from just after it was taken to just before it is let go, so hand-overs look a little longer, and holds a little shorter, than they are";
 
@@ -59,6 +62,8 @@ pub struct Observed {
     pub processes_seen: u64,
     /// The command that was run, if one was.
     pub command: Vec<String>,
+    /// A process that was watched sees other mounts than the observer did: the names of its files may name others here, or none.
+    pub other_mounts: bool,
     /// For how long.
     pub seconds: f64,
     /// When it began, in seconds since 1970.

@@ -112,6 +112,7 @@ pub struct Writer<W: Write> {
     payload: Vec<u8>,
     items: u32,
     events: u64,
+    bytes: u64,
     before: Nanos,
     /// A chunk was begun, and could not be written to its end.
     broken: bool,
@@ -131,6 +132,7 @@ impl<W: Write> Writer<W> {
             payload: postcard::to_stdvec(header).map_err(encoding)?,
             items: 1,
             events: 0,
+            bytes: 0,
             before: 0,
             broken: false,
         };
@@ -163,6 +165,11 @@ impl<W: Write> Writer<W> {
     /// Events so far.
     pub fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Bytes that were handed to the output so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Hands what there is to the output, so that a reader of the file sees it.
@@ -209,6 +216,7 @@ impl<W: Write> Writer<W> {
             self.out.write_all(&word.to_le_bytes())?;
         }
         self.out.write_all(&self.payload)?;
+        self.bytes += 16 + u64::from(length);
         self.payload.clear();
         self.items = 0;
         self.before = 0;

@@ -436,7 +436,10 @@ fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Sett
 }
 
 fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
-    let text = super::text_of(path)?;
+    /// Bytes of what `--keep` writes, at most.
+    const KEPT_MAX: u64 = 64 << 20;
+    let text = faultless_untrusted::input::text(path, KEPT_MAX)
+        .with_context(|| format!("cannot read {}", printable(path)))?;
     let mut before: Before = serde_json::from_str(&text)
         .with_context(|| format!("{} is not what validate --json prints", printable(&path)))?;
     if let Some(path) = machine_from {

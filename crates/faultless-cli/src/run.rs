@@ -25,7 +25,7 @@ PATTERNS without a slash are about a file's name, others about its whole path; *
 
 The program's exit status, signals, input and output are its own. In gdb: handle SIGBUS nostop noprint pass.
 
-  faultless run --stats -- rg --mmap needle big.log
+  faultless run --stats -- rg --mmap needle logs/
   faultless run --memory 8G -- python3 search.py")]
 pub(crate) struct Args {
     /// Memory for all file mappings of the program and what it starts, together [default: half of what is available].

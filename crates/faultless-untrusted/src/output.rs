@@ -97,7 +97,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// What went wrong in writing it, or now. [`left`](Self::left) tells where a part of it is.
+    /// What went wrong in writing it, or now; and where a part of it is.
     pub fn finish(mut self, written: io::Result<Writer>) -> Result<(), Unfinished> {
         let named = written
             .and_then(|mut file| file.flush())

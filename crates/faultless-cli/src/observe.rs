@@ -49,8 +49,8 @@ pub(crate) struct Args {
     /// Record each fault, long wait, hold and read, for `faultless whatif` and --from.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Size of the trace at which the observation ends.
-    #[arg(long, value_name = "SIZE", default_value = "4G", requires = "trace", value_parser = crate::bench::size)]
+    /// Size of either file at which the observation ends.
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = crate::bench::size)]
     trace_max: faultless::Bytes,
     /// Write the same for the Perfetto UI (ui.perfetto.dev).
     #[arg(long, value_name = "FILE")]
@@ -426,6 +426,10 @@ mod watching {
     use faultless_observe::{Observer, Options};
     use faultless_trace::Writer;
     use faultless_untrusted::output::{Kept, Readers};
+    use std::path::Path;
+
+    /// Events after which the size of the file for Perfetto is looked at.
+    const LOOK_AT_SIZE: u64 = 4096;
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     use std::cell::RefCell;
     use std::io::IsTerminal;
@@ -520,13 +524,25 @@ mod watching {
                 Ok((Rc::new(RefCell::new(Some(Perfetto::new(file)?))), output))
             })
             .transpose()?;
-        if let Some((perfetto, _)) = &perfetto {
+        if let Some((perfetto, output)) = &perfetto {
             let perfetto = Rc::clone(perfetto);
+            let (full, most) = (Arc::clone(&stop), args.trace_max);
+            let (len, mut events) = (output.partial().map(Path::to_owned), 0u64);
             observer.record(Box::new(move |event| {
                 if let Some(perfetto) = &mut *perfetto.borrow_mut() {
                     perfetto
                         .event(event)
                         .context("cannot write the file for Perfetto")?;
+                }
+                events += 1;
+                let len = || Some(std::fs::metadata(len.as_ref()?).ok()?.len());
+                if events.is_multiple_of(LOOK_AT_SIZE)
+                    && len().is_some_and(|len| len >= most.get())
+                    && !full.swap(true, Ordering::Relaxed)
+                {
+                    eprintln!(
+                        "faultless: the file for Perfetto has reached {most}, so the observation ends (--trace-max)"
+                    );
                 }
                 Ok(())
             }));

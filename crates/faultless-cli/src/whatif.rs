@@ -269,6 +269,8 @@ fn load(name: &str) -> anyhow::Result<Workload> {
         len >> 20,
         TRACE_MAX >> 20
     );
+    let file = std::io::Read::take(file, TRACE_MAX);
+    let name = &printable(name).to_string();
     match faultless_trace::Reader::new(std::io::BufReader::new(file)) {
         Ok(trace) => {
             let cannot = || format!("cannot read the trace {name}");

@@ -44,6 +44,8 @@ fn cold_file() -> PathBuf {
         for _ in 0..256 {
             file.write_all(&block).expect("room for 256 MiB");
         }
+        // (What is not on the disk yet stays in memory.)
+        file.sync_all().expect("synced");
     })
 }
 

@@ -78,6 +78,15 @@ fn look(call: Call) -> Option<Taken> {
         return None;
     }
     let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
+    // What a program with one thread maps is asked about when it has a second.
+    if !settings.eager && threads::alone() && call.flags & !ALLOWED == 0 {
+        state::LOOKED.store(true, Ordering::Relaxed);
+        let path = path();
+        let trusted = matches(&settings.trust, &path) || never_written(call.fd);
+        return Some(Taken::Later(Waiting::new(
+            call, status.id, path, access, trusted,
+        )));
+    }
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
     let data = status.len.saturating_sub(call.offset).min(call.len as u64);
     let cached = cached_share(data, |at, len| {
@@ -103,9 +112,6 @@ fn look(call: Call) -> Option<Taken> {
         cached,
     };
     let taken = permitted(&state, settings, &call, &known).and_then(|()| {
-        if !settings.eager && threads::alone() {
-            return Ok(Taken::Later(Waiting::new(call, &known)));
-        }
         let at = stand_in(&mut state, settings, &call, &known, None)?;
         Ok(at.map_or(Taken::No, Taken::At))
     });

@@ -23,6 +23,7 @@ fn engines(fd: c_int) -> bool {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
+    standin::forsake();
     if engines(fd) {
         // A program that closes what it finds in /proc/self/fd has closed it, as far as it can tell.
         return 0;
@@ -34,6 +35,7 @@ pub(crate) unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
     let real = real!(close_range as unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int);
+    standin::forsake();
     // Ours are all close-on-exec already.
     const CLOEXEC: c_int = 4;
     if !LOOKED.load(Ordering::Relaxed) || flags & CLOEXEC != 0 || first > last {
@@ -71,6 +73,7 @@ unsafe extern "C" fn closefrom(first: c_int) {
 
 /// A number is the program's from now on, whatever it was.
 fn taken(fd: c_int) -> c_int {
+    standin::forsake();
     if fd >= 0 && LOOKED.load(Ordering::Relaxed) && !state::foreign() {
         standin::descriptor_is_programs(fd);
     }

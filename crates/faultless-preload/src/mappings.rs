@@ -27,6 +27,7 @@ fn pages(addr: usize, len: usize) -> Range<usize> {
 /// Whether a range may have a part of a mapping of ours.
 #[inline]
 pub(crate) fn reaches(range: &Range<usize>) -> bool {
+    standin::forsake();
     STANDING.load(Ordering::Relaxed) != 0 && standin::touches(range)
 }
 
@@ -74,6 +75,7 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
         fd as usize,
         offset as usize,
     ];
+    standin::forsake();
     let mut later = None;
     if flags & libc::MAP_ANONYMOUS == 0
         && prot == libc::PROT_READ

@@ -13,7 +13,7 @@
 use crate::counters::Counter;
 use crate::lend::GivenWords;
 use crate::real::{errno, real, returned};
-use crate::threads;
+use crate::{state, threads};
 use faultless::standin;
 use faultless_sys::raw::{check, gated};
 use std::ffi::{c_char, c_int};
@@ -47,14 +47,17 @@ gives_up! {
 /// those of which they know: here the engine's, which are in the process that was copied.
 fn by_itself() -> bool {
     standin::forsake();
-    standin::is_copy() && threads::counted() == Some(1)
+    standin::is_bare_copy() && state::on() && threads::counted() == Some(1)
 }
 
 macro_rules! changes_all_threads {
-    ($($name:ident($($argument:ident),*) by $number:ident($($word:expr),*);)*) => { $(
+    ($($name:ident($($argument:ident),*) by $number:ident($($word:expr),*) $(unless $invalid:expr)?;)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: u32),*) -> c_int {
             if by_itself() {
+                $(if $invalid {
+                    return returned(Err(faultless_sys::Errno(libc::EINVAL))) as c_int;
+                })?
                 let mut args = [0; 6];
                 for (to, from) in args.iter_mut().zip([$($word as usize),*]) {
                     *to = from;
@@ -73,8 +76,8 @@ macro_rules! changes_all_threads {
 changes_all_threads! {
     setuid(user) by SYS_setuid(user);
     setgid(group) by SYS_setgid(group);
-    seteuid(user) by SYS_setresuid(u32::MAX, user, u32::MAX);
-    setegid(group) by SYS_setresgid(u32::MAX, group, u32::MAX);
+    seteuid(user) by SYS_setresuid(u32::MAX, user, u32::MAX) unless user == u32::MAX;
+    setegid(group) by SYS_setresgid(u32::MAX, group, u32::MAX) unless group == u32::MAX;
     setreuid(real, effective) by SYS_setreuid(real, effective);
     setregid(real, effective) by SYS_setregid(real, effective);
     setresuid(real, effective, saved) by SYS_setresuid(real, effective, saved);

@@ -61,9 +61,11 @@ pub(crate) fn join() -> u64 {
             granted
         }
         Err(e) => {
-            state::say(&format!(
-                "faultless: this process cannot share the memory budget of the others, and uses an eighth of it: no file in /dev/shm for that: {e}\n"
-            ));
+            if settings.stats {
+                state::say(&format!(
+                    "faultless: this process cannot share the memory budget of the others, and uses an eighth of it: no file in /dev/shm for that: {e}\n"
+                ));
+            }
             (settings.memory / 8).max(LEAST)
         }
     };

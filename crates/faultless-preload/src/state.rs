@@ -41,6 +41,7 @@ pub(crate) fn on() -> bool {
 /// Whether nothing is taken over: then every function passes its call on.
 #[inline(always)]
 pub(crate) fn idle() -> bool {
+    standin::forsake();
     STANDING.load(Ordering::Relaxed) == 0
 }
 
@@ -440,6 +441,12 @@ impl State {
         if let faultless::Backend::Mmap(why) = pool.backend() {
             return Err(format!("there is no userfaultfd: {why}"));
         }
+        if !standin::descriptors_are_apart() {
+            return Err(
+                "copies of the process could act on it by descriptors of the engine's, which this kernel does not keep apart (Linux 6.9 does)"
+                    .to_owned(),
+            );
+        }
         HAS_THREADS.store(true, Ordering::SeqCst);
         standin::on_lease_broken(lease_broken);
         standin::on_lost(service::lost);
@@ -518,7 +525,8 @@ pub(crate) fn say(text: &str) {
 
 /// Whether this is not the process whose state this is, but a child of vfork in its memory: it must change nothing here.
 pub(crate) fn foreign() -> bool {
-    let foreign = HOME.load(Ordering::Relaxed) != raw::getpid() as usize;
+    // (In a name space of its own, a copy can have the number of the process that it was copied from.)
+    let foreign = HOME.load(Ordering::Relaxed) != raw::getpid() as usize || standin::is_bare_copy();
     if foreign {
         // A copy of the process, unless it is a child of vfork.
         standin::forsake();

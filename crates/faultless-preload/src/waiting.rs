@@ -17,7 +17,7 @@ use faultless::standin;
 use faultless_run::Settings;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
-use faultless_sys::raw::{check, gated};
+use faultless_sys::raw::{self, check, gated};
 use std::ffi::CString;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -48,19 +48,22 @@ pub(crate) struct Waiting {
     /// How the program's descriptor was opened.
     access: i32,
     trusted: bool,
-    /// The share of it that was in the page cache when it was mapped.
-    cached: f64,
 }
 
 impl Waiting {
-    pub(crate) fn new(call: Call, known: &Known<'_>) -> Waiting {
+    pub(crate) fn new(
+        call: Call,
+        id: FileId,
+        path: PathBuf,
+        access: i32,
+        trusted: bool,
+    ) -> Waiting {
         Waiting {
             call,
-            id: known.status.id,
-            path: known.path.to_owned(),
-            access: known.access,
-            trusted: known.trusted,
-            cached: known.cached,
+            id,
+            path,
+            access,
+            trusted,
         }
     }
 
@@ -243,9 +246,9 @@ fn promote(
     let mut cached = decide::cached_share(data, |at, len| {
         resident(range.start + at as usize, len as usize)
     });
-    if cached >= 1.0 && mapped.cached < 1.0 {
-        // The kernel says so of all pages of a file that is neither the caller's nor writable to it.
-        cached = mapped.cached;
+    if cached >= 1.0 && status.uid != raw::geteuid() && raw::geteuid() != 0 {
+        // The kernel says so of all pages of a file that is neither the caller's nor writable to it: it is not known.
+        cached = 0.0;
     }
     decide::promises(settings, &call, cached)?;
     let known = Known {

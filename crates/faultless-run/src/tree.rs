@@ -15,6 +15,7 @@
 
 use faultless_untrusted::output::random;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -29,8 +30,8 @@ pub const FILES: usize = 16;
 /// What a process is granted at least, in bytes.
 pub const LEAST: u64 = 4 << 20;
 /// How long to wait for others that look at the slots.
-const PATIENCE: Duration = Duration::from_millis(50);
-const NAP: Duration = Duration::from_micros(200);
+const PATIENCE: Duration = Duration::from_millis(2);
+const NAP: Duration = Duration::from_micros(100);
 
 /// Where the files are.
 const PLACE: &str = "/dev/shm";
@@ -62,28 +63,46 @@ impl Tree {
     ///
     /// There is no `/dev/shm`, or it is full.
     pub fn make() -> io::Result<Tree> {
-        let dir = Path::new(PLACE).join(format!("{PREFIX}{:016x}", random()?));
-        DirBuilder::new().mode(0o700).create(&dir)?;
-        let path = dir.join(format!("{:016x}", random()?));
+        let first = std::process::id();
+        // (The number tells a later sweep whether the tree may still be there.)
+        let dir = Path::new(PLACE).join(format!("{PREFIX}{first}-{:016x}", random()?));
+        let tree = Tree {
+            path: dir.join(format!("{:016x}", random()?)),
+            owner: user(),
+            first,
+        };
+        tree.create()?;
+        Ok(tree)
+    }
+
+    /// Makes what is missing of the file and its directory.
+    fn create(&self) -> io::Result<()> {
+        let dir = self.path.parent().ok_or(io::ErrorKind::NotFound)?;
         let mode = |mode| std::fs::Permissions::from_mode(mode);
-        let made = OpenOptions::new()
+        match DirBuilder::new().mode(0o700).create(dir) {
+            // (Past the umask.)
+            Ok(()) => std::fs::set_permissions(dir, mode(0o711))?,
+            // It may be somebody else's: `open` looks.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+        OpenOptions::new()
             .write(true)
             .create_new(true)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            // (Past the umask.)
-            .and_then(|file| file.set_permissions(mode(0o666)))
-            .and_then(|()| std::fs::set_permissions(&dir, mode(0o711)));
-        if let Err(e) = made {
-            let _ = std::fs::remove_file(&path);
-            let _ = std::fs::remove_dir(&dir);
-            return Err(e);
+            .open(&self.path)?
+            .set_permissions(mode(0o666))
+    }
+
+    /// Opens the file. If it was removed because nobody seemed to need it any more, its owner makes it again.
+    fn join(&self) -> io::Result<File> {
+        match self.open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && user() == self.owner => {
+                let made = self.create();
+                self.open().or_else(|e| made.and(Err(e)))
+            }
+            other => other,
         }
-        Ok(Tree {
-            path,
-            owner: user(),
-            first: std::process::id(),
-        })
     }
 
     /// Where there can be no file: each process finds that out and says so.
@@ -112,7 +131,7 @@ impl Tree {
             && found.uid() == self.owner;
         match ours {
             true => Ok(file),
-            false => Err(io::Error::other("somebody has put something else there")),
+            false => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
 
@@ -124,8 +143,7 @@ impl Tree {
     /// Removes the file, if none of the processes in it is `there` and the tree's first is this one or gone.
     fn remove_unless(&self, there: impl Fn(u64) -> bool) {
         let over = self.first == std::process::id() || !alive(u64::from(self.first));
-        let empty = |file: File| !Slots::read(&file).pids().any(there);
-        if over && self.open().is_ok_and(empty) {
+        if over && self.open().is_ok_and(|file| !any_pid(&file, there)) {
             self.remove();
         }
     }
@@ -136,6 +154,26 @@ impl Tree {
             let _ = std::fs::remove_dir(dir);
         }
     }
+}
+
+/// Whether some slot has such a process. (Without memory of the heap: this is asked as the process ends.)
+fn any_pid(file: &File, there: impl Fn(u64) -> bool) -> bool {
+    const AT_A_TIME: usize = 8;
+    let mut bytes = [0u8; AT_A_TIME * SLOT * 8];
+    for first in (0..SLOTS).step_by(AT_A_TIME) {
+        let got = file
+            .read_at(&mut bytes, (first * SLOT * 8) as u64)
+            .unwrap_or(0);
+        let slots = bytes[..got].chunks(SLOT * 8);
+        let pids = slots.filter_map(|s| s.first_chunk().map(|p| u64::from_ne_bytes(*p)));
+        if pids.into_iter().any(&there) {
+            return true;
+        }
+        if got < bytes.len() {
+            return false;
+        }
+    }
+    false
 }
 
 fn user() -> u32 {
@@ -231,9 +269,15 @@ impl Slots {
 }
 
 fn write_words(file: &File, slot: usize, field: usize, words: &[u64]) {
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let mut bytes = [0u8; SLOT * 8];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
     // (If there is no room for it, the others do not see this process.)
-    let _ = file.write_all_at(&bytes, ((slot * SLOT + field) * 8) as u64);
+    let _ = file.write_all_at(
+        &bytes[..words.len() * 8],
+        ((slot * SLOT + field) * 8) as u64,
+    );
 }
 
 /// Runs `f` while no other process does. One that takes too long is not waited for: what is at stake is a share that is wrong for
@@ -279,6 +323,9 @@ pub struct Share {
     total: u64,
     granted: u64,
     duplicated: u64,
+    /// Processes that were there, with what they were granted and used. One that still lives is counted, whatever has become of
+    /// its slot: another process of the tree may have wiped it.
+    seen: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Share {
@@ -288,7 +335,7 @@ impl Share {
     ///
     /// The file is not there, or not the one that was made.
     pub fn join(tree: &Tree, total: u64, pid: u32) -> io::Result<Share> {
-        let file = tree.open()?;
+        let file = tree.join()?;
         let slot = alone(&file, || take_slot(&file, pid));
         Ok(Share {
             tree: tree.clone(),
@@ -297,6 +344,7 @@ impl Share {
             total,
             granted: LEAST,
             duplicated: 0,
+            seen: BTreeMap::new(),
         })
     }
 
@@ -304,11 +352,13 @@ impl Share {
     /// before, if the file cannot be reached any more.
     pub fn settle(&mut self, now: &Use) -> u64 {
         let Some(slot) = self.slot else { return LEAST };
-        let Ok(file) = self.tree.open() else {
+        let Ok(file) = self.tree.join() else {
             return self.granted;
         };
+        let (pid, total) = (self.pid, self.total);
+        let seen = &mut self.seen;
         (self.granted, self.duplicated) =
-            alone(&file, || share_out(&file, slot, self.pid, self.total, now));
+            alone(&file, || share_out(&file, slot, pid, total, now, seen));
         self.granted
     }
 
@@ -349,8 +399,16 @@ fn take_slot(file: &File, pid: u32) -> Option<usize> {
 }
 
 /// Works out the shares, and takes the one of a slot. Returns it, and what is held more than once.
-fn share_out(file: &File, slot: usize, pid: u32, total: u64, now: &Use) -> (u64, u64) {
+fn share_out(
+    file: &File,
+    slot: usize,
+    pid: u32,
+    total: u64,
+    now: &Use,
+    seen: &mut BTreeMap<u64, (u64, u64)>,
+) -> (u64, u64) {
     let mut slots = Slots::read(file);
+    restore_wiped(&mut slots, u64::from(pid), slot, seen);
     let mut words = [0; SLOT];
     words[PID] = u64::from(pid);
     words[PRESSED] = u64::from(now.pressed);
@@ -398,6 +456,24 @@ fn share_out(file: &File, slot: usize, pid: u32, total: u64, now: &Use) -> (u64,
     (words[GRANTED], slots.duplicated())
 }
 
+/// Puts back, in this copy, the slots of processes that live and have vanished from the file.
+fn restore_wiped(slots: &mut Slots, me: u64, own: usize, seen: &mut BTreeMap<u64, (u64, u64)>) {
+    seen.retain(|&pid, _| alive(pid));
+    let there: BTreeSet<u64> = slots.pids().collect();
+    for (&pid, &(granted, used)) in seen.iter().filter(|(pid, _)| !there.contains(pid)) {
+        let free = (0..SLOTS).find(|&s| s != own && !alive(slots.get(s, PID)));
+        if let Some(free) = free {
+            slots.0[free * SLOT..free * SLOT + 4].copy_from_slice(&[pid, 0, granted, used]);
+        }
+    }
+    for s in (0..SLOTS).filter(|&s| s != own) {
+        let pid = slots.get(s, PID);
+        if pid != me && alive(pid) && seen.len() < SLOTS {
+            seen.insert(pid, (slots.get(s, GRANTED), slots.get(s, USED)));
+        }
+    }
+}
+
 /// Removes what trees of processes of this user left behind that were killed.
 pub fn sweep() {
     let Ok(dir) = std::fs::read_dir(PLACE) else {
@@ -425,6 +501,18 @@ fn sweep_one(dir: &Path) {
     if !found.is_dir() || found.uid() != user() || found.mode() & 0o022 != 0 || !old {
         return;
     }
+    // The tree's first process may not have joined, or not yet.
+    let first = dir.file_name().and_then(|n| {
+        n.to_str()?
+            .strip_prefix(PREFIX)?
+            .split('-')
+            .next()?
+            .parse()
+            .ok()
+    });
+    if first.is_none_or(alive) {
+        return;
+    }
     let Ok(entries) = std::fs::read_dir(dir) else {
         return;
     };
@@ -436,7 +524,7 @@ fn sweep_one(dir: &Path) {
             first: 0,
         };
         match tree.open() {
-            Ok(file) if Slots::read(&file).pids().any(alive) => empty = false,
+            Ok(file) if any_pid(&file, alive) => empty = false,
             _ => _ = std::fs::remove_file(&tree.path),
         }
     }
@@ -470,15 +558,36 @@ mod tests {
         }
     }
 
+    /// A process that lives until it is dropped.
+    struct Other(std::process::Child);
+
+    impl Other {
+        fn start() -> Other {
+            let sleeper = std::process::Command::new("sleep").arg("1000").spawn();
+            Other(sleeper.expect("coreutils"))
+        }
+
+        fn pid(&self) -> u32 {
+            self.0.id()
+        }
+    }
+
+    impl Drop for Other {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn grants_never_exceed_the_budget_once_all_have_settled() {
         const TOTAL: u64 = 1 << 30;
         let tree = Tree::make().expect("/dev/shm");
-        // Processes that certainly live: this one and the first.
+        let (other, third) = (Other::start(), Other::start());
         let mut a = Share::join(&tree, TOTAL, std::process::id()).expect("made above");
         assert_eq!(a.settle(&uses(0, false)), TOTAL, "alone");
         assert_eq!(a.settle(&uses(TOTAL, true)), TOTAL);
-        let mut b = Share::join(&tree, TOTAL, 1).expect("made above");
+        let mut b = Share::join(&tree, TOTAL, other.pid()).expect("made above");
         assert_eq!(
             b.settle(&uses(0, true)),
             LEAST,
@@ -494,10 +603,11 @@ mod tests {
         a.settle(&holds(vec![(1, 7, 100), (1, 8, 5)]));
         assert_eq!(a.duplicated(), 60);
         b.leave();
+        drop(other);
         assert_eq!(a.settle(&uses(TOTAL / 2, true)), TOTAL);
         // One that uses little makes room immediately.
         assert_eq!(a.settle(&uses(TOTAL / 64, false)), TOTAL);
-        let mut c = Share::join(&tree, TOTAL, 1).expect("made above");
+        let mut c = Share::join(&tree, TOTAL, third.pid()).expect("made above");
         let granted = c.settle(&uses(0, true));
         assert!(granted > TOTAL / 2, "{granted}");
         assert!(granted + a.settle(&uses(TOTAL / 64, false)) <= TOTAL);
@@ -526,10 +636,34 @@ mod tests {
         }
         file.set_len(3).expect("cut");
         let granted = share.settle(&uses(TOTAL, true));
-        assert_eq!(granted, TOTAL, "alone again");
-        let again = share.settle(&uses(TOTAL, true));
-        assert_eq!(again, TOTAL);
+        assert!((LEAST..=TOTAL).contains(&granted), "{granted}");
+        assert!(tree.open().expect("there").metadata().expect("there").len() > 3);
         share.leave();
+    }
+
+    #[test]
+    fn a_process_whose_slot_was_wiped_keeps_its_share() {
+        const TOTAL: u64 = 1 << 30;
+        let tree = Tree::make().expect("/dev/shm");
+        let mut a = Share::join(&tree, TOTAL, std::process::id()).expect("made above");
+        let other = Other::start();
+        let mut b = Share::join(&tree, TOTAL, other.pid()).expect("made above");
+        for _ in 0..3 {
+            a.settle(&uses(TOTAL / 2, true));
+            b.settle(&uses(TOTAL / 2, true));
+        }
+        let file = tree.open().expect("made above");
+        let before = a.settle(&uses(TOTAL / 2, true));
+        assert!(before <= TOTAL / 2 + LEAST, "{before}");
+        for _ in 0..3 {
+            for slot in 0..SLOTS {
+                write_words(&file, slot, PID, &[0; SLOT]);
+            }
+            let alone = a.settle(&uses(TOTAL / 2, false));
+            assert!(alone <= TOTAL - TOTAL / 4, "{alone}");
+        }
+        b.leave();
+        a.leave();
     }
 
     #[test]
@@ -537,7 +671,17 @@ mod tests {
         let tree = Tree::make().expect("/dev/shm");
         let dir = tree.path.parent().expect("a directory").to_owned();
         std::fs::remove_file(&tree.path).expect("made above");
-        assert!(Share::join(&tree, LEAST, 1).is_err(), "none is made");
+        Share::join(&tree, LEAST, 1).expect("its owner makes it again");
+        std::fs::remove_file(&tree.path).expect("made again");
+        let other = Tree {
+            owner: 4711,
+            ..tree.clone()
+        };
+        assert!(
+            Share::join(&other, LEAST, 1).is_err(),
+            "another user does not"
+        );
+        assert!(!tree.path.exists());
         std::os::unix::fs::symlink("/etc/passwd", &tree.path).expect("a link");
         assert!(Share::join(&tree, LEAST, 1).is_err(), "a link");
         std::fs::remove_file(&tree.path).expect("made above");
@@ -584,16 +728,34 @@ mod tests {
     fn what_a_killed_tree_left_behind_is_swept() {
         let tree = Tree::make().expect("/dev/shm");
         let dir = tree.path.parent().expect("a directory").to_owned();
+        let age = |dir: &Path| {
+            let touched = std::process::Command::new("touch")
+                .args(["-d", "2001-01-01"])
+                .arg(dir)
+                .status();
+            assert!(touched.expect("coreutils").success());
+        };
+        // (Other tests sweep as well.)
         let file = tree.open().expect("made above");
+        write_words(&file, 0, PID, &[u64::from(std::process::id())]);
+        age(&dir);
+        sweep();
+        assert!(dir.exists(), "its first process, this one, lives");
+        // One whose first process has ended.
+        let dead = {
+            let mut child = std::process::Command::new("true")
+                .spawn()
+                .expect("coreutils");
+            child.wait().expect("it ends");
+            child.id()
+        };
+        let left = Path::new(PLACE).join(format!("{PREFIX}{dead}-test"));
+        std::fs::rename(&dir, &left).expect("own");
+        sweep();
+        assert!(left.exists(), "a process in it lives");
         write_words(&file, 0, PID, &[u64::from(u32::MAX)]);
+        age(&left);
         sweep();
-        assert!(dir.exists(), "too young");
-        let touched = std::process::Command::new("touch")
-            .args(["-d", "2001-01-01"])
-            .arg(&dir)
-            .status();
-        assert!(touched.expect("coreutils").success());
-        sweep();
-        assert!(!dir.exists());
+        assert!(!left.exists());
     }
 }

@@ -55,6 +55,19 @@ pub fn same_open_file(of: u32, a: i32, b: i32) -> Option<bool> {
     }
 }
 
+/// Whether two processes have one table of descriptors (`kcmp(2)`, `KCMP_FILES`); `false` where the kernel will not say.
+pub fn share_table(a: u32, b: u32) -> bool {
+    const KCMP_FILES: usize = 2;
+    // SAFETY: no pointers.
+    let order = unsafe {
+        syscall(
+            libc::SYS_kcmp,
+            [a as usize, b as usize, KCMP_FILES, 0, 0, 0],
+        )
+    };
+    check(order) == Ok(0)
+}
+
 /// Copies descriptor `fd` of thread `tid`, of this process, into the calling thread's table (close-on-exec). Needs
 /// `PIDFD_THREAD` (6.9). May be called in a signal handler.
 pub fn fetch(tid: u32, fd: i32) -> Result<i32, Errno> {
@@ -135,7 +148,7 @@ pub fn for_each_open(mut f: impl FnMut(i32)) {
     ) else {
         return;
     };
-    let mut entries = [0u64; 128];
+    let mut entries = [0u64; 40];
     loop {
         // SAFETY: a buffer of the length that is given.
         let read = check(unsafe {

@@ -137,6 +137,8 @@ pub struct Status {
     pub len: u64,
     /// Type and permission bits.
     pub mode: u32,
+    /// The user that it belongs to.
+    pub uid: u32,
 }
 
 /// `fstat(2)`.
@@ -159,6 +161,7 @@ pub fn status(fd: i32) -> Result<Status, Errno> {
         },
         len: st.st_size as u64,
         mode: st.st_mode,
+        uid: st.st_uid,
     })
 }
 

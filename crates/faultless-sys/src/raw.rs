@@ -162,6 +162,12 @@ pub fn getpid() -> u32 {
     unsafe { syscall(libc::SYS_getpid, [0; 6]) as u32 }
 }
 
+/// The user whose rights this thread has.
+pub fn geteuid() -> u32 {
+    // SAFETY: takes no pointers, cannot fail.
+    unsafe { syscall(libc::SYS_geteuid, [0; 6]) as u32 }
+}
+
 /// Nanoseconds of the monotonic clock. Safe in a signal handler (`clock_gettime` is on POSIX's list).
 #[inline]
 pub fn monotonic_ns() -> u64 {

@@ -58,11 +58,18 @@ impl Output {
     pub fn create(path: &Path, readers: Readers, kept: Kept) -> io::Result<(Output, Writer)> {
         let path = followed(path)?;
         let buffered = |file| Writer::with_capacity(BUFFER, file);
-        let former = match std::fs::symlink_metadata(&path) {
+        let looked = match of_proc(&path) {
+            true => std::fs::metadata(&path),
+            false => std::fs::symlink_metadata(&path),
+        };
+        let former = match looked {
             Ok(former) => Some(former),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e),
         };
+        if let Some(former) = &former {
+            refuse_strangers(&path, former)?;
+        }
         if former.as_ref().is_some_and(|f| !f.is_file()) {
             let file = open_special(&path)?;
             let output = Output {
@@ -91,6 +98,11 @@ impl Output {
             file.set_permissions(Permissions::from_mode(former.mode() & 0o777))?;
         }
         Ok((output, buffered(file)))
+    }
+
+    /// Where it is until it is complete; none for what is written in its place.
+    pub fn partial(&self) -> Option<&Path> {
+        self.partial.as_deref()
     }
 
     /// Gives it its name, if it was written.
@@ -169,10 +181,11 @@ pub fn start_log(path: &Path) -> io::Result<(PathBuf, File)> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open(false)?,
         made => made?,
     };
-    let kind = file.metadata()?.file_type();
-    if !kind.is_file() {
-        return Err(irregular(kind));
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(irregular(found.file_type()));
     }
+    refuse_strangers(&path, &found)?;
     file.set_len(0)?;
     // (Its directory is there, since it could be opened in it.)
     let dir = directory(&path).canonicalize()?;
@@ -222,21 +235,52 @@ fn create_beside(path: &Path, mode: u32) -> io::Result<(File, PathBuf)> {
     Err(last)
 }
 
+/// In a directory that others may write to, what is neither this user's nor root's may have been put there to be written to, and so
+/// may another name of a file.
+fn refuse_strangers(path: &Path, found: &std::fs::Metadata) -> io::Result<()> {
+    if of_proc(path) {
+        return Ok(());
+    }
+    let dir = std::fs::metadata(directory(path))?;
+    let shared = dir.mode() & 0o022 != 0;
+    let foreign = found.uid() != user() && found.uid() != 0;
+    if shared && (foreign || (found.is_file() && found.nlink() > 1)) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "it is there already, of user {}, in a directory that others may write to; name a file elsewhere",
+                found.uid()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a path names an open file of this process (`/dev/stdout`, `/dev/fd/63`).
+fn of_proc(path: &Path) -> bool {
+    directory(path)
+        .canonicalize()
+        .is_ok_and(|dir| dir.starts_with("/proc"))
+}
+
 /// A device, or a pipe that somebody reads.
 fn open_special(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::FileTypeExt as _;
+    let follow = if of_proc(path) { 0 } else { libc::O_NOFOLLOW };
     let file = OpenOptions::new()
         .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
+        .custom_flags(follow | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(|e| match e.raw_os_error() {
             Some(libc::ENXIO) => io::Error::new(e.kind(), "it is a pipe that nobody reads"),
             _ => e,
         })?;
-    let kind = file.metadata()?.file_type();
+    let found = file.metadata()?;
+    let kind = found.file_type();
     if !(kind.is_fifo() || kind.is_char_device()) {
         return Err(irregular(kind));
     }
+    refuse_strangers(path, &found)?;
     // What reads it may be slower than we are.
     // SAFETY: flags of a descriptor of our own.
     #[allow(unsafe_code, reason = "fcntl(2)")]
@@ -269,12 +313,14 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
                 ),
             ));
         }
-        let target = std::fs::read_link(&path)?;
         // (A link of /proc's leads to an open file, whatever it says.)
-        match directory(&path).starts_with("/proc") {
-            true => return path.canonicalize().or(Ok(path)),
-            false => path = directory(&path).join(target),
+        if of_proc(&path) {
+            return match std::fs::metadata(&path)?.is_file() {
+                true => path.canonicalize(),
+                false => Ok(path),
+            };
         }
+        path = directory(&path).join(std::fs::read_link(&path)?);
     }
     Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
@@ -423,6 +469,47 @@ mod tests {
         assert!(made.expect("coreutils").success());
         assert!(write(&pipe, Readers::AsUsual, "x").is_err());
         assert!(start_log(&pipe).is_err());
+    }
+
+    #[test]
+    fn the_pipe_of_a_shell_is_written_as_it_is() {
+        use std::io::Read as _;
+        use std::os::fd::AsRawFd as _;
+        let (mut read, written) = io::pipe().expect("a pipe");
+        let name = format!("/dev/fd/{}", written.as_raw_fd());
+        write(Path::new(&name), Readers::Owner, "x").expect("written");
+        drop(written);
+        let mut text = String::new();
+        read.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "x");
+    }
+
+    #[test]
+    fn what_strangers_may_have_put_there_is_not_written_to() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).expect("own");
+        let path = dir.path().join("page");
+        write(&path, Readers::AsUsual, "x").expect("one's own");
+        std::fs::hard_link(&path, dir.path().join("again")).expect("a link");
+        assert!(start_log(&path).is_err(), "another name of a file");
+        std::fs::remove_file(dir.path().join("again")).expect("own");
+        start_log(&path).expect("one's own");
+        // Only root can make files of another user's.
+        if user() == 0 {
+            let pipe = dir.path().join("pipe");
+            let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+            assert!(made.expect("coreutils").success());
+            let _reader = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&pipe)
+                .expect("own");
+            for path in [&path, &pipe] {
+                std::os::unix::fs::chown(path, Some(65534), None).expect("root may");
+                assert!(write(path, Readers::Owner, "x").is_err(), "{path:?}");
+                assert!(start_log(path).is_err(), "{path:?}");
+            }
+        }
     }
 
     #[test]

@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::rc::Rc;
 
+/// Most things that threads did of which all are done again.
+const DEEDS_MAX: u64 = 1_000_000;
 /// fork, vfork, clone, clone3 on x86-64.
 const FORKS: [u16; 4] = [56, 57, 58, 435];
 /// mprotect, munmap, madvise on x86-64: those whose arguments say which mapping they change.
@@ -106,7 +108,7 @@ impl Recording {
         let mut scripts: BTreeMap<u32, (u32, Vec<Action>)> = BTreeMap::new();
         let mut waits: HashMap<u32, Wait> = HashMap::new();
         let mut ranges: BTreeMap<(u32, Option<u32>), (u64, u64)> = BTreeMap::new();
-        let (mut cut_off, mut last) = (false, 0);
+        let (mut cut_off, mut last, mut deeds) = (false, 0, 0u64);
         for event in &mut trace {
             let event = match event {
                 Ok(event) => event,
@@ -129,6 +131,7 @@ impl Recording {
                     *range = (range.0.min(e.address), range.1.max(e.address));
                     let script = scripts.entry(e.tid).or_insert_with(|| (e.pid, Vec::new()));
                     script.1.push(fault(&e));
+                    deeds += 1;
                 }
                 Event::Wait(e) => {
                     waits.insert(e.tid, e);
@@ -139,8 +142,17 @@ impl Recording {
                     };
                     let script = scripts.entry(e.tid).or_insert_with(|| (e.pid, Vec::new()));
                     script.1.push(action);
+                    deeds += 1;
                 }
                 _ => {}
+            }
+            if deeds > DEEDS_MAX {
+                return Err(faultless_trace::Error::Io(std::io::Error::new(
+                    std::io::ErrorKind::FileTooLarge,
+                    format!(
+                        "it has more than {DEEDS_MAX} faults and holds, which is more than can be done again; record a shorter time"
+                    ),
+                )));
             }
         }
         let mut targets = BTreeSet::new();
@@ -205,7 +217,7 @@ impl Recording {
         /// What is allowed to any trace: some seconds' work.
         const ANY: u64 = 20_000_000;
         /// And for each thing that a thread did.
-        const EACH: u64 = 200;
+        const EACH: u64 = 50;
         let deeds = self.scripts.values().map(|s| s.actions.len() as u64);
         deeds.sum::<u64>().saturating_mul(EACH).saturating_add(ANY)
     }

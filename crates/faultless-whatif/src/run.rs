@@ -19,7 +19,7 @@ use std::rc::Rc;
 /// A recording is replayed until so many times its length have gone by, if it has not ended before.
 const LONGEST_REPLAY: f64 = 20.0;
 /// Events after which a run is given up: the built-in workloads take 6 million.
-const EVENTS_MAX: u64 = 300_000_000;
+const EVENTS_MAX: u64 = 100_000_000;
 /// Skew of [`Order::Zipf`].
 const THETA: f64 = 0.99;
 

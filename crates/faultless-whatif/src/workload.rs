@@ -399,7 +399,7 @@ fn in_one_line(e: &toml::de::Error) -> String {
 /// All names, so that nothing of them acts on a terminal. (Names that are the same stay the same.)
 fn make_printable(value: &mut toml::Value) {
     match value {
-        toml::Value::String(s) => *s = printable(s).lines().to_string(),
+        toml::Value::String(s) => *s = printable(s).to_string(),
         toml::Value::Array(all) => all.iter_mut().for_each(make_printable),
         toml::Value::Table(all) => all.iter_mut().for_each(|(_, v)| make_printable(v)),
         _ => {}
@@ -416,7 +416,12 @@ impl Workload {
         // (First as it is: errors tell the line.)
         let _: Workload = toml::from_str(text).map_err(Error::Text)?;
         let mut value: toml::Table = toml::from_str(text).map_err(Error::Text)?;
-        value.iter_mut().for_each(|(_, v)| make_printable(v));
+        for (key, value) in &mut value {
+            match value {
+                toml::Value::String(s) if key == "about" => *s = printable(s).lines().to_string(),
+                value => make_printable(value),
+            }
+        }
         let workload: Workload = value.try_into().map_err(Error::Text)?;
         workload.check()?;
         Ok(workload)

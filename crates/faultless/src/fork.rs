@@ -61,11 +61,13 @@ extern "C" fn before() {
         registry::freeze(),
         plain::freeze(),
     );
+    fds::forking();
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *SLOT.0.get() = Some(locks) };
 }
 
 extern "C" fn after() {
+    fds::forked();
     // SAFETY: `before` took the locks on this thread, and they are released only as this value is dropped.
     drop(unsafe { (*SLOT.0.get()).take() });
 }
@@ -77,6 +79,7 @@ extern "C" fn in_child() {
         // Calls of the parent's other threads, which nobody ends here.
         locks.1.forget_calls();
         bar_regions(&locks.3);
+        fds::prepared();
         identity::in_child();
     }
 }

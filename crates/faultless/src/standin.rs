@@ -548,9 +548,20 @@ pub fn is_copy() -> bool {
 /// act on the process that it was copied from. Elsewhere it does nothing, at the price of two loads.
 #[inline]
 pub fn forsake() {
-    if process::forked() {
+    if process::forked() && fds::is_bare_copy() {
         fds::forsake();
     }
+}
+
+/// Whether this is a copy of the process that the C library's `fork` did not make.
+#[inline]
+pub fn is_bare_copy() -> bool {
+    process::forked() && fds::is_bare_copy()
+}
+
+/// Whether the engine's threads have descriptors of their own, which no copy of the process gets.
+pub fn descriptors_are_apart() -> bool {
+    fds::protected()
 }
 
 /// Has the engine's descriptors keep away from low numbers.

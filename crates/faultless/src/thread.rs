@@ -13,7 +13,11 @@ use std::mem::MaybeUninit;
 /// Bytes of a thread's stack, as the standard library has it.
 const STACK: usize = 2 << 20;
 
-type Body = Box<dyn FnOnce() + Send>;
+/// What a thread does, and its name.
+struct Body {
+    run: Box<dyn FnOnce() + Send>,
+    name: &'static CStr,
+}
 
 /// A running thread. Dropping this lets it run on by itself.
 #[derive(Debug)]
@@ -25,8 +29,10 @@ pub struct Thread(Option<libc::pthread_t>);
 ///
 /// The system refuses another thread.
 pub fn spawn(name: &'static CStr, body: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
-    let body: Box<Body> = Box::new(Box::new(body));
-    let body = Box::into_raw(body);
+    let body = Box::into_raw(Box::new(Body {
+        run: Box::new(body),
+        name,
+    }));
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();
     // SAFETY: initialised by the first call and destroyed by the last; `begin` takes the box back.
@@ -49,16 +55,17 @@ pub fn spawn(name: &'static CStr, body: impl FnOnce() + Send + 'static) -> io::R
     }
     // SAFETY: written, since the call succeeded.
     let thread = unsafe { thread.assume_init() };
-    // SAFETY: a thread that has been neither joined nor detached.
-    unsafe { libc::pthread_setname_np(thread, name.as_ptr()) };
     Ok(Thread(Some(thread)))
 }
 
 extern "C" fn begin(body: *mut c_void) -> *mut c_void {
     // SAFETY: made by `spawn`, for this thread alone.
     let body = unsafe { Box::from_raw(body.cast::<Body>()) };
+    // (From outside, the C library would open a file of /proc for that.)
+    // SAFETY: a NUL-terminated name.
+    unsafe { libc::prctl(libc::PR_SET_NAME, body.name.as_ptr()) };
     // A panic ends the thread, and was told on stderr.
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body.run));
     std::ptr::null_mut()
 }
 
@@ -100,9 +107,7 @@ mod tests {
             let _ = tell.send(name);
         });
         thread.expect("a thread").join();
-        let name = told.try_recv().expect("it has ended");
-        // (It may have looked before it was named.)
-        let name = name.expect("readable");
-        assert!(!name.is_empty());
+        let name = told.try_recv().expect("it has ended").expect("readable");
+        assert_eq!(name, b"fifteen-letters\n");
     }
 }

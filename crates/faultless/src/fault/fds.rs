@@ -9,7 +9,7 @@
 
 use crate::fault::process;
 use faultless_sys::file::FileId;
-use faultless_sys::{Errno, fdtable, file};
+use faultless_sys::{Errno, fdtable, file, raw};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// The keeper's thread id; 0 where there is no private table.
@@ -40,8 +40,10 @@ static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
 static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
 /// How many userfaultfds are in the table that all threads share and not noted yet.
 static ARRIVING: AtomicUsize = AtomicUsize::new(0);
-/// The process whose descriptors this copy of it has closed already.
+/// The copy of a process that has closed them.
 static FORSAKEN: AtomicU32 = AtomicU32::new(0);
+/// The process whose forked child this is, if the fork handlers have prepared it.
+static PREPARED: AtomicU32 = AtomicU32::new(0);
 /// Descriptors get numbers from here on, out of the way of programs that count on low ones; 0: as they come.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
 
@@ -109,7 +111,7 @@ fn duplicate_high(number: i32, floor: i32) -> Result<i32, Errno> {
 
 /// Whether `number` of the program's table is a descriptor of the engine's.
 pub(crate) fn is_engines(number: i32) -> bool {
-    let Some(twin) = TWINS.get(number as usize) else {
+    let Some(twin) = TWINS.get(number as usize).filter(|_| !process::forked()) else {
         return false;
     };
     match twin.load(Ordering::SeqCst) {
@@ -151,12 +153,54 @@ fn named(number: i32) -> u64 {
     file::status(number).map_or(0, |st| st.id.ino ^ st.id.dev.rotate_left(48) | 1 << 63)
 }
 
+/// Whether this is a copy of the process that the fork handlers did not prepare.
+pub(crate) fn is_bare_copy() -> bool {
+    process::forked()
+        && PREPARED.load(Ordering::SeqCst) != process::pid()
+        && FORKING.load(Ordering::SeqCst) != this_thread()
+}
+
+/// The thread that is in the fork handlers, by the address of its `errno`, which it has in the child as well; 0: none.
+static FORKING: AtomicUsize = AtomicUsize::new(0);
+
+fn this_thread() -> usize {
+    // SAFETY: the address of the calling thread's own variable.
+    unsafe { libc::__errno_location() as usize }
+}
+
+/// This thread is in the fork handlers from now on. Other handlers in the child may call what calls [`forsake`], before ours have
+/// made what they make from the descriptors.
+pub(crate) fn forking() {
+    FORKING.store(this_thread(), Ordering::SeqCst);
+}
+
+/// In the parent: no longer.
+pub(crate) fn forked() {
+    FORKING.store(0, Ordering::SeqCst);
+}
+
+/// In a forked child: it has closed what it has of the engine's.
+pub(crate) fn prepared() {
+    PREPARED.store(process::pid(), Ordering::SeqCst);
+    FORKING.store(0, Ordering::SeqCst);
+    if ARRIVING.swap(0, Ordering::SeqCst) > 0 {
+        close_arriving();
+    }
+}
+
 /// In a copy of the process that was made without fork handlers: closes what it has of the engine's. The userfaultfd would let it
 /// write into the memory of the process that it was copied from, and a leased file let it give up the lease.
 ///
 /// Takes no lock and asks for no memory, so that it may be called anywhere.
+#[cold]
 pub(crate) fn forsake() {
-    if !process::forked() || FORSAKEN.swap(process::pid(), Ordering::SeqCst) == process::pid() {
+    let me = raw::getpid();
+    // A child of vfork that such a copy has is in its memory, and has a table of its own.
+    if FORSAKEN.swap(me, Ordering::SeqCst) == me {
+        return;
+    }
+    // With CLONE_FILES it has the very table of the process that it was copied from.
+    if fdtable::share_table(me, process::pid()) {
         return;
     }
     for_each_number(|number| {
@@ -165,16 +209,20 @@ pub(crate) fn forsake() {
             // SAFETY: a copy of the engine's descriptor, in a table that this copy of the process has for itself.
             unsafe { file::close(number) };
         }
-        forget(number);
     });
     if ARRIVING.load(Ordering::SeqCst) > 0 {
-        fdtable::for_each_open(|number| {
-            if fdtable::is_userfaultfd(number) {
-                // SAFETY: one that came in the moment of the copy: no call had been told its number yet.
-                unsafe { file::close(number) };
-            }
-        });
+        close_arriving();
     }
+}
+
+/// Closes userfaultfds that came in the moment in which this copy of the process was made: no call had been told their numbers.
+fn close_arriving() {
+    fdtable::for_each_open(|number| {
+        if fdtable::is_userfaultfd(number) {
+            // SAFETY: as above.
+            unsafe { file::close(number) };
+        }
+    });
 }
 
 /// Runs `f` on all numbers that are noted as the engine's.

@@ -163,9 +163,9 @@ mod tests {
             bytes: [0; 1024],
             len: 0,
         };
-        for _ in 0..100 {
+        for _ in 0..200 {
             let _ = line.write_str("0123456789");
         }
-        assert_eq!(line.len, 399);
+        assert_eq!(line.len, 1023);
     }
 }

@@ -27,7 +27,6 @@ fn pages(addr: usize, len: usize) -> Range<usize> {
 /// Whether a range may have a part of a mapping of ours.
 #[inline]
 pub(crate) fn reaches(range: &Range<usize>) -> bool {
-    standin::forsake();
     STANDING.load(Ordering::Relaxed) != 0 && standin::touches(range)
 }
 
@@ -158,6 +157,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     let addr = addr as usize;
     let args = [addr, len, 0, 0, 0, 0];
     let range = pages(addr, len);
+    standin::forsake();
     waiting::changing(&range);
     // What the kernel refuses.
     if !concerns(&range) || !addr.is_multiple_of(PAGE) || len == 0 {

@@ -17,6 +17,10 @@ macro_rules! block_writes {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name(buf: *const c_void, size: usize, count: usize, stream: *mut libc::FILE) -> usize {
             let real = real!($name as unsafe extern "C-unwind" fn(*const c_void, usize, usize, *mut libc::FILE) -> usize);
+            if idle() {
+                // SAFETY: the program's own arguments.
+                return unsafe { real(buf, size, count, stream) };
+            }
             let given = Given::new(buf, size.saturating_mul(count));
             // SAFETY: the program's own arguments, or another address of the same bytes.
             unsafe { real(given.at(), size, count, stream) }

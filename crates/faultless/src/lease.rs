@@ -94,13 +94,19 @@ pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
     }
 }
 
-/// How long the kernel waits before it takes a lease by force.
-pub(crate) fn patience() -> std::time::Duration {
-    let seconds = std::fs::read_to_string("/proc/sys/fs/lease-break-time")
-        .ok()
-        .and_then(|s| s.trim().parse::<u64>().ok())
-        .unwrap_or(45);
-    std::time::Duration::from_secs(seconds)
+/// Until when a map can be saved before the kernel takes its lease by force; `None`: it never does.
+pub(crate) fn deadline() -> Option<std::time::Instant> {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
+    // Some time has passed since the kernel began to wait, and giving the lease up takes some.
+    patience(&text).map(|patience| std::time::Instant::now() + patience.mul_f32(0.8))
+}
+
+/// How long the kernel waits before it takes a lease by force, from the text of its setting. 0 means that it waits for ever.
+fn patience(text: &str) -> Option<std::time::Duration> {
+    /// The kernel's default, in seconds.
+    const DEFAULT: u64 = 45;
+    let seconds = text.trim().parse().unwrap_or(DEFAULT);
+    (seconds > 0).then(|| std::time::Duration::from_secs(seconds))
 }
 
 /// Saves what can be saved of a map whose lease is being broken, then gives the lease up. Runs on a worker thread.
@@ -112,10 +118,10 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
         return;
     }
     if what == OnBreak::Snapshot {
-        let deadline = std::time::Instant::now() + patience().mul_f32(0.8);
+        let deadline = deadline();
         for unit in 0..core.data_units() {
             let closing = core.closing.load(Ordering::Acquire);
-            if std::time::Instant::now() > deadline || closing {
+            if deadline.is_some_and(|d| std::time::Instant::now() > d) || closing {
                 break;
             }
             // Where there is no room for more, what is there still has to be made to stay.
@@ -209,5 +215,19 @@ pub(crate) fn direct_works(fd: i32) -> bool {
             Err(Errno(libc::EINTR)) => raw::sched_yield(),
             other => return other.is_ok(),
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_break_time_of_zero_means_that_the_kernel_waits_for_ever() {
+        assert_eq!(patience("0\n"), None);
+        assert_eq!(patience("45\n"), Some(Duration::from_secs(45)));
+        assert_eq!(patience("1"), Some(Duration::from_secs(1)));
+        assert_eq!(patience(""), Some(Duration::from_secs(45)));
     }
 }

@@ -557,11 +557,12 @@ impl Drop for Map {
 pub(crate) unsafe fn close(pool: &Pool, core: &'static MapCore) -> Box<MapCore> {
     core.closing.store(true, Ordering::Release);
     core.streams.give_up(core);
-    pool.0
-        .past
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .add(&core.counters.snapshot());
+    {
+        // Whoever sums up has this lock, and finds the map either alive or here.
+        let mut past = pool.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        past.add(&core.counters.snapshot());
+        core.summed.store(true, Ordering::Release);
+    }
     // From here on nobody finds the map; who is inside (the evictor, a worker) has left when this returns.
     // SAFETY: the caller's promise.
     unsafe { registry::shut(core) }

@@ -432,6 +432,7 @@ impl MapOptions {
             lease: std::sync::OnceLock::new(),
             keep_all: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            summed: AtomicBool::new(false),
             stands_for: self.stands_for.map(|flags| KernelMapping {
                 flags,
                 advice: AtomicI32::new(self.over.unwrap_or(libc::MADV_NORMAL)),

@@ -299,9 +299,10 @@ fn bar(range: &Range) {
 }
 
 fn replace_by_copy(range: &Range, fd: i32, base: u64) -> Option<()> {
-    let deadline = Instant::now() + lease::patience().mul_f32(0.8);
+    let deadline = lease::deadline();
     let copy = mem::map_anonymous(range.len).ok()?;
-    let stop = || range.closing.load(Ordering::Relaxed) || Instant::now() > deadline;
+    let stop =
+        || range.closing.load(Ordering::Relaxed) || deadline.is_some_and(|d| Instant::now() > d);
     let read = read_all(copy, range.len, fd, base, stop);
     // Was the lease still held when the last byte was read? The kernel knows.
     let good = read && file::lease_still_listed(fd);

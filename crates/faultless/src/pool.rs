@@ -325,7 +325,8 @@ fn kernel_version() -> Option<(u32, u32)> {
 fn report_once(backend: &Backend) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if *backend != Backend::Full && !SAID.swap(true, Ordering::Relaxed) {
-        eprintln!("faultless: backend {backend}");
+        // (Standard error may be a broken pipe, which is no reason to panic.)
+        faultless_sys::raw::write_stderr(format!("faultless: backend {backend}\n").as_bytes());
     }
 }
 
@@ -553,15 +554,15 @@ impl Pool {
 
     /// What happened in all maps of the pool, and what it holds.
     pub fn stats(&self) -> PoolStats {
-        let mut maps = self
-            .0
-            .past
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for map in live_maps(self) {
-            maps.add(&map);
-        }
+        let maps = {
+            // Held all the while: a map that closes meanwhile is counted once, so that no figure goes back.
+            let past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut maps = past.clone();
+            for map in live_maps(self) {
+                maps.add(&map);
+            }
+            maps
+        };
         let (used, peak) = self
             .0
             .engine
@@ -581,7 +582,7 @@ fn live_maps(pool: &Pool) -> Vec<Stats> {
     let mut all = Vec::new();
     if let Some(engine) = &pool.0.engine {
         crate::fault::registry::for_each(|core| {
-            if Arc::ptr_eq(&core.pool, &engine.core) {
+            if Arc::ptr_eq(&core.pool, &engine.core) && !core.summed.load(Ordering::Acquire) {
                 all.push(core.counters.snapshot());
             }
         });

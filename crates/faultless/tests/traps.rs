@@ -1080,3 +1080,58 @@ fn a_sparse_map_gives_its_page_tables_back() {
         assert!((0..len).step_by(2 << 20).all(|at| map[at + 4096] == 0));
     });
 }
+
+struct Sevens;
+
+impl Source for Sevens {
+    fn len(&self) -> io::Result<u64> {
+        Ok(64 * PAGE as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], _: u64) -> io::Result<usize> {
+        buf.fill(7);
+        Ok(buf.len())
+    }
+}
+
+/// A miss on the alternate stack that the standard library gives its threads, with a pattern beneath that must not change.
+#[test]
+fn a_miss_fits_an_alternate_stack_of_8_kib() {
+    isolated_ok("a_miss_fits_an_alternate_stack_of_8_kib", || {
+        const STACK: usize = 8 << 10;
+        let dir = dir();
+        let path = file(dir.path(), "a", 19, 8 << 20);
+        let pool = pool(16);
+        let map = pool.map(open(&path)).expect("mapped");
+        let mut memory = vec![0xA5u8; 2 * STACK];
+        let below = memory.as_mut_ptr();
+        let stack = libc::stack_t {
+            ss_sp: unsafe { below.add(STACK) }.cast(),
+            ss_flags: 0,
+            ss_size: STACK,
+        };
+        // (A kernel whose frames are larger refuses it.)
+        if unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } != 0 {
+            return;
+        }
+        check(&map[..4 << 20], 19, 0);
+        // From a source, whose pages are read by other threads.
+        let source = unsafe { pool.map_trusted(Sevens) }.expect("mapped");
+        assert!(source.iter().all(|b| *b == 7));
+        assert!(map.stats().misses > 0);
+        // The default action would end the process on the same stack.
+        let none = libc::stack_t {
+            ss_sp: std::ptr::null_mut(),
+            ss_flags: libc::SS_DISABLE,
+            ss_size: 0,
+        };
+        assert_eq!(
+            unsafe { libc::sigaltstack(&raw const none, std::ptr::null_mut()) },
+            0
+        );
+        let touched = memory[..STACK].iter().filter(|b| **b != 0xA5).count();
+        assert_eq!(touched, 0, "bytes below the stack were overwritten");
+        let used = memory[STACK..].iter().take_while(|b| **b == 0xA5).count();
+        assert!(used < STACK, "the handler ran on another stack");
+    });
+}

@@ -169,6 +169,8 @@ pub(crate) struct MapCore {
     pub(crate) keep_all: AtomicBool,
     /// The map is being dropped: whoever works on it in the background stops.
     pub(crate) closing: AtomicBool,
+    /// Its counters are a part of what the pool remembers of maps that are gone.
+    pub(crate) summed: AtomicBool,
     /// The kernel's mapping that this one stands in for, if it does.
     pub(crate) stands_for: Option<KernelMapping>,
     /// Who reads in order, to be read ahead of.

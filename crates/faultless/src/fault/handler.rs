@@ -155,10 +155,14 @@ pub(crate) fn install() -> Result<(), NotInstalled> {
         flags: now.flags,
         mask: now.mask,
     });
+    // Before it can run: it must find itself installed.
     INSTALLED.store(true, Ordering::Release);
     // SAFETY: the handler is made to run at any instruction, and chains to the former action.
-    unsafe { signal::set_action(libc::SIGBUS, &ours()) }.map_err(NotInstalled::Refused)?;
-    Ok(())
+    let set = unsafe { signal::set_action(libc::SIGBUS, &ours()) };
+    if set.is_err() {
+        INSTALLED.store(false, Ordering::Release);
+    }
+    set.map(drop).map_err(NotInstalled::Refused)
 }
 
 /// Runs with every signal blocked. Touches no errno, no heap, no lock, no thread-local.

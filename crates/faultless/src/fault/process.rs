@@ -27,6 +27,7 @@ pub(crate) fn settle_here() -> Result<(), Errno> {
 }
 
 /// Whether this is a child, forked since [`settle_here`].
+#[inline]
 pub(crate) fn forked() -> bool {
     let mark = MARK.load(Ordering::Acquire);
     // SAFETY: non-null means that `settle_here` mapped it; it is never unmapped, and children keep the mapping.

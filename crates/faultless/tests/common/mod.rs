@@ -86,6 +86,8 @@ const CHILD: &str = "FAULTLESS_TEST_CHILD";
 /// Returns how the process ended; the caller asserts on it.
 pub fn isolated(name: &str, body: impl FnOnce()) -> Output {
     if std::env::var(CHILD).is_ok_and(|v| v == name) {
+        // (A name that is no test's runs none, which is a success as well.)
+        println!("{BEGUN}");
         body();
         std::process::exit(0);
     }
@@ -125,12 +127,18 @@ pub fn isolated(name: &str, body: impl FnOnce()) -> Output {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    Output {
+    let output = Output {
         status,
         stdout: readers.0.join().expect("stdout"),
         stderr: readers.1.join().expect("stderr"),
-    }
+    };
+    let begun = String::from_utf8_lossy(&output.stdout).contains(BEGUN);
+    assert!(begun, "there is no test of the name {name}");
+    output
 }
+
+/// What a process says that runs a test by itself.
+const BEGUN: &str = "this test runs by itself";
 
 /// As [`isolated`], for bodies that must succeed.
 pub fn isolated_ok(name: &str, body: impl FnOnce()) {

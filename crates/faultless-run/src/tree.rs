@@ -218,7 +218,7 @@ const USED: usize = 3;
 const HELD: usize = 4;
 
 impl Slots {
-    /// What cannot be read is zero.
+    /// Reads the file. Parts that cannot be read count as zeros.
     fn read(file: &File) -> Slots {
         let mut bytes = vec![0; WORDS * 8];
         let mut got = 0;
@@ -442,7 +442,7 @@ fn share_out(
             others = others.saturating_add(granted(s));
         }
     }
-    // What others were granted beyond their shares and do not use is taken from them: they notice soon.
+    // Take from other processes what they were granted beyond their shares and do not use. They notice soon.
     for (&s, &fair) in live.iter().zip(&fair) {
         let missing = mine.saturating_add(others).saturating_sub(total);
         let spare = granted(s).saturating_sub(fair.max(needs(s))).min(missing);
@@ -700,8 +700,17 @@ mod tests {
         std::fs::remove_dir_all(dir).expect("own");
     }
 
+    /// One sweep at a time: another one between two looks would have done half of the work.
+    fn alone_with_the_sweep() -> std::sync::MutexGuard<'static, ()> {
+        static SWEEPING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        SWEEPING
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     #[test]
     fn the_sweep_opens_nothing_that_is_not_a_directory_of_its_own() {
+        let _alone = alone_with_the_sweep();
         let plant = |name: &str| {
             Path::new(PLACE).join(format!("{PREFIX}test-{}-{name}", std::process::id()))
         };
@@ -726,6 +735,7 @@ mod tests {
 
     #[test]
     fn what_a_killed_tree_left_behind_is_swept() {
+        let _alone = alone_with_the_sweep();
         let tree = Tree::make().expect("/dev/shm");
         let dir = tree.path.parent().expect("a directory").to_owned();
         let age = |dir: &Path| {
@@ -735,7 +745,6 @@ mod tests {
                 .status();
             assert!(touched.expect("coreutils").success());
         };
-        // (Other tests sweep as well.)
         let file = tree.open().expect("made above");
         write_words(&file, 0, PID, &[u64::from(std::process::id())]);
         age(&dir);

@@ -714,6 +714,6 @@ fn the_second_thread_can_be_one_of_a_librarys_constructor() {
     )
     .printed("all bytes are right\n")
     .taken_over();
-    // Nor does it matter where the mapping is taken over at once.
+    // The same where the mapping is taken over immediately.
     same(&program, &["--memory", "64M"], &args).taken_over();
 }

@@ -8,6 +8,7 @@ use crate::{threads, trap};
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
 use faultless_run::{Reads as Wish, Settings, matches};
+use faultless_sys::fdtable;
 use faultless_sys::file::{self, Status};
 use faultless_sys::mem::{self, PAGE};
 use std::os::fd::BorrowedFd;
@@ -78,14 +79,18 @@ fn look(call: Call) -> Option<Taken> {
         return None;
     }
     let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
-    // What a program with one thread maps is asked about when it has a second.
+    // The mappings of a program with one thread are judged when it creates a second.
     if !settings.eager && threads::alone() && call.flags & !ALLOWED == 0 {
         state::LOOKED.store(true, Ordering::Relaxed);
         let path = path();
         let trusted = matches(&settings.trust, &path) || never_written(call.fd);
-        return Some(Taken::Later(Waiting::new(
-            call, status.id, path, access, trusted,
-        )));
+        return Some(Taken::Later(Waiting {
+            call,
+            id: status.id,
+            path,
+            access,
+            trusted,
+        }));
     }
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
     let data = status.len.saturating_sub(call.offset).min(call.len as u64);
@@ -287,26 +292,25 @@ pub(crate) fn uses_io_uring() -> bool {
     found || (STANDING.load(Ordering::Relaxed) == 0 && has_ring())
 }
 
+/// What the link of a ring's descriptor says.
+const RING: &str = "anon_inode:[io_uring]";
+
 /// Whether a descriptor is a ring's.
 pub(crate) fn is_ring(fd: i32) -> bool {
     // Rings are not regular files; most mapped descriptors are.
-    file::status(fd).is_ok_and(|st| st.mode & libc::S_IFMT == 0)
-        && std::fs::read_link(format!("/proc/self/fd/{fd}"))
-            .is_ok_and(|l| l.as_os_str() == "anon_inode:[io_uring]")
+    file::status(fd).is_ok_and(|st| st.mode & libc::S_IFMT == 0) && fdtable::is_anonymous(fd, RING)
 }
 
 /// Whether a descriptor of the process is a ring.
 pub(crate) fn has_ring() -> bool {
-    has_descriptor_of("anon_inode:[io_uring]")
+    has_descriptor_of(RING)
 }
 
 /// Whether a descriptor of the process is of a kind.
 pub(crate) fn has_descriptor_of(kind: &str) -> bool {
-    let Ok(all) = std::fs::read_dir("/proc/self/fd") else {
-        return false;
-    };
-    all.flatten()
-        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|l| l.as_os_str() == kind))
+    let mut found = false;
+    fdtable::for_each_open(|fd| found = found || fdtable::is_anonymous(fd, kind));
+    found
 }
 
 /// Makes the stand-in. With advice, the kernel's mapping lies there already and is replaced.

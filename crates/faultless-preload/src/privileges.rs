@@ -18,19 +18,12 @@ use faultless::standin;
 use faultless_sys::raw::{check, gated};
 use std::ffi::{c_char, c_int};
 
-/// Each argument fills a register.
-macro_rules! word {
-    ($argument:ident) => {
-        usize
-    };
-}
-
 macro_rules! gives_up {
-    ($($name:ident($($argument:ident),*);)*) => { $(
+    ($($name:ident($($argument:ident: $type:ty),*);)*) => { $(
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($argument: usize),*) -> c_int {
+        unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
             standin::forsake();
-            type Call = unsafe extern "C" fn($(word!($argument)),*) -> c_int;
+            type Call = unsafe extern "C" fn($($type),*) -> c_int;
             // SAFETY: the program's own arguments.
             unsafe { real!($name as Call)($($argument),*) }
         }
@@ -38,9 +31,9 @@ macro_rules! gives_up {
 }
 
 gives_up! {
-    setfsuid(user);
-    setfsgid(group);
-    capset(header, data);
+    setfsuid(user: u32);
+    setfsgid(group: u32);
+    capset(header: usize, data: usize);
 }
 
 /// Whether this is a copy that the C library does not know for one. Its functions have all threads change their user, and wait for
@@ -51,9 +44,9 @@ fn by_itself() -> bool {
 }
 
 macro_rules! changes_all_threads {
-    ($($name:ident($($argument:ident),*) by $number:ident($($word:expr),*) $(unless $invalid:expr)?;)*) => { $(
+    ($($name:ident($($argument:ident: $type:ty),*) by $number:ident($($word:expr),*) $(unless $invalid:expr)?;)*) => { $(
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($argument: u32),*) -> c_int {
+        unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
             if by_itself() {
                 $(if $invalid {
                     return returned(Err(faultless_sys::Errno(libc::EINVAL))) as c_int;
@@ -65,23 +58,22 @@ macro_rules! changes_all_threads {
                 // SAFETY: no pointers.
                 return returned(check(unsafe { gated(libc::$number, args) })) as c_int;
             }
-            type Call = unsafe extern "C" fn($(changes_all_threads!(@id $argument)),*) -> c_int;
+            type Call = unsafe extern "C" fn($($type),*) -> c_int;
             // SAFETY: the program's own arguments.
             unsafe { real!($name as Call)($($argument),*) }
         }
     )* };
-    (@id $argument:ident) => { u32 };
 }
 
 changes_all_threads! {
-    setuid(user) by SYS_setuid(user);
-    setgid(group) by SYS_setgid(group);
-    seteuid(user) by SYS_setresuid(u32::MAX, user, u32::MAX) unless user == u32::MAX;
-    setegid(group) by SYS_setresgid(u32::MAX, group, u32::MAX) unless group == u32::MAX;
-    setreuid(real, effective) by SYS_setreuid(real, effective);
-    setregid(real, effective) by SYS_setregid(real, effective);
-    setresuid(real, effective, saved) by SYS_setresuid(real, effective, saved);
-    setresgid(real, effective, saved) by SYS_setresgid(real, effective, saved);
+    setuid(user: u32) by SYS_setuid(user);
+    setgid(group: u32) by SYS_setgid(group);
+    seteuid(user: u32) by SYS_setresuid(u32::MAX, user, u32::MAX) unless user == u32::MAX;
+    setegid(group: u32) by SYS_setresgid(u32::MAX, group, u32::MAX) unless group == u32::MAX;
+    setreuid(real: u32, effective: u32) by SYS_setreuid(real, effective);
+    setregid(real: u32, effective: u32) by SYS_setregid(real, effective);
+    setresuid(real: u32, effective: u32, saved: u32) by SYS_setresuid(real, effective, saved);
+    setresgid(real: u32, effective: u32, saved: u32) by SYS_setresgid(real, effective, saved);
 }
 
 #[unsafe(no_mangle)]

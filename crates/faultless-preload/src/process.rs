@@ -47,36 +47,28 @@ unsafe extern "C" fn clone(
     tls: usize,
     child: usize,
 ) -> c_int {
-    shares_memory(flags as usize);
     type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
     let real = real!(clone as Clone);
-    if flags & libc::CLONE_VM != 0 || function == 0 || !state::on() {
-        // SAFETY: the program's own arguments.
+    if function == 0 {
+        // SAFETY: the program's own arguments, which the C library refuses.
         return unsafe { real(function, stack, flags, arg, parent, tls, child) };
     }
-    // In the child this frame is a copy, at the same address.
-    let first = First {
-        function: begin as *const () as usize,
-        then: (function, arg),
+    // In a copy of the process this frame is a copy, at the same address.
+    let programs = [function, arg];
+    let [function, arg] = match flags & libc::CLONE_VM {
+        0 => [begin as *const () as usize, &raw const programs as usize],
+        _ => programs,
     };
     copies(flags as usize, || {
-        let arg = &raw const first as usize;
-        // SAFETY: the program's own arguments, but for the function that the child begins with, which calls the program's.
-        unsafe { real(first.function, stack, flags, arg, parent, tls, child) }
+        // SAFETY: the program's own arguments; `begin` calls its function with its argument.
+        unsafe { real(function, stack, flags, arg, parent, tls, child) }
     })
 }
 
-/// What a child of `clone` begins with.
-#[repr(C)]
-struct First {
-    function: usize,
-    /// The program's function, and its argument.
-    then: (usize, usize),
-}
-
-extern "C" fn begin(first: *const First) -> c_int {
-    // SAFETY: in this child's own copy of the frame of `clone`.
-    let (function, arg) = unsafe { (*first).then };
+/// What a copy of the process begins with that `clone` makes: the program's function and its argument.
+extern "C" fn begin(programs: *const [usize; 2]) -> c_int {
+    // SAFETY: in this copy's own copy of the frame of `clone`.
+    let [function, arg] = unsafe { *programs };
     standin::forsake();
     // SAFETY: the program passed it to `clone`, for this.
     let function: extern "C" fn(usize) -> c_int = unsafe { std::mem::transmute(function) };
@@ -168,7 +160,6 @@ pub(crate) unsafe extern "C" fn setns(fd: c_int, kind: c_int) -> c_int {
 
 /// A filter is about to be set: misses need calls that it may forbid, and so do the engine's threads.
 pub(crate) fn confines() {
-    standin::forsake();
     step_aside("the program confines itself (seccomp)");
 }
 

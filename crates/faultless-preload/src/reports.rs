@@ -87,7 +87,7 @@ fn left_alone(state: &State) -> Vec<LeftAlone> {
                 reason: waiting::ALONE.to_owned(),
                 mappings: 0,
                 bytes: 0,
-                example: first.path().clone(),
+                example: first.path.clone(),
             });
         }
         for l in left.iter_mut().filter(|l| l.reason == waiting::ALONE) {

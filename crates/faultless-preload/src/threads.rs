@@ -38,12 +38,18 @@ pub(crate) fn counted() -> Option<u64> {
     links.checked_sub(2)
 }
 
+/// Notes that the program does not stay alone. `true` the first time, and only in the process that may change the state.
+fn no_longer_alone() -> bool {
+    state::on()
+        && !THREADED.load(Ordering::Relaxed)
+        && !state::foreign()
+        && !state::forking()
+        && !THREADED.swap(true, Ordering::SeqCst)
+}
+
 /// The program is about to create a thread.
 pub(crate) fn coming() {
-    if !state::on() || THREADED.load(Ordering::Relaxed) || state::foreign() || state::forking() {
-        return;
-    }
-    if !THREADED.swap(true, Ordering::SeqCst) {
+    if no_longer_alone() {
         waiting::take_over();
     }
 }
@@ -51,11 +57,7 @@ pub(crate) fn coming() {
 /// The program is about to create a process that shares its memory: nothing can be replaced in place any more, since that process
 /// may use it, which has no handler of ours.
 pub(crate) fn memory_is_shared() {
-    if state::on()
-        && !state::foreign()
-        && !state::forking()
-        && !THREADED.swap(true, Ordering::SeqCst)
-    {
+    if no_longer_alone() {
         waiting::forget_all(&mut state::lock(), waiting::SHARED);
     }
 }

@@ -85,16 +85,12 @@ unsafe extern "C" {
 const GATE_LEN: usize = 68;
 const _: () = assert!(GATE_RETURN == 64);
 
-/// Where the gate is.
-static GATE: AtomicUsize = AtomicUsize::new(0);
-
 /// Prepares the gate and the handler: before `main`, where the filter is in place already.
 pub(crate) fn at_start() {
-    if !state::settings().is_some_and(|s| s.compat) {
+    let Some(settings) = state::settings().filter(|s| s.compat) else {
         return;
-    }
-    let gate = state::settings().map_or(0, |s| s.gate);
-    if let Err(why) = prepare(gate) {
+    };
+    if let Err(why) = prepare(settings.gate) {
         raw::write_stderr(
             b"faultless: --compat does not work in this process, which is left alone: ",
         );
@@ -135,7 +131,6 @@ fn prepare(gate: usize) -> Result<(), &'static str> {
         flags: before.flags,
         mask: before.mask,
     };
-    GATE.store(gate, Ordering::SeqCst);
     // SAFETY: the code above.
     unsafe { raw::set_gate(gate) };
     let blocked = signal::set_mask(signal::ALL);
@@ -188,15 +183,6 @@ pub(crate) fn disposition(new: Option<Disposition>) -> Option<Disposition> {
 }
 
 // ---- the handler
-
-/// Makes a system call from the gate.
-fn through_gate(nr: c_long, a: [usize; 6]) -> isize {
-    type Gate = unsafe extern "C" fn(c_long, usize, usize, usize, usize, usize, usize) -> isize;
-    // SAFETY: the code that `prepare` put there.
-    let gate = unsafe { std::mem::transmute::<usize, Gate>(GATE.load(Ordering::Relaxed)) };
-    // SAFETY: a system call of the program's own, with its own arguments.
-    unsafe { gate(nr, a[0], a[1], a[2], a[3], a[4], a[5]) }
-}
 
 #[cfg(target_arch = "x86_64")]
 mod registers {
@@ -279,7 +265,8 @@ fn not_ours(signo: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
 /// Makes a call, with the signals that the program has open: it may last.
 fn pass(nr: c_long, args: [usize; 6], mask: SigSet) -> isize {
     let mine = signal::set_mask(mask & !SIGSYS);
-    let result = through_gate(nr, args);
+    // SAFETY: a system call of the program's own, with its own arguments.
+    let result = unsafe { raw::gated(nr, args) };
     signal::set_mask(mine);
     result
 }

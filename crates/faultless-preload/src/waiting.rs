@@ -34,45 +34,24 @@ const CHANGED: &str = "the program changed or locked it before it had a second t
 /// Most mappings that are remembered; the oldest is forgotten first.
 const MOST: usize = 256;
 
-/// How many there are, and the range in which they lie, for those that must not lock.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// The range in which they lie, for callers that must not lock; its end is 0 if there are none.
 static HULL: [AtomicUsize; 2] = [AtomicUsize::new(usize::MAX), AtomicUsize::new(0)];
 
 /// A mapping of the kernel's that would have been taken over if there had been another thread.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     /// With the address at which it lies.
-    call: Call,
-    id: FileId,
-    path: PathBuf,
+    pub(crate) call: Call,
+    pub(crate) id: FileId,
+    pub(crate) path: PathBuf,
     /// How the program's descriptor was opened.
-    access: i32,
-    trusted: bool,
+    pub(crate) access: i32,
+    pub(crate) trusted: bool,
 }
 
 impl Waiting {
-    pub(crate) fn new(
-        call: Call,
-        id: FileId,
-        path: PathBuf,
-        access: i32,
-        trusted: bool,
-    ) -> Waiting {
-        Waiting {
-            call,
-            id,
-            path,
-            access,
-            trusted,
-        }
-    }
-
     pub(crate) fn bytes(&self) -> usize {
         self.call.len
-    }
-
-    pub(crate) fn path(&self) -> &PathBuf {
-        &self.path
     }
 
     /// Where the kernel is to put it: a stand-in begins at a granule. 0 if that cannot be said.
@@ -88,7 +67,7 @@ impl Waiting {
         self.call.addr = at;
         let range = self.range();
         let mut state = state::lock();
-        // What lay there before is gone.
+        // The kernel has replaced all that lay there.
         state.waiting.retain(|w| !w.has_part_of(&range));
         if state.waiting.len() == MOST {
             let oldest = state.waiting.remove(0);
@@ -108,14 +87,13 @@ impl Waiting {
     }
 }
 
-/// Says how many there are, and where.
+/// Says where they lie.
 fn tell(state: &State) {
     let ranges = || state.waiting.iter().map(Waiting::range);
     let start = ranges().map(|r| r.start).min().unwrap_or(usize::MAX);
     let end = ranges().map(|r| r.end).max().unwrap_or(0);
     HULL[0].store(start, Ordering::SeqCst);
     HULL[1].store(end, Ordering::SeqCst);
-    COUNT.store(state.waiting.len(), Ordering::SeqCst);
 }
 
 /// A forked child has those of its parent.
@@ -134,8 +112,7 @@ pub(crate) fn forget_all(state: &mut State, reason: &str) {
 
 /// The program is about to change, or unmap, what lies in a range.
 pub(crate) fn changing(range: &Range<usize>) {
-    if COUNT.load(Ordering::Relaxed) == 0
-        || range.end <= HULL[0].load(Ordering::Relaxed)
+    if range.end <= HULL[0].load(Ordering::Relaxed)
         || HULL[1].load(Ordering::Relaxed) <= range.start
         || state::foreign()
         || state::forking()
@@ -161,7 +138,7 @@ pub(crate) fn take_over() {
     let Some(settings) = state::settings() else {
         return;
     };
-    if COUNT.load(Ordering::SeqCst) == 0 {
+    if HULL[1].load(Ordering::SeqCst) == 0 {
         return;
     }
     // A program that has confined itself may be forbidden all that follows.

@@ -97,14 +97,14 @@ pub fn duplicate_above(fd: i32, floor: i32) -> Result<i32, Errno> {
     .map(|fd| fd as i32)
 }
 
-/// Whether a number of the calling thread's table is a userfaultfd.
-pub fn is_userfaultfd(number: i32) -> bool {
-    const NAME: &[u8] = b"anon_inode:[userfaultfd]";
-    let mut path = [0u8; 32];
-    let Some(path) = own_path(number, &mut path) else {
+/// Whether a number of this process's table is an anonymous file of a kind, such as `anon_inode:[userfaultfd]`.
+pub fn is_anonymous(number: i32, kind: &str) -> bool {
+    if number < 0 {
         return false;
-    };
-    let mut target = [0u8; NAME.len() + 1];
+    }
+    let mut path = [0u8; 64];
+    let path = crate::file::numbered_path("/proc/self/fd/", number, &mut path);
+    let mut target = [0u8; 64];
     // SAFETY: a NUL-terminated path, and a buffer of the length that is given.
     let len = check(unsafe {
         syscall(
@@ -119,28 +119,10 @@ pub fn is_userfaultfd(number: i32) -> bool {
             ],
         )
     });
-    len.is_ok_and(|len| &target[..len] == NAME)
+    len.is_ok_and(|len| &target[..len] == kind.as_bytes())
 }
 
-/// `/proc/self/fd/NUMBER`
-fn own_path(number: i32, buf: &mut [u8; 32]) -> Option<&core::ffi::CStr> {
-    const DIR: &[u8] = b"/proc/self/fd/";
-    buf[..DIR.len()].copy_from_slice(DIR);
-    let mut digits = [0u8; 10];
-    let mut left = u32::try_from(number).ok()?;
-    let mut count = 0;
-    while left > 0 || count == 0 {
-        digits[count] = b'0' + (left % 10) as u8;
-        left /= 10;
-        count += 1;
-    }
-    for (i, digit) in digits[..count].iter().rev().enumerate() {
-        buf[DIR.len() + i] = *digit;
-    }
-    core::ffi::CStr::from_bytes_until_nul(&buf[..]).ok()
-}
-
-/// Runs `f` on each number of the calling thread's table, which it may close. Asks for no memory.
+/// Runs `f` on each number of this process's table (its first thread's), which it may close. Asks for no memory.
 pub fn for_each_open(mut f: impl FnMut(i32)) {
     let Ok(dir) = crate::file::open(
         c"/proc/self/fd",
@@ -169,9 +151,7 @@ pub fn for_each_open(mut f: impl FnMut(i32)) {
         let bytes = unsafe { core::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), read) };
         each_name(bytes, |name| {
             let number = core::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
-            if let Some(number) = number.filter(|&n| n != dir) {
-                f(number);
-            }
+            number.into_iter().for_each(&mut f);
         });
     }
     // SAFETY: opened above.
@@ -202,6 +182,7 @@ mod tests {
 
     #[test]
     fn every_open_number_is_found_once_and_none_is_taken_for_a_userfaultfd() {
+        const KIND: &str = "anon_inode:[userfaultfd]";
         let files: Vec<_> = (0..100)
             .map(|_| std::fs::File::open("/proc/self/exe").expect("the test's own binary"))
             .collect();
@@ -214,11 +195,11 @@ mod tests {
                 1,
                 "{number}"
             );
-            assert!(!is_userfaultfd(number));
+            assert!(!is_anonymous(number, KIND));
         }
-        assert!(!is_userfaultfd(-1) && !is_userfaultfd(i32::MAX));
+        assert!(!is_anonymous(-1, KIND) && !is_anonymous(i32::MAX, KIND));
         if let Ok(uffd) = crate::uffd::open(crate::uffd::USER_MODE_ONLY) {
-            assert!(is_userfaultfd(uffd));
+            assert!(is_anonymous(uffd, KIND));
             // SAFETY: opened above.
             unsafe { crate::file::close(uffd) };
         }

@@ -379,10 +379,9 @@ pub unsafe fn close(fd: i32) {
     unsafe { syscall(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
 }
 
-/// Writes `/proc/thread-self/fdinfo/FD` as a NUL-terminated path into `buf`, without allocating.
-fn fdinfo_path(fd: i32, buf: &mut [u8; 64]) -> &core::ffi::CStr {
-    let prefix = b"/proc/thread-self/fdinfo/";
-    buf[..prefix.len()].copy_from_slice(prefix);
+/// A path in `/proc` that ends in a descriptor's number, without allocating.
+pub(crate) fn numbered_path<'a>(dir: &str, fd: i32, buf: &'a mut [u8; 64]) -> &'a core::ffi::CStr {
+    buf[..dir.len()].copy_from_slice(dir.as_bytes());
     let mut digits = [0u8; 10];
     let mut n = fd.unsigned_abs();
     let mut count = 0;
@@ -395,17 +394,22 @@ fn fdinfo_path(fd: i32, buf: &mut [u8; 64]) -> &core::ffi::CStr {
         }
     }
     for i in 0..count {
-        buf[prefix.len() + i] = digits[count - 1 - i];
+        buf[dir.len() + i] = digits[count - 1 - i];
     }
-    buf[prefix.len() + count] = 0;
+    buf[dir.len() + count] = 0;
     core::ffi::CStr::from_bytes_until_nul(buf).unwrap_or(c"/")
 }
+
+const FDINFO: &str = "/proc/thread-self/fdinfo/";
 
 /// Whether this descriptor still has a lease, one that is being broken included. The kernel lists a lease there until
 /// it is given up or taken by force, and lets no writer in before. May be called in a signal handler.
 pub fn lease_still_listed(fd: i32) -> bool {
     let mut path = [0u8; 64];
-    let Ok(info) = open(fdinfo_path(fd, &mut path), libc::O_RDONLY | libc::O_CLOEXEC) else {
+    let Ok(info) = open(
+        numbered_path(FDINFO, fd, &mut path),
+        libc::O_RDONLY | libc::O_CLOEXEC,
+    ) else {
         return false;
     };
     let mut text = [0u8; 512];
@@ -474,10 +478,13 @@ mod tests {
     #[test]
     fn fdinfo_paths_are_spelled_in_decimal() {
         let mut buf = [0u8; 64];
-        assert_eq!(fdinfo_path(0, &mut buf), c"/proc/thread-self/fdinfo/0");
+        assert_eq!(
+            numbered_path(FDINFO, 0, &mut buf),
+            c"/proc/thread-self/fdinfo/0"
+        );
         let mut buf = [0u8; 64];
         assert_eq!(
-            fdinfo_path(1_048_575, &mut buf),
+            numbered_path(FDINFO, 1_048_575, &mut buf),
             c"/proc/thread-self/fdinfo/1048575"
         );
     }

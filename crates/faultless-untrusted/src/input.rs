@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Opens a file for reading: a regular one, at once.
+/// Opens a regular file for reading, without waiting.
 ///
 /// A pipe, a device or a directory is an error: reading one may hang for ever, never end, or do something.
 ///

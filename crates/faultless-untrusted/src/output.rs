@@ -281,7 +281,7 @@ fn open_special(path: &Path) -> io::Result<File> {
         return Err(irregular(kind));
     }
     refuse_strangers(path, &found)?;
-    // What reads it may be slower than we are.
+    // The reader may be slower than this process.
     // SAFETY: flags of a descriptor of our own.
     #[allow(unsafe_code, reason = "fcntl(2)")]
     unsafe {

@@ -101,7 +101,7 @@ fn acts(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// What has bytes that are meant as text.
+/// A type whose bytes are meant as text.
 pub trait Bytes {
     /// The bytes.
     fn bytes(&self) -> &[u8];

@@ -94,7 +94,7 @@ pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
     }
 }
 
-/// Until when a map can be saved before the kernel takes its lease by force; `None`: it never does.
+/// The time by which a map must be saved, since the kernel takes its lease by force soon after. `None`: the kernel never does.
 pub(crate) fn deadline() -> Option<std::time::Instant> {
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
     // Some time has passed since the kernel began to wait, and giving the lease up takes some.

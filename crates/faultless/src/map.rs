@@ -558,7 +558,7 @@ pub(crate) unsafe fn close(pool: &Pool, core: &'static MapCore) -> Box<MapCore> 
     core.closing.store(true, Ordering::Release);
     core.streams.give_up(core);
     {
-        // Whoever sums up has this lock, and finds the map either alive or here.
+        // `Pool::stats` holds this lock, so it counts the map either among the live ones or here.
         let mut past = pool.0.past.lock().unwrap_or_else(PoisonError::into_inner);
         past.add(&core.counters.snapshot());
         core.summed.store(true, Ordering::Release);

@@ -548,7 +548,7 @@ pub fn is_copy() -> bool {
 /// act on the process that it was copied from. Elsewhere it does nothing, at the price of two loads.
 #[inline]
 pub fn forsake() {
-    if process::forked() && fds::is_bare_copy() {
+    if fds::is_bare_copy() {
         fds::forsake();
     }
 }
@@ -556,7 +556,7 @@ pub fn forsake() {
 /// Whether this is a copy of the process that the C library's `fork` did not make.
 #[inline]
 pub fn is_bare_copy() -> bool {
-    process::forked() && fds::is_bare_copy()
+    fds::is_bare_copy()
 }
 
 /// Whether the engine's threads have descriptors of their own, which no copy of the process gets.

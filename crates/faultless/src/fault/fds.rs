@@ -154,6 +154,7 @@ fn named(number: i32) -> u64 {
 }
 
 /// Whether this is a copy of the process that the fork handlers did not prepare.
+#[inline]
 pub(crate) fn is_bare_copy() -> bool {
     process::forked()
         && PREPARED.load(Ordering::SeqCst) != process::pid()
@@ -218,7 +219,7 @@ pub(crate) fn forsake() {
 /// Closes userfaultfds that came in the moment in which this copy of the process was made: no call had been told their numbers.
 fn close_arriving() {
     fdtable::for_each_open(|number| {
-        if fdtable::is_userfaultfd(number) {
+        if fdtable::is_anonymous(number, "anon_inode:[userfaultfd]") {
             // SAFETY: as above.
             unsafe { file::close(number) };
         }

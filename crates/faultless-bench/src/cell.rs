@@ -10,7 +10,7 @@ use crate::onlooker::Onlooker;
 use crate::scenario::{Access, Scenario};
 use crate::simulate::Zipf;
 use anyhow::{Context, bail};
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_sys::mem::PAGE;
 use faultless_sys::perf::{Counter, Scope};
 use hdrhistogram::Histogram;
@@ -449,7 +449,7 @@ impl Bench {
         let terms = Terms {
             path,
             len: s.size,
-            memory: Bytes::new(s.memory),
+            memory: ByteSize::new(s.memory),
             variant: cell.variant,
             hint: match s.scenario.access() {
                 Access::Scan => Hint::InOrder,

@@ -8,7 +8,7 @@
 
 use crate::onlooker::Way;
 use anyhow::Context;
-use faultless::{Advice, Bytes, Map, Pool};
+use faultless::{Advice, ByteSize, Map, Pool};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{Errno, file, uffd};
 use faultless_untrusted::printable;
@@ -180,7 +180,7 @@ pub struct Terms<'a> {
     /// How much of it is used, in bytes.
     pub len: u64,
     /// Budget of contenders that have one.
-    pub memory: Bytes,
+    pub memory: ByteSize,
     /// Which of several ways: the number of monitor threads of [`Kind::UffdMonitor`]; 1 for a [`Kind::Mmap`] that is told
     /// nothing.
     pub variant: usize,

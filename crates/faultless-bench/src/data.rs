@@ -5,7 +5,7 @@
 
 use crate::contender::open_direct;
 use anyhow::{Context, bail};
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_sys::mem::PAGE;
 use faultless_untrusted::input;
 use faultless_untrusted::output::{Kept, Output, Readers};
@@ -27,7 +27,7 @@ const COLD_PROBES: u64 = 256;
 const PROBES_AT_A_TIME: u64 = 8;
 const COLD_RATIO: f64 = 4.0;
 /// Smallest data file.
-const SIZE_MIN: Bytes = Bytes::mib(4);
+const SIZE_MIN: ByteSize = ByteSize::mib(4);
 /// Pages of an existing file that are checked before it is used again.
 const PROBES: u64 = 64;
 
@@ -110,7 +110,7 @@ impl Permutation {
 }
 
 /// Whether a benchmark can use this much of a file.
-pub fn check_size(size: Bytes) -> anyhow::Result<()> {
+pub fn check_size(size: ByteSize) -> anyhow::Result<()> {
     if size < SIZE_MIN || !size.get().is_multiple_of(PAGE as u64) {
         bail!(
             "the size of the data is {size}: it must be a multiple of 4 KiB, and at least {SIZE_MIN}"
@@ -121,7 +121,11 @@ pub fn check_size(size: Bytes) -> anyhow::Result<()> {
 
 /// Makes sure that `path` is a data file of `size`: uses it if it is one, makes it if there is nothing there, and
 /// refuses to touch anything else. `progress` is told how many bytes of how many are written.
-pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
+pub fn prepare(
+    path: &Path,
+    size: ByteSize,
+    mut progress: impl FnMut(u64, u64),
+) -> anyhow::Result<()> {
     check_size(size)?;
     match input::open(path) {
         Ok(file) => return check_existing(&file, path, size),
@@ -138,7 +142,7 @@ pub fn prepare(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> 
 /// Reads all of the data once, past the page cache. Beneath a virtual machine, or a volume in a cloud, what was read before comes from
 /// a cache and all else from far away, ten times as slow: whoever measures first must not be the one who pays for that. `progress`
 /// is told how many bytes of how many are read.
-pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
+pub fn warm(path: &Path, size: ByteSize, mut progress: impl FnMut(u64, u64)) -> anyhow::Result<()> {
     let file = open_direct(path)?;
     let size = size.get();
     let mut buffer = vec![0u8; WARM_CHUNK + PAGE];
@@ -156,7 +160,7 @@ pub fn warm(path: &Path, size: Bytes, mut progress: impl FnMut(u64, u64)) -> any
 }
 
 /// Whether the storage gives much sooner what it has given just before: if it has not been read for long, [`warm`] helps.
-pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
+pub fn is_cold(path: &Path, size: ByteSize) -> anyhow::Result<bool> {
     let file = open_direct(path)?;
     let pages = size.get() / PAGE as u64;
     let order = Permutation::new(pages);
@@ -192,7 +196,7 @@ pub fn is_cold(path: &Path, size: Bytes) -> anyhow::Result<bool> {
     Ok(times[0] > COLD_RATIO * times[1])
 }
 
-fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
+fn check_existing(file: &File, path: &Path, size: ByteSize) -> anyhow::Result<()> {
     let len = file.metadata()?.len();
     let pages = len.min(size.get()) / PAGE as u64;
     let foreign = || {
@@ -216,13 +220,17 @@ fn check_existing(file: &File, path: &Path, size: Bytes) -> anyhow::Result<()> {
         bail!(
             "{} has {}, and --size is {size}; remove it to have it made anew, or ask for a smaller size",
             printable(&path),
-            Bytes::new(len)
+            ByteSize::new(len)
         );
     }
     Ok(())
 }
 
-fn write_all(file: &File, size: Bytes, progress: &mut impl FnMut(u64, u64)) -> std::io::Result<()> {
+fn write_all(
+    file: &File,
+    size: ByteSize,
+    progress: &mut impl FnMut(u64, u64),
+) -> std::io::Result<()> {
     let mut out = file;
     let mut chunk = vec![0u8; CHUNK_PAGES as usize * PAGE];
     let pages = size.get() / PAGE as u64;
@@ -272,7 +280,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("letters");
         std::fs::write(&path, vec![b'x'; 4 << 20]).expect("writable");
-        let e = prepare(&path, Bytes::mib(4), |_, _| ())
+        let e = prepare(&path, ByteSize::mib(4), |_, _| ())
             .expect_err("not ours")
             .to_string();
         assert!(e.contains("letters") && e.contains("--file"), "{e}");
@@ -287,11 +295,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("data");
         let mut written = 0;
-        prepare(&path, Bytes::mib(4), |n, _| written = n).expect("made");
+        prepare(&path, ByteSize::mib(4), |n, _| written = n).expect("made");
         assert_eq!(written, 4 << 20);
-        prepare(&path, Bytes::mib(4), |_, _| panic!("written again")).expect("used again");
+        prepare(&path, ByteSize::mib(4), |_, _| panic!("written again")).expect("used again");
         assert!(
-            prepare(&path, Bytes::mib(8), |_, _| ()).is_err(),
+            prepare(&path, ByteSize::mib(8), |_, _| ()).is_err(),
             "too short"
         );
     }

@@ -6,7 +6,7 @@
 )]
 
 use anyhow::{Context, bail};
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_sys::perf;
 use faultless_untrusted::input::kernel_text;
 use faultless_untrusted::printable;
@@ -62,7 +62,7 @@ impl Machine {
             self.kernel,
             self.cores,
             self.processor,
-            Bytes::new(self.memory),
+            ByteSize::new(self.memory),
             self.storage
         )
     }

@@ -712,7 +712,7 @@ fn memory_read() -> anyhow::Result<f64> {
 fn engine_miss() -> anyhow::Result<f64> {
     let file = memory_file()?;
     let pool = faultless::Pool::builder()
-        .memory(faultless::Bytes::gib(1))
+        .memory(faultless::ByteSize::gib(1))
         .build()?;
     // SAFETY: nobody else has this file.
     let map = unsafe { pool.map_trusted(file)? };

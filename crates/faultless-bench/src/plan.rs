@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::scenario::{Access, Scenario};
 use crate::unmodified::{self, Program};
 use anyhow::{Context, bail};
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_storage::{Delay, Faults, Storage};
 use faultless_sys::mem::PAGE;
 use serde::{Deserialize, Serialize};
@@ -49,11 +49,11 @@ pub struct Plan {
     /// The data file.
     pub file: PathBuf,
     /// How much of it to use.
-    pub size: Bytes,
+    pub size: ByteSize,
     /// Read all of it once before anything is measured, if it is cold ([`data::is_cold`]).
     pub warm: bool,
     /// Budget of the contenders that have one.
-    pub memory: Bytes,
+    pub memory: ByteSize,
     /// Monitor threads of the userfaultfd; `None`: several numbers are tried.
     pub monitors: Option<usize>,
     /// The data is served by a storage that answers after so long, in every scenario.
@@ -431,8 +431,8 @@ impl Plan {
         if scenario.pressure() && group < PRESSURE_MIN {
             bail!(
                 "an eighth of the data is {}, too little memory for a process; make --size at least {}",
-                Bytes::new(group),
-                Bytes::new(PRESSURE_MIN * PRESSURE_FRACTION)
+                ByteSize::new(group),
+                ByteSize::new(PRESSURE_MIN * PRESSURE_FRACTION)
             );
         }
         if scenario.pressure() {
@@ -458,8 +458,8 @@ impl Plan {
         if need > available {
             bail!(
                 "it needs {} of free memory, and there are {}",
-                Bytes::new(need),
-                Bytes::new(available)
+                ByteSize::new(need),
+                ByteSize::new(available)
             );
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_bench::contender::Kind;
 use faultless_bench::plan::{Plan, Progress, Report, Row};
 use faultless_bench::scenario::{Access, Scenario};
@@ -34,10 +34,10 @@ pub(crate) struct Args {
     file: PathBuf,
     /// How much of the data file to use.
     #[arg(long, default_value = "4G", value_parser = size)]
-    size: Bytes,
+    size: ByteSize,
     /// Memory budget of the contenders that have one (faultless).
     #[arg(long, default_value = "2G", value_parser = size)]
-    memory: Bytes,
+    memory: ByteSize,
     /// Reader threads [default: 16; in quiet 1, 4, 16, 64 and 256].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
@@ -138,9 +138,9 @@ impl From<KindArg> for Kind {
     }
 }
 
-pub(crate) fn size(text: &str) -> Result<Bytes, String> {
+pub(crate) fn size(text: &str) -> Result<ByteSize, String> {
     text.parse()
-        .map_err(|e: faultless::ParseBytesError| e.to_string())
+        .map_err(|e: faultless::ParseByteSizeError| e.to_string())
 }
 
 fn delay(text: &str) -> Result<Duration, String> {

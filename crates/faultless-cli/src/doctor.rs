@@ -22,7 +22,7 @@ fn engine() -> Vec<Finding> {
     };
     let mut all = Vec::new();
     all.push(
-        match Pool::builder().memory(faultless::Bytes::mib(4)).build() {
+        match Pool::builder().memory(faultless::ByteSize::mib(4)).build() {
             Ok(pool) => match pool.backend() {
                 Backend::Full => finding("engine", Standing::Good, "full".into(), ""),
                 Backend::Partial(why) => finding(

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     trace: Option<PathBuf>,
     /// Size of either file at which the observation ends.
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = crate::bench::size)]
-    trace_max: faultless::Bytes,
+    trace_max: faultless::ByteSize,
     /// Write the same for the Perfetto UI (ui.perfetto.dev).
     #[arg(long, value_name = "FILE")]
     perfetto: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_run::tree::Tree;
 use faultless_run::{
     Fitness, Sandbox, Settings, VARIABLE, check_program, compat, find_program, tree,
@@ -30,10 +30,10 @@ The program's exit status, signals, input and output are its own. In gdb: handle
 pub(crate) struct Args {
     /// Memory for all file mappings of the program and what it starts, together [default: half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
-    memory: Option<Bytes>,
+    memory: Option<ByteSize>,
     /// Smallest mapping that is taken over [default: 16M; with --eager 1M].
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
-    min_size: Option<Bytes>,
+    min_size: Option<ByteSize>,
     /// Also take over what promises no gain: mappings of a program with one thread, of files that are in the page cache, and those
     /// that a program like this unmaps soon.
     #[arg(long)]
@@ -82,12 +82,16 @@ enum Reads {
 }
 
 /// Smallest mapping that is taken over, if the user does not say.
-fn min_size(eager: bool) -> Bytes {
-    if eager { Bytes::mib(1) } else { Bytes::mib(16) }
+fn min_size(eager: bool) -> ByteSize {
+    if eager {
+        ByteSize::mib(1)
+    } else {
+        ByteSize::mib(16)
+    }
 }
 
 /// Smallest budget for a tree of processes.
-const MEMORY_MIN: Bytes = Bytes::mib(4);
+const MEMORY_MIN: ByteSize = ByteSize::mib(4);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let name = args.command.first().context("no program")?;
@@ -189,13 +193,13 @@ fn gate() -> anyhow::Result<usize> {
 
 /// Memory of the machine.
 #[allow(unsafe_code, reason = "sysconf(3)")]
-fn physical_memory() -> Bytes {
+fn physical_memory() -> ByteSize {
     // SAFETY: no pointers.
     let [pages, bytes] =
         [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|n| unsafe { libc::sysconf(n) });
     match (u64::try_from(pages), u64::try_from(bytes)) {
-        (Ok(pages), Ok(bytes)) => Bytes::new(pages.saturating_mul(bytes)),
-        _ => Bytes::new(u64::MAX),
+        (Ok(pages), Ok(bytes)) => ByteSize::new(pages.saturating_mul(bytes)),
+        _ => ByteSize::new(u64::MAX),
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "pointers of C programs")]
 
-use faultless::{Advice, Bytes, Map, Pinned, Pool, PoolStats, Reads, Source, Stats, standin};
+use faultless::{Advice, ByteSize, Map, Pinned, Pool, PoolStats, Reads, Source, Stats, standin};
 use faultless_untrusted::printable;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
@@ -88,7 +88,7 @@ extern "C" fn faultless_error() -> *const c_char {
 extern "C" fn faultless_pool_open(memory: u64, pool: *mut *mut CPool) -> c_int {
     let mut builder = Pool::builder();
     if memory > 0 {
-        builder = builder.memory(Bytes::new(memory));
+        builder = builder.memory(ByteSize::new(memory));
     }
     let made = builder.build().map_err(text).map(|pool| CPool {
         backend: CString::new(pool.backend().to_string()).unwrap_or_default(),
@@ -99,7 +99,7 @@ extern "C" fn faultless_pool_open(memory: u64, pool: *mut *mut CPool) -> c_int {
 
 #[unsafe(no_mangle)]
 extern "C" fn faultless_pool_resize(pool: *mut CPool, memory: u64) -> c_int {
-    done(handle(pool).and_then(|p| p.pool.resize(Bytes::new(memory)).map_err(text)))
+    done(handle(pool).and_then(|p| p.pool.resize(ByteSize::new(memory)).map_err(text)))
 }
 
 #[unsafe(no_mangle)]

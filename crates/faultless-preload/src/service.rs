@@ -5,7 +5,7 @@
 use crate::state::{self, STANDING};
 use crate::{decide, lend, reports};
 use faultless::standin::Thread;
-use faultless::{Bytes, standin};
+use faultless::{ByteSize, standin};
 use faultless_run::tree::{LEAST, Share, Use};
 use faultless_sys::{futex, raw, signal};
 use std::io;
@@ -211,7 +211,7 @@ fn tick() {
     };
     DUPLICATED.store(duplicated, Ordering::Relaxed);
     // Small changes are not worth the evictor's trouble.
-    if now.abs_diff(granted) > granted / 64 && pool.resize(Bytes::new(now)).is_ok() {
+    if now.abs_diff(granted) > granted / 64 && pool.resize(ByteSize::new(now)).is_ok() {
         GRANTED.store(now, Ordering::Relaxed);
     }
 }

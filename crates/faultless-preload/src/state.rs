@@ -9,7 +9,7 @@ use crate::real::Errno;
 use crate::waiting::{self, Waiting};
 use crate::{counters, lend, limits, real, reports, service, signals, threads, trap};
 use faultless::standin::{self, StandIn};
-use faultless::{Bytes, Pool, Stats};
+use faultless::{ByteSize, Pool, Stats};
 use faultless_run::{Settings, VARIABLE};
 use faultless_sys::file::FileId;
 use faultless_sys::{mem, raw, signal};
@@ -433,7 +433,7 @@ impl State {
         standin::keep_descriptors_high();
         let granted = service::join();
         let pool = Pool::builder()
-            .memory(Bytes::new(granted))
+            .memory(ByteSize::new(granted))
             .guest()
             .build()
             .map_err(|e| e.to_string())?;

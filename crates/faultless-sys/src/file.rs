@@ -27,7 +27,7 @@ pub unsafe fn pread(fd: i32, buf: usize, len: usize, offset: u64) -> Result<usiz
 /// # Safety
 ///
 /// The ranges must be memory that may be copied at this time; what it holds is the caller's affair.
-pub unsafe fn pwritev(fd: i32, ranges: &[crate::mem::Range], offset: u64) -> Result<usize, Errno> {
+pub unsafe fn pwritev(fd: i32, ranges: &[crate::mem::IoVec], offset: u64) -> Result<usize, Errno> {
     // SAFETY: `ranges` is readable for its length and has iovec's layout; the kernel checks what they point to.
     check(unsafe {
         crate::raw::gated(

@@ -157,14 +157,14 @@ pub unsafe fn madvise(addr: usize, len: usize, advice: i32) -> Result<(), Errno>
 /// A range of memory, laid out as the kernel's `struct iovec`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
+pub struct IoVec {
     /// First byte.
     pub addr: usize,
     /// Length in bytes.
     pub len: usize,
 }
 
-const _: () = assert!(size_of::<Range>() == size_of::<libc::iovec>());
+const _: () = assert!(size_of::<IoVec>() == size_of::<libc::iovec>());
 
 /// Gives the same advice on up to [`BATCH_MAX`] ranges of the process behind `pidfd` in one call
 /// (`process_madvise(2)`), which takes `mmap_lock` once. Returns how many bytes were advised, which is less than all
@@ -173,7 +173,7 @@ const _: () = assert!(size_of::<Range>() == size_of::<libc::iovec>());
 /// # Safety
 ///
 /// As [`madvise`], for each range, in the process that `pidfd` names.
-pub unsafe fn madvise_batch(pidfd: i32, ranges: &[Range], advice: i32) -> Result<usize, Errno> {
+pub unsafe fn madvise_batch(pidfd: i32, ranges: &[IoVec], advice: i32) -> Result<usize, Errno> {
     // SAFETY: `ranges` is readable for its length and has iovec's layout; the effect is the caller's promise.
     check(unsafe {
         syscall(

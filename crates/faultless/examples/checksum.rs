@@ -5,7 +5,7 @@
 //! Each thread walks its own part of the file and prefetches ahead of itself; memory stays within 64 MiB however large
 //! the files are.
 
-use faultless::{Advice, Bytes, Pool};
+use faultless::{Advice, ByteSize, Pool};
 use std::process::ExitCode;
 
 /// How far ahead of the sum to prefetch.
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 fn run(files: &[std::ffi::OsString]) -> Result<(), Box<dyn std::error::Error>> {
-    let pool = Pool::builder().memory(Bytes::mib(64)).build()?;
+    let pool = Pool::builder().memory(ByteSize::mib(64)).build()?;
     for path in files {
         let map = pool
             .options()
@@ -76,7 +76,7 @@ fn run(files: &[std::ffi::OsString]) -> Result<(), Box<dyn std::error::Error>> {
     eprintln!(
         "{} misses, {} read, at most {} held",
         stats.maps.misses,
-        Bytes::new(stats.maps.bytes_read),
+        ByteSize::new(stats.maps.bytes_read),
         stats.peak
     );
     Ok(())

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code, reason = "vouches for the bytes of its own source")]
 
-use faultless::{Bytes, Pool, Source};
+use faultless::{ByteSize, Pool, Source};
 use std::process::ExitCode;
 
 /// Runs of bytes, with the position at which each begins.
@@ -71,7 +71,7 @@ fn run(offset: usize, len: usize) -> Result<(), Box<dyn std::error::Error>> {
             run
         })
         .collect();
-    let pool = Pool::builder().memory(Bytes::mib(16)).build()?;
+    let pool = Pool::builder().memory(ByteSize::mib(16)).build()?;
     // SAFETY: the runs never change.
     let map = unsafe { pool.map_trusted(RunLength::parse(&encoded)) }?;
     let end = offset.saturating_add(len).min(map.len());

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example search -- NEEDLE FILE…`
 
-use faultless::{Advice, Bytes, Pool};
+use faultless::{Advice, ByteSize, Pool};
 use std::process::ExitCode;
 
 fn count(haystack: &[u8], needle: &[u8]) -> usize {
@@ -20,7 +20,7 @@ fn count(haystack: &[u8], needle: &[u8]) -> usize {
 }
 
 fn run(needle: &str, files: &[String]) -> Result<(), Box<dyn std::error::Error>> {
-    let pool = Pool::builder().memory(Bytes::mib(32)).build()?;
+    let pool = Pool::builder().memory(ByteSize::mib(32)).build()?;
     for path in files {
         let map = pool
             .options()

@@ -9,9 +9,9 @@
 //! # let dir = tempfile::tempdir_in(std::env::current_dir().unwrap())?;
 //! # let path = dir.path().join("index.bin");
 //! # std::fs::write(&path, vec![1u8; 1 << 20])?;
-//! use faultless::{Bytes, Pool};
+//! use faultless::{ByteSize, Pool};
 //!
-//! let pool = Pool::builder().memory(Bytes::mib(256)).build()?;
+//! let pool = Pool::builder().memory(ByteSize::mib(256)).build()?;
 //! let map = pool.map(std::fs::File::open(&path)?)?; // safe: a read lease guards the bytes
 //! let sum: u64 = map.iter().map(|&b| u64::from(b)).sum();
 //! # assert_eq!(sum, 1 << 20);
@@ -45,63 +45,51 @@
 //! place: [`Pool::map`] then fails with [`Error::HandlerReplaced`]. Such code must come first.
 
 #[cfg(not(loom))]
-mod alias;
+mod api;
+mod base;
 #[cfg(not(loom))]
-mod bytes;
-#[cfg(not(loom))]
-mod error;
+mod coherence;
 #[cfg(not(loom))]
 mod evict;
+#[cfg(not(loom))]
 mod fault;
 #[cfg(not(loom))]
-mod fork;
-#[cfg(not(loom))]
-mod keeper;
-#[cfg(not(loom))]
-mod lease;
-#[cfg(not(loom))]
-mod map;
-#[cfg(not(loom))]
-mod memory;
-#[cfg(not(loom))]
-mod moved;
-#[cfg(not(loom))]
-mod options;
-#[cfg(not(loom))]
-mod plain;
-#[cfg(not(loom))]
-mod pool;
-mod primitive;
-#[cfg(not(loom))]
-mod source;
-#[cfg(not(loom))]
-#[doc(hidden)]
-pub mod standin;
-mod thread;
-#[cfg(not(loom))]
-mod workers;
+mod read;
+mod space;
+mod sync;
 
 #[cfg(not(loom))]
-pub use bytes::{Bytes, ParseBytesError};
+pub use api::advice::{Advice, Reads};
 #[cfg(not(loom))]
-pub use error::{Error, LeaseRefusal};
+pub use api::backend::{Backend, BackendChoice};
 #[cfg(not(loom))]
-pub use fault::counters::{Latency, Stats};
+pub use api::builder::PoolBuilder;
 #[cfg(not(loom))]
-pub use lease::OnBreak;
+pub use api::map::Map;
 #[cfg(not(loom))]
-pub use map::{Map, Pinned};
+pub use api::options::MapOptions;
 #[cfg(not(loom))]
-pub use options::{Advice, MapOptions, Reads};
+pub use api::pin::Pinned;
 #[cfg(not(loom))]
-pub use pool::{Backend, BackendChoice, Pool, PoolBuilder, PoolStats};
+pub use api::pool::{Pool, PoolStats};
 #[cfg(not(loom))]
-pub use source::Source;
+#[doc(hidden)]
+pub use api::standin;
+#[cfg(not(loom))]
+pub use base::error::{Error, LeaseRefusal};
+#[cfg(not(loom))]
+pub use base::size::{ByteSize, ParseByteSizeError};
+#[cfg(not(loom))]
+pub use base::source::Source;
+#[cfg(not(loom))]
+pub use base::stats::{Latency, Stats};
+#[cfg(not(loom))]
+pub use coherence::lease::OnBreak;
 
 /// For this project's own tools. Not a part of the interface: it may change with any release.
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::api::builder::default_budget;
     pub use crate::evict::policy;
-    pub use crate::pool::default_budget;
 }

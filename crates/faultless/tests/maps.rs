@@ -8,7 +8,7 @@
 mod common;
 
 use common::{PAGE, check, content, dir, eventually, file, open, pool};
-use faultless::{Advice, BackendChoice, Bytes, Error, Map, Pool, Reads, Source};
+use faultless::{Advice, BackendChoice, ByteSize, Error, Map, Pool, Reads, Source};
 use proptest::prelude::*;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ fn every_byte_is_the_file_s_whatever_the_options() {
             for advice in [Advice::Normal, Advice::Random, Advice::Sequential] {
                 let options = pool
                     .options()
-                    .unit(Bytes::kib(unit))
+                    .unit(ByteSize::kib(unit))
                     .reads(reads)
                     .advice(advice);
                 let map = options.map(open(&path)).expect("mapped");
@@ -100,15 +100,15 @@ fn bad_options_and_ranges_are_named() {
     for (unit, value) in [(0, "0 B"), (5000, "4.9 KiB"), (4 << 20, "4 MiB")] {
         let e = pool
             .options()
-            .unit(Bytes::new(unit))
+            .unit(ByteSize::new(unit))
             .map(open(&path))
             .expect_err("unit")
             .to_string();
         assert!(e.contains(value) && e.contains("power of two"), "{e}");
     }
     for (memory, remedy) in [
-        (Bytes::new(0), "at least 1 MiB"),
-        (Bytes::new(u64::MAX), "physical memory"),
+        (ByteSize::new(0), "at least 1 MiB"),
+        (ByteSize::new(u64::MAX), "physical memory"),
     ] {
         let e = Pool::builder()
             .memory(memory)
@@ -144,12 +144,12 @@ fn the_budgets_of_all_pools_together_cannot_exceed_the_machine() {
                 .nth(1)
                 .and_then(|w| w.parse().ok())
                 .expect("MemTotal");
-            let two_fifths = Bytes::kib(kib / 5 * 2);
+            let two_fifths = ByteSize::kib(kib / 5 * 2);
             let build = || Pool::builder().memory(two_fifths).build();
             let (first, second) = (build().expect("two fifths"), build().expect("four fifths"));
             let e = build().expect_err("six fifths").to_string();
             assert!(e.contains("other pools"), "{e}");
-            assert!(first.resize(Bytes::kib(kib)).is_err());
+            assert!(first.resize(ByteSize::kib(kib)).is_err());
             assert_eq!(first.budget(), two_fifths, "unchanged");
             drop((first, second));
             build().expect("promises are given back");
@@ -263,7 +263,7 @@ fn statistics_count_what_happened() {
         (50, 50),
         "kept when the map is gone"
     );
-    assert!(all.page_tables > Bytes::new(0) && all.used <= all.budget);
+    assert!(all.page_tables > ByteSize::new(0) && all.used <= all.budget);
 }
 
 #[test]
@@ -275,11 +275,11 @@ fn dropping_maps_gives_the_budget_back() {
     for round in 0..20 {
         let map = pool
             .options()
-            .unit(Bytes::kib(if round % 2 == 0 { 4 } else { 64 }))
+            .unit(ByteSize::kib(if round % 2 == 0 { 4 } else { 64 }))
             .map(open(&path))
             .expect("mapped");
         check(&map, 7, 0);
-        assert!(pool.stats().used >= Bytes::mib(2));
+        assert!(pool.stats().used >= ByteSize::mib(2));
         drop(map);
         // Staging buffers stay; they are all there after the first rounds. The evictor's queue may come and go.
         let used = pool.stats().used.get();
@@ -503,7 +503,7 @@ fn a_pin_that_cannot_fit_is_refused_and_holds_nothing() {
     let some = map.pin(..1 << 20).expect("fits");
     check(&some, 13, 0);
     check(&map, 13, 0);
-    pool.resize(Bytes::mib(16)).expect("resized");
+    pool.resize(ByteSize::mib(16)).expect("resized");
     check(&map.pin(..).expect("fits now"), 13, 0);
 }
 
@@ -523,12 +523,12 @@ fn the_budget_holds_while_64_threads_thrash() {
         let dir = dir();
         let len = 48 << 20;
         let path = file(dir.path(), "a", 14, len);
-        let budget = Bytes::mib(8);
+        let budget = ByteSize::mib(8);
         let pool = Pool::builder().memory(budget).build().expect("a pool");
         let maps: Vec<_> = [4, 64]
             .map(|unit| {
                 pool.options()
-                    .unit(Bytes::kib(unit))
+                    .unit(ByteSize::kib(unit))
                     .map(open(&path))
                     .expect("mapped")
             })
@@ -570,10 +570,12 @@ fn the_budget_holds_while_64_threads_thrash() {
         assert!(
             grown <= allowed + 64 * (160 << 10),
             "resident memory grew by {}",
-            Bytes::new(grown)
+            ByteSize::new(grown)
         );
-        pool.resize(Bytes::mib(2)).expect("smaller");
-        eventually("the smaller budget", || pool.stats().used <= Bytes::mib(2));
+        pool.resize(ByteSize::mib(2)).expect("smaller");
+        eventually("the smaller budget", || {
+            pool.stats().used <= ByteSize::mib(2)
+        });
         check(&maps[0][..4 << 20], 14, 0);
     });
 }
@@ -640,7 +642,7 @@ fn a_sparse_tebibyte_is_mapped_and_read_within_the_budget() {
     }
     let s = pool.stats();
     assert!(
-        s.maps.evictions > 0 && s.peak.get() <= Bytes::mib(8).get() / 100 * 105,
+        s.maps.evictions > 0 && s.peak.get() <= ByteSize::mib(8).get() / 100 * 105,
         "{s:?}"
     );
 }
@@ -730,14 +732,17 @@ fn a_budget_has_room_for_a_few_units_or_says_so() {
     let dir = dir();
     let path = file(dir.path(), "a", 21, 8 << 20);
     let pool = pool(4);
-    let options = |kib| pool.options().unit(Bytes::kib(kib)).map(open(&path));
+    let options = |kib| pool.options().unit(ByteSize::kib(kib)).map(open(&path));
     let e = options(1024)
         .expect_err("a quarter of the budget")
         .to_string();
     assert!(e.contains("4 MiB") && e.contains("eight fill units"), "{e}");
     let map = options(512).expect("an eighth");
     check(&map, 21, 0);
-    assert!(pool.resize(Bytes::mib(2)).is_err(), "too small for the map");
+    assert!(
+        pool.resize(ByteSize::mib(2)).is_err(),
+        "too small for the map"
+    );
     check(&map, 21, 0);
 }
 
@@ -771,7 +776,7 @@ fn a_pin_beyond_the_end_is_refused_whatever_the_unit() {
         let map = pool
             .options()
             .len(16_384)
-            .unit(Bytes::kib(unit))
+            .unit(ByteSize::kib(unit))
             .map(open(&path))
             .expect("mapped");
         assert!(matches!(
@@ -826,7 +831,7 @@ proptest! {
         let dir = dir();
         let path = file(dir.path(), "model", 77, MODEL_LEN);
         let pool = pool(1);
-        let shared = pool.options().unit(Bytes::kib(unit)).map(open(&path)).expect("mapped");
+        let shared = pool.options().unit(ByteSize::kib(unit)).map(open(&path)).expect("mapped");
         std::thread::scope(|s| {
             for ops in &threads {
                 let (shared, pool, model, path) = (&shared, &pool, &model, &path);
@@ -850,7 +855,7 @@ proptest! {
                                 Op::Advise(0) => map.advise(Advice::Normal),
                                 Op::Advise(1) => map.advise(Advice::Random),
                                 Op::Advise(_) => map.advise(Advice::Sequential),
-                                Op::Resize(mib) => pool.resize(Bytes::mib(mib)).expect("allowed"),
+                                Op::Resize(mib) => pool.resize(ByteSize::mib(mib)).expect("allowed"),
                                 Op::Drop => {}
                             }
                         }
@@ -893,7 +898,7 @@ impl Source for Blocks {
 fn sources_of_blocks_are_asked_for_whole_blocks_on_both_backends() {
     for backend in [BackendChoice::Best, BackendChoice::Mmap] {
         let pool = Pool::builder()
-            .memory(Bytes::mib(8))
+            .memory(ByteSize::mib(8))
             .backend(backend)
             .build()
             .expect("a pool");
@@ -1036,7 +1041,7 @@ fn a_map_of_another_unit_in_the_place_of_one_that_is_gone_keeps_its_bytes() {
     let pool = pool(2);
     for round in 0..6 {
         let units = [4, 64, 4, 256, 16, 4];
-        let unit = Bytes::kib(units[round % units.len()]);
+        let unit = ByteSize::kib(units[round % units.len()]);
         let map = pool
             .options()
             .unit(unit)
@@ -1048,7 +1053,7 @@ fn a_map_of_another_unit_in_the_place_of_one_that_is_gone_keeps_its_bytes() {
         drop(map);
         let next = pool
             .options()
-            .unit(Bytes::kib(units[(round + 1) % units.len()]))
+            .unit(ByteSize::kib(units[(round + 1) % units.len()]))
             .map(open(&path))
             .expect("mapped");
         let pinned = next.pin(100 * PAGE..110 * PAGE).expect("room");
@@ -1058,7 +1063,7 @@ fn a_map_of_another_unit_in_the_place_of_one_that_is_gone_keeps_its_bytes() {
         }
         check(&pinned, 34, 100 * PAGE);
     }
-    assert!(pool.stats().used <= Bytes::mib(2), "{:?}", pool.stats());
+    assert!(pool.stats().used <= ByteSize::mib(2), "{:?}", pool.stats());
 }
 
 /// What cools gives way to a pin, for want of anything else.

@@ -10,7 +10,7 @@
 mod common;
 
 use common::{PAGE, assert_sigbus, byte_at, check, eventually, isolated, isolated_ok, open, pool};
-use faultless::{Advice, Bytes, Error, Map, Pool, Reads};
+use faultless::{Advice, ByteSize, Error, Map, Pool, Reads};
 use faultless_storage::{Delay, Faults, Storage};
 use proptest::prelude::*;
 use std::process::Command;
@@ -61,8 +61,8 @@ fn map(pool: &Pool, storage: &Storage, advice: Advice) -> Map {
 }
 
 /// Frames never exceed a budget; page states and the smallest buffers, which cannot wait, may by a little.
-fn a_little_above(mib: u64) -> Bytes {
-    Bytes::new((mib << 20) / 20 * 21)
+fn a_little_above(mib: u64) -> ByteSize {
+    ByteSize::new((mib << 20) / 20 * 21)
 }
 
 fn page(number: usize) -> std::ops::Range<usize> {
@@ -157,7 +157,7 @@ fn a_broken_sector_is_an_error_where_it_lies_and_nowhere_else() {
     s.set(&Faults::default()).expect("told");
     check(&map, SEED, 0);
     drop(map);
-    assert!(pool.stats().used < Bytes::mib(2), "{:?}", pool.stats());
+    assert!(pool.stats().used < ByteSize::mib(2), "{:?}", pool.stats());
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn short_reads_never_become_zeros() {
         })
         .expect("told");
         for unit in [4, 64] {
-            let options = pool.options().unit(Bytes::kib(unit));
+            let options = pool.options().unit(ByteSize::kib(unit));
             let map = unsafe { options.map_trusted(open(&s.uncached())) }.expect("mapped");
             for number in [0, 1, 2, 500, LEN as usize / PAGE - 1] {
                 match map.pin(page(number)) {
@@ -274,7 +274,7 @@ fn a_request_that_is_never_answered_holds_up_only_those_who_want_it() {
                 map.stats().fills - before > LEN / PAGE as u64 * 9 / 10
             });
             assert!(!one.load(Ordering::SeqCst) && !two.load(Ordering::SeqCst));
-            assert!(pool.stats().used <= Bytes::mib(2), "{:?}", pool.stats());
+            assert!(pool.stats().used <= ByteSize::mib(2), "{:?}", pool.stats());
             s.set(&Faults::default()).expect("told");
             eventually("those who wanted it", || {
                 one.load(Ordering::SeqCst) && two.load(Ordering::SeqCst)

@@ -12,7 +12,7 @@ use common::{
     PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated,
     isolated_ok, open, pool,
 };
-use faultless::{Backend, Bytes, Error, LeaseRefusal, OnBreak, Pool, Source};
+use faultless::{Backend, ByteSize, Error, LeaseRefusal, OnBreak, Pool, Source};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -163,7 +163,7 @@ fn a_forked_child_can_drop_its_parent_s_maps_and_have_its_own() {
             let status = forked(|| {
                 assert!(matches!(pool_ref.map(open(&path)), Err(Error::Forked)));
                 let own = Pool::builder()
-                    .memory(Bytes::mib(4))
+                    .memory(ByteSize::mib(4))
                     .build()
                     .expect("a pool of its own");
                 let mine = own.map(open(&path)).expect("mapped");
@@ -348,7 +348,7 @@ fn a_snapshot_keeps_the_old_bytes_when_a_writer_comes() {
             let len = if memory == 1 { 1024 * PAGE } else { LEN };
             let path = file(dir.path(), "a", 1, len);
             let pool = Pool::builder()
-                .memory(Bytes::mib(memory))
+                .memory(ByteSize::mib(memory))
                 .build()
                 .expect("a pool");
             let map = pool
@@ -523,7 +523,7 @@ fn a_control_group_smaller_than_the_budget_costs_pages_but_not_the_process() {
             }
         };
         let pool = Pool::builder()
-            .memory(Bytes::mib(1024))
+            .memory(ByteSize::mib(1024))
             .build()
             .expect("a budget beyond the group's limit");
         let map = pool.map(open(&path)).expect("mapped");
@@ -1038,7 +1038,7 @@ fn a_program_that_locks_all_its_memory_never_reads_zeros() {
             assert!(!map.is_resident(0..PAGE));
             check(&map, 1, 0);
             let s = pool.stats();
-            assert!(s.peak.get() <= Bytes::mib(2).get() / 100 * 105, "{s:?}");
+            assert!(s.peak.get() <= ByteSize::mib(2).get() / 100 * 105, "{s:?}");
             assert_eq!(unsafe { libc::munlockall() }, 0);
         }
     });

@@ -4,7 +4,7 @@ use super::{rate, say, time};
 use crate::bench::{Bar, size, unique, usage_error};
 use crate::output::{self, right_align, table};
 use anyhow::Context;
-use faultless::Bytes;
+use faultless::ByteSize;
 use faultless_bench::contender::{Kind, check_direct};
 use faultless_bench::data::{is_cold, prepare, warm};
 use faultless_bench::micro::{Micro, measure};
@@ -54,7 +54,7 @@ struct Data {
     file: PathBuf,
     /// Its size.
     #[arg(long, default_value = "4G", value_parser = size)]
-    size: Bytes,
+    size: ByteSize,
 }
 
 #[derive(Debug, clap::Args)]
@@ -271,7 +271,7 @@ impl Setting {
             size: args.data.size,
             // (That is seen to between measurements.)
             warm: false,
-            memory: Bytes::gib(2),
+            memory: ByteSize::gib(2),
             monitors: Some(MONITORS),
             storage_delay: None,
         };
@@ -436,7 +436,7 @@ fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Sett
 }
 
 fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
-    /// Bytes of what `--keep` writes, at most.
+    /// ByteSize of what `--keep` writes, at most.
     const KEPT_MAX: u64 = 64 << 20;
     let text = faultless_untrusted::input::text(path, KEPT_MAX)
         .with_context(|| format!("cannot read {}", printable(path)))?;

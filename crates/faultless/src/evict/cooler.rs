@@ -9,17 +9,17 @@
     reason = "maps a file in memory, writes from memory by address"
 )]
 
-use super::policy::{Logs, Occupant, Place, Worth};
-use super::{Batch, Taken, drop_from_slot};
-use crate::fault::cooling::Cooling;
-use crate::fault::core::PoolCore;
-use crate::fault::fill::entry_parts;
-use crate::fault::registry;
-use crate::memory;
-use faultless_sys::mem::{self, BATCH_MAX, PAGE, Range};
-use faultless_sys::{Errno, file};
+use crate::base::ids::entry_parts;
+use crate::base::memory;
+use crate::base::primitive::{AtomicU64, Ordering};
+use crate::evict::batch::{Batch, Taken, drop_from_slot};
+use crate::evict::policy::{Logs, Occupant, Place, Worth};
+use crate::space::cooling::Cooling;
+use crate::space::pool_core::PoolCore;
+use crate::space::registry;
+use faultless_sys::mem::{BATCH_MAX, IoVec, PAGE};
+use faultless_sys::{Errno, file, mem};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often the kernel answered EFAULT to a write of a page that it had taken back: no error, and no affair of the program's.
@@ -234,9 +234,9 @@ impl Cooler {
                 .take_while(|&(n, &i)| items[i].slot == Some(first + n as u32))
                 .take(BATCH_MAX)
                 .count();
-            let ranges: Vec<Range> = order[at..at + run]
+            let ranges: Vec<IoVec> = order[at..at + run]
                 .iter()
-                .map(|&i| Range {
+                .map(|&i| IoVec {
                     addr: items[i].addr,
                     len: PAGE,
                 })

@@ -3,16 +3,18 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-use crate::thread::{self, Thread};
-use faultless_sys::Errno;
-use faultless_sys::mem::{self, BATCH_MAX, Range};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use crate::base::primitive::mpsc;
+use crate::base::thread;
+use crate::base::thread::{Thread, block_signals};
+use faultless_sys::mem::BATCH_MAX;
+use faultless_sys::mem::IoVec;
+use faultless_sys::{Errno, mem};
 
 /// Threads that help.
 const HELPERS: usize = 7;
 
 struct Work {
-    ranges: Vec<Range>,
+    ranges: Vec<IoVec>,
     advice: i32,
 }
 
@@ -20,14 +22,14 @@ struct Work {
 pub(super) struct Crew {
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
-    helpers: Vec<(Sender<Work>, Thread)>,
-    told: Sender<()>,
-    done: Receiver<()>,
+    helpers: Vec<(mpsc::Sender<Work>, Thread)>,
+    told: mpsc::Sender<()>,
+    done: mpsc::Receiver<()>,
 }
 
 impl Crew {
     pub(super) fn new(pidfd: Option<i32>) -> Self {
-        let (told, done) = channel();
+        let (told, done) = mpsc::channel();
         Crew {
             pidfd,
             helpers: Vec::new(),
@@ -39,11 +41,11 @@ impl Crew {
     /// Starts the helpers, if they do not run yet and can be had.
     pub(super) fn call_helpers(&mut self) {
         while self.pidfd.is_some() && self.helpers.len() < HELPERS {
-            let (give, take) = channel::<Work>();
+            let (give, take) = mpsc::channel::<Work>();
             let (pidfd, told) = (self.pidfd, self.told.clone());
             // Shares this thread's descriptors, the pidfd among them.
             let helper = thread::spawn(c"faultless-evict", move || {
-                crate::keeper::block_signals();
+                block_signals();
                 for work in take {
                     advise(pidfd, &work.ranges, work.advice);
                     let _ = told.send(());
@@ -66,7 +68,7 @@ impl Crew {
     /// # Safety
     ///
     /// The ranges must be the caller's, and what the advice does to them must be right.
-    pub(super) unsafe fn advise(&self, ranges: &[Range], advice: i32) {
+    pub(super) unsafe fn advise(&self, ranges: &[IoVec], advice: i32) {
         let mut own = Vec::new();
         let mut given = 0;
         for (i, chunk) in ranges.chunks(BATCH_MAX).enumerate() {
@@ -99,7 +101,7 @@ impl Crew {
 }
 
 /// For [`Crew::advise`], whose caller answers for the ranges.
-fn advise(pidfd: Option<i32>, ranges: &[Range], advice: i32) {
+fn advise(pidfd: Option<i32>, ranges: &[IoVec], advice: i32) {
     let mut rest = ranges;
     while !rest.is_empty() {
         if let Some(pidfd) = pidfd {

@@ -5,15 +5,19 @@
     reason = "a signal handler: reads siginfo, calls handlers of others by address"
 )]
 
-use super::core::{LastLooks, MapCore};
-use super::fill::{self, Need};
-use super::report::{self, Fault};
-use super::{identity, registry};
+use crate::base::primitive::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock,
+};
+use crate::fault::refusal::Refusal;
+use crate::fault::report;
+use crate::fault::run::Need;
+use crate::fault::serve::serve;
+use crate::space::last_looks::LastLooks;
+use crate::space::map_core::MapCore;
+use crate::space::{identity, registry};
 use faultless_sys::mem::PAGE;
-use faultless_sys::signal::{self, Action};
-use faultless_sys::{Errno, raw};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use faultless_sys::signal::Action;
+use faultless_sys::{Errno, raw, signal};
 
 /// What a program wants done about a signal: the parts of a `struct sigaction` that say so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +102,7 @@ pub(crate) fn replace_former<R>(
     kernels: impl FnOnce() -> R,
 ) -> Result<Disposition, R> {
     let _no_handler_here = signal::Blocked::all();
-    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
+    let _one_at_a_time = lock(&INSTALLING);
     if !INSTALLED.load(Ordering::Acquire) {
         return Err(kernels());
     }
@@ -114,13 +118,13 @@ pub(crate) fn replace_former<R>(
 }
 
 /// The lock on the installation, held across `fork`.
-pub(crate) struct Frozen {
+pub(crate) struct HandlerLock {
     _installing: MutexGuard<'static, ()>,
 }
 
-pub(crate) fn freeze() -> Frozen {
-    Frozen {
-        _installing: INSTALLING.lock().unwrap_or_else(|e| e.into_inner()),
+pub(crate) fn freeze() -> HandlerLock {
+    HandlerLock {
+        _installing: lock(&INSTALLING),
     }
 }
 
@@ -140,7 +144,7 @@ fn ours() -> Action {
 /// Puts the handler in place, or makes sure that it still is.
 pub(crate) fn install() -> Result<(), NotInstalled> {
     let _no_handler_here = signal::Blocked::all();
-    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(|e| e.into_inner());
+    let _one_at_a_time = lock(&INSTALLING);
     let now = signal::action(libc::SIGBUS).map_err(NotInstalled::Refused)?;
     if INSTALLED.load(Ordering::Acquire) {
         // Chaining to a newcomer that itself chains to us would never end: say so instead.
@@ -173,11 +177,11 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     if code == libc::BUS_ADRERR {
         if let Some(core) = registry::find(addr) {
             let unit = core.unit_of(addr);
-            let Err(why) = fill::serve(&core, unit, Need::Load(addr)) else {
+            let Err(why) = serve(&core, unit, Need::Load(addr)) else {
                 return;
             };
             // The lease is gone before the kernel's mapping is in place: it will be soon.
-            if why == Fault::LeaseBroken && core.being_handed_back() {
+            if why == Refusal::LeaseBroken && core.being_handed_back() {
                 drop(core);
                 raw::nap(HAND_BACK_NAP_NS);
                 return;
@@ -194,7 +198,7 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
             // runs again. If not, this thread will be here at once with the same address.
             return;
         } else if let Some(core) = registry::find_parents(addr) {
-            report_at(&core, addr, Fault::Forked);
+            report_at(&core, addr, Refusal::Forked);
         }
     }
     // SAFETY: the three arguments are the kernel's own.
@@ -210,7 +214,7 @@ fn came_late(addr: usize) -> bool {
     count > 0 && !LATE_LOOKS.again(raw::gettid(), addr, count)
 }
 
-fn report_at(core: &MapCore, addr: usize, why: Fault) {
+fn report_at(core: &MapCore, addr: usize, why: Refusal) {
     let page = (addr - core.start) as u64 & !(PAGE as u64 - 1);
     report::print(core, core.base + page, why);
 }

@@ -1,44 +1,27 @@
-//! The fault path: everything that may run inside the SIGBUS handler, in one folder.
+//! The fault path: what serves a miss, in the SIGBUS handler or for a pin or a prefetch.
 //!
-//! Whoever changes a file here keeps these rules: raw system calls, atomics and futexes only; no heap, no lock, no
-//! thread-local, no panic that a caller could provoke; little stack; every loop bounded, every wait with a time limit
-//! after which it looks again. (Constructors and destructors, which run in ordinary contexts, may do more; they are
-//! the functions that return owned values or take a `Mutex`.)
+//! Code on this floor, and what it calls on the floors below, may run at any instruction of any thread. It keeps these
+//! rules: raw system calls, atomics and futexes only; no heap, no lock, no thread-local, no panic that a caller could provoke;
+//! little stack; every loop bounded or waiting for a thread that makes progress; every wait with a time limit after which the
+//! thread looks again. (Constructors and destructors run in ordinary contexts and may do more: the functions that return owned
+//! values or take a `Mutex`.)
 //!
-//! The way of a miss: [`handler`] → [`registry`] and [`gate`] (whose address is it?) → [`fill`] (claim in [`table`] and [`page`],
-//! charge to [`budget`], read into [`staging`], check, install, publish to [`ring`]) → back to the load.
+//! The way of a miss: [`handler`] → `space/registry.rs` and `space/gate.rs` (whose address is it?) → [`serve`] → [`claim`]
+//! (become the owner of the unit's word) → [`charge`] (room in the budget) → [`read_file`] (read into a staging buffer, and
+//! check) → [`install`] (`UFFDIO_COPY`) → [`publish`] (resident; tell the evictor) → back to the load.
 
-#[cfg(not(loom))]
 pub(crate) mod ahead;
-#[cfg(not(loom))]
-pub(crate) mod area;
-#[cfg(not(loom))]
-pub(crate) mod budget;
-#[cfg(not(loom))]
-pub(crate) mod cooling;
-#[cfg(not(loom))]
-pub(crate) mod core;
-#[cfg(not(loom))]
-pub(crate) mod counters;
-#[cfg(not(loom))]
-pub(crate) mod fds;
-#[cfg(not(loom))]
+pub(crate) mod charge;
+pub(crate) mod claim;
 pub(crate) mod fill;
-pub(crate) mod gate;
-#[cfg(not(loom))]
+pub(crate) mod give_up;
+pub(crate) mod hand_over;
 pub(crate) mod handler;
-#[cfg(not(loom))]
-pub(crate) mod identity;
-pub(crate) mod page;
-#[cfg(not(loom))]
-pub(crate) mod process;
-#[cfg(not(loom))]
-pub(crate) mod registry;
-#[cfg(not(loom))]
+pub(crate) mod install;
+pub(crate) mod publish;
+pub(crate) mod read_file;
+pub(crate) mod refusal;
 pub(crate) mod report;
-#[cfg(not(loom))]
-pub(crate) mod ring;
-#[cfg(not(loom))]
-pub(crate) mod staging;
-#[cfg(not(loom))]
-pub(crate) mod table;
+pub(crate) mod rescue;
+pub(crate) mod run;
+pub(crate) mod serve;

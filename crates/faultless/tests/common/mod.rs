@@ -6,7 +6,7 @@
     reason = "each test binary uses a part of it; the tests make raw system calls"
 )]
 
-use faultless::{Bytes, Pool};
+use faultless::{ByteSize, Pool};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub fn file(dir: &Path, name: &str, seed: u64, len: usize) -> PathBuf {
 
 pub fn pool(mib: u64) -> Pool {
     Pool::builder()
-        .memory(Bytes::mib(mib))
+        .memory(ByteSize::mib(mib))
         .build()
         .expect("a pool")
 }

@@ -1,0 +1,30 @@
+//! What users say about how a map will be read.
+
+/// How a map will be read. As with `madvise`, it never changes what is read, only how soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Nothing is known: a miss fills one unit. Threads that turn out to read in order, one unit after the other or at
+    /// equal distances, forwards or backwards, are read ahead of. (In files. A user's [`Source`](crate::Source) is not called for a guess:
+    /// say `Sequential`.)
+    #[default]
+    Normal,
+    /// Here and there: a miss fills one unit, and nothing is read ahead.
+    Random,
+    /// In order: from the first miss on, what comes next is read ahead.
+    Sequential,
+}
+
+/// How files are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Reads {
+    /// Directly where the file system can, buffered where it cannot: the pool's budget is the cache, and a second copy
+    /// of the same bytes in the page cache would only take memory.
+    #[default]
+    Auto,
+    /// Directly (`O_DIRECT`), or not at all.
+    Direct,
+    /// Through the page cache: right where other processes read the same file in other ways, or keep it cached.
+    Buffered,
+}

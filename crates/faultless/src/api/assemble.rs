@@ -1,0 +1,368 @@
+//! The assembly of a map from its parts.
+
+#![allow(unsafe_code, reason = "reserves and arms address space")]
+
+use crate::api::advice::Reads;
+use crate::api::builder::install_handler;
+use crate::api::engine::Engine;
+use crate::api::map::Map;
+use crate::api::options::{MapOptions, UNIT_MAX};
+use crate::api::promise::check_units;
+use crate::base::descriptor::own;
+use crate::base::error::{Error, LeaseRefusal};
+use crate::base::primitive::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
+};
+use crate::base::size::ByteSize;
+use crate::base::source::Source;
+use crate::base::{process, source};
+use crate::coherence::closing::{retire, retire_reading};
+use crate::coherence::lease::Broken;
+use crate::coherence::mmap::Mmap;
+use crate::coherence::opening::{direct_works, reopen};
+use crate::coherence::{keeper, lease};
+use crate::space::counters::Counters;
+use crate::space::live::Live;
+use crate::space::map_core::{KernelMapping, MapCore, Reading};
+use crate::space::region::{Former, Region};
+use crate::space::registry::GRANULE;
+use crate::space::streams::Streams;
+use crate::space::table::Table;
+use crate::space::{identity, registry};
+use faultless_sys::mem::PAGE;
+use faultless_sys::{file, mem, uffd};
+use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+/// Serial number of the next map.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
+impl MapOptions {
+    /// Maps a file safely.
+    ///
+    /// The map takes a read lease (`fcntl(2)`, `F_SETLEASE`): the kernel grants it while nobody has the file open for
+    /// writing, and holds back who wants to, until the map has done what [`on_break`](Self::on_break) says. So the
+    /// bytes of the map never change, and a `&[u8]` of it is sound.
+    ///
+    /// The descriptor is not kept: the file is opened anew for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lease`] where no lease can be had: a writer, a file of another owner, a file system that does not
+    /// honour leases. [`Error::InvalidOption`], [`Error::TooManyMaps`], [`Error::Kernel`].
+    pub fn map(&self, file: impl AsFd) -> Result<Map, Error> {
+        let file = file.as_fd();
+        let name = source::file_name(file);
+        lease::check_file(file.as_raw_fd()).map_err(|r| lease::error(&name, r))?;
+        self.map_file(file, name, true)
+    }
+
+    /// Maps a source for whose bytes the caller vouches: a file that cannot be leased, or anything that implements
+    /// [`Source`].
+    ///
+    /// # Safety
+    ///
+    /// The bytes of the source must not change while the map lives: the map hands them out as `&[u8]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] if the source does not tell its length; [`Error::InvalidOption`], [`Error::TooManyMaps`],
+    /// [`Error::Kernel`]. On the mmap backend, a source that is no file is read into memory at once, and
+    /// [`Error::BudgetExhausted`] says that it is larger than the budget.
+    pub unsafe fn map_trusted(&self, source: impl Source) -> Result<Map, Error> {
+        if let Some(fd) = source.file() {
+            return self.map_file(fd, source.name(), false);
+        }
+        self.map_source(Arc::new(source))
+    }
+
+    fn map_source(&self, source: Arc<dyn Source>) -> Result<Map, Error> {
+        self.check()?;
+        let name = source.name();
+        let align = source.alignment();
+        if !align.is_power_of_two() || align > UNIT_MAX {
+            return Err(Error::InvalidOption {
+                what: "the alignment of the source",
+                value: align.to_string(),
+                remedy: "it must be a power of two, at most 2 MiB",
+            });
+        }
+        let source_len = source.len().map_err(|error| Error::Read {
+            name: name.clone(),
+            offset: 0,
+            error,
+        })?;
+        let (len, rest) = self.extent(source_len, &name)?;
+        if len == 0 {
+            return Ok(Map::empty(self.pool.clone()));
+        }
+        let unit = self.unit.get().max(align as u64);
+        let head = (self.offset % (PAGE.max(align)) as u64) as usize;
+        let base = self.offset - head as u64;
+        let Some(engine) = &self.pool.0.engine else {
+            // Whole blocks: a source is never asked for less.
+            let whole = (head + len).next_multiple_of(PAGE.max(align));
+            if whole as u64 > self.pool.budget().get() {
+                return Err(Error::BudgetExhausted {
+                    budget: self.pool.budget(),
+                });
+            }
+            let mmap = Mmap::copy(&*source, name, base, whole)?;
+            return Ok(Map::mmap(self.pool.clone(), mmap, head, len));
+        };
+        self.pool
+            .0
+            .workers
+            .ensure_fillers(&engine.core, self.pool.0.fill_threads)
+            .map_err(|e| Error::kernel("cannot start fill threads", e))?;
+        let data_len = head as u64 + rest;
+        self.engine_map(
+            engine,
+            Reading::Source {
+                source,
+                align: align as u64,
+            },
+            name,
+            base,
+            head,
+            len,
+            data_len,
+            unit,
+        )
+    }
+
+    pub(crate) fn map_file(
+        &self,
+        file: BorrowedFd<'_>,
+        name: String,
+        leased: bool,
+    ) -> Result<Map, Error> {
+        self.check()?;
+        let cannot = |what: &str, e| Error::kernel(format!("cannot {what} {name}"), e);
+        let status = file::status(file.as_raw_fd()).map_err(|e| cannot("stat", e))?;
+        if status.mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(lease::error(
+                &name,
+                LeaseRefusal::NotRegular {
+                    kind: "not a regular file",
+                },
+            ));
+        }
+        let (len, _) = self.extent(status.len, &name)?;
+        if len == 0 {
+            return Ok(Map::empty(self.pool.clone()));
+        }
+        let fd = self.open(file, &name)?;
+        let id = status.id;
+        let fd = keeper::adopt(fd).map_err(|e| Error::kernel("cannot share a descriptor", e))?;
+        let head = (self.offset % PAGE as u64) as usize;
+        let base = self.offset - head as u64;
+        let Some(engine) = &self.pool.0.engine else {
+            let whole = (head + len).next_multiple_of(PAGE);
+            let lease = leased.then(|| (self.on_break, self.pool.budget().get()));
+            let mmap = Mmap::file(fd, id, name, base, whole, lease)?;
+            let map = Map::mmap(self.pool.clone(), mmap, head, len);
+            map.advise(self.advice);
+            return Ok(map);
+        };
+        let reading = Reading::File { fd, id, leased };
+        // Under a lease the length is asked again: it cannot change any more.
+        let unit = self.unit.get();
+        let data_len = head as u64 + status.len.saturating_sub(self.offset);
+        let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
+        if leased && self.over.is_none() {
+            let what = match self.stands_for {
+                Some(_) => Broken::HandBack,
+                None => Broken::Save(self.on_break),
+            };
+            if let Some(core) = map.core() {
+                lease::take(core, &self.pool.0.workers, what, status.len)?;
+            }
+        }
+        Ok(map)
+    }
+
+    /// Opens the file anew, for reading, directly where that is wanted and works.
+    fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Error> {
+        let buffered = || {
+            reopen(file.as_raw_fd(), false)
+                .map(own)
+                .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
+        };
+        // On the kernel's mmap, direct I/O has no meaning.
+        if self.reads == Reads::Buffered || self.pool.0.engine.is_none() {
+            return buffered();
+        }
+        match reopen(file.as_raw_fd(), true).map(own) {
+            Ok(fd) if direct_works(fd.as_raw_fd()) => Ok(fd),
+            refused => {
+                // Closing it would drop the program's POSIX locks: it is switched to buffered reads instead.
+                if self.reads == Reads::Direct {
+                    if let Ok(fd) = refused {
+                        retire(fd);
+                    }
+                    return Err(Error::InvalidOption {
+                        what: "the way to read",
+                        value: format!("direct, for {name}"),
+                        remedy: "its file system does not read 4 KiB directly; choose Reads::Auto or Reads::Buffered",
+                    });
+                }
+                match refused {
+                    Ok(fd) => match file::clear_direct(fd.as_raw_fd()) {
+                        Ok(()) => Ok(fd),
+                        Err(e) => {
+                            retire(fd);
+                            let what = format!("cannot read {name} through the page cache");
+                            Err(Error::kernel(what, e))
+                        }
+                    },
+                    Err(_) => buffered(),
+                }
+            }
+        }
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the parts of one structure, assembled in one place"
+    )]
+    fn engine_map(
+        &self,
+        engine: &Engine,
+        reading: Reading,
+        name: String,
+        base: u64,
+        head: usize,
+        len: usize,
+        data_len: u64,
+        unit: u64,
+    ) -> Result<Map, Error> {
+        let former = self.former(&reading, base);
+        let reserved = check_units(self.pool.budget(), unit)
+            .and_then(|()| install_handler())
+            .and_then(|()| self.reserve(engine, &name, head + len, unit, former?))
+            .and_then(|parts| {
+                let id = registry::reserve(&(parts.0.start..parts.0.start + parts.0.len))
+                    .map_err(|e| Error::kernel("cannot reserve memory for the map's index", e))?;
+                Ok((id.ok_or(Error::TooManyMaps(registry::MAPS_MAX))?, parts))
+            });
+        let (id, (region, table)) = match reserved {
+            Ok(parts) => parts,
+            Err(e) => {
+                retire_reading(reading);
+                return Err(e);
+            }
+        };
+        engine.core.budget.charge_anyway(table.fixed_bytes());
+        let core = registry::open(Box::new(MapCore {
+            id,
+            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
+            pool: engine.core.clone(),
+            start: region.start,
+            region_len: region.len,
+            live: Live::new(region.start..region.start + region.len),
+            base,
+            // Bytes that can be read: as far as both the map and the source go.
+            data_len: data_len.min((head + len) as u64),
+            unit_shift: unit.trailing_zeros(),
+            table,
+            reading,
+            name: name.into_boxed_str(),
+            pid: process::pid(),
+            refusal: AtomicU8::new(0),
+            lease: std::sync::OnceLock::new(),
+            keep_all: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            summed: AtomicBool::new(false),
+            stands_for: self.stands_for.map(|flags| KernelMapping {
+                flags,
+                advice: AtomicI32::new(self.over.unwrap_or(libc::MADV_NORMAL)),
+                dont_fork: AtomicBool::new(false),
+                broken_at: AtomicU64::new(0),
+                replacing: Default::default(),
+                holders: AtomicUsize::new(0),
+                alias: AtomicPtr::default(),
+                leaving: AtomicBool::new(false),
+            }),
+            streams: Streams::new(),
+            counters: Counters::new(),
+        }));
+        std::mem::forget(region);
+        let map = Map::engine(self.pool.clone(), core, head, len);
+        map.advise(self.advice);
+        Ok(map)
+    }
+
+    /// The kernel's mapping that a stand-in replaces, if it replaces one.
+    fn former(&self, reading: &Reading, base: u64) -> Result<Option<Former>, Error> {
+        let (Some(flags), Some(advice), Reading::File { fd, id, .. }) =
+            (self.stands_for, self.over, reading)
+        else {
+            return Ok(None);
+        };
+        let number = fd
+            .current(*id)
+            .map_err(|e| Error::kernel("cannot reach the descriptor of the file", e))?;
+        Ok(Some(Former {
+            number,
+            flags,
+            offset: base,
+            advice,
+        }))
+    }
+
+    /// Reserves and arms address space for `span` bytes, with a table of its units.
+    fn reserve(
+        &self,
+        engine: &Engine,
+        name: &str,
+        span: usize,
+        unit: u64,
+        former: Option<Former>,
+    ) -> Result<(Region, Table), Error> {
+        let failed = |e: std::io::Error| {
+            Error::kernel(format!("cannot reserve address space for {name}"), e)
+        };
+        let region = match self.stands_for {
+            // Exactly as long as the kernel's: what lies behind it is the program's.
+            Some(_) => match former {
+                Some(former) => Region::over(self.place, span.next_multiple_of(PAGE), former),
+                None => Region::exact(span.next_multiple_of(PAGE), self.place),
+            },
+            None => Region::anywhere(span.next_multiple_of(GRANULE)),
+        }
+        .map_err(failed)?;
+        let units = (region.len as u64).div_ceil(unit);
+        let table = Table::new(units).map_err(failed)?;
+        if table.fixed_bytes() > self.pool.budget().get() / 4 {
+            return Err(Error::InvalidOption {
+                what: "the memory budget",
+                value: format!(
+                    "{}, for a map of {}",
+                    self.pool.budget(),
+                    ByteSize::new(span as u64)
+                ),
+                remedy: "the map's page counters alone would take a quarter of it; give it more, or choose a larger unit",
+            });
+        }
+        let refused = |e: faultless_sys::Errno| {
+            Error::kernel(format!("cannot register the map of {name}"), e)
+        };
+        let fd = &engine.core.uffd;
+        let mut number = fd.get();
+        // SAFETY: the region was mapped just now and is ours.
+        let mut armed = unsafe { uffd::register(number, region.start, region.len) };
+        if let Err(faultless_sys::Errno(libc::EBADF | libc::ENOTTY | libc::EPERM)) = armed {
+            // The program closed it: fetch it again.
+            number = fd.recover(number).map_err(refused)?;
+            // SAFETY: as above.
+            armed = unsafe { uffd::register(number, region.start, region.len) };
+        }
+        armed.map_err(refused)?;
+        // SAFETY: ours, armed, and nobody has a reference into it yet.
+        unsafe { mem::protect(region.start, region.len, libc::PROT_READ) }.map_err(refused)?;
+        identity::wait_for_older_reports(number, region.start).map_err(refused)?;
+        Ok((region, table))
+    }
+}

@@ -1,0 +1,145 @@
+//! How a pool is made.
+
+use crate::api::backend::{Backend, BackendChoice, open_uffd, rate, report_once};
+use crate::api::engine::{Engine, Shared};
+use crate::api::pool::Pool;
+use crate::api::promise::{MEMORY_MIN, Promise, check_budget};
+use crate::base::error::Error;
+use crate::base::memory;
+use crate::base::primitive::Mutex;
+use crate::base::size::ByteSize;
+use crate::coherence::{fork, keeper};
+use crate::fault::handler;
+use crate::space::fds;
+use crate::space::pool_core::FILLERS_MAX;
+use faultless_sys::raw;
+use std::sync::Arc;
+
+/// Share of the available memory that a pool takes if it is not told otherwise, in percent.
+const DEFAULT_SHARE_PERCENT: u64 = 50;
+/// Threads that read users' sources, if not told otherwise.
+const FILL_THREADS: usize = 16;
+
+/// How a pool is made. See [`Pool::builder`].
+#[derive(Debug, Clone, Default)]
+pub struct PoolBuilder {
+    memory: Option<ByteSize>,
+    fill_threads: Option<usize>,
+    backend: BackendChoice,
+    guest: bool,
+}
+
+impl PoolBuilder {
+    /// The budget: the most that frames, staging buffers and page states of all maps in the pool may take together.
+    /// Without it, half of what the machine, or the control group, has available when the pool is built.
+    ///
+    /// A budget larger than the control group's limit is allowed: the kernel takes cold pages back as it needs to.
+    pub fn memory(mut self, budget: ByteSize) -> Self {
+        self.memory = Some(budget);
+        self
+    }
+
+    /// Threads that read users' sources for faulting threads; 16 by default. They start with the first such map.
+    pub fn fill_threads(mut self, threads: usize) -> Self {
+        self.fill_threads = Some(threads);
+        self
+    }
+
+    /// Which backend to use. The environment variable `FAULTLESS_BACKEND=mmap` does the same for a whole process.
+    pub fn backend(mut self, choice: BackendChoice) -> Self {
+        self.backend = choice;
+        self
+    }
+
+    /// The pool is in a process that does not know of it, and whose memory it must not be in the way of.
+    #[doc(hidden)]
+    pub fn guest(mut self) -> Self {
+        self.guest = true;
+        self
+    }
+
+    /// Makes the pool. The first pool of a process installs the SIGBUS handler (others' faults are passed on to the
+    /// handler that was there before).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`] for a budget that is zero, too small, or, with those of the process's other pools,
+    /// larger than physical memory; [`Error::HandlerReplaced`]; [`Error::Kernel`] if threads or memory are refused.
+    pub fn build(self) -> Result<Pool, Error> {
+        let budget = self.budget()?;
+        let fill_threads = self.fill_threads.unwrap_or(FILL_THREADS);
+        if !(1..=FILLERS_MAX).contains(&fill_threads) {
+            return Err(Error::InvalidOption {
+                what: "the number of fill threads",
+                value: fill_threads.to_string(),
+                remedy: "choose 1 to 1024",
+            });
+        }
+        let unprotected =
+            keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
+        fork::watch();
+        let promise = Promise::new(budget)?;
+        let _until_it_is_noted = fds::arriving();
+        let (backend, uffd) = match open_uffd(self.backend) {
+            Ok(fd) => (rate(unprotected), Some(fd)),
+            Err(why) => (Backend::Mmap(why), None),
+        };
+        report_once(&backend);
+        let engine = match uffd {
+            None => None,
+            Some(fd) => {
+                install_handler()?;
+                Some(Engine::start(fd, budget, self.guest)?)
+            }
+        };
+        Ok(Pool(Arc::new(Shared {
+            engine,
+            backend,
+            workers: Arc::default(),
+            fill_threads,
+            promise: Mutex::new(promise),
+            pid: raw::getpid(),
+        })))
+    }
+
+    fn budget(&self) -> Result<ByteSize, Error> {
+        let memory = memory::look();
+        let budget = self.memory.unwrap_or_else(|| share_of(&memory));
+        check_budget(budget, memory.machine)?;
+        Ok(budget)
+    }
+}
+
+fn share_of(memory: &memory::Memory) -> ByteSize {
+    let share = memory.available / 100 * DEFAULT_SHARE_PERCENT;
+    ByteSize::new(share.max(MEMORY_MIN.get()))
+}
+
+/// The budget of a pool that is not told one: half of what is available now.
+pub fn default_budget() -> ByteSize {
+    share_of(&memory::look())
+}
+
+/// Installs the SIGBUS handler, or makes sure that it still is in place.
+pub(crate) fn install_handler() -> Result<(), Error> {
+    handler::install().map_err(|e| match e {
+        handler::NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
+        handler::NotInstalled::Refused(e) => Error::kernel("cannot install a SIGBUS handler", e),
+    })
+}
+
+impl Pool {
+    /// Starts to describe a pool.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::default()
+    }
+
+    /// A pool with the default budget: half of the memory that is available now.
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build`].
+    pub fn new() -> Result<Pool, Error> {
+        Self::builder().build()
+    }
+}

@@ -1,0 +1,133 @@
+//! The running engine of a pool.
+
+use crate::api::backend::Backend;
+use crate::api::promise::Promise;
+use crate::base::error::Error;
+use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, lock};
+use crate::base::size::ByteSize;
+use crate::base::thread::Thread;
+use crate::base::{memory, process};
+use crate::coherence::keeper;
+use crate::evict::evictor::Evictor;
+use crate::evict::limits::{look_at_limits, reserve_of};
+use crate::evict::policy::ghost_reach;
+use crate::read::workers::Workers;
+use crate::space::last_looks::LastLooks;
+use crate::space::pool_core::{FILLERS_MAX, PoolCore};
+use crate::space::trips::Trips;
+use crate::sync::bell::Bell;
+use crate::sync::budget::Budget;
+use crate::sync::handover::Handover;
+use crate::sync::ring::Ring;
+use crate::sync::staging::{CHUNK_MAX, Staging};
+use faultless_sys::mem;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// Most slots of the ring of filled units: 4 GiB of new 4 KiB pages while the evictor is held up.
+const RING_MAX: u64 = 1 << 20;
+/// Most memory for staging buffers.
+const STAGING_MAX: u64 = 64 << 20;
+
+/// The running engine of one pool.
+pub(crate) struct Engine {
+    pub(crate) core: Arc<PoolCore>,
+    evictor: Option<Thread>,
+}
+
+impl Engine {
+    pub(crate) fn start(uffd: OwnedFd, budget: ByteSize, guest: bool) -> Result<Self, Error> {
+        let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
+        let limit = budget.get();
+        let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
+        let staging_max = if guest {
+            (memory::look().limit / 256).min(STAGING_MAX)
+        } else {
+            STAGING_MAX
+        };
+        let staging = (limit / 16).min(staging_max).max(CHUNK_MAX as u64);
+        let staging = Staging::new(staging as usize).map_err(memory)?;
+        let uffd =
+            keeper::adopt(uffd).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
+        keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
+        let core = Arc::new(PoolCore {
+            budget: Budget::new(limit),
+            uffd,
+            staging,
+            filled: ring,
+            handover: Handover::new(),
+            fill_bell: Bell::default(),
+            ahead: Handover::new(),
+            work_bell: Bell::default(),
+            save_bell: Bell::default(),
+            trips: Trips::new(limit).map_err(memory)?,
+            evict_bell: Bell::default(),
+            clock: AtomicU32::new(1),
+            evicted: AtomicU32::new(0),
+            cooling: std::sync::OnceLock::new(),
+            fresh: AtomicU64::new(0),
+            firm: AtomicU64::new(0),
+            firm_max: AtomicU64::new(u64::MAX),
+            guest,
+            reserve: AtomicU64::new(reserve_of(limit)),
+            ghost_reach: AtomicU64::new(ghost_reach(limit / mem::PAGE as u64)),
+            wanted: AtomicU64::new(0),
+            fillers_started: AtomicU32::new(0),
+            fillers: [const { AtomicU32::new(0) }; FILLERS_MAX],
+            last_looks: LastLooks::new(),
+            stopping: AtomicBool::new(false),
+            past: Mutex::default(),
+        });
+        core.budget
+            .charge_anyway(core.filled.bytes() + core.trips.bytes());
+        look_at_limits(&core);
+        let evictor = {
+            let core = core.clone();
+            keeper::spawn(c"faultless-evict", move || Evictor::run(core))
+                .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
+        };
+        Ok(Engine {
+            core,
+            evictor: Some(evictor),
+        })
+    }
+}
+
+/// What a pool and its maps hold together.
+pub(crate) struct Shared {
+    pub(crate) engine: Option<Engine>,
+    pub(crate) backend: Backend,
+    pub(crate) workers: Arc<Workers>,
+    pub(crate) fill_threads: usize,
+    pub(crate) promise: Mutex<Promise>,
+    pub(crate) pid: u32,
+}
+
+impl Shared {
+    pub(crate) fn budget(&self) -> ByteSize {
+        ByteSize::new(lock(&self.promise).0)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let foreign = process::forked() || process::pid() != self.pid;
+        let Some(mut engine) = self.engine.take() else {
+            return;
+        };
+        if foreign {
+            // A forked child: the threads are not here, and the descriptors are its parent's affair.
+            std::mem::forget(engine);
+            std::mem::forget(std::mem::take(&mut self.workers));
+            return;
+        }
+        self.workers.stop(&engine.core);
+        engine.core.evict_bell.ring_all();
+        if let Some(e) = engine.evictor.take() {
+            e.join();
+        }
+        if let Some(core) = Arc::into_inner(engine.core) {
+            keeper::unwatch(core.uffd);
+        }
+    }
+}

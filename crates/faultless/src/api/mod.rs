@@ -1,0 +1,13 @@
+//! What users of the crate see, and the assembly of pools and maps.
+
+pub(crate) mod advice;
+mod assemble;
+pub(crate) mod backend;
+pub(crate) mod builder;
+pub(crate) mod engine;
+pub(crate) mod map;
+pub(crate) mod options;
+pub(crate) mod pin;
+pub(crate) mod pool;
+pub(crate) mod promise;
+pub mod standin;

@@ -1,0 +1,146 @@
+//! Pinned ranges.
+
+#![allow(unsafe_code, reason = "makes slices of mapped memory")]
+
+use crate::api::map::{Inner, Map};
+use crate::base::error::Error;
+use crate::fault::refusal::Refusal;
+use crate::fault::run::Need;
+use crate::fault::serve::serve;
+use crate::read::blocks::with_pieces;
+use crate::read::prefetch::serve_from;
+use crate::space::map_core::{MapCore, Reading};
+use faultless_sys::mem::PAGE;
+use faultless_sys::signal;
+use std::fmt;
+use std::ops::{Deref, RangeBounds};
+
+impl Map {
+    /// Makes a range resident and keeps it so until the result is dropped. The bytes may then be handed to system
+    /// calls, and touching them never faults. (On the mmap backend the range is read in; it stays as long as memory lasts,
+    /// and system calls take it in either way.)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
+    /// [`Error::BudgetExhausted`] if the budget has no room for it beside what is pinned already (after up to ten
+    /// seconds without any progress, or at once if the range is larger than the budget); [`Error::Forked`].
+    pub fn pin(&self, range: impl RangeBounds<usize>) -> Result<Pinned<'_>, Error> {
+        let bytes = self.range(range)?;
+        self.check_process()?;
+        let slice = (self.ptr - self.head + bytes.start, bytes.len());
+        let mut pinned = Pinned {
+            map: self,
+            slice,
+            first: 0,
+            end: 0,
+        };
+        if bytes.is_empty() {
+            return Ok(pinned);
+        }
+        match &self.inner {
+            Inner::Empty => {}
+            Inner::Mmap(mmap) => {
+                let (start, end) = (bytes.start & !(PAGE - 1), bytes.end.next_multiple_of(PAGE));
+                mmap.populate(start, end - start)
+                    .map_err(|error| Error::Read {
+                        name: mmap.name.clone(),
+                        offset: bytes.start as u64,
+                        error,
+                    })?;
+            }
+            Inner::Engine(core) => {
+                let units = core.unit_of(core.start + bytes.start)
+                    ..core.unit_of(core.start + bytes.end - 1) + 1;
+                let budget = self.pool.budget();
+                if (units.end - units.start).saturating_mul(core.unit_bytes()) > budget.get() {
+                    return Err(Error::BudgetExhausted { budget });
+                }
+                if bytes.end as u64 > core.data_len.next_multiple_of(PAGE as u64) {
+                    return Err(Error::PastEnd {
+                        name: core.name.to_string(),
+                        offset: core.base + core.data_len.next_multiple_of(PAGE as u64),
+                    });
+                }
+                pinned.first = units.start;
+                pinned.end = units.start;
+                for unit in units {
+                    pin_unit(core, unit).map_err(|refusal| {
+                        let offset = core.base + (unit << core.unit_shift);
+                        refusal.into_error(&core.name, offset, budget)
+                    })?;
+                    pinned.end = unit + 1;
+                }
+            }
+        }
+        Ok(pinned)
+    }
+}
+
+fn pin_unit(core: &MapCore, unit: u64) -> Result<(), Refusal> {
+    match &core.reading {
+        Reading::File { .. } => {
+            // A signal handler that does not return (longjmp), or a cancelled thread, would leave the unit claimed
+            // until others find its owner dead. With a fill to do, none may come in between.
+            let word = core.page(unit).load();
+            if core.page(unit).pin(word).is_ok() {
+                return Ok(());
+            }
+            let _blocked = signal::Blocked::all();
+            serve(core, unit, Need::Pin)
+        }
+        Reading::Source { .. } => {
+            with_pieces(core, |fetch| serve_from(core, unit, Need::Pin, fetch))
+        }
+    }
+}
+
+/// A part of a map that is resident and stays so until this is dropped. See [`Map::pin`].
+pub struct Pinned<'a> {
+    map: &'a Map,
+    slice: (usize, usize),
+    first: u64,
+    end: u64,
+}
+
+impl Deref for Pinned<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: a checked part of the map, which outlives self.
+        unsafe { std::slice::from_raw_parts(self.slice.0 as *const u8, self.slice.1) }
+    }
+}
+
+impl AsRef<[u8]> for Pinned<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Pinned<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pinned")
+            .field("source", &self.map.name())
+            .field("len", &self.slice.1)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        if let Inner::Engine(core) = &self.map.inner
+            && self.map.check_process().is_ok()
+        {
+            for unit in self.first..self.end {
+                core.page(unit).unpin();
+            }
+        }
+    }
+}
+
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Map>();
+    shared::<Pinned<'static>>();
+};

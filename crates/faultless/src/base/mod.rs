@@ -1,0 +1,22 @@
+//! What every floor may name: numbers, sizes, errors, the trait of sources, threads, and memory of the engine's own.
+
+#[cfg(not(loom))]
+pub(crate) mod area;
+#[cfg(not(loom))]
+pub(crate) mod descriptor;
+#[cfg(not(loom))]
+pub(crate) mod error;
+#[cfg(not(loom))]
+pub(crate) mod ids;
+#[cfg(not(loom))]
+pub(crate) mod memory;
+pub(crate) mod primitive;
+#[cfg(not(loom))]
+pub(crate) mod process;
+#[cfg(not(loom))]
+pub(crate) mod size;
+#[cfg(not(loom))]
+pub(crate) mod source;
+#[cfg(not(loom))]
+pub(crate) mod stats;
+pub(crate) mod thread;

@@ -1,0 +1,50 @@
+//! Which process this is: a forked child must know, at any instruction, that it is not the one that registered.
+
+#![allow(unsafe_code, reason = "reads a page that the kernel wipes in a child")]
+
+use crate::base::primitive::{AtomicPtr, AtomicU32, Ordering};
+use faultless_sys::{Errno, mem, raw};
+
+/// `MADV_WIPEONFORK` (4.14): a child finds zeros.
+pub(crate) const MADV_WIPEONFORK: i32 = 18;
+
+/// A word that is 1 in the process that set up the engine and 0 in its forked children: no system call is needed to
+/// tell them apart, and it cannot be fooled by a `fork` or `clone` that bypassed the C library.
+static MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(std::ptr::null_mut());
+static PID: AtomicU32 = AtomicU32::new(0);
+
+/// Makes this process the engine's home. Called at start, and again by a forked child that makes a pool of its own.
+pub(crate) fn settle_here() -> Result<(), Errno> {
+    let addr = mem::map_anonymous(mem::PAGE)?;
+    // SAFETY: mapped just now, ours.
+    unsafe { mem::madvise(addr, mem::PAGE, MADV_WIPEONFORK)? };
+    let mark = addr as *mut AtomicU32;
+    // SAFETY: a zero-initialised, aligned, never unmapped word.
+    unsafe { (*mark).store(1, Ordering::Relaxed) };
+    PID.store(raw::getpid(), Ordering::Relaxed);
+    MARK.store(mark, Ordering::Release);
+    Ok(())
+}
+
+/// Whether this is a child, forked since [`settle_here`].
+#[inline]
+pub(crate) fn forked() -> bool {
+    let mark = MARK.load(Ordering::Acquire);
+    // SAFETY: non-null means that `settle_here` mapped it; it is never unmapped, and children keep the mapping.
+    !mark.is_null() && unsafe { (*mark).load(Ordering::Relaxed) } == 0
+}
+
+/// The process that settled.
+pub(crate) fn pid() -> u32 {
+    PID.load(Ordering::Relaxed)
+}
+
+/// Which of `shards` (a power of two) counters this processor should use. Any answer is right; the same answer on the
+/// same processor keeps cache lines where they are.
+#[inline]
+pub(crate) fn shard(shards: usize) -> usize {
+    // SAFETY: takes nothing. It reads the thread's rseq area or the vDSO, is safe in a handler, and sets errno only on
+    // kernels that have neither.
+    let cpu = unsafe { libc::sched_getcpu() };
+    cpu.max(0) as usize & (shards - 1)
+}

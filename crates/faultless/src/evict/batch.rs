@@ -1,0 +1,79 @@
+//! A batch of units that leave their maps together.
+
+use crate::base::ids::entry_parts;
+use crate::base::primitive::Ordering;
+use crate::evict::limits::tick;
+use crate::evict::policy::{Item, Occupant, Place};
+use crate::space::counters::Count;
+use crate::space::pool_core::PoolCore;
+use crate::space::registry;
+use crate::space::registry::Inside;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A unit in the hands of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken {
+    pub(crate) addr: usize,
+    /// Bytes of the unit that pages of its source back.
+    pub(crate) len: usize,
+    pub(crate) item: Item,
+    pub(crate) place: Place,
+    /// Where its bytes are to be kept.
+    pub(crate) slot: Option<u32>,
+}
+
+/// A batch in the making: the maps that it entered.
+#[derive(Default)]
+pub(crate) struct Batch<'a> {
+    pub(crate) maps: HashMap<u32, Inside<'a>>,
+    /// Units whose groups of words became empty.
+    pub(crate) emptied: Vec<(u32, u64)>,
+}
+
+impl<'a> Batch<'a> {
+    pub(crate) fn map(&mut self, id: u32) -> Option<&Inside<'a>> {
+        // A map that is not there may be there at the next look: its gate may serve another.
+        if let std::collections::hash_map::Entry::Vacant(v) = self.maps.entry(id) {
+            v.insert(registry::enter(registry::gate(id)?)?);
+        }
+        self.maps.get(&id)
+    }
+}
+
+/// Gives up what cools in a slot, if it still does. `true` if it did: the slot is free.
+pub(crate) fn drop_from_slot(
+    pool: &Arc<PoolCore>,
+    maps: &mut Batch<'_>,
+    slot: u32,
+    occupant: Occupant,
+    place: Place,
+) -> bool {
+    if occupant.entry == 0 {
+        return false;
+    }
+    let (id, unit) = entry_parts(occupant.entry);
+    let Some(core) = maps.map(id).filter(|core| {
+        Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial && unit < core.data_units()
+    }) else {
+        return false;
+    };
+    let shadow = match place {
+        Place::Fresh => pool.clock.load(Ordering::Relaxed).wrapping_add(1).max(1),
+        Place::Main => 0,
+    };
+    if core.keep_all.load(Ordering::SeqCst) || !core.page(unit).drop_cool(slot, shadow) {
+        return false;
+    }
+    if place == Place::Fresh {
+        tick(pool, 1);
+    }
+    if let Some(area) = pool.cooling.get() {
+        area.give(slot);
+    }
+    core.counters.add(Count::Evictions, 1);
+    if core.table.leave(unit) {
+        maps.emptied.push((id, unit));
+    }
+    true
+}

@@ -1,0 +1,512 @@
+//! The evictor: one thread for each pool, off the fault path.
+//!
+//! It learns from a ring what was filled, asks the [`policy`] what to take out, and does so in batches: up to 1,024
+//! ranges in one `process_madvise`, which takes `mmap_lock` (for reading) once. Before that it copies the units into
+//! the cooling area ([`cooler`]), where a touch can still rescue them. It starts while a *reserve* of the budget is still
+//! free, so that misses go on while it waits for that lock behind somebody else. How large the reserve must be, it learns:
+//! what was filled during its longest recent wait, and as much again.
+
+#![allow(unsafe_code, reason = "discards memory by address")]
+
+use crate::base::ids::{entry_ahead, entry_bytes, entry_parts};
+use crate::base::primitive::Ordering;
+use crate::base::thread::block_signals;
+use crate::evict::batch::{Batch, Taken};
+use crate::evict::cooler::Cooler;
+use crate::evict::crew::Crew;
+use crate::evict::limits;
+use crate::evict::limits::{batch_bytes, reserve_bounds, reserve_of, tick};
+use crate::evict::policy::{Item, Occupant, Place, Policy};
+use crate::fault::give_up::{cancel_eviction, collect_group, settle_evicted};
+use crate::space::identity;
+use crate::space::map_core::MapCore;
+use crate::space::page::{Left, State};
+use crate::space::pool_core::{EVICTOR_BACKLOG, PoolCore};
+use crate::space::table::GROUP_BYTES;
+use faultless_sys::mem::{IoVec, PAGE};
+use faultless_sys::{futex, mem, raw};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often limits of the machine and the control group are looked at, while there is work.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Entries taken off the ring before anything else is seen to.
+const DRAIN_MAX: usize = 1 << 16;
+/// Sleep without work.
+const IDLE_NS: u64 = 1_000_000_000;
+/// Sleep when the budget is pressed but nothing can be evicted.
+const STUCK_NS: u64 = 2_000_000;
+/// Time in which a reserve that is not needed halves.
+const RESERVE_HALVES: Duration = Duration::from_secs(4);
+
+/// A batch that takes longer than this was held up by somebody.
+const HELD_UP: Duration = Duration::from_millis(5);
+
+pub(crate) struct Evictor {
+    pool: Arc<PoolCore>,
+    policy: Policy,
+    cooler: Option<Cooler>,
+    crew: Crew,
+    policy_charged: u64,
+    /// Units whose groups of words became empty.
+    emptied: Vec<(u32, u64)>,
+    looked: Option<Instant>,
+    firm_target: u64,
+    /// Memory of the machine or the control group, at the last look.
+    memory: u64,
+    /// When the reserve was last brought down, and the limit that it belongs to.
+    reserve_at: (Instant, u64),
+}
+
+/// Whether this kernel lets a process give batched DONTNEED advice to itself.
+pub(crate) fn batches_work() -> bool {
+    let Ok(pidfd) = mem::pidfd_open(raw::getpid(), 0) else {
+        return false;
+    };
+    let Ok(addr) = mem::map_reserved(PAGE) else {
+        return false;
+    };
+    let ranges = [IoVec { addr, len: PAGE }];
+    // SAFETY: a page of our own that holds nothing.
+    let ok = unsafe { mem::madvise_batch(pidfd, &ranges, libc::MADV_DONTNEED) }.is_ok();
+    // SAFETY: both were made here.
+    unsafe {
+        let _ = mem::unmap(addr, PAGE);
+        faultless_sys::file::close(pidfd);
+    }
+    ok
+}
+
+impl Evictor {
+    /// The thread's whole life.
+    pub(crate) fn run(pool: Arc<PoolCore>) {
+        block_signals();
+        let pidfd = if batches_work() {
+            mem::pidfd_open(raw::getpid(), 0).ok()
+        } else {
+            None
+        };
+        let cooler = Cooler::new(&pool);
+        let mut evictor = Evictor {
+            policy: Policy::new(cooler.is_some()),
+            cooler,
+            crew: Crew::new(pidfd),
+            policy_charged: 0,
+            emptied: Vec::new(),
+            looked: None,
+            firm_target: u64::MAX,
+            memory: u64::MAX,
+            reserve_at: (Instant::now(), pool.budget.limit()),
+            pool,
+        };
+        while !evictor.pool.stopping.load(Ordering::Acquire) {
+            evictor.look_at_limits();
+            if !evictor.pass() {
+                let pool = evictor.pool.clone();
+                // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not at once.
+                let ns = if evictor.pressed() { STUCK_NS } else { IDLE_NS };
+                pool.evict_bell.sleep(ns, || {
+                    pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
+                        && !pool.stopping.load(Ordering::Acquire)
+                });
+            }
+        }
+        if let Some(cooler) = evictor.cooler {
+            cooler.end();
+        }
+        evictor.crew.end();
+    }
+
+    /// How much may stay unmarked, so that the kernel finds enough to take back.
+    fn look_at_limits(&mut self) {
+        if self.looked.is_some_and(|t| t.elapsed() < LOOK_AGAIN) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        (self.firm_target, self.memory) = limits::look_at_limits(&self.pool);
+    }
+
+    /// How much is to be free: the reserve, or what a fill is waiting for.
+    fn headroom(&self) -> u64 {
+        let reserve = self.pool.reserve.load(Ordering::Relaxed);
+        reserve.max(self.pool.wanted.load(Ordering::Relaxed))
+    }
+
+    fn pressed(&self) -> bool {
+        let b = &self.pool.budget;
+        b.used() + self.headroom() > b.limit()
+    }
+
+    /// Adapts the reserve: while the last batch was under way, for so long, `filled` bytes were charged beyond `before`.
+    fn learn_reserve(&mut self, before: u64, filled: u64, took: Duration) {
+        let limit = self.pool.budget.limit();
+        let (least, most) = reserve_bounds(limit);
+        let (at, of) = self.reserve_at;
+        let mut now = self.pool.reserve.load(Ordering::Relaxed);
+        if of != limit {
+            now = reserve_of(limit);
+            self.reserve_at = (Instant::now(), limit);
+        } else if at.elapsed() >= RESERVE_HALVES / 16 {
+            let halvings = at.elapsed().as_secs_f64() / RESERVE_HALVES.as_secs_f64();
+            now = (now as f64 * 0.5f64.powf(halvings)) as u64;
+            self.reserve_at.0 = Instant::now();
+        }
+        // Held up until nothing was left: nobody knows how much more would have been filled.
+        let exhausted = took > HELD_UP && before + filled + least / 2 >= limit;
+        let need = if exhausted { most } else { filled * 2 };
+        let now = now.max(need).clamp(least, most);
+        self.pool.reserve.store(now, Ordering::Relaxed);
+    }
+
+    /// Does what there is to do. `false` if that was nothing.
+    fn pass(&mut self) -> bool {
+        let mut busy = self.drain() > 0;
+        self.pool.budget.note_peak();
+        if self.pressed() {
+            if let Some(cooler) = &mut self.cooler {
+                // The kernel cannot take slots back: where memory is short, they are few.
+                cooler.fit(self.pool.budget.limit().min(self.memory / 2));
+            }
+            let (before, began) = (self.pool.budget.used(), Instant::now());
+            let (units, released) = self.evict();
+            busy |= units > 0;
+            if units == 0 && self.pressed() {
+                // Nothing is left but what cools.
+                busy |= self.give_slots_back();
+            }
+            let filled = (self.pool.budget.used() + released).saturating_sub(before);
+            let took = began.elapsed();
+            if took > HELD_UP * 2 {
+                self.crew.call_helpers();
+            }
+            self.learn_reserve(before, filled, took);
+        }
+        if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
+            busy |= self.soften() > 0;
+        }
+        self.publish_firm();
+        self.compact();
+        let now = self.policy.bytes();
+        if now > self.policy_charged {
+            self.pool.budget.charge_anyway(now - self.policy_charged);
+        } else {
+            self.pool.budget.release(self.policy_charged - now);
+        }
+        self.policy_charged = now;
+        busy
+    }
+
+    fn publish_firm(&self) {
+        let bytes = self.policy.firm_pages() * PAGE as u64;
+        self.pool.firm.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes arrivals off the ring.
+    fn drain(&mut self) -> usize {
+        let mut maps = Batch::default();
+        let mut n = 0;
+        while n < DRAIN_MAX {
+            let Some(entry) = self.pool.filled.pop() else {
+                break;
+            };
+            n += 1;
+            let (id, unit) = entry_parts(entry);
+            if let Some(core) = maps.map(id)
+                && Arc::ptr_eq(&core.pool, &self.pool)
+                && unit < core.data_units()
+                && entry_bytes(entry) == core.unit_bytes()
+            {
+                let hot = core.page(unit).take_seen();
+                let pages = (core.charge_of(unit) / PAGE as u64) as u32;
+                self.policy.arrive(Item { entry, pages }, hot);
+            }
+            // Counted in one place before it leaves the other: never less than there is.
+            self.publish_firm();
+            self.pool
+                .fresh
+                .fetch_sub(entry_bytes(entry), Ordering::Relaxed);
+        }
+        n
+    }
+
+    /// Calls `begin` on the unit of an item if its map is still there and is ours to take from.
+    fn with_unit<R>(
+        &self,
+        batch: &mut Batch<'_>,
+        item: Item,
+        f: impl FnOnce(&MapCore, u64) -> R,
+    ) -> Option<R> {
+        let (id, unit) = entry_parts(item.entry);
+        let core = batch.map(id)?;
+        // An entry of a map that is gone may name a unit of the one that has its gate now. One of the same size is as good
+        // as its own.
+        if !Arc::ptr_eq(&core.pool, &self.pool)
+            || unit >= core.data_units()
+            || entry_bytes(item.entry) != core.unit_bytes()
+            || !core.page(unit).load().tracked()
+        {
+            return None;
+        }
+        Some(f(core, unit))
+    }
+
+    /// Takes one batch of units out of their maps. Returns their number, and how many bytes were released.
+    fn evict(&mut self) -> (usize, u64) {
+        enum Try {
+            Taken(usize, usize, u64),
+            InUse,
+            Gone,
+        }
+        let b = &self.pool.budget;
+        let limit = b.limit();
+        let headroom = self.headroom();
+        self.pool.wanted.store(0, Ordering::Relaxed);
+        // A batch beyond it, so that the next is not due at once.
+        let want = b.used() + headroom + batch_bytes(limit);
+        let mut want = want.saturating_sub(limit);
+        let mut batch = Batch::default();
+        let mut taken: Vec<Taken> = Vec::new();
+        let mut back = Vec::new();
+        let (tracked, most) = (self.policy.len(), self.crew.capacity());
+        for _ in 0..tracked {
+            if want == 0 || taken.len() >= most {
+                break;
+            }
+            let Some(victim) = self.policy.next_victim() else {
+                break;
+            };
+            let item = victim.item;
+            let tried = self.with_unit(&mut batch, item, |core, unit| {
+                let page = core.page(unit);
+                if core.keep_all.load(Ordering::Acquire) {
+                    return Try::Gone;
+                }
+                let word = page.load();
+                if victim.soft && word.state() == State::Resident && !word.soft() {
+                    return Try::Gone; // filled afresh since: it has another entry
+                }
+                if page.take_seen() {
+                    return Try::InUse;
+                }
+                if let Some(was_soft) = page.begin_evict() {
+                    // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
+                    if !core.keep_all.load(Ordering::SeqCst) {
+                        let (addr, len) = (core.unit_addr(unit), core.charge_of(unit) as usize);
+                        return Try::Taken(addr, len, core.serial);
+                    }
+                    cancel_eviction(core, unit, was_soft);
+                    return Try::Gone;
+                }
+                match page.load().state() {
+                    State::Absent if page.untrack_absent() => Try::Gone,
+                    // Pinned, or being filled, or in a batch.
+                    _ => Try::InUse,
+                }
+            });
+            match tried {
+                Some(Try::Taken(addr, len, serial)) => {
+                    want = want.saturating_sub(len as u64);
+                    let place = victim.place;
+                    // Slots have the size of a page; larger units are few, and go at once.
+                    let slot = match &mut self.cooler {
+                        // Nor is a unit kept that was read ahead: it has been read by now, or never will be.
+                        Some(cooler)
+                            if len == PAGE
+                                && entry_bytes(item.entry) == PAGE as u64
+                                && !entry_ahead(item.entry) =>
+                        {
+                            let entry = item.entry;
+                            cooler.slot(&mut batch, place, Occupant { entry, serial })
+                        }
+                        _ => None,
+                    };
+                    taken.push(Taken {
+                        addr,
+                        len,
+                        item,
+                        place,
+                        slot,
+                    });
+                }
+                Some(Try::InUse) => back.push(item),
+                Some(Try::Gone) | None => {}
+            }
+        }
+        for item in back {
+            self.policy.arrive(item, true);
+        }
+        if let Some(cooler) = &mut self.cooler {
+            cooler.keep(&mut taken);
+        }
+        let n = taken.len();
+        self.advise(&batch, &mut taken, libc::MADV_DONTNEED);
+        let mut released = 0;
+        for t in &taken {
+            let (id, unit) = entry_parts(t.item.entry);
+            let Some(core) = batch.maps.get(&id) else {
+                continue;
+            };
+            let left = match (t.slot, t.place) {
+                (Some(slot), _) => Left::Slot(slot),
+                (None, Place::Fresh) => Left::Shadow(tick(&self.pool, (t.len / PAGE) as u32)),
+                (None, Place::Main) => Left::Shadow(0),
+            };
+            let settled = settle_evicted(core, unit, left);
+            released += core.charge_of(unit);
+            if !settled.absent
+                && let (Some(cooler), Some(slot)) = (&mut self.cooler, t.slot)
+            {
+                cooler.unfill(slot);
+            }
+            if settled.emptied {
+                batch.emptied.push((id, unit));
+            }
+        }
+        self.pool.evicted.fetch_add(n as u32, Ordering::Relaxed);
+        self.emptied.append(&mut batch.emptied);
+        drop(batch);
+        self.collect_words();
+        (n, released)
+    }
+
+    /// Gives up what cools, for want of anything else. Returns whether anything came of it.
+    fn give_slots_back(&mut self) -> bool {
+        let limit = self.pool.budget.limit();
+        let want = (self.pool.budget.used() + self.headroom()).saturating_sub(limit);
+        let mut batch = Batch::default();
+        let given = match &mut self.cooler {
+            Some(cooler) => cooler.give_back(&mut batch, want),
+            None => 0,
+        };
+        self.emptied.append(&mut batch.emptied);
+        if given > 0 {
+            self.pool.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        given > 0
+    }
+
+    /// Gives the words of emptied groups back once they are a noticeable share of the budget: those of sparse maps, and
+    /// of those that are read from one end to the other.
+    fn collect_words(&mut self) {
+        if self.emptied.len() as u64 * GROUP_BYTES < self.pool.budget.limit() / 128 {
+            return;
+        }
+        let mut maps = Batch::default();
+        for (id, unit) in std::mem::take(&mut self.emptied) {
+            if let Some(core) = maps.map(id)
+                && Arc::ptr_eq(&core.pool, &self.pool)
+                && unit < core.data_units()
+            {
+                collect_group(core, unit);
+            }
+        }
+    }
+
+    /// Marks one batch of the oldest units MADV_FREE. Returns the number of units.
+    fn soften(&mut self) -> usize {
+        let mut batch = Batch::default();
+        let mut taken: Vec<Taken> = Vec::new();
+        let mut marked = Vec::new();
+        let mut excess =
+            (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
+        let most = self.crew.capacity();
+        for _ in 0..self.policy.len() {
+            if excess == 0 || taken.len() >= most {
+                break;
+            }
+            let Some((item, offered)) = self.policy.next_to_soften() else {
+                break;
+            };
+            let begun = self.with_unit(&mut batch, item, |core, unit| {
+                let page = core.page(unit);
+                if !core.keep_all.load(Ordering::Acquire) && page.begin_soften() {
+                    // As in `evict`: who sets `keep_all` looks at the words afterwards.
+                    if !core.keep_all.load(Ordering::SeqCst) {
+                        let len = core.charge_of(unit) as usize;
+                        return (true, core.unit_addr(unit), len);
+                    }
+                    if page.cancel_soften() {
+                        futex::wake_at(page.futex(), futex::ALL);
+                    }
+                }
+                // Filled under a batch, it is soft already. Pinned, or being filled, it stays firm.
+                (page.load().soft(), 0, 0)
+            });
+            let Some((soft, addr, len)) = begun else {
+                continue;
+            };
+            if soft {
+                excess = excess.saturating_sub(u64::from(item.pages));
+                marked.push(offered);
+            }
+            if addr != 0 {
+                taken.push(Taken {
+                    addr,
+                    len,
+                    item,
+                    place: Place::Main,
+                    slot: None,
+                });
+            }
+        }
+        for offered in marked {
+            self.policy.softened(offered);
+        }
+        let n = taken.len();
+        self.advise(&batch, &mut taken, libc::MADV_FREE);
+        for t in &taken {
+            let (id, unit) = entry_parts(t.item.entry);
+            if let Some(core) = batch.maps.get(&id) {
+                let page = core.page(unit);
+                if page.settle(Left::Shadow(0)).1.wake {
+                    futex::wake_at(page.futex(), futex::ALL);
+                }
+            }
+        }
+        n
+    }
+
+    /// Gives one piece of advice on all ranges of a batch that are still their maps' own; neighbours are merged.
+    fn advise(&mut self, batch: &Batch<'_>, taken: &mut [Taken], advice: i32) {
+        taken.sort_unstable_by_key(|t| t.addr);
+        let mut ranges: Vec<IoVec> = Vec::with_capacity(taken.len());
+        let _ours = identity::discarding();
+        for &Taken {
+            addr, len, item, ..
+        } in &*taken
+        {
+            let map = batch.maps.get(&entry_parts(item.entry).0);
+            if !map.is_some_and(|core| core.live.covers(addr, len)) {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some(r) if r.addr + r.len == addr => r.len += len,
+                _ => ranges.push(IoVec { addr, len }),
+            }
+        }
+        // SAFETY: all ranges are units of ours that `begin_evict` or `begin_soften` put into this batch's hands:
+        // unpinned, and readable again; and still their maps' own, for as long as no report is acted on.
+        unsafe { self.crew.advise(&ranges, advice) };
+    }
+
+    /// Forgets entries of maps that are gone, and duplicates, when they outnumber the units that can be resident.
+    fn compact(&mut self) {
+        let can_be = (self.pool.budget.limit().max(self.pool.budget.used()) / PAGE as u64) as usize;
+        let live = (self.pool.budget.used() / PAGE as u64) as usize;
+        if self.policy.len() < (live * 2 + 8192).min(can_be * 2 + 1024) {
+            return;
+        }
+        let mut maps = Batch::default();
+        let mut seen = std::collections::HashSet::new();
+        let pool = self.pool.clone();
+        self.policy.retain(|item| {
+            let (id, unit) = entry_parts(item.entry);
+            let alive = maps.map(id).is_some_and(|core| {
+                Arc::ptr_eq(&core.pool, &pool)
+                    && unit < core.data_units()
+                    && core.page(unit).load().tracked()
+            });
+            alive && seen.insert(item.entry)
+        });
+    }
+}

@@ -1,0 +1,82 @@
+//! How much memory the engine may use, and how much it keeps free.
+
+use crate::base::memory;
+use crate::base::primitive::Ordering;
+use crate::evict::policy::ghost_reach;
+use crate::space::pool_core::PoolCore;
+use faultless_sys::mem::PAGE;
+
+/// Bounds of the part of the budget that is kept free, for misses that come while the evictor is held up.
+///
+/// Behind a reader of `/proc/PID/smaps` a batch can wait for 150 ms; 88,000 misses of 4 KiB in that time are 50 MB.
+pub(crate) fn reserve_bounds(limit: u64) -> (u64, u64) {
+    let step = batch_bytes(limit);
+    (step / 2, (limit / 8).min(256 << 20).max(step))
+}
+
+/// The reserve to begin with.
+pub(crate) fn reserve_of(limit: u64) -> u64 {
+    let (least, most) = reserve_bounds(limit);
+    (limit / 64).clamp(least, most)
+}
+
+/// What one batch makes free: enough for a system call to be worth its while, little enough not to be missed.
+pub(crate) fn batch_bytes(limit: u64) -> u64 {
+    (limit / 128).clamp(16 * PAGE as u64, 4 << 20)
+}
+
+/// Sets how much may be unmarked before fills wait, and says at how much to start marking, and how much memory there is.
+///
+/// The kernel must find enough to take back where the machine or the control group has less than the budget.
+pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
+    let memory = memory::look();
+    let limit = pool.budget.limit();
+    if pool.guest && memory.limit < memory.machine {
+        // Reclaim is the program's: what it would find of page cache, it must find of ours.
+        let max = guest_firm_max(&memory);
+        pool.firm_max.store(max, Ordering::Relaxed);
+        // (The cooling area is memory that the kernel cannot take back at all.)
+        return (max / 2, 0);
+    }
+    // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
+    let max = if memory.limit / 2 < limit {
+        memory.limit / 2
+    } else {
+        u64::MAX
+    };
+    pool.firm_max.store(max, Ordering::Relaxed);
+    ((limit / 2).min(memory.limit / 4), memory.limit)
+}
+
+/// Bounds of what a guest keeps from the kernel in a control group with a limit.
+const GUEST_FIRM: std::ops::Range<u64> = 1 << 20..64 << 20;
+
+/// How much a guest may keep from the kernel: little, and less where the group's programs need nearly all that it has.
+fn guest_firm_max(memory: &memory::Memory) -> u64 {
+    let most = if memory.anonymous > memory.limit / 4 * 3 {
+        memory.limit.saturating_sub(memory.anonymous) / 16
+    } else {
+        memory.limit / 64
+    };
+    most.clamp(GUEST_FIRM.start, GUEST_FIRM.end)
+}
+
+/// Advances the clock of the shadows by so many pages, and says what it shows. Never zero.
+pub(crate) fn tick(pool: &PoolCore, pages: u32) -> u32 {
+    let clock = pool
+        .clock
+        .load(Ordering::Relaxed)
+        .wrapping_add(pages)
+        .max(1);
+    pool.clock.store(clock, Ordering::Relaxed);
+    clock
+}
+
+/// Changes the budget of a pool. The evictor reaches a smaller one soon after.
+pub(crate) fn set_budget(pool: &PoolCore, bytes: u64) {
+    pool.reserve.store(reserve_of(bytes), Ordering::Relaxed);
+    let reach = ghost_reach(bytes / PAGE as u64);
+    pool.ghost_reach.store(reach, Ordering::Relaxed);
+    pool.budget.set_limit(bytes);
+    pool.evict_bell.ring();
+}

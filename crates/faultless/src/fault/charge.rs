@@ -1,0 +1,81 @@
+//! Charging a claim to the budget, and waiting for room.
+
+use crate::base::primitive::Ordering;
+use crate::fault::refusal::Refusal;
+use crate::fault::run::Need;
+use crate::space::counters::Count;
+use crate::space::map_core::MapCore;
+use faultless_sys::raw;
+
+/// How long a miss waits for a budget that nothing gives back, before it fails.
+const BUDGET_WAIT_NS: u64 = 10_000_000_000;
+/// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
+const STAND_IN_WAIT_NS: u64 = 100_000_000;
+/// How long to sleep before looking again whether the budget has room.
+const BUDGET_LOOK_NS: u64 = 2_000_000;
+/// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
+const FIRM_NAP_NS: u64 = 100_000;
+
+pub(crate) fn release(core: &MapCore, bytes: u64) {
+    core.counters.add(Count::Released, bytes);
+    core.pool.budget.release(bytes);
+}
+
+/// Charges `bytes`; waits for the evictor if they do not fit, unless this is a prefetch.
+pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refusal> {
+    let pool = &*core.pool;
+    // Where memory is shorter than the budget, new pages wait until older ones are marked as reclaimable.
+    let firm_max = pool.firm_max.load(Ordering::Relaxed);
+    let firm = || match firm_max {
+        u64::MAX => 0,
+        _ => pool.firm.load(Ordering::Relaxed) + pool.fresh.load(Ordering::Relaxed),
+    };
+    if firm() <= firm_max && pool.budget.try_charge(bytes) {
+        core.counters.add(Count::Charged, bytes);
+        return Ok(());
+    }
+    // Nobody may wait in a map that is about to go: who takes it away waits for them. And a program whose mapping this
+    // stands for knows of no budget: with the kernel's it would not have failed.
+    let patience = match core.stands_for {
+        Some(_) => STAND_IN_WAIT_NS,
+        None => BUDGET_WAIT_NS,
+    };
+    let anyway = || {
+        core.counters.add(Count::Charged, bytes);
+        pool.budget.charge_anyway(bytes);
+        Ok(())
+    };
+    if need == Need::Prefetch {
+        return Err(Refusal::Budget);
+    }
+    if core.leaving() {
+        return anyway();
+    }
+    core.counters.add(Count::Waits, 1);
+    let mut since = (raw::monotonic_ns(), pool.evicted.load(Ordering::Relaxed));
+    loop {
+        pool.wanted.fetch_max(bytes, Ordering::Relaxed);
+        pool.evict_bell.ring();
+        if firm() > firm_max {
+            raw::nap(FIRM_NAP_NS);
+        } else {
+            pool.budget.wait(bytes, BUDGET_LOOK_NS);
+        }
+        if firm() <= firm_max && pool.budget.try_charge(bytes) {
+            core.counters.add(Count::Charged, bytes);
+            return Ok(());
+        }
+        if core.leaving() {
+            return anyway();
+        }
+        let evicted = pool.evicted.load(Ordering::Relaxed);
+        if evicted != since.1 {
+            since = (raw::monotonic_ns(), evicted);
+        } else if raw::monotonic_ns() - since.0 > patience {
+            return match core.stands_for {
+                Some(_) => anyway(),
+                None => Err(Refusal::Budget),
+            };
+        }
+    }
+}

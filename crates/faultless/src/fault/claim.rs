@@ -1,0 +1,259 @@
+//! Claiming: how a thread becomes the owner of a unit, and waits for another that is.
+
+#![allow(unsafe_code, reason = "waits on a word by address")]
+
+use crate::base::ids::Unit;
+use crate::base::primitive::Ordering;
+use crate::base::process;
+use crate::fault::ahead;
+use crate::fault::charge::{charge, release};
+use crate::fault::give_up::{abandon, cool_again};
+use crate::fault::refusal::Refusal;
+use crate::fault::run::{AROUND, Need, Origin, RUN_MAX, Run};
+use crate::space::counters::Count;
+use crate::space::map_core::{MapCore, Reading};
+use crate::space::page::{From, PINS_MAX, State, Word, futex_bits};
+use crate::space::table::GROUP_BYTES;
+use faultless_sys::{Errno, futex, raw, signal};
+
+/// How long to sleep on another's fill before asking whether its owner is alive.
+pub(crate) const WAIT_NS: u64 = 100_000_000;
+
+/// Set in owners that cannot die while they fill: a handler runs with every signal blocked, so nothing but the end of
+/// the process gets in between. The other bits tell threads apart by their stacks, which saves a system call in each
+/// miss. Owners without it are thread ids.
+const IMMORTAL: u32 = 1 << 31;
+
+/// The number under which this thread claims.
+fn owner(need: Need) -> u32 {
+    match need {
+        Need::Load(_) => {
+            let here = 0u8;
+            IMMORTAL | ((&raw const here as usize >> 12) as u32)
+        }
+        _ => raw::gettid(),
+    }
+}
+
+/// Waits for `seen` to change, and recovers the claim of an owner that died.
+fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Refusal> {
+    let page = core.page(unit);
+    let owner = seen.number();
+    let mortal = seen.state() == State::Filling && owner & IMMORTAL == 0;
+    if mortal && owner == raw::gettid() {
+        return Err(Refusal::Recursion);
+    }
+    let Ok(word) = page.announce_waiter(seen) else {
+        return Ok(());
+    };
+    core.counters.add(Count::Waits, 1);
+    // SAFETY: the table lives as long as the core, which the caller holds.
+    let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT_NS) };
+    if woken == futex::Woken::TimedOut
+        && mortal
+        && signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH))
+        && let Some(due) = page.abandon(owner, 0)
+    {
+        // Whether it came to charging the unit is not known. The map's own account is settled when it is dropped.
+        core.table.leave(unit);
+        if due.wake {
+            futex::wake_at(page.futex(), futex::ALL);
+        }
+    }
+    Ok(())
+}
+
+/// Claims one unit whose word was `seen`.
+fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Word> {
+    // A cool unit counts in its group as it did when it was resident.
+    let absent = seen.state() == State::Absent && !seen.cool();
+    if absent && core.table.enter(unit) {
+        core.counters.add(Count::Charged, GROUP_BYTES);
+        core.pool.budget.charge_anyway(GROUP_BYTES);
+    }
+    let claimed = core.page(unit).claim(seen, me);
+    if absent && claimed.is_err() {
+        core.table.leave(unit);
+    }
+    claimed
+}
+
+/// Becomes the owner of `unit`. The run stays empty if nothing is left to do: the page is there (and pinned, if that was wanted).
+pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Refusal> {
+    // A child's handler finds no maps; other callers may come from what the child inherited.
+    let load = matches!(need, Need::Load(_));
+    if !load && (process::forked() || core.pid != process::pid()) {
+        return Err(Refusal::Forked);
+    }
+    if !matches!(core.reading, Reading::File { .. }) && core.pool.is_filler() {
+        return Err(Refusal::Recursion);
+    }
+    let backed = core.backed(unit, 1);
+    if backed.is_empty() {
+        return Err(Refusal::PastEnd);
+    }
+    if let Need::Load(addr) = need
+        && (addr - core.start) as u64 >= backed.end
+    {
+        return Err(Refusal::PastEnd);
+    }
+    let me = owner(need);
+    let page = core.page(unit);
+    let mut counted = false;
+    let mut count_miss = || {
+        if !std::mem::replace(&mut counted, true) {
+            core.counters.add(Count::Misses, 1);
+            if load {
+                ahead::on_miss(core, unit, me);
+            }
+        }
+    };
+    let from = loop {
+        let seen = page.load();
+        match (need, seen.state()) {
+            (Need::Prefetch, State::Absent) if !seen.cool() => {}
+            (Need::Prefetch, _) => return Ok(()),
+            (_, State::Filling) => {
+                count_miss();
+                wait(core, unit, seen)?;
+                continue;
+            }
+            (Need::Load(addr), State::Resident)
+                if !core.pool.last_looks.again(me, addr, seen.bits()) =>
+            {
+                return Ok(());
+            }
+            (Need::Pin, State::Resident) if !seen.batch() && !seen.soft() => match page.pin(seen) {
+                Ok(()) => return Ok(()),
+                Err(_) if seen.pins() == PINS_MAX => return Err(Refusal::Budget),
+                Err(_) => continue,
+            },
+            (Need::Pin, State::Evicting) => {
+                wait(core, unit, seen)?;
+                continue;
+            }
+            (Need::Pin, _) if seen.batch() => {
+                wait(core, unit, seen)?;
+                continue;
+            }
+            _ => {}
+        }
+        // A pin would discard what it cannot read again; a load on a resident unit may still find it there.
+        // What cools was read while the lease was held.
+        let refused = core.refusal.load(Ordering::Acquire) != 0 && !seen.cool();
+        if refused && (need == Need::Pin || seen.state() != State::Resident) {
+            return Err(Refusal::LeaseBroken);
+        }
+        count_miss();
+        if let Ok(from) = claim_one(core, unit, seen, me) {
+            break from;
+        }
+    };
+    if let From::Cool(slot) = from {
+        run.slot = slot;
+    }
+    let from = origin(core, from);
+    let due = if from == Origin::Resident {
+        0
+    } else {
+        core.charge_of(unit)
+    };
+    let charged = if from == Origin::Cool && core.keep_all.load(Ordering::Acquire) {
+        // Nowhere else are these bytes: they are not to be lost for want of a page's memory.
+        core.counters.add(Count::Charged, due);
+        core.pool.budget.charge_anyway(due);
+        Ok(())
+    } else if due > 0 {
+        charge(core, due, need)
+    } else {
+        Ok(())
+    };
+    if let Err(why) = charged {
+        match from {
+            Origin::Cool => cool_again(core, unit, me, run.slot),
+            _ => abandon(core, unit, from, me, false),
+        }
+        return Err(why);
+    }
+    (run.first, run.count, run.me, run.from[0]) = (unit, 1, me, from);
+    Ok(())
+}
+
+/// Claims one more unit for a run, if it is absent and its memory needs no waiting.
+fn claim_more(core: &MapCore, run: &Run, unit: Unit) -> Option<Origin> {
+    if run.count == RUN_MAX {
+        return None;
+    }
+    let seen = core.page(unit).load();
+    if seen.state() != State::Absent
+        || seen.cool()
+        || seen.batch()
+        || charge(core, core.charge_of(unit), Need::Prefetch).is_err()
+    {
+        return None;
+    }
+    match claim_one(core, unit, seen, run.me) {
+        Ok(from) => Some(origin(core, from)),
+        Err(_) => {
+            release(core, core.charge_of(unit));
+            None
+        }
+    }
+}
+
+/// Adds the unit behind a run to it, if it can be had.
+pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
+    let unit = run.first + run.count as u64;
+    if unit >= core.data_units() {
+        return false;
+    }
+    let Some(from) = claim_more(core, run, unit) else {
+        return false;
+    };
+    run.from[run.count] = from;
+    run.count += 1;
+    true
+}
+
+/// Adds the unit before a run to it, on the same terms.
+fn extend_back(core: &MapCore, run: &mut Run) -> bool {
+    let Some(unit) = run.first.checked_sub(1) else {
+        return false;
+    };
+    let Some(from) = claim_more(core, run, unit) else {
+        return false;
+    };
+    run.from.copy_within(0..run.count, 1);
+    run.from[0] = from;
+    run.first = unit;
+    run.count += 1;
+    true
+}
+
+/// Adds what is absent around the unit of a run, up to the ends of the window that it lies in.
+pub(crate) fn read_around(core: &MapCore, run: &mut Run) {
+    let window = run.first / AROUND * AROUND;
+    while run.first > window && extend_back(core, run) {}
+    let end = window + AROUND;
+    while run.first + (run.count as u64) < end && extend(core, run) {}
+}
+
+/// A refault is soon if less was evicted meanwhile than the budget holds.
+fn origin(core: &MapCore, from: From) -> Origin {
+    match from {
+        From::Absent(0) => Origin::Cold,
+        From::Absent(then) => {
+            let now = core.pool.clock.load(Ordering::Relaxed);
+            let evicted = u64::from(now.wrapping_sub(then));
+            let reach = core.pool.ghost_reach.load(Ordering::Relaxed);
+            if evicted <= reach {
+                Origin::Hot
+            } else {
+                Origin::Cold
+            }
+        }
+        From::Cool(_) => Origin::Cool,
+        From::Resident => Origin::Resident,
+        From::Evicting => Origin::Evicting,
+    }
+}

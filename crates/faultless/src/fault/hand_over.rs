@@ -1,0 +1,55 @@
+//! Handing a run to the fill threads, and sleeping until one of them has served it.
+
+#![allow(unsafe_code, reason = "answers requests on other threads' stacks")]
+
+use crate::base::primitive::{AtomicU32, Ordering};
+use crate::fault::claim::WAIT_NS;
+use crate::fault::refusal::Refusal;
+use crate::fault::run::Run;
+use crate::space::map_core::MapCore;
+use faultless_sys::{futex, raw};
+
+/// What a faulting thread leaves for a fill thread. It lives on the faulting thread's stack until `done` is set.
+pub(crate) struct Handed {
+    pub(crate) core: *const MapCore,
+    pub(crate) run: Run,
+    /// 0: not yet; 1: filled; otherwise an encoded [`Refusal`].
+    pub(crate) done: AtomicU32,
+}
+
+/// Has a fill thread serve a run, and sleeps until it did.
+pub(crate) fn hand_over(core: &MapCore, request: &Handed) -> Result<(), Refusal> {
+    let pool = &*core.pool;
+    while !pool.handover.push(request as *const Handed as usize) {
+        pool.fill_bell.ring();
+        raw::nap(100_000);
+    }
+    pool.fill_bell.ring();
+    loop {
+        match request.done.load(Ordering::Acquire) {
+            0 => {
+                futex::wait(&request.done, 0, WAIT_NS);
+                // A bell rung before the fill threads slept is not lost, but a second ring is cheap.
+                if request.done.load(Ordering::Acquire) == 0 {
+                    pool.fill_bell.ring();
+                }
+            }
+            1 => return Ok(()),
+            code => return Err(Refusal::decode(code)),
+        }
+    }
+}
+
+/// Answers a request. Its memory belongs to the faulting thread again from the moment that `done` is set.
+///
+/// # Safety
+///
+/// `request` must come from the pool's handover queue and be answered once only.
+pub(crate) unsafe fn answer(request: *const Handed, result: Result<(), Refusal>) {
+    // SAFETY: the faulting thread keeps the request until `done` is set, which happens here.
+    let done = unsafe { &raw const (*request).done };
+    let code = result.map_or_else(Refusal::encode, |()| 1);
+    // SAFETY: as above, for the store; the wake names the address only.
+    unsafe { (*done).store(code, Ordering::Release) };
+    futex::wake_at(done.cast(), 1);
+}

@@ -1,0 +1,114 @@
+//! Installing pages in a map's region.
+
+#![allow(unsafe_code, reason = "installs pages by address")]
+
+use crate::fault::refusal::Refusal;
+use crate::fault::run::Piece;
+use crate::space::counters::Count;
+use crate::space::map_core::MapCore;
+use faultless_sys::mem::PAGE;
+use faultless_sys::{Errno, raw, uffd};
+
+/// Tries to install a page while the kernel says ENOMEM.
+const INSTALL_TRIES: u32 = 5_000;
+/// Naps while the kernel says EAGAIN: more than a minute.
+const BUSY_NAP_NS: u64 = 50_000;
+const BUSY_MAX: u32 = 1_000_000;
+
+/// Installs `got` bytes at `src` (a buffer of `want` bytes, whole pages) as the piece of the region that starts at `at`.
+pub(crate) fn install_piece(
+    core: &MapCore,
+    at: u64,
+    src: usize,
+    got: usize,
+    want: usize,
+    keep: Option<usize>,
+) -> Result<Piece, Refusal> {
+    let got = got.min(want);
+    let data = want.min((core.data_len - at.min(core.data_len)) as usize);
+    core.counters.add(Count::BytesRead, got as u64);
+    // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
+    // of the source it is zero.
+    let pages = if got >= data {
+        want
+    } else {
+        got.next_multiple_of(PAGE)
+    };
+    // SAFETY: the buffer is the caller's, and `got <= pages <= want`, its length.
+    unsafe { core::ptr::write_bytes((src + got) as *mut u8, 0, pages - got) };
+    let kept = match keep {
+        Some(slot) if pages > 0 => {
+            // SAFETY: a slot of one page, which is the caller's, and at least one page at `src`.
+            unsafe { core::ptr::copy_nonoverlapping(src as *const u8, slot as *mut u8, PAGE) };
+            PAGE
+        }
+        _ => 0,
+    };
+    let at = core.start + at as usize;
+    let new = install(core, at + kept, src + kept, pages - kept)?;
+    Ok(Piece {
+        present: pages as u64,
+        new,
+        wanted: want as u64,
+    })
+}
+
+/// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.
+pub(crate) fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Refusal> {
+    let fd = &core.pool.uffd;
+    let mut number = fd.get();
+    let mut done = 0;
+    let mut new = 0;
+    let (mut tries, mut busy) = (0, 0);
+    let mut step = len;
+    while done < len {
+        let part = step.min(len - done);
+        // SAFETY: the region is ours and registered; the staging buffer holds the right bytes for it.
+        let copied = unsafe { uffd::copy(number, dst + done, src + done, part, false) };
+        done += copied.bytes;
+        new += copied.bytes as u64;
+        let Some(Errno(error)) = copied.error else {
+            continue;
+        };
+        tries += 1;
+        match error {
+            libc::EEXIST => {
+                // Somebody was faster with this page, or it never went away.
+                done += PAGE;
+                tries -= 1;
+            }
+            _ if tries > INSTALL_TRIES => return Err(Refusal::Install(error)),
+            // The kernel's own mapping is there by now, at least for a part of the range: it serves that.
+            libc::ENOENT | libc::EINVAL if core.leaving() || !core.live.covers(dst, len) => {
+                tries -= 1;
+                if step > PAGE {
+                    step = PAGE;
+                } else {
+                    done += PAGE;
+                }
+            }
+            // A range is being unmapped or moved, and the report of it is not read yet: that is no failure.
+            libc::EAGAIN if busy < BUSY_MAX => {
+                tries -= 1;
+                busy += 1;
+                if busy < 100 {
+                    raw::sched_yield();
+                } else {
+                    raw::nap(BUSY_NAP_NS);
+                }
+            }
+            libc::ENOMEM => {
+                core.pool.evict_bell.ring();
+                raw::nap(1_000_000);
+            }
+            // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
+            libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM
+                if tries <= 3 =>
+            {
+                number = fd.recover(number).map_err(|_| Refusal::Install(error))?;
+            }
+            _ => return Err(Refusal::Install(error)),
+        }
+    }
+    Ok(new)
+}

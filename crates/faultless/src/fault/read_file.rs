@@ -1,0 +1,144 @@
+//! Reading a map's file, and making sure that what was read is the file's.
+
+#![allow(unsafe_code, reason = "reads into raw buffers")]
+
+use crate::fault::install::install_piece;
+use crate::fault::refusal::Refusal;
+use crate::fault::run::Piece;
+use crate::space::fds::Fd;
+use crate::space::map_core::{MapCore, Reading};
+use faultless_sys::mem::PAGE;
+use faultless_sys::{Errno, file, raw};
+
+/// Naps of 1 ms for a source that says EAGAIN.
+const AGAIN_MAX: u32 = 2_000;
+
+/// Fetches a piece from the map's file, through a staging buffer.
+pub(crate) fn file_piece(
+    core: &MapCore,
+    fd: &Fd,
+    at: u64,
+    end: u64,
+    keep: Option<usize>,
+) -> Result<Piece, Refusal> {
+    let pool = &*core.pool;
+    let buffer = pool.staging.take((end - at) as usize, &pool.budget);
+    // Direct reads want whole pages; the source may well end in the last.
+    let want = ((end - at) as usize).min(buffer.len());
+    let piece = read_file(core, fd, buffer.addr(), want, core.base + at)
+        .and_then(|got| install_piece(core, at, buffer.addr(), got, want, keep));
+    pool.staging.give(buffer);
+    piece
+}
+
+/// Whether what was just read through `number` came from the map's file, under its lease.
+///
+/// A number that the program closed may name another file by now. Under a lease one question answers both: of all
+/// descriptors only those of leased maps hold one, and `fds` knows which map has which number. Without a lease, device
+/// and inode are compared.
+fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Refusal> {
+    let Reading::File { id, leased, .. } = &core.reading else {
+        return Ok(());
+    };
+    if !*leased {
+        return match file::status(number) {
+            Ok(st) if st.id == *id => Ok(()),
+            _ => Err(Refusal::Read(libc::EBADF)),
+        };
+    }
+    // While the lease is being broken F_GETLEASE no longer tells it apart from one that is gone; the kernel's list does.
+    let held = file::holds_read_lease(number) || file::lease_still_listed(number);
+    // Numbers too large to be remembered are compared as files.
+    let ours = fd
+        .owns(number)
+        .unwrap_or_else(|| file::status(number).is_ok_and(|st| st.id == *id));
+    match (held, ours) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Refusal::Read(libc::EBADF)),
+        // Gone for good if this is our descriptor; otherwise the real one may still have it.
+        (false, _) if file::status(number).is_ok_and(|st| st.id == *id) => {
+            Err(Refusal::LeaseBroken)
+        }
+        (false, _) => Err(Refusal::Read(libc::EBADF)),
+    }
+}
+
+/// Reads `len` bytes of the map's file, fewer only at its end, and makes sure that they are the file's.
+fn read_file(
+    core: &MapCore,
+    fd: &Fd,
+    buf: usize,
+    len: usize,
+    offset: u64,
+) -> Result<usize, Refusal> {
+    let mut number = fd.get();
+    let mut last = None;
+    // Once with the descriptor as it is, once with one that the keeper kept.
+    for _ in 0..3 {
+        let read = read_whole(number, buf, len, offset);
+        match (read, verify(core, fd, number)) {
+            (Ok(got), Ok(())) => return whole_or_end(core, number, got, len, offset),
+            (Err(e), Ok(())) if e != libc::EBADF => return Err(Refusal::Read(e)),
+            // The right file without the lease: ours, or one of the program's own under our number. The keeper knows.
+            (_, Err(Refusal::LeaseBroken)) if fd.is_kept_open_file(number) => {
+                return Err(Refusal::LeaseBroken);
+            }
+            (_, Err(why)) => last = Some(why),
+            _ => last = Some(Refusal::Read(libc::EBADF)),
+        }
+        // A foreign or closed number, or a lease that this number does not hold: ask for the real one.
+        match fd.recover(number) {
+            Ok(fresh) => number = fresh,
+            Err(_) => break,
+        }
+    }
+    Err(last.unwrap_or(Refusal::Read(libc::EBADF)))
+}
+
+/// Takes a short read for the end of the file only if the file says so: zeros in the place of bytes that a storage did
+/// not deliver would be wrong bytes.
+fn whole_or_end(
+    core: &MapCore,
+    number: i32,
+    got: usize,
+    len: usize,
+    offset: u64,
+) -> Result<usize, Refusal> {
+    let data = (core.base + core.data_len).saturating_sub(offset);
+    if got as u64 >= data.min(len as u64) {
+        return Ok(got);
+    }
+    let ours = |st: &file::Status| match &core.reading {
+        Reading::File { id, .. } => st.id == *id,
+        Reading::Source { .. } => true,
+    };
+    match file::status(number) {
+        // The number was closed since, and names another file.
+        Ok(st) if !ours(&st) => Err(Refusal::Read(libc::EBADF)),
+        Ok(st) if st.len <= offset + got as u64 => Ok(got),
+        Ok(_) => Err(Refusal::Read(libc::EIO)),
+        Err(Errno(e)) => Err(Refusal::Read(e)),
+    }
+}
+
+/// `pread` until `len` bytes are there, the file ends, or nothing new comes.
+fn read_whole(number: i32, buf: usize, len: usize, offset: u64) -> Result<usize, i32> {
+    let mut got = 0;
+    let mut again = 0;
+    while got < len {
+        // A direct read continues only at a page: after an odd count, the last page is read again.
+        let from = got & !(PAGE - 1);
+        // SAFETY: the staging buffer is on loan to this thread and `from <= got < len`, its length at most.
+        match unsafe { file::pread(number, buf + from, len - from, offset + from as u64) } {
+            Ok(n) if from + n <= got => return Ok(got),
+            Ok(n) => got = from + n,
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {
+                again += 1;
+                raw::nap(1_000_000);
+            }
+            Err(Errno(e)) => return Err(e),
+        }
+    }
+    Ok(got)
+}

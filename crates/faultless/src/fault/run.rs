@@ -1,0 +1,77 @@
+//! A run: neighbouring units that one thread has claimed.
+
+use crate::base::ids::Unit;
+use crate::fault::refusal::Refusal;
+
+/// Most units that one fill covers: bounds the stack that the handler needs.
+pub(crate) const RUN_MAX: usize = 64;
+
+/// Why a unit is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A load at this address faulted.
+    Load(usize),
+    /// It is to be pinned.
+    Pin,
+    /// It may be wanted soon: never waits.
+    Prefetch,
+}
+
+/// What a unit of a run was claimed from, in one byte: a run lies on the stack of a signal handler.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Origin {
+    /// A miss.
+    Cold,
+    /// A miss soon after the unit was evicted.
+    Hot,
+    /// Its bytes are in the run's slot.
+    Cool,
+    Resident,
+    Evicting,
+}
+
+/// A unit range whose words this thread owns.
+pub(crate) struct Run {
+    pub(crate) first: Unit,
+    pub(crate) count: usize,
+    pub(crate) me: u32,
+    /// The slot in which the bytes of the first unit are, if it was cool.
+    pub(crate) slot: u32,
+    pub(crate) from: [Origin; RUN_MAX],
+}
+
+impl Run {
+    /// Whether its one unit was absent, and nobody's.
+    pub(crate) fn was_absent(&self) -> bool {
+        self.count == 1 && matches!(self.from[0], Origin::Cold | Origin::Hot)
+    }
+
+    pub(crate) const fn new() -> Self {
+        Run {
+            first: 0,
+            count: 0,
+            me: 0,
+            slot: 0,
+            from: [Origin::Cold; RUN_MAX],
+        }
+    }
+}
+
+/// Units that are read with one that is missed, where that is done: 128 KiB of pages, as the kernel does for its mappings.
+pub(crate) const AROUND: u64 = 32;
+
+/// What was installed of a piece of the region.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    /// Bytes present now, from the start of the piece.
+    pub(crate) present: u64,
+    /// Bytes of these that were not there before.
+    pub(crate) new: u64,
+    /// Bytes that would be present had the source its full length.
+    pub(crate) wanted: u64,
+}
+
+/// Reads and installs a piece that starts at one byte of the region and ends at another at the latest. Where an address
+/// is given, the bytes of the first page go there and are not installed.
+pub(crate) type Fetch<'a> = &'a mut dyn FnMut(u64, u64, Option<usize>) -> Result<Piece, Refusal>;

@@ -1,0 +1,73 @@
+//! Reading users' sources, in whole blocks.
+
+use crate::base::source;
+use crate::base::source::Source;
+use crate::fault::install::install_piece;
+use crate::fault::read_file::file_piece;
+use crate::fault::refusal::Refusal;
+use crate::fault::run::{Fetch, Piece};
+use crate::space::map_core::{MapCore, Reading};
+
+/// Largest piece of a source that is read at once, unless its blocks are larger.
+const PIECE: u64 = 256 * 1024;
+
+/// Whole blocks of a source, charged to the budget while they are held.
+struct Blocks<'a> {
+    core: &'a MapCore,
+    bytes: Vec<u8>,
+    charged: u64,
+}
+
+impl Blocks<'_> {
+    fn resize(&mut self, len: usize) {
+        self.bytes.resize(len, 0);
+        let now = self.bytes.capacity() as u64;
+        if now > self.charged {
+            self.core.pool.budget.charge_anyway(now - self.charged);
+            self.charged = now;
+        }
+    }
+}
+
+impl Drop for Blocks<'_> {
+    fn drop(&mut self) {
+        self.core.pool.budget.release(self.charged);
+    }
+}
+
+/// Fetches pieces of a user's source, whole blocks at a time. For ordinary contexts only.
+pub(crate) fn source_pieces<'a>(
+    core: &'a MapCore,
+    source: &'a dyn Source,
+    align: u64,
+) -> impl FnMut(u64, u64, Option<usize>) -> Result<Piece, Refusal> + 'a {
+    let mut blocks = Blocks {
+        core,
+        bytes: Vec::new(),
+        charged: 0,
+    };
+    move |at, end, keep| {
+        // Pieces begin at multiples of the alignment, since units do.
+        let want = (end - at).min(PIECE.max(align));
+        blocks.resize(want.next_multiple_of(align) as usize);
+        let bytes = &mut blocks.bytes;
+        let got = source::read_full(source, align as usize, bytes, core.base + at)
+            .map_err(|e| e.raw_os_error().map_or(Refusal::Source, Refusal::Read))?;
+        install_piece(
+            core,
+            at,
+            bytes.as_mut_ptr() as usize,
+            got,
+            want as usize,
+            keep,
+        )
+    }
+}
+
+/// Runs `f` with what fetches pieces of a map, whatever it is made of. For ordinary contexts only.
+pub(crate) fn with_pieces<R>(core: &MapCore, f: impl FnOnce(Fetch<'_>) -> R) -> R {
+    match &core.reading {
+        Reading::File { fd, .. } => f(&mut |at, end, keep| file_piece(core, fd, at, end, keep)),
+        Reading::Source { source, align } => f(&mut source_pieces(core, &**source, *align)),
+    }
+}

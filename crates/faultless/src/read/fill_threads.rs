@@ -1,0 +1,37 @@
+//! Fill threads: they read users' sources for threads that fault.
+
+#![allow(
+    unsafe_code,
+    reason = "answers requests that lie on faulting threads' stacks"
+)]
+
+use crate::base::primitive::Ordering;
+use crate::base::thread::block_signals;
+use crate::fault::fill::fill;
+use crate::fault::hand_over::{Handed, answer};
+use crate::fault::run::{Need, Run};
+use crate::read::blocks::with_pieces;
+use crate::space::map_core::MapCore;
+use crate::space::pool_core::PoolCore;
+use faultless_sys::raw;
+
+/// A fill thread's life: serves requests of faulting threads.
+pub(crate) fn fill_for(pool: &PoolCore, number: usize) {
+    block_signals();
+    pool.fillers[number].store(raw::gettid(), Ordering::Release);
+    while !pool.stopping.load(Ordering::Acquire) {
+        let Some(at) = pool.handover.pop() else {
+            pool.fill_bell.sleep(1_000_000_000, || {
+                !pool.stopping.load(Ordering::Acquire) && pool.handover.is_empty()
+            });
+            continue;
+        };
+        let request = at as *const Handed;
+        // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
+        let (core, run): (&MapCore, &Run) = unsafe { (&*(*request).core, &(*request).run) };
+        let need = Need::Load(core.unit_addr(run.first));
+        let result = with_pieces(core, |fetch| fill(core, run, need, None, fetch));
+        // SAFETY: popped from the queue, so nobody else answers it.
+        unsafe { answer(request, result) };
+    }
+}

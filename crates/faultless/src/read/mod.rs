@@ -1,0 +1,6 @@
+//! Reading in ordinary contexts: users' sources, prefetches, and windows that are read ahead.
+
+pub(crate) mod blocks;
+pub(crate) mod fill_threads;
+pub(crate) mod prefetch;
+pub(crate) mod workers;

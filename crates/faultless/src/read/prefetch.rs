@@ -1,0 +1,179 @@
+//! Prefetches, and windows that are read ahead.
+
+use crate::base::ids::Unit;
+use crate::base::primitive::Ordering;
+use crate::fault::claim::{claim, extend};
+use crate::fault::fill::fill;
+use crate::fault::give_up::collect_group;
+use crate::fault::refusal::Refusal;
+use crate::fault::rescue::rescue;
+use crate::fault::run::{Fetch, Need, Origin, Run};
+use crate::read::blocks::with_pieces;
+use crate::space::counters::Count;
+use crate::space::map_core::MapCore;
+use crate::space::pool_core::PoolCore;
+use crate::space::registry;
+use crate::space::streams::Request;
+use crate::space::trips::Owner;
+use faultless_sys::mem::PAGE;
+
+/// Bytes of one part of a prefetch.
+pub(crate) const PART: u64 = 256 * 1024;
+
+/// Units to fill of the map with gate `id`, if it still is the one with this serial number.
+pub(crate) struct Prefetch {
+    pub(crate) id: u32,
+    pub(crate) serial: u64,
+    pub(crate) unit: u64,
+    pub(crate) count: u64,
+}
+
+/// Reads a part of a window.
+pub(crate) fn read_ahead(pool: &PoolCore, request: Request) {
+    let Some(core) = registry::gate(request.map)
+        .and_then(registry::enter)
+        .filter(|c| std::ptr::eq(&*c.pool, pool))
+    else {
+        return;
+    };
+    let stride = core.streams.stride(request.stream);
+    let (mut at, mut left) = (request.unit, request.units);
+    let mut trip = request.trip;
+    while left > 0 && at < core.data_units() && !core.closing.load(Ordering::Relaxed) {
+        let most = if stride == 1 { left } else { 1 };
+        let done = with_pieces(&core, |fetch| {
+            if !std::mem::take(&mut trip) {
+                return prefetch(&core, at, most, fetch);
+            }
+            match trip_slot(&core, at) {
+                Some(slot) => prefetch_trip(&core, at, most, slot, fetch),
+                // It stays absent: who stumbles over it reads it.
+                None => Ok(1),
+            }
+        });
+        let Ok(done) = done else {
+            core.counters.add(Count::PrefetchDropped, 1);
+            return;
+        };
+        left = left.saturating_sub(done);
+        at = at.wrapping_add_signed(if stride == 1 { done as i64 } else { stride });
+    }
+}
+
+/// A slot for a trip, if units of the map fit one.
+fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
+    if core.unit_bytes() != PAGE as u64 {
+        return None;
+    }
+    let owner = Owner {
+        map: core.id,
+        serial: core.serial,
+        unit,
+    };
+    core.pool.trips.take(owner, |slot, from| {
+        // A reader that went elsewhere left it behind; or its map is gone, and all who could read the slot.
+        let Some(owner) = registry::gate(from.map)
+            .and_then(registry::enter)
+            .filter(|c| c.serial == from.serial)
+        else {
+            return !registry::may_be_in_use(from.map, from.serial);
+        };
+        if owner.keep_all.load(Ordering::SeqCst) || !owner.page(from.unit).drop_cool(slot, 0) {
+            return false;
+        }
+        owner.counters.add(Count::Evictions, 1);
+        if owner.table.leave(from.unit) {
+            collect_group(&owner, from.unit);
+        }
+        true
+    })
+}
+
+pub(crate) fn run(job: &Prefetch) {
+    let &Prefetch {
+        id,
+        serial,
+        unit,
+        count,
+    } = job;
+    let Some(core) = registry::gate(id)
+        .and_then(registry::enter)
+        .filter(|c| c.serial == serial)
+    else {
+        return;
+    };
+    let end = (unit + count).min(core.data_units());
+    let mut at = unit;
+    while at < end {
+        if core.closing.load(Ordering::Relaxed) {
+            return;
+        }
+        let done = with_pieces(&core, |fetch| prefetch(&core, at, end - at, fetch));
+        match done {
+            Ok(n) => at += n,
+            Err(_) => {
+                core.counters.add(Count::PrefetchDropped, 1);
+                return;
+            }
+        }
+    }
+}
+
+/// Serves a miss through `fetch`, in an ordinary context.
+pub(crate) fn serve_from(
+    core: &MapCore,
+    unit: Unit,
+    need: Need,
+    fetch: Fetch<'_>,
+) -> Result<(), Refusal> {
+    let mut run = Run::new();
+    claim(core, unit, need, &mut run)?;
+    match run.count {
+        0 => Ok(()),
+        _ if run.from[0] == Origin::Cool => rescue(core, &run, need),
+        _ => fill(core, &run, need, None, fetch),
+    }
+}
+
+/// Fills what the pool's budget has room for, from `unit` on, up to `count` units, never waiting: a prefetch.
+/// Returns how many units were looked at.
+pub(crate) fn prefetch(
+    core: &MapCore,
+    unit: Unit,
+    count: u64,
+    fetch: Fetch<'_>,
+) -> Result<u64, Refusal> {
+    let mut run = Run::new();
+    claim(core, unit, Need::Prefetch, &mut run)?;
+    if run.count == 0 {
+        return Ok(1);
+    }
+    if run.from[0] == Origin::Cool {
+        // Cannot be: who prefetches leaves cool units where they are.
+        return rescue(core, &run, Need::Prefetch).map(|()| 1);
+    }
+    while (run.count as u64) < count && extend(core, &mut run) {}
+    fill(core, &run, Need::Prefetch, None, fetch)?;
+    Ok(run.count as u64)
+}
+
+/// As [`prefetch`], for one run whose first unit is a trip: its bytes go to `slot`, which is given back if that does not
+/// come to pass.
+pub(crate) fn prefetch_trip(
+    core: &MapCore,
+    unit: Unit,
+    count: u64,
+    slot: u32,
+    fetch: Fetch<'_>,
+) -> Result<u64, Refusal> {
+    let mut run = Run::new();
+    let claimed = claim(core, unit, Need::Prefetch, &mut run);
+    if claimed.is_err() || run.count == 0 {
+        // It is there already, or there is no room.
+        core.pool.trips.give(slot);
+        return claimed.map(|()| 1);
+    }
+    while (run.count as u64) < count && extend(core, &mut run) {}
+    fill(core, &run, Need::Prefetch, Some(slot), fetch)?;
+    Ok(run.count as u64)
+}

@@ -1,0 +1,175 @@
+//! The pool's own threads for what neither a signal handler nor a caller should do: reading users' sources for faulting
+//! threads, prefetches, and saving a map whose lease is being broken.
+
+#![allow(
+    unsafe_code,
+    reason = "answers requests that lie on faulting threads' stacks"
+)]
+
+use crate::base::primitive::{Mutex, Ordering, lock};
+use crate::base::thread;
+use crate::base::thread::{Thread, block_signals};
+use crate::read::fill_threads::fill_for;
+use crate::read::prefetch;
+use crate::read::prefetch::Prefetch;
+use crate::read::prefetch::read_ahead;
+use crate::space::pool_core::PoolCore;
+use crate::space::streams::Request;
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+/// Threads that prefetch: enough to keep a solid-state disk's queue filled.
+const PREFETCHERS: usize = 8;
+/// Parts of prefetches that may wait; more are dropped, as advice may be.
+const JOBS_MAX: usize = 8192;
+
+/// How long a worker sleeps before it looks by itself.
+const IDLE_NS: u64 = 1_000_000_000;
+
+/// Something that a worker does.
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Jobs {
+    prefetches: VecDeque<Prefetch>,
+    saves: VecDeque<Job>,
+    stopping: bool,
+}
+
+/// Worker threads and their queue. Threads start when they are first needed. They are woken by the pool's `work_bell`,
+/// which a signal handler can ring as well.
+#[derive(Default)]
+pub(crate) struct Workers {
+    jobs: Mutex<Jobs>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    handles: Vec<Thread>,
+    workers: usize,
+    fillers: usize,
+}
+
+impl Workers {
+    /// Makes sure that `count` workers run (at most one more than [`PREFETCHERS`]).
+    ///
+    /// The first of them does nothing but save maps whose leases are being broken: reads that wait for slow storage
+    /// must not keep it from that.
+    pub(crate) fn ensure(self: &Arc<Self>, pool: &Arc<PoolCore>, count: usize) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        while threads.workers < count.min(1 + PREFETCHERS) {
+            let (me, pool, first) = (self.clone(), pool.clone(), threads.workers == 0);
+            let handle = thread::spawn(c"faultless-work", move || {
+                if first {
+                    me.save_maps(&pool)
+                } else {
+                    me.work(&pool)
+                }
+            })?;
+            threads.handles.push(handle);
+            threads.workers += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the threads which read users' sources run.
+    pub(crate) fn ensure_fillers(
+        self: &Arc<Self>,
+        pool: &Arc<PoolCore>,
+        count: usize,
+    ) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        while threads.fillers < count {
+            let (pool, number) = (pool.clone(), threads.fillers);
+            // Before it runs: it must find itself among the fill threads.
+            pool.fillers_started
+                .store(number as u32 + 1, Ordering::Relaxed);
+            let handle = thread::spawn(c"faultless-fill", move || fill_for(&pool, number))?;
+            threads.handles.push(handle);
+            threads.fillers += 1;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn all(self: &Arc<Self>, pool: &Arc<PoolCore>) -> io::Result<()> {
+        self.ensure(pool, 1 + PREFETCHERS)
+    }
+
+    /// Queues a prefetch. `false` if the queue is full.
+    pub(crate) fn prefetch(&self, pool: &PoolCore, job: Prefetch) -> bool {
+        let mut jobs = lock(&self.jobs);
+        if jobs.prefetches.len() >= JOBS_MAX {
+            return false;
+        }
+        jobs.prefetches.push_back(job);
+        drop(jobs);
+        pool.work_bell.ring();
+        true
+    }
+
+    /// Queues the saving of a map.
+    pub(crate) fn save(&self, pool: &PoolCore, job: Job) {
+        lock(&self.jobs).saves.push_back(job);
+        pool.save_bell.ring();
+    }
+
+    /// The life of the worker that saves maps.
+    fn save_maps(&self, pool: &PoolCore) {
+        block_signals();
+        loop {
+            let mut jobs = lock(&self.jobs);
+            if jobs.stopping {
+                return;
+            }
+            let job = jobs.saves.pop_front();
+            drop(jobs);
+            match job {
+                Some(job) => job(),
+                None => pool.save_bell.sleep(IDLE_NS, || {
+                    let jobs = lock(&self.jobs);
+                    jobs.saves.is_empty() && !jobs.stopping
+                }),
+            }
+        }
+    }
+
+    fn work(&self, pool: &PoolCore) {
+        block_signals();
+        loop {
+            // In turns: neither kind of work keeps the other waiting.
+            let ahead = pool.ahead.pop().map(Request::unpack);
+            if let Some(request) = ahead {
+                read_ahead(pool, request);
+            }
+            let mut jobs = lock(&self.jobs);
+            if jobs.stopping {
+                return;
+            }
+            let job = jobs.prefetches.pop_front();
+            drop(jobs);
+            match job {
+                Some(job) => prefetch::run(&job),
+                None if ahead.is_none() => pool.work_bell.sleep(IDLE_NS, || {
+                    let jobs = lock(&self.jobs);
+                    pool.ahead.is_empty() && jobs.prefetches.is_empty() && !jobs.stopping
+                }),
+                None => {}
+            }
+        }
+    }
+
+    /// Stops all threads and waits for them.
+    pub(crate) fn stop(&self, pool: &PoolCore) {
+        lock(&self.jobs).stopping = true;
+        pool.work_bell.ring_all();
+        pool.save_bell.ring_all();
+        pool.stopping.store(true, Ordering::Release);
+        pool.fill_bell.ring_all();
+        let handles = std::mem::take(&mut lock(&self.threads).handles);
+        for h in handles.into_iter().filter(|h| !h.is_this()) {
+            h.join();
+        }
+    }
+}

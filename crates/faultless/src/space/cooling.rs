@@ -1,0 +1,62 @@
+//! The cooling area, as the fault path sees it: slots that hold the bytes of units which were taken out of their maps a
+//! while ago. The evictor writes them; whoever claims a cool unit owns its slot, reads it, and gives it back.
+
+use crate::base::area::Area;
+use crate::base::primitive::{AtomicU8, AtomicUsize, Ordering};
+use faultless_sys::mem::PAGE;
+
+/// Slots of one page each, in memory that this process maps read-only.
+#[derive(Debug)]
+pub(crate) struct Cooling {
+    /// Where they are mapped now. It changes only while no unit is cool, so whoever owns a slot finds it.
+    start: AtomicUsize,
+    slots: u32,
+    /// For each slot, whether it holds a unit's bytes, or a rescuer still reads it.
+    busy: Area,
+}
+
+impl Cooling {
+    /// Room for `slots` slots at most, not mapped yet.
+    pub(crate) fn new(slots: u32) -> std::io::Result<Self> {
+        Ok(Cooling {
+            start: AtomicUsize::new(0),
+            slots,
+            busy: Area::new(slots as usize)?,
+        })
+    }
+
+    /// The slots are mapped here from now on. No unit is cool.
+    pub(crate) fn set_start(&self, start: usize) {
+        self.start.store(start, Ordering::Release);
+    }
+
+    /// Address of a slot's bytes.
+    pub(crate) fn addr(&self, slot: u32) -> usize {
+        debug_assert!(slot < self.slots);
+        self.start.load(Ordering::Acquire) + slot as usize * PAGE
+    }
+
+    fn flag(&self, slot: u32) -> &AtomicU8 {
+        assert!(slot < self.slots);
+        #[allow(unsafe_code, reason = "one flag for each slot, in mapped memory")]
+        // SAFETY: in bounds; zero-initialised, and lives as long as self.
+        unsafe {
+            &*self.busy.at::<AtomicU8>(slot as usize)
+        }
+    }
+
+    /// Whether somebody's bytes are in the slot, or are still being read.
+    pub(crate) fn busy(&self, slot: u32) -> bool {
+        self.flag(slot).load(Ordering::Acquire) != 0
+    }
+
+    /// The slot holds a unit's bytes from now on.
+    pub(crate) fn fill(&self, slot: u32) {
+        self.flag(slot).store(1, Ordering::Release);
+    }
+
+    /// The slot may be used again. Its owner says so: who cleared COOL in the unit's word.
+    pub(crate) fn give(&self, slot: u32) {
+        self.flag(slot).store(0, Ordering::Release);
+    }
+}

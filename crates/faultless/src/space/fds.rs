@@ -1,0 +1,339 @@
+//! Descriptors that survive a program that closes all descriptors.
+//!
+//! A daemon closes every descriptor; the numbers may then name other files. Each descriptor of the engine is therefore
+//! kept twice: in the table that the program's threads share, where the fault path uses it, and in the private table of
+//! the engine's keeper thread, which no `close` of the program reaches. Whoever finds the shared one gone or foreign
+//! fetches it again from the keeper, in the fault path if need be, with two system calls.
+
+#![allow(unsafe_code, reason = "closes descriptors by number")]
+
+use crate::base::primitive::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::base::process;
+use faultless_sys::file::FileId;
+use faultless_sys::{Errno, fdtable, file, raw};
+
+/// The keeper's thread id; 0 where there is no private table.
+static KEEPER: AtomicU32 = AtomicU32::new(0);
+
+pub(crate) fn set_keeper(tid: u32) {
+    KEEPER.store(tid, Ordering::Release);
+}
+
+/// The keeper's thread id, if it has a private table.
+pub(crate) fn keeper() -> Option<u32> {
+    Some(KEEPER.load(Ordering::Acquire)).filter(|&tid| tid != 0)
+}
+
+/// Whether descriptors are kept where the program cannot close them.
+pub(crate) fn protected() -> bool {
+    KEEPER.load(Ordering::Acquire) != 0
+}
+
+/// Numbers of the program's table below this are remembered with their owners.
+const NUMBERS: usize = 1 << 16;
+/// For each number, the last [`Fd`] that had it, by identity.
+static OWNERS: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
+static NEXT_IDENTITY: AtomicU32 = AtomicU32::new(1);
+/// For each number that is the engine's now, its twin's plus one; 0 for all others.
+static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
+/// For each number that is the engine's, the inode and the device of what it named when it was noted, mixed.
+static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
+/// How many userfaultfds are in the table that all threads share and not noted yet.
+static ARRIVING: AtomicUsize = AtomicUsize::new(0);
+/// The copy of a process that has closed them.
+static FORSAKEN: AtomicU32 = AtomicU32::new(0);
+/// The process whose forked child this is, if the fork handlers have prepared it.
+static PREPARED: AtomicU32 = AtomicU32::new(0);
+/// Descriptors get numbers from here on, out of the way of programs that count on low ones; 0: as they come.
+static FLOOR: AtomicI32 = AtomicI32::new(0);
+
+/// Keeps the engine's descriptors out of the way of a program that does not know of them: beyond the numbers that it may use,
+/// where its hard limit leaves room for that, so that it finds as many free ones as it would without the engine.
+pub(crate) fn keep_high() {
+    let limit = file::descriptor_limit(None).unwrap_or(file::Limit {
+        soft: 1024,
+        hard: 1024,
+    });
+    let beyond = limit.hard > limit.soft && limit.soft + BEYOND < NUMBERS as u64;
+    let floor = if beyond {
+        limit.soft
+    } else {
+        (limit.soft / 4 * 3).min(FLOOR_MAX)
+    };
+    FLOOR.store(floor as i32, Ordering::Relaxed);
+}
+
+/// Numbers beyond the program's limit that the engine may use.
+const BEYOND: u64 = 4096;
+
+/// Whether that was asked for: in a program that does not know of the engine.
+pub(crate) fn kept_high() -> bool {
+    FLOOR.load(Ordering::Relaxed) != 0
+}
+
+/// A table of descriptors is as large as the highest number in it.
+const FLOOR_MAX: u64 = 4000;
+
+/// Moves a descriptor that nobody else knows yet to a high number, if that is wanted and possible.
+///
+/// The caller makes sure that closing the low one drops no POSIX lock.
+pub(crate) fn lift(number: i32) -> i32 {
+    let floor = FLOOR.load(Ordering::Relaxed);
+    if number >= floor {
+        return number;
+    }
+    match duplicate_high(number, floor) {
+        Ok(high) => {
+            // SAFETY: the caller's own, and known to nobody else.
+            unsafe { file::close(number) };
+            high
+        }
+        Err(_) => number,
+    }
+}
+
+/// Copies a descriptor to a number from `floor` on, with the soft limit raised meanwhile where it is too low for that.
+fn duplicate_high(number: i32, floor: i32) -> Result<i32, Errno> {
+    let limit = file::descriptor_limit(None)?;
+    let wanted = (floor as u64 + BEYOND).min(limit.hard);
+    if limit.soft > floor as u64 || wanted <= floor as u64 {
+        return fdtable::duplicate_above(number, floor);
+    }
+    // (The lowest free number is what others get, so they do not notice.)
+    file::descriptor_limit(Some(file::Limit {
+        soft: wanted,
+        ..limit
+    }))?;
+    let high = fdtable::duplicate_above(number, floor);
+    let _ = file::descriptor_limit(Some(limit));
+    high
+}
+
+/// Whether `number` of the program's table is a descriptor of the engine's.
+pub(crate) fn is_engines(number: i32) -> bool {
+    let Some(twin) = TWINS.get(number as usize).filter(|_| !process::forked()) else {
+        return false;
+    };
+    match twin.load(Ordering::SeqCst) {
+        0 => false,
+        twin => keeper()
+            .and_then(|tid| fdtable::same_open_file(tid, twin - 1, number))
+            .unwrap_or(true),
+    }
+}
+
+/// Forgets that `number` is the engine's: the program has put something else there, or it is closed.
+pub(crate) fn forget(number: i32) {
+    if let Some(twin) = TWINS.get(number as usize) {
+        twin.store(0, Ordering::SeqCst);
+    }
+}
+
+/// A userfaultfd is about to come into the table that all threads share. Dropped when it is noted there.
+pub(crate) struct Arrival(());
+
+pub(crate) fn arriving() -> Arrival {
+    ARRIVING.fetch_add(1, Ordering::SeqCst);
+    Arrival(())
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        ARRIVING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether it can be noted that a number is the engine's.
+pub(crate) fn can_note(number: i32) -> bool {
+    (0..NUMBERS as i32).contains(&number)
+}
+
+/// What a number names, as far as `fstat` tells.
+fn named(number: i32) -> u64 {
+    file::status(number).map_or(0, |st| st.id.ino ^ st.id.dev.rotate_left(48) | 1 << 63)
+}
+
+/// Whether this is a copy of the process that the fork handlers did not prepare.
+#[inline]
+pub(crate) fn is_bare_copy() -> bool {
+    process::forked()
+        && PREPARED.load(Ordering::SeqCst) != process::pid()
+        && FORKING.load(Ordering::SeqCst) != this_thread()
+}
+
+/// The thread that is in the fork handlers, by the address of its `errno`, which it has in the child as well; 0: none.
+static FORKING: AtomicUsize = AtomicUsize::new(0);
+
+fn this_thread() -> usize {
+    // SAFETY: the address of the calling thread's own variable.
+    unsafe { libc::__errno_location() as usize }
+}
+
+/// This thread is in the fork handlers from now on. Other handlers in the child may call what calls [`forsake`], before ours have
+/// made what they make from the descriptors.
+pub(crate) fn forking() {
+    FORKING.store(this_thread(), Ordering::SeqCst);
+}
+
+/// In the parent: no longer.
+pub(crate) fn forked() {
+    FORKING.store(0, Ordering::SeqCst);
+}
+
+/// In a forked child: it has closed what it has of the engine's.
+pub(crate) fn prepared() {
+    PREPARED.store(process::pid(), Ordering::SeqCst);
+    FORKING.store(0, Ordering::SeqCst);
+    if ARRIVING.swap(0, Ordering::SeqCst) > 0 {
+        close_arriving();
+    }
+}
+
+/// In a copy of the process that was made without fork handlers: closes what it has of the engine's. The userfaultfd would let it
+/// write into the memory of the process that it was copied from, and a leased file let it give up the lease.
+///
+/// Takes no lock and asks for no memory, so that it may be called anywhere.
+#[cold]
+pub(crate) fn forsake() {
+    let me = raw::getpid();
+    // A child of vfork that such a copy has is in its memory, and has a table of its own.
+    if FORSAKEN.swap(me, Ordering::SeqCst) == me {
+        return;
+    }
+    // With CLONE_FILES it has the very table of the process that it was copied from.
+    if fdtable::share_table(me, process::pid()) {
+        return;
+    }
+    for_each_number(|number| {
+        // (The program may have put something of its own there by a system call that nobody saw.)
+        if named(number) == NAMED[number as usize].load(Ordering::SeqCst) {
+            // SAFETY: a copy of the engine's descriptor, in a table that this copy of the process has for itself.
+            unsafe { file::close(number) };
+        }
+    });
+    if ARRIVING.load(Ordering::SeqCst) > 0 {
+        close_arriving();
+    }
+}
+
+/// Closes userfaultfds that came in the moment in which this copy of the process was made: no call had been told their numbers.
+fn close_arriving() {
+    fdtable::for_each_open(|number| {
+        if fdtable::is_anonymous(number, "anon_inode:[userfaultfd]") {
+            // SAFETY: as above.
+            unsafe { file::close(number) };
+        }
+    });
+}
+
+/// Runs `f` on all numbers that are noted as the engine's.
+pub(crate) fn for_each_number(mut f: impl FnMut(i32)) {
+    for (number, twin) in TWINS.iter().enumerate() {
+        if twin.load(Ordering::SeqCst) != 0 {
+            f(number as i32);
+        }
+    }
+}
+
+/// A descriptor and its twin in the keeper's table.
+#[derive(Debug)]
+pub(crate) struct Fd {
+    shared: AtomicI32,
+    /// −1 where there is no private table.
+    kept: i32,
+    identity: u32,
+}
+
+impl Fd {
+    pub(crate) fn new(shared: i32, kept: i32) -> Self {
+        let fd = Fd {
+            shared: AtomicI32::new(shared),
+            kept,
+            identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
+        };
+        fd.mark(shared);
+        fd
+    }
+
+    /// Notes that `number` is this descriptor's from now on. Done before a lease is taken on it, so that whoever finds
+    /// a lease under a number also finds whose it is.
+    fn mark(&self, number: i32) {
+        if let Some(owner) = OWNERS.get(number as usize) {
+            owner.store(self.identity, Ordering::SeqCst);
+            NAMED[number as usize].store(named(number), Ordering::SeqCst);
+            TWINS[number as usize].store(self.kept.max(-1) + 1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether no other descriptor of the engine has been given `number` since; `None` for numbers so large that it is
+    /// not remembered.
+    pub(crate) fn owns(&self, number: i32) -> Option<bool> {
+        let owner = OWNERS.get(number as usize)?;
+        Some(owner.load(Ordering::SeqCst) == self.identity)
+    }
+
+    /// The number in the program's table.
+    #[inline]
+    pub(crate) fn get(&self) -> i32 {
+        self.shared.load(Ordering::Acquire)
+    }
+
+    /// The number in the keeper's table, or −1.
+    pub(crate) fn kept(&self) -> i32 {
+        self.kept
+    }
+
+    /// The number that the keeper's thread, and those that it started, must use.
+    pub(crate) fn engine_number(&self) -> i32 {
+        if self.kept >= 0 {
+            self.kept
+        } else {
+            self.get()
+        }
+    }
+
+    /// Whether `number` of the calling thread's table is the very file that the keeper has. Without a keeper, or a
+    /// kernel that tells, it counts as such.
+    pub(crate) fn is_kept_open_file(&self, number: i32) -> bool {
+        keeper()
+            .and_then(|tid| fdtable::same_open_file(tid, self.kept, number))
+            .unwrap_or(true)
+    }
+
+    /// The number in the program's table, made sure to name file `id`.
+    pub(crate) fn current(&self, id: FileId) -> Result<i32, Errno> {
+        let number = self.get();
+        match file::status(number) {
+            Ok(st) if st.id == id => Ok(number),
+            _ => self.recover(number),
+        }
+    }
+
+    /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.
+    pub(crate) fn recover(&self, lost: i32) -> Result<i32, Errno> {
+        let now = self.get();
+        if now != lost {
+            return Ok(now);
+        }
+        let keeper = KEEPER.load(Ordering::Acquire);
+        if keeper == 0 || self.kept < 0 {
+            return Err(Errno(libc::EBADF));
+        }
+        // (It keeps its low number: moving it would close that one again, which may cost the program POSIX locks.)
+        let _until_it_is_noted = arriving();
+        let fresh = fdtable::fetch(keeper, self.kept)?;
+        self.mark(fresh);
+        forget(lost);
+        match self
+            .shared
+            .compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => Ok(fresh),
+            Err(other) => {
+                // Another thread was faster.
+                // Its copy stays open, and is known as the engine's: closing it here could cost the program a POSIX lock.
+                Ok(other)
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What the fault path knows of a map.
+
+use crate::base::ids::{LeaseId, Unit};
+use crate::base::primitive::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, OnceLock, Ordering,
+};
+use crate::base::source::Source;
+use crate::space::alias::Alias;
+use crate::space::counters::Counters;
+use crate::space::fds::Fd;
+use crate::space::live::Live;
+use crate::space::page::Page;
+use crate::space::pool_core::PoolCore;
+use crate::space::streams::Streams;
+use crate::space::table::Table;
+use faultless_sys::file::FileId;
+use faultless_sys::mem::PAGE;
+use faultless_sys::raw;
+use std::sync::Arc;
+
+/// How long misses wait for a hand-back: longer than the kernel lets a lease be broken, as a rule.
+const HAND_BACK_NS: u64 = 60_000_000_000;
+
+/// How a map's pages are read.
+pub(crate) enum Reading {
+    /// From a file, by the thread that faults.
+    File {
+        fd: Fd,
+        id: FileId,
+        /// A lease guards the bytes: it is checked after every read.
+        leased: bool,
+    },
+    /// By user code, which fill threads run.
+    Source {
+        source: Arc<dyn Source>,
+        /// As the source said when it was mapped.
+        align: u64,
+    },
+}
+
+/// What is needed to make the kernel's own mapping of a file, where a map stands in for one.
+#[derive(Debug)]
+pub(crate) struct KernelMapping {
+    /// `MAP_SHARED` or `MAP_PRIVATE`, and what else concerns the mapping rather than its making.
+    pub(crate) flags: i32,
+    /// The last `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
+    pub(crate) advice: AtomicI32,
+    /// `MADV_DONTFORK`: a forked child is to find nothing there.
+    pub(crate) dont_fork: AtomicBool,
+    /// When a miss first found the lease gone, in nanoseconds; 0: not yet.
+    pub(crate) broken_at: AtomicU64,
+    /// The range whose pages are being replaced by the kernel's mapping at this moment.
+    pub(crate) replacing: [AtomicUsize; 2],
+    /// System calls that count on pinned pages.
+    pub(crate) holders: AtomicUsize,
+    /// The kernel's mapping of the same bytes elsewhere, once a system call needed it.
+    pub(crate) alias: AtomicPtr<Alias>,
+    /// The kernel's mapping is taking the map's place, piece by piece: a page that cannot be installed any more is one
+    /// that the kernel serves.
+    pub(crate) leaving: AtomicBool,
+}
+
+/// One map, as the fault path sees it. Made before its gate opens, freed after it is shut.
+pub(crate) struct MapCore {
+    pub(crate) id: u32,
+    /// Unlike the gate, never used again.
+    pub(crate) serial: u64,
+    pub(crate) pool: Arc<PoolCore>,
+    /// First address and length of the region: whole units, whole granules.
+    pub(crate) start: usize,
+    pub(crate) region_len: usize,
+    /// The part of it that is still the map's own.
+    pub(crate) live: Live,
+    /// Offset in the source of the first byte of the region, a multiple of the page size.
+    pub(crate) base: u64,
+    /// Bytes of the region that the source backs; up to the end of the last page they read as zero.
+    pub(crate) data_len: u64,
+    pub(crate) unit_shift: u32,
+    pub(crate) table: Table,
+    pub(crate) reading: Reading,
+    /// For messages.
+    pub(crate) name: Box<str>,
+    pub(crate) pid: u32,
+    /// 0: normal; otherwise a `Refusal`: absent pages are refused from now on.
+    pub(crate) refusal: AtomicU8,
+    /// The lease that guards the file, once it is taken.
+    pub(crate) lease: OnceLock<LeaseId>,
+    /// Nothing may be evicted or marked: it could not be read again.
+    pub(crate) keep_all: AtomicBool,
+    /// The map is being dropped: whoever works on it in the background stops.
+    pub(crate) closing: AtomicBool,
+    /// Its counters are a part of what the pool remembers of maps that are gone.
+    pub(crate) summed: AtomicBool,
+    /// The kernel's mapping that this one stands in for, if it does.
+    pub(crate) stands_for: Option<KernelMapping>,
+    /// Who reads in order, to be read ahead of.
+    pub(crate) streams: Box<Streams>,
+    pub(crate) counters: Counters,
+}
+
+impl MapCore {
+    /// Whether a miss reads what lies around it as well, as it does in the kernel's mappings: in those that stand in for one,
+    /// unless the program said that it reads at random, and as long as all of the map fits the budget and there is room.
+    pub(crate) fn reads_around(&self) -> bool {
+        let budget = &self.pool.budget;
+        self.stands_for.is_some()
+            && self.unit_bytes() == PAGE as u64
+            && self.streams.detects()
+            && self.data_len <= budget.limit()
+            && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
+    }
+
+    /// Whether the kernel's own mapping will take this map's place soon, now that its lease is broken. Not for ever: who hands
+    /// the map back may itself be held up by who waits for that.
+    pub(crate) fn being_handed_back(&self) -> bool {
+        let Some(kernel) = &self.stands_for else {
+            return false;
+        };
+        let now = raw::monotonic_ns();
+        let first =
+            match kernel
+                .broken_at
+                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => now,
+                Err(then) => then,
+            };
+        self.refusal.load(Ordering::Acquire) == 0 && now - first < HAND_BACK_NS
+    }
+
+    /// Whether the kernel's own mapping is taking this map's place.
+    pub(crate) fn leaving(&self) -> bool {
+        self.stands_for
+            .as_ref()
+            .is_some_and(|k| k.leaving.load(Ordering::SeqCst))
+    }
+
+    /// Whether it is the engine itself that takes a range of the map's addresses away.
+    pub(crate) fn takes_away(&self, range: &std::ops::Range<usize>) -> bool {
+        self.closing.load(Ordering::SeqCst)
+            || self.stands_for.as_ref().is_some_and(|kernel| {
+                let from = kernel.replacing[0].load(Ordering::SeqCst);
+                let to = kernel.replacing[1].load(Ordering::SeqCst);
+                from <= range.start && range.end <= to
+            })
+    }
+
+    pub(crate) fn region(&self) -> std::ops::Range<usize> {
+        self.start..self.start + self.region_len
+    }
+
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        1 << self.unit_shift
+    }
+
+    pub(crate) fn page(&self, unit: Unit) -> &Page {
+        self.table.page(unit)
+    }
+
+    pub(crate) fn unit_of(&self, addr: usize) -> Unit {
+        ((addr - self.start) >> self.unit_shift) as Unit
+    }
+
+    pub(crate) fn unit_addr(&self, unit: Unit) -> usize {
+        self.start + ((unit as usize) << self.unit_shift)
+    }
+
+    /// Units that hold data.
+    pub(crate) fn data_units(&self) -> u64 {
+        self.data_len.div_ceil(self.unit_bytes())
+    }
+
+    /// Bytes of `count` units from `first` that pages of the source back: whole pages, cut off at the end of the data.
+    pub(crate) fn backed(&self, first: Unit, count: u64) -> std::ops::Range<u64> {
+        let end = self.data_len.next_multiple_of(PAGE as u64);
+        let from = first << self.unit_shift;
+        from.min(end)..(from + (count << self.unit_shift)).min(end)
+    }
+
+    /// What the budget is charged for one unit: the bytes of its pages that exist.
+    pub(crate) fn charge_of(&self, unit: Unit) -> u64 {
+        let r = self.backed(unit, 1);
+        r.end - r.start
+    }
+}

@@ -1,0 +1,94 @@
+//! What the fault path knows of a pool.
+
+use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, Ordering};
+use crate::base::stats::Stats;
+use crate::space::cooling::Cooling;
+use crate::space::fds::Fd;
+use crate::space::last_looks::LastLooks;
+use crate::space::streams::Requests;
+use crate::space::trips::Trips;
+use crate::sync::bell::Bell;
+use crate::sync::budget::Budget;
+use crate::sync::handover::Handover;
+use crate::sync::ring::Ring;
+use crate::sync::staging::Staging;
+
+/// What a pool's maps share.
+pub(crate) struct PoolCore {
+    pub(crate) budget: Budget,
+    pub(crate) uffd: Fd,
+    pub(crate) staging: Staging,
+    /// Units filled, on their way to the evictor.
+    pub(crate) filled: Ring,
+    /// Requests of faulting threads to the fill threads.
+    pub(crate) handover: Handover,
+    pub(crate) fill_bell: Bell,
+    /// What to read ahead.
+    pub(crate) ahead: Requests,
+    /// Wakes those who do.
+    pub(crate) work_bell: Bell,
+    /// Wakes who saves maps whose leases are being broken.
+    pub(crate) save_bell: Bell,
+    /// Where the units wait over which readers are to stumble.
+    pub(crate) trips: Trips,
+    pub(crate) evict_bell: Bell,
+    /// The clock by which refault distances are measured: pages that were given up before they proved themselves.
+    pub(crate) clock: AtomicU32,
+    /// Units taken out of their maps so far: as long as it moves, who waits for memory has hope.
+    pub(crate) evicted: AtomicU32,
+    /// Where units cool; set by the evictor as it starts, if it can be had.
+    pub(crate) cooling: OnceLock<Cooling>,
+    /// Bytes of units in the ring.
+    pub(crate) fresh: AtomicU64,
+    /// Bytes that the evictor knows of and has not marked MADV_FREE.
+    pub(crate) firm: AtomicU64,
+    /// The process does not know of the pool: in a control group with a limit, the kernel must be able to take back nearly all
+    /// of its memory.
+    pub(crate) guest: bool,
+    /// Most of both together, before fills wait for the marking.
+    pub(crate) firm_max: AtomicU64,
+    /// Bytes below the limit at which the evictor starts.
+    pub(crate) reserve: AtomicU64,
+    /// Pages given up, after which a refault does not count as soon any more: the evictor's policy says how many.
+    pub(crate) ghost_reach: AtomicU64,
+    /// Most bytes that a fill is waiting for.
+    pub(crate) wanted: AtomicU64,
+    /// How many fill threads were started.
+    pub(crate) fillers_started: AtomicU32,
+    /// Their thread ids; 0 until one has begun to run.
+    pub(crate) fillers: [AtomicU32; FILLERS_MAX],
+    pub(crate) last_looks: LastLooks,
+    pub(crate) stopping: AtomicBool,
+    /// Counters of maps that are gone. (No handler takes the lock.)
+    pub(crate) past: Mutex<Stats>,
+}
+
+impl PoolCore {
+    /// Whether the calling thread is one of this pool's fill threads.
+    pub(crate) fn is_filler(&self) -> bool {
+        let me = faultless_sys::raw::gettid();
+        let started = self.fillers_started.load(Ordering::Relaxed) as usize;
+        self.fillers[..started.min(FILLERS_MAX)]
+            .iter()
+            .any(|f| f.load(Ordering::Relaxed) == me)
+    }
+
+    /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
+    pub(crate) fn nudge_evictor(&self) {
+        let pressed =
+            self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
+        let backlog = self.fresh.load(Ordering::Relaxed);
+        if pressed
+            || backlog >= EVICTOR_BACKLOG
+            || backlog > self.firm_max.load(Ordering::Relaxed) / 4
+        {
+            self.evict_bell.ring();
+        }
+    }
+}
+
+/// Most fill threads of a pool.
+pub(crate) const FILLERS_MAX: usize = 1024;
+
+/// Bytes of new fills after which the evictor is woken though the budget is not pressed.
+pub(crate) const EVICTOR_BACKLOG: u64 = 4 << 20;

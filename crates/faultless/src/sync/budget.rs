@@ -1,0 +1,87 @@
+//! How many bytes the pool may hold, and how many it does.
+
+use crate::base::primitive::{AtomicU32, AtomicU64, Ordering};
+use faultless_sys::futex;
+
+/// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: AtomicU64,
+    used: AtomicU64,
+    peak: AtomicU64,
+    /// Bumped on release while somebody waits.
+    released: AtomicU32,
+    waiting: AtomicU32,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: u64) -> Self {
+        Budget {
+            limit: AtomicU64::new(limit),
+            used: AtomicU64::new(0),
+            peak: AtomicU64::new(0),
+            released: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
+        self.wake();
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Most bytes ever charged at once, as far as the evictor saw it.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed).max(self.used())
+    }
+
+    pub(crate) fn note_peak(&self) {
+        self.peak.fetch_max(self.used(), Ordering::Relaxed);
+    }
+
+    /// Charges `bytes` if they fit.
+    pub(crate) fn try_charge(&self, bytes: u64) -> bool {
+        let before = self.used.fetch_add(bytes, Ordering::AcqRel);
+        if before + bytes <= self.limit() {
+            return true;
+        }
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+        false
+    }
+
+    /// Charges `bytes` whether they fit or not: for what is small, bounded and cannot wait.
+    pub(crate) fn charge_anyway(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(crate) fn release(&self, bytes: u64) {
+        let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
+        debug_assert!(before >= bytes, "released {bytes} of {before}");
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        self.released.fetch_add(1, Ordering::SeqCst);
+        futex::wake(&self.released, futex::ALL);
+    }
+
+    /// Sleeps until something was released, for `timeout_ns` at most, unless `bytes` fit already.
+    pub(crate) fn wait(&self, bytes: u64, timeout_ns: u64) {
+        let ticket = self.released.load(Ordering::Acquire);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        if self.used() + bytes > self.limit() {
+            futex::wait(&self.released, ticket, timeout_ns);
+        }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,351 @@
+//! Buffers into which pages are read before they are installed.
+//!
+//! The memory is present before it is used (a system call that reads into an absent page would take `mmap_lock`), is
+//! used last-in-first-out, so that few buffers stay warm in the processor's caches, and is bounded: who finds none
+//! waits until one is given back. Lock-free, and never allocates memory from the heap: the fault path calls this.
+//!
+//! The largest buffers lie in huge pages, where the budget is not too small for them: a device that is handed 64 scattered
+//! pages reads at half the speed at which it fills one piece of memory.
+
+#![allow(unsafe_code, reason = "hands out raw buffers, touches fresh pages")]
+
+use crate::base::area::{Area, HUGE};
+use crate::base::primitive::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::base::process;
+use crate::sync::budget::Budget;
+use faultless_sys::futex;
+use faultless_sys::mem::PAGE;
+
+/// Largest buffer, in bytes: larger fills are done in pieces.
+pub(crate) const CHUNK_MAX: usize = 256 * 1024;
+/// Most memory for largest buffers in huge pages.
+const LARGE_MAX: usize = 8 << 20;
+/// Sizes are 4 KiB shifted left by 0 to 6.
+const CLASSES: usize = 7;
+const _: () = assert!(PAGE << (CLASSES - 1) == CHUNK_MAX);
+
+/// A stack of page numbers, linked through `next`. The upper half of a head is a tag that changes with every pop, so
+/// that a head seen twice is the same head (the ABA problem).
+#[derive(Debug, Default)]
+struct Stack(AtomicU64);
+
+/// Processors that have a warm buffer of their own; with more, some share.
+const WARM: usize = 64;
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Warm(AtomicU32);
+
+/// The pool of buffers.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    arena: Area,
+    /// Memory of the largest buffers; its first address, and its length, 0 if there is none.
+    _large: Option<Area>,
+    large_start: usize,
+    large_len: usize,
+    /// Bytes of it cut off so far.
+    large_carved: AtomicUsize,
+    /// Link of each page that starts a free buffer (page number + 1; 0 ends the list).
+    next: Area,
+    free: [Stack; CLASSES],
+    /// A free smallest buffer for each processor (page number + 1), the one that it used last.
+    warm: [Warm; WARM],
+    /// Bytes of the arena handed out for the first time so far.
+    carved: AtomicUsize,
+    /// Bumped when a buffer comes back while somebody waits.
+    returned: AtomicU32,
+    waiting: AtomicU32,
+}
+
+/// A buffer on loan. Give it back with [`Staging::give`].
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    addr: usize,
+    class: usize,
+}
+
+impl Buffer {
+    /// First address; page-aligned.
+    pub(crate) fn addr(&self) -> usize {
+        self.addr
+    }
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        PAGE << self.class
+    }
+}
+
+impl Staging {
+    /// Buffers of at most `bytes` together (at least one largest buffer).
+    pub(crate) fn new(bytes: usize) -> std::io::Result<Self> {
+        let bytes = bytes.max(CHUNK_MAX).next_multiple_of(CHUNK_MAX);
+        let large_len = (bytes / 2 / HUGE * HUGE).min(LARGE_MAX);
+        let (large, large_start) = match large_len {
+            0 => (None, 0),
+            len => {
+                let (area, start) = Area::huge(len)?;
+                (Some(area), start)
+            }
+        };
+        Ok(Staging {
+            arena: Area::new(bytes - large_len)?,
+            _large: large,
+            large_start,
+            large_len,
+            large_carved: AtomicUsize::new(0),
+            next: Area::new(bytes / PAGE * 4)?,
+            free: Default::default(),
+            warm: std::array::from_fn(|_| Warm::default()),
+            carved: AtomicUsize::new(0),
+            returned: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+        })
+    }
+
+    /// Pages are numbered through both parts.
+    fn addr(&self, page: u32) -> usize {
+        let at = page as usize * PAGE;
+        match at.checked_sub(self.arena.len()) {
+            None => self.arena.start() + at,
+            Some(at) => self.large_start + at,
+        }
+    }
+
+    fn page(&self, addr: usize) -> u32 {
+        let at = match addr.checked_sub(self.large_start) {
+            Some(at) if at < self.large_len => at + self.arena.len(),
+            _ => addr - self.arena.start(),
+        };
+        (at / PAGE) as u32
+    }
+
+    fn link(&self, page: u32) -> &AtomicU32 {
+        // SAFETY: `next` has one zero-initialised u32 for each page of the arena.
+        unsafe { &*self.next.at::<AtomicU32>(page as usize) }
+    }
+
+    fn pop(&self, class: usize) -> Option<u32> {
+        let head = &self.free[class].0;
+        let mut now = head.load(Ordering::Acquire);
+        loop {
+            let page = (now as u32).checked_sub(1)?;
+            let below = self.link(page).load(Ordering::Relaxed);
+            let tag = (now >> 32).wrapping_add(1) << 32;
+            match head.compare_exchange_weak(
+                now,
+                tag | u64::from(below),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(page),
+                Err(other) => now = other,
+            }
+        }
+    }
+
+    fn push(&self, class: usize, page: u32) {
+        let head = &self.free[class].0;
+        let mut now = head.load(Ordering::Relaxed);
+        loop {
+            self.link(page).store(now as u32, Ordering::Relaxed);
+            let to = (now & !u64::from(u32::MAX)) | u64::from(page + 1);
+            match head.compare_exchange_weak(now, to, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(other) => now = other,
+            }
+        }
+    }
+
+    /// Cuts a fresh buffer off the arena and makes its pages present.
+    fn carve(&self, class: usize, budget: &Budget) -> Option<u32> {
+        let bytes = PAGE << class;
+        if bytes == CHUNK_MAX && self.large_len > 0 {
+            return self.carve_large(budget);
+        }
+        // The smallest buffers are charged without asking: a miss must have one, and together they are a small share of
+        // the budget. Who wants a larger one can do with a smaller.
+        if class > 0 && !budget.try_charge(bytes as u64) {
+            return None;
+        }
+        let at = self
+            .carved
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |c| {
+                (c + bytes <= self.arena.len()).then_some(c + bytes)
+            });
+        let Ok(at) = at else {
+            if class > 0 {
+                budget.release(bytes as u64);
+            }
+            return None;
+        };
+        if class == 0 {
+            budget.charge_anyway(bytes as u64);
+        }
+        for page in (at..at + bytes).step_by(PAGE) {
+            // SAFETY: inside the arena, and nobody else's: `carved` was advanced past it by us.
+            unsafe { core::ptr::write_volatile((self.arena.start() + page) as *mut u8, 0) };
+        }
+        Some((at / PAGE) as u32)
+    }
+
+    /// Cuts a huge page into largest buffers: one for the caller, the others for the stack.
+    fn carve_large(&self, budget: &Budget) -> Option<u32> {
+        if !budget.try_charge(HUGE as u64) {
+            return None;
+        }
+        let cut = self
+            .large_carved
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |c| {
+                (c + HUGE <= self.large_len).then_some(c + HUGE)
+            });
+        let Ok(at) = cut else {
+            budget.release(HUGE as u64);
+            return None;
+        };
+        for page in (at..at + HUGE).step_by(PAGE) {
+            // SAFETY: inside the part, and nobody else's: `large_carved` was advanced past it by us.
+            unsafe { core::ptr::write_volatile((self.large_start + page) as *mut u8, 0) };
+        }
+        let first = self.page(self.large_start + at);
+        let step = (CHUNK_MAX / PAGE) as u32;
+        for n in 1..(HUGE / CHUNK_MAX) as u32 {
+            self.push(CLASSES - 1, first + n * step);
+        }
+        Some(first)
+    }
+
+    /// A buffer of `bytes` if there is one, else of any size: callers read in pieces of [`Buffer::len`]. Waits if all
+    /// are on loan.
+    pub(crate) fn take(&self, bytes: usize, budget: &Budget) -> Buffer {
+        let want = (bytes.clamp(PAGE, CHUNK_MAX) / PAGE)
+            .next_power_of_two()
+            .trailing_zeros() as usize;
+        if want == 0 {
+            let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
+            if let Some(page) = page.checked_sub(1) {
+                return Buffer {
+                    addr: self.addr(page),
+                    class: 0,
+                };
+            }
+        }
+        loop {
+            let ticket = self.returned.load(Ordering::Acquire);
+            let exact = self.pop(want).map(|p| (p, want));
+            let found = exact
+                .or_else(|| self.carve(want, budget).map(|p| (p, want)))
+                .or_else(|| {
+                    (want + 1..CLASSES)
+                        .chain((0..want).rev())
+                        .find_map(|c| Some((self.pop(c)?, c)))
+                })
+                .or_else(|| {
+                    (0..want)
+                        .rev()
+                        .find_map(|c| Some((self.carve(c, budget)?, c)))
+                });
+            if let Some((page, class)) = found {
+                return Buffer {
+                    addr: self.addr(page),
+                    class,
+                };
+            }
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            // Look again now that givers can see us; then sleep, at most for a moment.
+            // Warm buffers of other processors are not looked at before the others are gone.
+            for warm in &self.warm {
+                if let Some(page) = warm.0.swap(0, Ordering::SeqCst).checked_sub(1) {
+                    self.push(0, page);
+                }
+            }
+            if (0..CLASSES).all(|c| self.free[c].0.load(Ordering::SeqCst) as u32 == 0) {
+                futex::wait(&self.returned, ticket, 10_000_000);
+            }
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Gives a buffer back.
+    pub(crate) fn give(&self, buffer: Buffer) {
+        let mut page = self.page(buffer.addr);
+        if buffer.class == 0 {
+            // The one that was warm here goes to the stack; with none, there is nothing more to do.
+            let before = self.warm[process::shard(WARM)]
+                .0
+                .swap(page + 1, Ordering::SeqCst);
+            page = before.wrapping_sub(1);
+        }
+        if page != u32::MAX {
+            self.push(buffer.class, page);
+        }
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.returned.fetch_add(1, Ordering::SeqCst);
+            futex::wake(&self.returned, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_never_overlap_while_on_loan() {
+        let staging = Staging::new(CHUNK_MAX).expect("memory");
+        let budget = Budget::new(1 << 30);
+        std::thread::scope(|s| {
+            for me in 1..=4u8 {
+                let (staging, budget) = (&staging, &budget);
+                s.spawn(move || {
+                    for round in 0..2_000usize {
+                        let b = staging.take(PAGE << (round % 5), budget);
+                        // SAFETY: on loan to us alone.
+                        let bytes = unsafe {
+                            core::slice::from_raw_parts_mut(b.addr() as *mut u8, b.len())
+                        };
+                        bytes.fill(me);
+                        assert!(bytes.iter().all(|&x| x == me));
+                        staging.give(b);
+                    }
+                });
+            }
+        });
+        assert!(
+            budget.used() <= CHUNK_MAX as u64,
+            "never more than the arena"
+        );
+    }
+
+    #[test]
+    fn the_largest_buffers_lie_in_huge_pages_and_are_charged_by_them() {
+        let staging = Staging::new(16 << 20).expect("memory");
+        let budget = Budget::new(1 << 30);
+        let all: Vec<_> = (0..8).map(|_| staging.take(CHUNK_MAX, &budget)).collect();
+        assert_eq!(budget.used(), HUGE as u64);
+        assert!(all.iter().all(|b| b.addr() / HUGE == all[0].addr() / HUGE));
+        let small = staging.take(PAGE, &budget);
+        assert_ne!(small.addr() / HUGE, all[0].addr() / HUGE);
+        for b in all.into_iter().chain([small]) {
+            assert_eq!(staging.addr(staging.page(b.addr())), b.addr());
+            staging.give(b);
+        }
+        staging.take(CHUNK_MAX, &budget);
+        assert_eq!(budget.used(), (HUGE + PAGE) as u64);
+        // Without room for a huge page, smaller ones do.
+        let tight = Budget::new(1 << 20);
+        let staging = Staging::new(16 << 20).expect("memory");
+        assert!(staging.take(CHUNK_MAX, &tight).len() < CHUNK_MAX);
+    }
+
+    #[test]
+    fn a_large_wish_is_met_in_pieces_when_the_arena_is_cut_small() {
+        let staging = Staging::new(CHUNK_MAX).expect("memory");
+        let budget = Budget::new(1 << 30);
+        let small: Vec<_> = (0..CHUNK_MAX / PAGE)
+            .map(|_| staging.take(PAGE, &budget))
+            .collect();
+        small.into_iter().for_each(|b| staging.give(b));
+        assert_eq!(staging.take(CHUNK_MAX, &budget).len(), PAGE);
+    }
+}

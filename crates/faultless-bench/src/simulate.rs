@@ -5,6 +5,7 @@
 
 use crate::data::{STEP, mix};
 use faultless::internals::policy::{Item, Logs, Occupant, Place, Policy, Worth, ghost_reach};
+use faultless::internals::{Entry, Serial};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -427,7 +428,7 @@ impl Engine {
             let Some(victim) = self.policy.next_victim() else {
                 return;
             };
-            let page = victim.item.entry as usize - 1;
+            let page = victim.item.entry.get() as usize - 1;
             if std::mem::take(&mut self.seen[page]) {
                 self.policy.arrive(victim.item, true);
                 continue;
@@ -441,8 +442,8 @@ impl Engine {
             self.state[page] = match slot {
                 None => self.shadow(victim.place),
                 Some((slot, old)) => {
-                    if let Some(old) = old.entry.checked_sub(1) {
-                        let still = self.state[old as usize] == State::Cools(slot);
+                    if let Some(old) = old.entry.get().checked_sub(1) {
+                        let still = self.state[old as usize] == State::Cools(slot.get());
                         if still {
                             self.state[old as usize] = self.shadow(victim.place);
                         }
@@ -451,8 +452,14 @@ impl Engine {
                         }
                     }
                     let entry = victim.item.entry;
-                    self.logs.put(slot, Occupant { entry, serial: 0 });
-                    State::Cools(slot)
+                    self.logs.put(
+                        slot,
+                        Occupant {
+                            entry,
+                            serial: Serial::default(),
+                        },
+                    );
+                    State::Cools(slot.get())
                 }
             };
         }
@@ -478,7 +485,7 @@ impl Cache for Engine {
         self.state[i] = State::Mapped;
         self.seen[i] = false;
         let item = Item {
-            entry: u64::from(page) + 1,
+            entry: Entry::new(u64::from(page) + 1),
             pages: 1,
         };
         self.policy.arrive(item, proved);

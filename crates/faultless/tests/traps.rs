@@ -903,7 +903,24 @@ fn without_userfaultfd_the_same_api_runs_on_mmap() {
             0,
         );
 
-        // A writer: the snapshot is a copy, made before it gets in.
+        // What is copied is charged, and what does not fit is refused.
+        let held = pool.stats().used;
+        assert!(held.get() > LEN as u64 - 10_000, "{held}");
+        let large = file(dir.path(), "large", 2, 9 << 20);
+        let refused = pool.map(open(&large));
+        assert!(
+            matches!(refused, Err(Error::TooLargeToCopy { .. })),
+            "{refused:?}"
+        );
+        // SAFETY: nobody writes to the file.
+        check(
+            &unsafe { pool.map_trusted(open(&large)) }.expect("the kernel's"),
+            2,
+            0,
+        );
+        assert_eq!(pool.stats().used, held);
+
+        // A writer: the map is a copy, made before it gets in. No lease delays it.
         let got_in = AtomicBool::new(false);
         std::thread::scope(|s| {
             s.spawn(|| overwrite(&path, &got_in));

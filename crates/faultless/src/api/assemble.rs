@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "reserves and arms address space")]
 
 use crate::api::advice::Reads;
+use crate::api::backing::Backing;
 use crate::api::builder::install_handler;
 use crate::api::engine::Engine;
 use crate::api::map::Map;
@@ -10,6 +11,7 @@ use crate::api::options::{MapOptions, UNIT_MAX};
 use crate::api::promise::check_units;
 use crate::base::descriptor::own;
 use crate::base::error::{Error, LeaseRefusal};
+use crate::base::ids::{Addr, FileAt, Serial};
 use crate::base::primitive::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
 };
@@ -42,15 +44,18 @@ impl MapOptions {
     /// Maps a file safely.
     ///
     /// The map takes a read lease (`fcntl(2)`, `F_SETLEASE`): the kernel grants it while nobody has the file open for
-    /// writing, and holds back who wants to, until the map has done what [`on_break`](Self::on_break) says. So the
-    /// bytes of the map never change, and a `&[u8]` of it is sound.
+    /// writing, and delays a writer until the map has done what [`on_break`](Self::on_break) says, for `lease-break-time` (45 s) at
+    /// most. So the bytes of the map never change, and a `&[u8]` of it is sound. **After a break, pages that are not in memory
+    /// are refused**: a plain load of one raises SIGBUS, and [`Map::pin`] returns [`Error::LeaseBroken`].
     ///
     /// The descriptor is not kept: the file is opened anew for reading.
     ///
     /// # Errors
     ///
     /// [`Error::Lease`] where no lease can be had: a writer, a file of another owner, a file system that does not
-    /// honour leases. [`Error::InvalidOption`], [`Error::TooManyMaps`], [`Error::Kernel`].
+    /// honour leases. [`Error::TooLargeToCopy`] on the mmap backend, where a safe map is a copy in memory (the kernel's own
+    /// mapping would show what a writer writes once the lease is taken by force). [`Error::InvalidOption`],
+    /// [`Error::TooManyMaps`], [`Error::Kernel`].
     pub fn map(&self, file: impl AsFd) -> Result<Map, Error> {
         let file = file.as_fd();
         let name = source::file_name(file);
@@ -68,8 +73,8 @@ impl MapOptions {
     /// # Errors
     ///
     /// [`Error::Read`] if the source does not tell its length; [`Error::InvalidOption`], [`Error::TooManyMaps`],
-    /// [`Error::Kernel`]. On the mmap backend, a source that is no file is read into memory at once, and
-    /// [`Error::BudgetExhausted`] says that it is larger than the budget.
+    /// [`Error::Kernel`]. On the mmap backend, a source that is no file is read into memory when it is mapped, and
+    /// [`Error::TooLargeToCopy`] says that it does not fit the budget.
     pub unsafe fn map_trusted(&self, source: impl Source) -> Result<Map, Error> {
         if let Some(fd) = source.file() {
             return self.map_file(fd, source.name(), false);
@@ -103,13 +108,8 @@ impl MapOptions {
         let Some(engine) = &self.pool.0.engine else {
             // Whole blocks: a source is never asked for less.
             let whole = (head + len).next_multiple_of(PAGE.max(align));
-            if whole as u64 > self.pool.budget().get() {
-                return Err(Error::BudgetExhausted {
-                    budget: self.pool.budget(),
-                });
-            }
-            let mmap = Mmap::copy(&*source, name, base, whole)?;
-            return Ok(Map::mmap(self.pool.clone(), mmap, head, len));
+            let mmap = Mmap::copy(&*source, name, base, whole, &self.pool.0.copies)?;
+            return Ok(Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len));
         };
         self.pool
             .0
@@ -160,9 +160,12 @@ impl MapOptions {
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {
             let whole = (head + len).next_multiple_of(PAGE);
-            let lease = leased.then(|| (self.on_break, self.pool.budget().get()));
-            let mmap = Mmap::file(fd, id, name, base, whole, lease)?;
-            let map = Map::mmap(self.pool.clone(), mmap, head, len);
+            let copies = &self.pool.0.copies;
+            let mmap = match leased {
+                true => Mmap::leased(fd, id, name, base, whole, copies)?,
+                false => Mmap::trusted(fd, id, name, base, whole)?,
+            };
+            let map = Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len);
             map.advise(self.advice);
             return Ok(map);
         };
@@ -257,12 +260,12 @@ impl MapOptions {
         engine.core.budget.charge_anyway(table.fixed_bytes());
         let core = registry::open(Box::new(MapCore {
             id,
-            serial: NEXT_SERIAL.fetch_add(1, Ordering::Relaxed),
+            serial: Serial::new(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed)),
             pool: engine.core.clone(),
-            start: region.start,
+            start: Addr::new(region.start),
             region_len: region.len,
             live: Live::new(region.start..region.start + region.len),
-            base,
+            base: FileAt::new(base),
             // Bytes that can be read: as far as both the map and the source go.
             data_len: data_len.min((head + len) as u64),
             unit_shift: unit.trailing_zeros(),
@@ -289,7 +292,7 @@ impl MapOptions {
             counters: Counters::new(),
         }));
         std::mem::forget(region);
-        let map = Map::engine(self.pool.clone(), core, head, len);
+        let map = Map::new(self.pool.clone(), Backing::Engine(core), head, len);
         map.advise(self.advice);
         Ok(map)
     }

@@ -12,6 +12,7 @@ use crate::coherence::{fork, keeper};
 use crate::fault::handler;
 use crate::space::fds;
 use crate::space::pool_core::FILLERS_MAX;
+use crate::sync::budget::Budget;
 use faultless_sys::raw;
 use std::sync::Arc;
 
@@ -97,6 +98,7 @@ impl PoolBuilder {
             backend,
             workers: Arc::default(),
             fill_threads,
+            copies: Arc::new(Budget::new(budget.get())),
             promise: Mutex::new(promise),
             pid: raw::getpid(),
         })))

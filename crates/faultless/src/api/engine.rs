@@ -99,6 +99,8 @@ pub(crate) struct Shared {
     pub(crate) backend: Backend,
     pub(crate) workers: Arc<Workers>,
     pub(crate) fill_threads: usize,
+    /// What the copies of maps are charged to on the mmap backend.
+    pub(crate) copies: Arc<Budget>,
     pub(crate) promise: Mutex<Promise>,
     pub(crate) pid: u32,
 }

@@ -3,28 +3,16 @@
 #![allow(unsafe_code, reason = "makes slices of mapped memory, discards ranges")]
 
 use crate::api::advice::Advice;
+use crate::api::backing::Backing;
 use crate::api::pool::Pool;
 use crate::base::error::Error;
 use crate::base::process;
 use crate::base::stats::Stats;
 use crate::coherence::closing::{close, settle, unmap_live};
-use crate::coherence::mmap::Mmap;
-use crate::evict::release::release_units;
-use crate::read::prefetch::{PART, Prefetch};
-use crate::space::counters::Count;
-use crate::space::map_core::{MapCore, Reading};
-use crate::space::page::State;
-use crate::space::streams::Mode;
+use crate::space::map_core::MapCore;
 use faultless_sys::mem;
-use faultless_sys::mem::PAGE;
 use std::fmt;
 use std::ops::{Deref, RangeBounds};
-
-pub(crate) enum Inner {
-    Engine(&'static MapCore),
-    Mmap(Mmap),
-    Empty,
-}
 
 /// A file, or another [`Source`](crate::Source), as memory: a `&[u8]` that is read as it is touched.
 ///
@@ -56,7 +44,7 @@ pub struct Map {
     pub(crate) len: usize,
     /// Bytes between the start of the region and the start of the map.
     pub(crate) head: usize,
-    pub(crate) inner: Inner,
+    pub(crate) backing: Backing,
     pub(crate) pool: Pool,
 }
 
@@ -86,34 +74,19 @@ impl AsRef<[u8]> for Map {
 }
 
 impl Map {
+    /// `len` bytes that begin `head` bytes behind the start of a region.
+    pub(crate) fn new(pool: Pool, backing: Backing, head: usize, len: usize) -> Map {
+        Map {
+            ptr: backing.start() + head,
+            len,
+            head,
+            backing,
+            pool,
+        }
+    }
+
     pub(crate) fn empty(pool: Pool) -> Map {
-        Map {
-            ptr: std::ptr::dangling::<u8>() as usize,
-            len: 0,
-            head: 0,
-            inner: Inner::Empty,
-            pool,
-        }
-    }
-
-    pub(crate) fn engine(pool: Pool, core: &'static MapCore, head: usize, len: usize) -> Map {
-        Map {
-            ptr: core.start + head,
-            len,
-            head,
-            inner: Inner::Engine(core),
-            pool,
-        }
-    }
-
-    pub(crate) fn mmap(pool: Pool, mmap: Mmap, head: usize, len: usize) -> Map {
-        Map {
-            ptr: mmap.range.start + head,
-            len,
-            head,
-            inner: Inner::Mmap(mmap),
-            pool,
-        }
+        Map::new(pool, Backing::Empty, 0, 0)
     }
 
     /// The pool that the map belongs to.
@@ -123,11 +96,7 @@ impl Map {
 
     /// Name of the source.
     pub fn name(&self) -> &str {
-        match &self.inner {
-            Inner::Engine(core) => &core.name,
-            Inner::Mmap(mmap) => &mmap.name,
-            Inner::Empty => "an empty source",
-        }
+        self.backing.name()
     }
 
     /// Checks a range of the map, and turns it into bytes of the region.
@@ -176,67 +145,13 @@ impl Map {
         if bytes.is_empty() {
             return Ok(());
         }
-        match &self.inner {
-            Inner::Empty => {}
-            Inner::Mmap(mmap) => {
-                let start = bytes.start & !(PAGE - 1);
-                mmap.advise(start, bytes.end - start, libc::MADV_WILLNEED);
-            }
-            Inner::Engine(core) => {
-                let workers = &self.pool.0.workers;
-                workers
-                    .all(&core.pool)
-                    .map_err(|e| Error::kernel("cannot start worker threads", e))?;
-                let end = (core.unit_of(core.start + bytes.end - 1) + 1).min(core.data_units());
-                let step = (PART >> core.unit_shift).max(1);
-                let mut unit = core.unit_of(core.start + bytes.start);
-                while unit < end {
-                    let count = step.min(end - unit);
-                    let job = Prefetch {
-                        id: core.id,
-                        serial: core.serial,
-                        unit,
-                        count,
-                    };
-                    if !workers.prefetch(&core.pool, job) {
-                        core.counters
-                            .add(Count::PrefetchDropped, (end - unit).div_ceil(step));
-                        break;
-                    }
-                    unit += count;
-                }
-            }
-        }
-        Ok(())
+        self.backing.prefetch(&bytes, &self.pool)
     }
 
     /// Says how the map will be read from now on.
     pub fn advise(&self, advice: Advice) {
-        match &self.inner {
-            Inner::Empty => {}
-            Inner::Mmap(mmap) => {
-                let advice = match advice {
-                    Advice::Normal => libc::MADV_NORMAL,
-                    Advice::Random => libc::MADV_RANDOM,
-                    Advice::Sequential => libc::MADV_SEQUENTIAL,
-                };
-                mmap.advise(0, mmap.range.len, advice);
-            }
-            Inner::Engine(core) => {
-                if self.check_process().is_err() {
-                    return;
-                }
-                let mode = match advice {
-                    Advice::Random => Mode::Off,
-                    // A user's code is not called for a guess.
-                    Advice::Normal if matches!(core.reading, Reading::Source { .. }) => Mode::Off,
-                    Advice::Normal => Mode::Detect,
-                    Advice::Sequential => Mode::Eager,
-                };
-                // Without threads that could read ahead, nothing is read ahead.
-                let ready = mode == Mode::Off || self.pool.0.workers.all(&core.pool).is_ok();
-                core.streams.set_mode(if ready { mode } else { Mode::Off });
-            }
+        if self.check_process().is_ok() {
+            self.backing.advise(advice, &self.pool);
         }
     }
 
@@ -249,27 +164,9 @@ impl Map {
     pub fn release(&self, range: impl RangeBounds<usize>) -> Result<(), Error> {
         let bytes = self.range(range)?;
         self.check_process()?;
-        match &self.inner {
-            Inner::Empty => {}
-            Inner::Mmap(mmap) => {
-                let (start, end) = (bytes.start.next_multiple_of(PAGE), bytes.end & !(PAGE - 1));
-                if start < end {
-                    mmap.release(start, end - start);
-                }
-            }
-            Inner::Engine(core) => {
-                let unit = core.unit_bytes() as usize;
-                // The last unit is wholly inside if the range reaches the end of the map.
-                let to_end = bytes.end == self.head + self.len;
-                let first = bytes.start.div_ceil(unit);
-                let first = if bytes.start <= self.head { 0 } else { first };
-                let end = if to_end {
-                    bytes.end.div_ceil(unit)
-                } else {
-                    bytes.end / unit
-                };
-                release_units(core, first as u64..(end as u64).min(core.data_units()));
-            }
+        let (from_start, to_end) = (bytes.start <= self.head, bytes.end == self.head + self.len);
+        if !bytes.is_empty() {
+            self.backing.release(&bytes, from_start, to_end);
         }
         Ok(())
     }
@@ -283,59 +180,34 @@ impl Map {
         if bytes.is_empty() || self.check_process().is_err() {
             return bytes.is_empty();
         }
-        match &self.inner {
-            Inner::Empty => true,
-            Inner::Mmap(mmap) => {
-                let start = bytes.start & !(PAGE - 1);
-                mmap.is_resident(start, bytes.end - start)
-            }
-            Inner::Engine(core) => {
-                let mut units = core.unit_of(core.start + bytes.start)
-                    ..core.unit_of(core.start + bytes.end - 1) + 1;
-                units.all(|u| {
-                    let word = core.page(u).load();
-                    word.state() == State::Resident || word.cool()
-                })
-            }
-        }
+        self.backing.is_resident(&bytes)
     }
 
     /// What happened in the map so far. All zero on the mmap backend, where the kernel does not tell.
     pub fn stats(&self) -> Stats {
-        match &self.inner {
-            Inner::Engine(core) => core.counters.snapshot(),
-            _ => Stats::default(),
-        }
+        self.backing.stats()
     }
 }
 
 impl Map {
     /// Takes the engine's part out of the map, which is empty from then on.
     pub(crate) fn take_core(&mut self) -> Option<&'static MapCore> {
-        match std::mem::replace(&mut self.inner, Inner::Empty) {
-            Inner::Engine(core) => Some(core),
-            other => {
-                self.inner = other;
-                None
-            }
-        }
+        let core = self.backing.core()?;
+        self.backing = Backing::Empty;
+        Some(core)
     }
 
     /// The engine's part of the map.
     pub(crate) fn core(&self) -> Option<&'static MapCore> {
-        match &self.inner {
-            Inner::Engine(core) => Some(core),
-            _ => None,
-        }
+        self.backing.core()
     }
 }
 
 impl Drop for Map {
     fn drop(&mut self) {
-        let Inner::Engine(core) = &self.inner else {
+        let Some(core) = self.core() else {
             return;
         };
-        let core: &'static MapCore = core;
         if self.check_process().is_err() {
             // A forked child: the bar at the addresses stays, and all else is its parent's.
             return;

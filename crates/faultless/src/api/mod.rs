@@ -3,6 +3,7 @@
 pub(crate) mod advice;
 mod assemble;
 pub(crate) mod backend;
+pub(crate) mod backing;
 pub(crate) mod builder;
 pub(crate) mod engine;
 pub(crate) mod map;

@@ -2,18 +2,19 @@
 
 #![allow(unsafe_code, reason = "makes slices of mapped memory")]
 
-use crate::api::map::{Inner, Map};
+use crate::api::backing::{Backing, units_of};
+use crate::api::map::Map;
 use crate::base::error::Error;
+use crate::base::ids::Unit;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::fault::serve::serve;
 use crate::read::blocks::with_pieces;
 use crate::read::prefetch::serve_from;
 use crate::space::map_core::{MapCore, Reading};
-use faultless_sys::mem::PAGE;
 use faultless_sys::signal;
 use std::fmt;
-use std::ops::{Deref, RangeBounds};
+use std::ops::{Deref, Range, RangeBounds};
 
 impl Map {
     /// Makes a range resident and keeps it so until the result is dropped. The bytes may then be handed to system
@@ -32,44 +33,37 @@ impl Map {
         let mut pinned = Pinned {
             map: self,
             slice,
-            first: 0,
-            end: 0,
+            units: Unit::new(0)..Unit::new(0),
         };
         if bytes.is_empty() {
             return Ok(pinned);
         }
-        match &self.inner {
-            Inner::Empty => {}
-            Inner::Mmap(mmap) => {
-                let (start, end) = (bytes.start & !(PAGE - 1), bytes.end.next_multiple_of(PAGE));
-                mmap.populate(start, end - start)
-                    .map_err(|error| Error::Read {
-                        name: mmap.name.clone(),
-                        offset: bytes.start as u64,
-                        error,
-                    })?;
-            }
-            Inner::Engine(core) => {
-                let units = core.unit_of(core.start + bytes.start)
-                    ..core.unit_of(core.start + bytes.end - 1) + 1;
+        match &self.backing {
+            Backing::Empty => {}
+            Backing::Mmap(mmap) => mmap.populate(&bytes).map_err(|error| Error::Read {
+                name: mmap.name.clone(),
+                offset: bytes.start as u64,
+                error,
+            })?,
+            Backing::Engine(core) => {
+                let units = units_of(core, &bytes);
                 let budget = self.pool.budget();
                 if (units.end - units.start).saturating_mul(core.unit_bytes()) > budget.get() {
                     return Err(Error::BudgetExhausted { budget });
                 }
-                if bytes.end as u64 > core.data_len.next_multiple_of(PAGE as u64) {
+                if bytes.end as u64 > core.pages_end().get() {
                     return Err(Error::PastEnd {
                         name: core.name.to_string(),
-                        offset: core.base + core.data_len.next_multiple_of(PAGE as u64),
+                        offset: core.source_at(core.pages_end()).get(),
                     });
                 }
-                pinned.first = units.start;
-                pinned.end = units.start;
-                for unit in units {
+                pinned.units = units.start..units.start;
+                for unit in Unit::each(units) {
                     pin_unit(core, unit).map_err(|refusal| {
-                        let offset = core.base + (unit << core.unit_shift);
+                        let offset = core.source_at(core.unit_start(unit)).get();
                         refusal.into_error(&core.name, offset, budget)
                     })?;
-                    pinned.end = unit + 1;
+                    pinned.units.end = unit + 1;
                 }
             }
         }
@@ -77,7 +71,7 @@ impl Map {
     }
 }
 
-fn pin_unit(core: &MapCore, unit: u64) -> Result<(), Refusal> {
+fn pin_unit(core: &MapCore, unit: Unit) -> Result<(), Refusal> {
     match &core.reading {
         Reading::File { .. } => {
             // A signal handler that does not return (longjmp), or a cancelled thread, would leave the unit claimed
@@ -99,8 +93,7 @@ fn pin_unit(core: &MapCore, unit: u64) -> Result<(), Refusal> {
 pub struct Pinned<'a> {
     map: &'a Map,
     slice: (usize, usize),
-    first: u64,
-    end: u64,
+    units: Range<Unit>,
 }
 
 impl Deref for Pinned<'_> {
@@ -129,10 +122,10 @@ impl fmt::Debug for Pinned<'_> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        if let Inner::Engine(core) = &self.map.inner
+        if let Some(core) = self.map.core()
             && self.map.check_process().is_ok()
         {
-            for unit in self.first..self.end {
+            for unit in Unit::each(self.units.clone()) {
                 core.page(unit).unpin();
             }
         }

@@ -70,6 +70,7 @@ impl Pool {
             check_units(budget, largest)?;
         }
         lock(&self.0.promise).change(budget)?;
+        self.0.copies.set_limit(budget.get());
         if let Some(engine) = &self.0.engine {
             let core = &engine.core;
             limits::set_budget(core, budget.get());
@@ -82,11 +83,12 @@ impl Pool {
             Some(engine) => sum_of(&engine.core),
             None => Stats::default(),
         };
-        let (used, peak) = self
+        let budget = self
             .0
             .engine
             .as_ref()
-            .map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.peak()));
+            .map_or(&*self.0.copies, |e| &e.core.budget);
+        let (used, peak) = (budget.used(), budget.peak());
         PoolStats {
             maps,
             budget: self.budget(),
@@ -118,7 +120,7 @@ pub struct PoolStats {
     pub maps: Stats,
     /// The budget.
     pub budget: ByteSize,
-    /// What is charged to it now: frames, staging buffers, page states, queues. 0 on the mmap backend.
+    /// What is charged to it now: frames, staging buffers, page states, queues. On the mmap backend: copies.
     pub used: ByteSize,
     /// The most that was ever charged at once.
     pub peak: ByteSize,

@@ -72,6 +72,19 @@ pub enum Error {
         /// The pool's budget.
         budget: ByteSize,
     },
+    /// Without the engine, a safe map of a file, and any map of a source that is no file, is a copy in memory, and the budget has
+    /// no room for this one.
+    #[error(
+        "cannot map {name} without userfaultfd: its {len} bytes would be copied into memory, and the budget of {budget} has no room for them; raise it, or map a file for whose bytes you vouch with map_trusted"
+    )]
+    TooLargeToCopy {
+        /// The source.
+        name: String,
+        /// Bytes of the copy.
+        len: u64,
+        /// The pool's budget.
+        budget: ByteSize,
+    },
     /// A system call failed.
     #[error("{what}: {error}")]
     Kernel {
@@ -155,7 +168,9 @@ impl From<Error> for io::Error {
             Error::InvalidOption { .. } | Error::OutOfRange { .. } => io::ErrorKind::InvalidInput,
             Error::Read { error, .. } | Error::Kernel { error, .. } => error.kind(),
             Error::PastEnd { .. } => io::ErrorKind::UnexpectedEof,
-            Error::BudgetExhausted { .. } => io::ErrorKind::OutOfMemory,
+            Error::BudgetExhausted { .. } | Error::TooLargeToCopy { .. } => {
+                io::ErrorKind::OutOfMemory
+            }
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, e)

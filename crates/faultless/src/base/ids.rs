@@ -1,40 +1,219 @@
-//! Numbers that must not be taken for each other.
-//!
-//! An address is not an offset, a slot is not a unit: each has a type of its own, and the arithmetic that makes sense.
+//! Numbers that must not be taken for each other: each has a type of its own, with the arithmetic that makes sense for it.
 
-/// A number of a fill unit within a map.
-pub(crate) type Unit = u64;
+use std::fmt;
+use std::ops::{Add, AddAssign, Range, Sub};
+
+/// Declares a number. (Public, since some are a part of what `internals` shows.)
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[allow(unreachable_pub, reason = "some are shown")]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name($inner);
+
+        #[allow(dead_code, unreachable_pub, reason = "the same for all numbers")]
+        impl $name {
+            /// This number.
+            pub const fn new(number: $inner) -> Self {
+                $name(number)
+            }
+
+            /// The bare number.
+            pub const fn get(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), " {}"), self.0)
+            }
+        }
+    };
+}
+
+number! {
+    /// A fill unit of a map, counted from the start of its region.
+    Unit(u64)
+}
+number! {
+    /// A page that holds the bytes of a unit which is not installed: in the cooling area, or among the trips.
+    Slot(u32)
+}
+number! {
+    /// A map's gate. Gates are used again.
+    MapId(u32)
+}
+number! {
+    /// A map. Never used again.
+    Serial(u64)
+}
+number! {
+    /// A byte of a source, from its start.
+    FileAt(u64)
+}
+number! {
+    /// A byte of a map's region, from its start.
+    RegionAt(u64)
+}
+number! {
+    /// An address.
+    Addr(usize)
+}
+number! {
+    /// A span of time, or a moment of the monotonic clock, in nanoseconds.
+    Nanos(u64)
+}
+
+/// Numbers that an amount can be added to, and between which there are distances.
+macro_rules! counted {
+    ($name:ident, $amount:ty) => {
+        impl Add<$amount> for $name {
+            type Output = $name;
+            fn add(self, amount: $amount) -> $name {
+                $name(self.0 + amount)
+            }
+        }
+        impl AddAssign<$amount> for $name {
+            fn add_assign(&mut self, amount: $amount) {
+                self.0 += amount;
+            }
+        }
+        impl Sub for $name {
+            type Output = $amount;
+            fn sub(self, other: $name) -> $amount {
+                self.0 - other.0
+            }
+        }
+    };
+}
+
+counted!(Unit, u64);
+counted!(FileAt, u64);
+counted!(RegionAt, u64);
+counted!(Addr, usize);
+
+impl Unit {
+    /// The unit before this one, if there is one.
+    pub(crate) fn before(self) -> Option<Unit> {
+        self.0.checked_sub(1).map(Unit)
+    }
+
+    /// The unit at a distance, which may be negative; a distance that leads below the first unit wraps.
+    pub(crate) fn at_distance(self, distance: i64) -> Unit {
+        Unit(self.0.wrapping_add_signed(distance))
+    }
+
+    /// The units from one to before another.
+    pub(crate) fn each(units: Range<Unit>) -> impl Iterator<Item = Unit> + Clone {
+        (units.start.0..units.end.0).map(Unit)
+    }
+}
+
+impl Nanos {
+    pub(crate) const fn from_secs(seconds: u64) -> Self {
+        Nanos(seconds * 1_000_000_000)
+    }
+    pub(crate) const fn from_millis(millis: u64) -> Self {
+        Nanos(millis * 1_000_000)
+    }
+    pub(crate) const fn from_micros(micros: u64) -> Self {
+        Nanos(micros * 1_000)
+    }
+    pub(crate) const fn as_secs_f64(self) -> f64 {
+        self.0 as f64 / 1e9
+    }
+    /// Nothing, if the other moment is later.
+    pub(crate) const fn since(self, earlier: Nanos) -> Nanos {
+        Nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add for Nanos {
+    type Output = Nanos;
+    fn add(self, more: Nanos) -> Nanos {
+        Nanos(self.0.saturating_add(more.0))
+    }
+}
 
 const UNIT_BITS: u32 = 40;
 const ID_BITS: u32 = 17;
+const SHIFT_BITS: u32 = 6;
+/// Most gates that an entry can tell apart.
+pub(crate) const IDS_MAX: usize = (1 << ID_BITS) - 1;
 
-/// An entry of the evictor's queue: which unit of which map, and how large it is. Never zero.
-pub(crate) fn track_entry(id: u32, unit_shift: u32, unit: Unit) -> u64 {
-    u64::from(unit_shift) << (UNIT_BITS + ID_BITS) | (u64::from(id) + 1) << UNIT_BITS | unit
+number! {
+    /// An entry of the evictor's queues: which unit of which map, and how large it is. Zero is no entry.
+    Entry(u64)
 }
 
-/// Undoes [`track_entry`]: the map's gate, and the unit.
-pub(crate) fn entry_parts(entry: u64) -> (u32, Unit) {
-    let id = (entry >> UNIT_BITS) as u32 & ((1 << ID_BITS) - 1);
-    (id - 1, entry & ((1 << UNIT_BITS) - 1))
+impl Entry {
+    /// Marks a unit that was read ahead.
+    const AHEAD: u64 = 1 << 63;
+
+    /// The entry of a unit.
+    pub(crate) fn of(map: MapId, unit_shift: u32, unit: Unit) -> Self {
+        debug_assert!(unit.0 < 1 << UNIT_BITS && unit_shift < 1 << SHIFT_BITS);
+        let shift = u64::from(unit_shift) << (UNIT_BITS + ID_BITS);
+        Entry(shift | (u64::from(map.0) + 1) << UNIT_BITS | unit.0)
+    }
+
+    /// The same, of a unit that was read ahead.
+    pub(crate) fn marked_ahead(self) -> Self {
+        Entry(self.0 | Self::AHEAD)
+    }
+
+    /// Whether it is one.
+    pub(crate) fn is_some(self) -> bool {
+        self.0 != 0
+    }
+
+    /// The gate of the map.
+    pub(crate) fn map(self) -> MapId {
+        let id = (self.0 >> UNIT_BITS) as u32 & ((1 << ID_BITS) - 1);
+        MapId(id.wrapping_sub(1))
+    }
+
+    /// The unit.
+    pub(crate) fn unit(self) -> Unit {
+        Unit(self.0 & ((1 << UNIT_BITS) - 1))
+    }
+
+    /// Whether the unit was read ahead.
+    pub(crate) fn ahead(self) -> bool {
+        self.0 & Self::AHEAD != 0
+    }
+
+    /// The size of the unit, in bytes.
+    pub(crate) fn unit_bytes(self) -> u64 {
+        1 << ((self.0 & !Self::AHEAD) >> (UNIT_BITS + ID_BITS))
+    }
 }
 
-/// Marks the entry of a unit that was read ahead.
-pub(crate) const AHEAD: u64 = 1 << 63;
-
-/// Whether the unit was read ahead.
-pub(crate) fn entry_ahead(entry: u64) -> bool {
-    entry & AHEAD != 0
-}
-
-/// The size of an entry's unit, in bytes.
-pub(crate) fn entry_bytes(entry: u64) -> u64 {
-    1 << ((entry & !AHEAD) >> (UNIT_BITS + ID_BITS))
-}
-
-/// A lease taken, to be given up by.
+/// A lease that was taken, by which it is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LeaseId {
+    /// The descriptor's number, in the keeper's table.
     pub(crate) number: i32,
+    /// Descriptor numbers are used again, serial numbers are not.
     pub(crate) serial: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_gives_back_what_it_was_made_of() {
+        for (map, shift, unit) in [(0, 12, 0), (65_535, 21, (1 << 34) - 1), (7, 12, 99)] {
+            let entry = Entry::of(MapId(map), shift, Unit(unit));
+            for entry in [entry, entry.marked_ahead()] {
+                assert!(entry.is_some());
+                assert_eq!((entry.map().0, entry.unit().0), (map, unit));
+                assert_eq!(entry.unit_bytes(), 1 << shift);
+            }
+            assert!(!entry.ahead() && entry.marked_ahead().ahead());
+        }
+        assert!(!Entry::default().is_some());
+    }
 }

@@ -3,10 +3,12 @@
 #[cfg(not(loom))]
 pub(crate) mod area;
 #[cfg(not(loom))]
+pub(crate) mod clock;
+#[cfg(not(loom))]
 pub(crate) mod descriptor;
 #[cfg(not(loom))]
 pub(crate) mod error;
-#[cfg(not(loom))]
+pub(crate) mod futex;
 pub(crate) mod ids;
 #[cfg(not(loom))]
 pub(crate) mod memory;

@@ -1,5 +1,6 @@
 //! What pages are read from.
 
+use crate::base::ids::FileAt;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -124,8 +125,9 @@ pub(crate) fn read_full(
     source: &dyn Source,
     align: usize,
     buf: &mut [u8],
-    offset: u64,
+    offset: FileAt,
 ) -> io::Result<usize> {
+    let offset = offset.get();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut got = 0;
         while got < buf.len() {

@@ -8,10 +8,11 @@
 
 #![allow(unsafe_code, reason = "replaces mappings in a forked child")]
 
+use crate::base::ids::Addr;
 use crate::base::primitive::Ordering;
 use crate::base::process;
+use crate::coherence::keeper;
 use crate::coherence::opening::reopen;
-use crate::coherence::{keeper, mmap};
 use crate::fault::handler;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
 use crate::space::{fds, identity, registry};
@@ -24,7 +25,6 @@ type Locks = (
     handler::HandlerLock,
     keeper::KeeperLocks,
     registry::GatesLock,
-    mmap::LeasedLock,
 );
 
 struct Slot(UnsafeCell<Option<Locks>>);
@@ -58,12 +58,7 @@ extern "C" fn before() {
             let _ = fd.current(*id);
         }
     });
-    let locks = (
-        handler::freeze(),
-        keeper::freeze(),
-        registry::freeze(),
-        mmap::freeze(),
-    );
+    let locks = (handler::freeze(), keeper::freeze(), registry::freeze());
     fds::forking();
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *SLOT.0.get() = Some(locks) };
@@ -81,7 +76,7 @@ extern "C" fn in_child() {
     if let Some(mut locks) = locks {
         // Calls of the parent's other threads, which nobody ends here.
         locks.1.forget_calls();
-        bar_regions(&locks.3);
+        bar_regions();
         fds::prepared();
         identity::in_child();
     }
@@ -100,7 +95,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
     let advice = kernel.advice.load(Ordering::Relaxed);
     let mut all = true;
     for part in core.live.in_child().iter() {
-        let offset = core.base + (part.start - core.start) as u64;
+        let offset = core.base + (Addr::new(part.start) - core.start) as u64;
         let flags = kernel.flags | mem::MAP_FIXED_NOREPLACE;
         // SAFETY: replaces nothing: the parent's region is a hole here.
         let made = unsafe {
@@ -110,7 +105,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
                 libc::PROT_READ,
                 flags,
                 number,
-                offset,
+                offset.get(),
             )
         };
         if made.is_ok() {
@@ -128,7 +123,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
 
 /// Puts what belongs there where the maps were: the kernel's mapping where one stood in for that, otherwise an empty
 /// file.
-fn bar_regions(leased: &mmap::LeasedLock) {
+fn bar_regions() {
     // SAFETY: a NUL-terminated name; the flag is defined.
     let fd = unsafe { libc::memfd_create(c"faultless-forked".as_ptr(), libc::MFD_CLOEXEC) };
     let bar = |region: Range<usize>| {
@@ -153,7 +148,6 @@ fn bar_regions(leased: &mmap::LeasedLock) {
         Some(kernel) if restore(core, kernel) => {}
         _ => bar(core.region()),
     });
-    mmap::for_each_leased(leased, bar);
     // An open file of the parent's that lived on in the child would keep the parent's lease, with nobody to give it up.
     // A new process has no POSIX locks to lose.
     fds::for_each_number(|number| {

@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code, reason = "replaces mappings by address")]
 
+use crate::base::ids::Addr;
 use crate::base::primitive::Ordering;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
-use crate::space::table::GROUP;
+use crate::space::table::Table;
 use crate::space::{identity, registry};
 use faultless_sys::{Errno, mem, uffd};
 use std::ops::Range;
@@ -69,11 +70,14 @@ impl Drop for Aside {
 
 /// The end of the piece to be replaced next: as far as nothing is resident, and [`PIECE`] beyond that.
 pub(crate) fn piece_end(core: &MapCore, at: usize, end: usize) -> usize {
-    let data_end = core.start + (core.data_len as usize).next_multiple_of(mem::PAGE);
+    let data_end = core.addr(core.pages_end()).get();
     let mut to = at;
-    while to < end.min(data_end) && core.table.live(core.unit_of(to)) == 0 {
-        let next = (core.unit_of(to) / GROUP + 1) * GROUP;
-        to = core.unit_addr(next);
+    while to < end.min(data_end) {
+        let unit = core.unit_of(Addr::new(to));
+        if core.table.live(unit) > 0 {
+            break;
+        }
+        to = core.unit_addr(Table::group_of(unit).end).get();
     }
     match to {
         to if to >= data_end => end,
@@ -118,10 +122,10 @@ pub(crate) fn put_kernels(
     at: usize,
     len: usize,
 ) -> Result<(), Errno> {
-    let offset = core.base + (from - core.start) as u64;
+    let offset = core.base + (Addr::new(from) - core.start) as u64;
     let flags = kernel.flags | libc::MAP_FIXED;
     // SAFETY: replaces a part of the map's region, or the range that it was moved to, by the same bytes.
-    unsafe { mem::map(at, len, libc::PROT_READ, flags, number, offset)? };
+    unsafe { mem::map(at, len, libc::PROT_READ, flags, number, offset.get())? };
     let advice = kernel.advice.load(Ordering::Relaxed);
     // SAFETY: mapped just now; this advice changes no contents.
     unsafe {

@@ -6,7 +6,9 @@
 //! was mapped. This means something only where every write passes the lease: overlayfs and FUSE grant one and then let
 //! the bytes change, so there is a list of file systems that can be trusted with it.
 
+use crate::base::clock;
 use crate::base::error::{Error, LeaseRefusal};
+use crate::base::ids::{MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
 use crate::coherence::{hooks, keeper};
 use crate::fault::read_file::file_piece;
@@ -97,18 +99,18 @@ pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
 }
 
 /// The time by which a map must be saved, since the kernel takes its lease by force soon after. `None`: the kernel never does.
-pub(crate) fn deadline() -> Option<std::time::Instant> {
+pub(crate) fn deadline() -> Option<Nanos> {
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
     // Some time has passed since the kernel began to wait, and giving the lease up takes some.
-    patience(&text).map(|patience| std::time::Instant::now() + patience.mul_f32(0.8))
+    patience(&text).map(|patience| clock::now() + Nanos::new(patience.get() / 5 * 4))
 }
 
 /// How long the kernel waits before it takes a lease by force, from the text of its setting. 0 means that it waits for ever.
-fn patience(text: &str) -> Option<std::time::Duration> {
+fn patience(text: &str) -> Option<Nanos> {
     /// The kernel's default, in seconds.
     const DEFAULT: u64 = 45;
     let seconds = text.trim().parse().unwrap_or(DEFAULT);
-    (seconds > 0).then(|| std::time::Duration::from_secs(seconds))
+    (seconds > 0).then(|| Nanos::from_secs(seconds))
 }
 
 /// Saves what can be saved of a map whose lease is being broken, then gives the lease up. Runs on a worker thread.
@@ -116,14 +118,14 @@ fn patience(text: &str) -> Option<std::time::Duration> {
 /// Whatever this does or leaves undone, bytes stay right: the fault path asks the kernel about the lease after each
 /// read. What is at stake here is only how much survives.
 pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
-    if core.keep_all.swap(true, Ordering::SeqCst) {
+    if !core.keep_all_from_now() {
         return;
     }
     if what == OnBreak::Snapshot {
         let deadline = deadline();
-        for unit in 0..core.data_units() {
+        for unit in Unit::each(Unit::new(0)..core.units_end()) {
             let closing = core.closing.load(Ordering::Acquire);
-            if deadline.is_some_and(|d| std::time::Instant::now() > d) || closing {
+            if deadline.is_some_and(|d| clock::now() > d) || closing {
                 break;
             }
             // Where there is no room for more, what is there still has to be made to stay.
@@ -136,7 +138,7 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
 }
 
 /// Makes one unit resident for good, if there is room for it.
-fn keep(core: &MapCore, unit: u64) {
+fn keep(core: &MapCore, unit: Unit) {
     let Reading::File { fd, .. } = &core.reading else {
         return;
     };
@@ -148,7 +150,7 @@ fn keep(core: &MapCore, unit: u64) {
         State::Absent => {
             let budget = &core.pool.budget;
             if budget.used() + core.unit_bytes() <= budget.limit() {
-                let fetch = &mut |at, end, keep| file_piece(core, fd, at, end, keep);
+                let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
                 let _ = prefetch(core, unit, RUN_MAX as u64, fetch);
             }
         }
@@ -201,7 +203,7 @@ pub(crate) fn take(
 }
 
 /// Runs [`on_break`] for the map with gate `id`, if it is still the one with this serial number.
-pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
+pub(crate) fn broken(id: MapId, serial: Serial, what: Broken) {
     let Some(core) = registry::gate(id)
         .and_then(registry::enter)
         .filter(|core| core.serial == serial)
@@ -213,7 +215,7 @@ pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
         Broken::HandBack => {
             // The thread that hands the map back waits until nobody is inside.
             drop(core);
-            if !hooks::lease_broken(serial) {
+            if !hooks::lease_broken(serial.get()) {
                 broken(id, serial, Broken::Save(OnBreak::Snapshot));
             }
         }
@@ -223,13 +225,12 @@ pub(crate) fn broken(id: u32, serial: u64, what: Broken) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_break_time_of_zero_means_that_the_kernel_waits_for_ever() {
         assert_eq!(patience("0\n"), None);
-        assert_eq!(patience("45\n"), Some(Duration::from_secs(45)));
-        assert_eq!(patience("1"), Some(Duration::from_secs(1)));
-        assert_eq!(patience(""), Some(Duration::from_secs(45)));
+        assert_eq!(patience("45\n"), Some(Nanos::from_secs(45)));
+        assert_eq!(patience("1"), Some(Nanos::from_secs(1)));
+        assert_eq!(patience(""), Some(Nanos::from_secs(45)));
     }
 }

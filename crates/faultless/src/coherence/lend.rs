@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "makes mappings that system calls read")]
 
+use crate::base::ids::Addr;
 use crate::base::primitive::{AtomicUsize, Ordering};
 use crate::space::alias::{Alias, ORPHAN, free};
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
@@ -18,7 +19,8 @@ impl Alias {
         let len = core.region_len;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, read only.
-        let start = unsafe { mem::map(0, len, libc::PROT_READ, flags, number, core.base) }.ok()?;
+        let start =
+            unsafe { mem::map(0, len, libc::PROT_READ, flags, number, core.base.get()) }.ok()?;
         // SAFETY: mapped just now; this advice changes no contents. (A child has its own mappings.)
         unsafe {
             let _ = mem::madvise(start, len, libc::MADV_DONTFORK);
@@ -99,6 +101,6 @@ pub fn lend(range: &Range<usize>) -> Option<Lent> {
     alias.users.fetch_add(1, Ordering::AcqRel);
     Some(Lent {
         alias: std::ptr::from_ref(alias).cast_mut(),
-        at: alias.start + (range.start - core.start),
+        at: alias.start + (Addr::new(range.start) - core.start),
     })
 }

@@ -1,161 +1,107 @@
-//! Maps without userfaultfd: the kernel's own mmap for files, a copy in memory for other sources.
+//! Maps without userfaultfd: the kernel's own mapping of a file for whose bytes the user vouches, and a copy in memory of
+//! everything else.
 //!
-//! A lease guards a file here too, but less well: the kernel's mapping shows what a writer writes. When the lease is
-//! being broken, the mapping is replaced, by a copy or by nothing, before the writer is let in. That takes time, which
-//! the kernel grants (`lease-break-time`); a process that is stopped for longer than that loses the race.
+//! A lease would guard the kernel's mapping less well than it guards the engine's: the mapping shows what a writer writes, and a
+//! process that is stopped for longer than `lease-break-time` cannot take it away in time. So a safe map is a copy here, made
+//! under a lease, and needs none afterwards.
 
-#![allow(unsafe_code, reason = "maps and replaces memory by address")]
+#![allow(unsafe_code, reason = "maps memory by address")]
 
 use crate::base::error::Error;
-use crate::base::ids::LeaseId;
-use crate::base::primitive::{
-    AtomicBool, Mutex, MutexGuard, OnceLock, Ordering, TryLockError, lock,
-};
+use crate::base::ids::FileAt;
+use crate::base::size::ByteSize;
+use crate::base::source;
 use crate::base::source::Source;
-use crate::base::thread::block_signals;
-use crate::base::{source, thread};
-use crate::coherence::lease::OnBreak;
 use crate::coherence::{keeper, lease};
 use crate::space::fds::Fd;
-use faultless_sys::file::FileId;
-use faultless_sys::mem::PAGE;
-use faultless_sys::{file, mem, raw};
+use crate::sync::budget::Budget;
+use faultless_sys::file::{self, FileId};
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::{Errno, raw};
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// `MADV_POPULATE_READ` (5.14).
 const MADV_POPULATE_READ: i32 = 22;
-/// Bytes of a copy that are read between looks at the clock.
-const COPY_STEP: usize = 4 << 20;
 
-/// What lies in the range of an mmap map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What lies in the range of a map.
+#[derive(Debug)]
 enum Content {
     /// The file, as the kernel maps it.
     File,
-    /// A copy in memory.
-    Copy,
-    /// Nothing: the lease was broken.
-    Refused,
-    /// The map is being dropped.
-    Gone,
+    /// A copy in memory, charged to this budget.
+    Copy(Arc<Budget>),
 }
 
-/// Where an mmap map is, shared with the thread that handles a broken lease.
-#[derive(Debug)]
-pub(crate) struct Extent {
-    pub(crate) start: usize,
-    pub(crate) len: usize,
-    /// Held while the range is replaced.
-    state: Mutex<Content>,
-    /// The map is being dropped: whoever copies its file stops.
-    closing: AtomicBool,
-}
-
-/// Ranges of leased maps: a forked child does not get them, since its parent guards them.
-static LEASED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
-
-/// The lock on them, held across `fork`.
-pub(crate) struct LeasedLock {
-    _leased: MutexGuard<'static, Vec<(usize, usize)>>,
-}
-
-pub(crate) fn freeze() -> LeasedLock {
-    LeasedLock {
-        _leased: lock(&LEASED),
-    }
-}
-
-/// Runs `f` on them, in the child of a fork, whose only thread is the caller and holds the lock.
-pub(crate) fn for_each_leased(held: &LeasedLock, mut f: impl FnMut(std::ops::Range<usize>)) {
-    for &(start, len) in held._leased.iter() {
-        f(start..start + len);
-    }
-}
-
-/// A map on the kernel's mmap.
+/// A map without userfaultfd.
 #[derive(Debug)]
 pub(crate) struct Mmap {
-    pub(crate) range: Arc<Extent>,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
     pub(crate) name: String,
-    lease: Option<(LeaseId, Fd, FileId)>,
+    content: Content,
     pid: u32,
 }
 
 impl Mmap {
-    /// Maps `len` bytes of an open file from `base`, a multiple of the page size. With a lease: what to do when it is
-    /// broken, and the largest copy that may be made.
-    pub(crate) fn file(
+    /// Maps `len` bytes of an open file from `base`, a multiple of the page size. Nobody may change them.
+    pub(crate) fn trusted(
         fd: Fd,
         id: FileId,
         name: String,
         base: u64,
         len: usize,
-        lease: Option<(OnBreak, u64)>,
     ) -> Result<Self, Error> {
         // SAFETY: the kernel chooses an unused range.
         let mapped =
             unsafe { mem::map(0, len, libc::PROT_READ, libc::MAP_PRIVATE, fd.get(), base) };
-        let start = match mapped {
-            Ok(start) => start,
-            Err(e) => {
-                keeper::retire(fd, id);
-                return Err(Error::kernel(format!("cannot map {name}"), e));
-            }
-        };
-        let mut map = Mmap {
-            range: Arc::new(Extent {
-                start,
-                len,
-                state: Mutex::new(Content::File),
-                closing: AtomicBool::new(false),
-            }),
+        keeper::retire(fd, id);
+        let start = mapped.map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
+        Ok(Mmap {
+            start,
+            len,
             name,
-            lease: None,
+            content: Content::File,
             pid: raw::getpid(),
-        };
-        let Some((what, room)) = lease else {
-            keeper::retire(fd, id);
-            return Ok(map);
-        };
-        // SAFETY: ours; the advice changes no contents.
-        let _ = unsafe { mem::madvise(start, len, libc::MADV_DONTFORK) };
-        match map.take_lease(&fd, base, what, room) {
-            Ok(lease) => {
-                lock(&LEASED).push((start, len));
-                map.lease = Some((lease, fd, id));
-                Ok(map)
-            }
-            Err(e) => {
-                keeper::retire(fd, id);
-                Err(e)
-            }
-        }
+        })
     }
 
-    fn take_lease(&self, fd: &Fd, base: u64, what: OnBreak, room: u64) -> Result<LeaseId, Error> {
-        let taken = Arc::new(OnceLock::new());
-        let (range, number, id) = (self.range.clone(), fd.engine_number(), taken.clone());
-        let on_break = move || {
-            // The keeper must not read a whole file itself.
-            let for_thread = range.clone();
-            let thread = thread::spawn(c"faultless-snap", move || {
-                block_signals();
-                if on_lease_break(&for_thread, number, base, what, room) {
-                    // It may have been broken before the thread that took it could note it down.
-                    keeper::end_lease(*id.wait());
-                }
-            });
-            if thread.is_err() {
-                // No thread to be had: nothing is kept, and the kernel takes the lease by itself.
-                on_lease_break(&range, number, base, OnBreak::Fail, 0);
-            }
-        };
-        let lease = keeper::lease(fd, Box::new(on_break))
+    /// Copies `len` bytes of an open file from `base`, while a lease keeps writers out.
+    pub(crate) fn leased(
+        fd: Fd,
+        id: FileId,
+        name: String,
+        base: u64,
+        len: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Error> {
+        let copied = Self::copy_leased(&fd, name, base, len, budget);
+        keeper::retire(fd, id);
+        copied
+    }
+
+    fn copy_leased(
+        fd: &Fd,
+        name: String,
+        base: u64,
+        len: usize,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Error> {
+        let lease = keeper::lease(fd, Box::new(|| ()))
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
-            .map_err(|e| lease::error(&self.name, lease::refusal(e)))?;
-        let _ = taken.set(lease);
-        Ok(lease)
+            .map_err(|e| lease::error(&name, lease::refusal(e)))?;
+        let copied = Self::filled(name, len, budget, |to| read_all(fd.get(), to, base));
+        // The kernel lists a lease until it is given up, or taken by force; it lets no writer in before.
+        let held = file::lease_still_listed(fd.get());
+        keeper::end_lease(lease);
+        let copied = copied?;
+        if !held {
+            return Err(Error::LeaseBroken {
+                name: copied.name.clone(),
+                offset: base,
+            });
+        }
+        Ok(copied)
     }
 
     /// Reads all of a source into memory.
@@ -164,49 +110,74 @@ impl Mmap {
         name: String,
         base: u64,
         len: usize,
+        budget: &Arc<Budget>,
     ) -> Result<Self, Error> {
-        let start =
-            mem::map_anonymous(len).map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
-        let map = Mmap {
-            range: Arc::new(Extent {
-                start,
-                len,
-                state: Mutex::new(Content::Copy),
-                closing: AtomicBool::new(false),
-            }),
-            name,
-            lease: None,
-            pid: raw::getpid(),
-        };
-        // SAFETY: mapped just now, writable, ours.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
-        match source::read_full(source, source.alignment().max(1), bytes, base) {
-            Ok(_) => {
-                // SAFETY: ours; nobody writes to it any more.
-                let _ = unsafe { mem::protect(start, len, libc::PROT_READ) };
-                Ok(map)
-            }
-            Err(error) => Err(Error::Read {
-                name: map.name.clone(),
+        Self::filled(name, len, budget, |to| {
+            let align = source.alignment().max(1);
+            source::read_full(source, align, to, FileAt::new(base))
+        })
+        .map_err(|e| match e {
+            Error::Read { name, error, .. } => Error::Read {
+                name,
                 offset: base,
                 error,
-            }),
-        }
+            },
+            other => other,
+        })
     }
 
-    /// Makes a range (page-aligned, in bytes from the start) resident, and says so if it cannot be.
-    pub(crate) fn populate(&self, start: usize, len: usize) -> Result<(), std::io::Error> {
-        if self
-            .range
-            .state
-            .try_lock()
-            .is_ok_and(|s| *s == Content::Refused)
-        {
-            let why = "the file was opened for writing after it was mapped";
-            return Err(std::io::Error::other(why));
+    /// Memory that `fill` has filled as far as it says, and that nobody can write to any more. Pages behind that cannot be read, as
+    /// those of a file behind its end.
+    fn filled(
+        name: String,
+        len: usize,
+        budget: &Arc<Budget>,
+        fill: impl FnOnce(&mut [u8]) -> std::io::Result<usize>,
+    ) -> Result<Self, Error> {
+        if !budget.try_charge(len as u64) {
+            return Err(Error::TooLargeToCopy {
+                name,
+                len: len as u64,
+                budget: ByteSize::new(budget.limit()),
+            });
         }
+        let start = match mem::map_anonymous(len) {
+            Ok(start) => start,
+            Err(e) => {
+                budget.release(len as u64);
+                return Err(Error::kernel(format!("cannot map {name}"), e));
+            }
+        };
+        let map = Mmap {
+            start,
+            len,
+            name,
+            content: Content::Copy(budget.clone()),
+            pid: raw::getpid(),
+        };
+        // SAFETY: mapped just now, writable, ours, and known to nobody else.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
+        let got = fill(bytes).map_err(|error| Error::Read {
+            name: map.name.clone(),
+            offset: 0,
+            error,
+        })?;
+        // SAFETY: ours; nobody writes to it any more.
+        unsafe { mem::protect(start, len, libc::PROT_READ) }
+            .map_err(|e| Error::kernel(format!("cannot protect the copy of {}", map.name), e))?;
+        let data = got.next_multiple_of(PAGE);
+        if data < len {
+            bar(start + data, len - data)
+                .map_err(|e| Error::kernel(format!("cannot end the map of {}", map.name), e))?;
+        }
+        Ok(map)
+    }
+
+    /// Makes a range of bytes resident, and says so if it cannot be.
+    pub(crate) fn populate(&self, bytes: &Range<usize>) -> Result<(), std::io::Error> {
+        let (at, len) = self.pages(bytes);
         // SAFETY: reads pages in; changes no contents.
-        match unsafe { mem::madvise(self.range.start + start, len, MADV_POPULATE_READ) } {
+        match unsafe { mem::madvise(at, len, MADV_POPULATE_READ) } {
             // Before 5.14 there is no way to learn of an error but to touch the pages.
             Err(e) if e.0 != libc::EINVAL => Err(e.into()),
             _ => Ok(()),
@@ -214,128 +185,76 @@ impl Mmap {
     }
 
     /// Gives the kernel advice on a range that changes no contents.
-    pub(crate) fn advise(&self, start: usize, len: usize, advice: i32) {
+    pub(crate) fn advise(&self, bytes: &Range<usize>, advice: i32) {
         debug_assert!(advice != libc::MADV_DONTNEED);
+        let (at, len) = self.pages(bytes);
         // SAFETY: inside our mapping; callers pass advice that discards nothing.
-        let _ = unsafe { mem::madvise(self.range.start + start, len, advice) };
+        let _ = unsafe { mem::madvise(at, len, advice) };
     }
 
-    /// Lets pages go, if they can come back.
-    pub(crate) fn release(&self, start: usize, len: usize) {
-        // Held, so that the range is not replaced meanwhile by a copy, which could not come back.
-        match self.range.state.try_lock() {
-            Ok(state) if *state == Content::File => {
-                // SAFETY: a private mapping of a file that nobody wrote to is read again.
-                let _ = unsafe { mem::madvise(self.range.start + start, len, libc::MADV_DONTNEED) };
-            }
-            Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
+    /// Lets the pages go that lie wholly in a range, if they can come back.
+    pub(crate) fn release(&self, bytes: &Range<usize>) {
+        let (start, end) = (bytes.start.next_multiple_of(PAGE), bytes.end & !(PAGE - 1));
+        if start < end && matches!(self.content, Content::File) {
+            // SAFETY: a private mapping of a file that nobody wrote to is read again.
+            let _ = unsafe { mem::madvise(self.start + start, end - start, libc::MADV_DONTNEED) };
         }
     }
 
-    /// Which pages of a page-aligned range are in memory: all of them?
-    pub(crate) fn is_resident(&self, start: usize, len: usize) -> bool {
+    /// Whether all pages of a range are in memory.
+    pub(crate) fn is_resident(&self, bytes: &Range<usize>) -> bool {
+        let (at, len) = self.pages(bytes);
         let mut seen = vec![0u8; len.div_ceil(PAGE)];
         // SAFETY: one byte for each page of the range.
-        let ok =
-            unsafe { libc::mincore((self.range.start + start) as *mut _, len, seen.as_mut_ptr()) }
-                == 0;
+        let ok = unsafe { libc::mincore(at as *mut _, len, seen.as_mut_ptr()) } == 0;
         ok && seen.iter().all(|b| b & 1 == 1)
+    }
+
+    /// Address and length of the pages that a range of bytes lies in.
+    fn pages(&self, bytes: &Range<usize>) -> (usize, usize) {
+        let start = bytes.start & !(PAGE - 1);
+        (self.start + start, bytes.end - start)
     }
 }
 
 impl Drop for Mmap {
     fn drop(&mut self) {
         if raw::getpid() != self.pid {
-            // A forked child: a leased range is barred there, another is its own affair, and nothing else is its to end.
+            // A forked child has it from its parent, whose charge it is. Slices of the parent's may be in use here.
             return;
         }
-        self.range.closing.store(true, Ordering::Relaxed);
-        *lock(&self.range.state) = Content::Gone;
-        if let Some((lease, fd, id)) = self.lease.take() {
-            keeper::end_lease(lease);
-            keeper::retire(fd, id);
-            lock(&LEASED).retain(|&(start, _)| start != self.range.start);
-        }
-        // SAFETY: ours; the map is being dropped, so nobody holds a slice of it, and nobody replaces it any more.
-        let _ = unsafe { mem::unmap(self.range.start, self.range.len) };
-    }
-}
-
-/// Replaces the file under a map before a writer gets at it: by a copy, or by nothing. `false` if there is nothing to
-/// replace.
-fn on_lease_break(range: &Extent, fd: i32, base: u64, what: OnBreak, room: u64) -> bool {
-    let mut state = lock(&range.state);
-    if *state != Content::File {
-        return false;
-    }
-    let copied = what == OnBreak::Snapshot
-        && range.len as u64 <= room
-        && replace_by_copy(range, fd, base).is_some();
-    *state = if copied {
-        Content::Copy
-    } else {
-        bar(range);
-        Content::Refused
-    };
-    true
-}
-
-/// Makes every access to a range fail.
-fn bar(range: &Extent) {
-    // SAFETY: plain system calls; the range is ours until the map is dropped, which takes the lock that the caller has.
-    unsafe {
-        // An empty file: SIGBUS, as a truncated file would give.
-        let empty = libc::memfd_create(c"faultless-lease-broken".as_ptr(), libc::MFD_CLOEXEC);
-        let flags = libc::MAP_FIXED | libc::MAP_SHARED;
-        let barred = empty >= 0
-            && mem::map(range.start, range.len, libc::PROT_READ, flags, empty, 0).is_ok();
-        if empty >= 0 {
-            file::close(empty);
-        }
-        if !barred {
-            // Without a descriptor to be had: no access at all.
-            let _ = mem::protect(range.start, range.len, libc::PROT_NONE);
+        // SAFETY: ours; the map is being dropped, so nobody holds a slice of it.
+        let _ = unsafe { mem::unmap(self.start, self.len) };
+        if let Content::Copy(budget) = &self.content {
+            budget.release(self.len as u64);
         }
     }
 }
 
-fn replace_by_copy(range: &Extent, fd: i32, base: u64) -> Option<()> {
-    let deadline = lease::deadline();
-    let copy = mem::map_anonymous(range.len).ok()?;
-    let stop =
-        || range.closing.load(Ordering::Relaxed) || deadline.is_some_and(|d| Instant::now() > d);
-    let read = read_all(copy, range.len, fd, base, stop);
-    // Was the lease still held when the last byte was read? The kernel knows.
-    let good = read && file::lease_still_listed(fd);
-    // SAFETY: both ranges are ours and equally long; readers of the old one find the same bytes in the new.
-    let moved = good
-        && unsafe {
-            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            let to = range.start as *mut libc::c_void;
-            mem::protect(copy, range.len, libc::PROT_READ).is_ok()
-                && libc::mremap(copy as *mut _, range.len, range.len, flags, to) != libc::MAP_FAILED
-        };
-    if !moved {
-        // SAFETY: mapped above, shown to nobody.
-        let _ = unsafe { mem::unmap(copy, range.len) };
-    }
-    moved.then_some(())
+/// Makes every access to a range of ours raise SIGBUS, as behind the end of a file: it becomes a mapping of an empty one.
+fn bar(start: usize, len: usize) -> Result<(), Errno> {
+    let empty = file::memory_file(c"faultless-behind-the-end", 0)?;
+    let flags = libc::MAP_FIXED | libc::MAP_SHARED;
+    // SAFETY: the range is the caller's, and nobody has a reference into it yet.
+    let barred = unsafe { mem::map(start, len, libc::PROT_READ, flags, empty, 0) };
+    // SAFETY: made above; the mapping keeps the file.
+    unsafe { file::close(empty) };
+    barred.map(drop)
 }
 
-fn read_all(to: usize, len: usize, fd: i32, base: u64, stop: impl Fn() -> bool) -> bool {
+/// Reads from `base` on until `to` is full or the file ends. Returns how many bytes were read.
+fn read_all(fd: i32, to: &mut [u8], base: u64) -> std::io::Result<usize> {
     let mut got = 0;
-    while got < len {
-        if stop() {
-            return false;
-        }
-        let n = (len - got).min(COPY_STEP);
-        // SAFETY: inside the copy, which is ours and writable.
-        match unsafe { file::pread(fd, to + got, n, base + got as u64) } {
+    while got < to.len() {
+        let rest = &mut to[got..];
+        let (at, len) = (rest.as_mut_ptr() as usize, rest.len());
+        // SAFETY: the slice is writable for its length, and this thread has it.
+        match unsafe { file::pread(fd, at, len, base + got as u64) } {
             Ok(0) => break,
             Ok(n) => got += n,
             Err(e) if e.0 == libc::EINTR => {}
-            Err(_) => return false,
+            Err(e) => return Err(e.into()),
         }
     }
-    true
+    Ok(got)
 }

@@ -10,12 +10,14 @@
 
 #![allow(unsafe_code, reason = "reads what the kernel writes")]
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::thread::block_signals;
 use crate::coherence::hand_back::put_kernels;
 use crate::space::identity::Report;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::registry;
-use faultless_sys::{mem, raw, uffd};
+use faultless_sys::{mem, uffd};
 use std::ops::Range;
 
 /// Puts the kernel's mapping of what a map had at `from` to where the report says that it is now.
@@ -61,7 +63,7 @@ fn read_on(uffd: i32, replaced: &Range<usize>) {
     let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
     match uffd::read_events(uffd, &mut events) {
         Ok(1) => {}
-        _ => return raw::nap(READ_AGAIN_NS),
+        _ => return clock::nap(READ_AGAIN),
     }
     // SAFETY: the kernel has written one.
     let event: uffd::Event = unsafe { events[0].assume_init() };
@@ -81,7 +83,7 @@ fn read_on(uffd: i32, replaced: &Range<usize>) {
 }
 
 /// How long to wait for the next report.
-const READ_AGAIN_NS: u64 = 5_000;
+const READ_AGAIN: Nanos = Nanos::from_micros(5);
 
 /// The end of the mapping that begins at an address, if it is armed by userfaultfd.
 fn armed_until(start: usize) -> Option<usize> {

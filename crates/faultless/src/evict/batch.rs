@@ -1,40 +1,40 @@
 //! A batch of units that leave their maps together.
 
-use crate::base::ids::entry_parts;
+use crate::base::ids::{Addr, MapId, Slot, Unit};
 use crate::base::primitive::Ordering;
 use crate::evict::limits::tick;
 use crate::evict::policy::{Item, Occupant, Place};
-use crate::space::counters::Count;
+use crate::fault::give_up::give_up_cool;
 use crate::space::pool_core::PoolCore;
 use crate::space::registry;
 use crate::space::registry::Inside;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A unit in the hands of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken {
-    pub(crate) addr: usize,
+    pub(crate) addr: Addr,
     /// Bytes of the unit that pages of its source back.
     pub(crate) len: usize,
     pub(crate) item: Item,
     pub(crate) place: Place,
     /// Where its bytes are to be kept.
-    pub(crate) slot: Option<u32>,
+    pub(crate) slot: Option<Slot>,
 }
 
 /// A batch in the making: the maps that it entered.
 #[derive(Default)]
 pub(crate) struct Batch<'a> {
-    pub(crate) maps: HashMap<u32, Inside<'a>>,
+    pub(crate) maps: BTreeMap<MapId, Inside<'a>>,
     /// Units whose groups of words became empty.
-    pub(crate) emptied: Vec<(u32, u64)>,
+    pub(crate) emptied: Vec<(MapId, Unit)>,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn map(&mut self, id: u32) -> Option<&Inside<'a>> {
+    pub(crate) fn map(&mut self, id: MapId) -> Option<&Inside<'a>> {
         // A map that is not there may be there at the next look: its gate may serve another.
-        if let std::collections::hash_map::Entry::Vacant(v) = self.maps.entry(id) {
+        if let std::collections::btree_map::Entry::Vacant(v) = self.maps.entry(id) {
             v.insert(registry::enter(registry::gate(id)?)?);
         }
         self.maps.get(&id)
@@ -45,16 +45,16 @@ impl<'a> Batch<'a> {
 pub(crate) fn drop_from_slot(
     pool: &Arc<PoolCore>,
     maps: &mut Batch<'_>,
-    slot: u32,
+    slot: Slot,
     occupant: Occupant,
     place: Place,
 ) -> bool {
-    if occupant.entry == 0 {
+    if !occupant.entry.is_some() {
         return false;
     }
-    let (id, unit) = entry_parts(occupant.entry);
+    let (id, unit) = (occupant.entry.map(), occupant.entry.unit());
     let Some(core) = maps.map(id).filter(|core| {
-        Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial && unit < core.data_units()
+        Arc::ptr_eq(&core.pool, pool) && core.serial == occupant.serial && unit < core.units_end()
     }) else {
         return false;
     };
@@ -62,17 +62,13 @@ pub(crate) fn drop_from_slot(
         Place::Fresh => pool.clock.load(Ordering::Relaxed).wrapping_add(1).max(1),
         Place::Main => 0,
     };
-    if core.keep_all.load(Ordering::SeqCst) || !core.page(unit).drop_cool(slot, shadow) {
+    let Some(given) = give_up_cool(core, unit, Some(slot), shadow) else {
         return false;
-    }
+    };
     if place == Place::Fresh {
         tick(pool, 1);
     }
-    if let Some(area) = pool.cooling.get() {
-        area.give(slot);
-    }
-    core.counters.add(Count::Evictions, 1);
-    if core.table.leave(unit) {
+    if given.emptied {
         maps.emptied.push((id, unit));
     }
     true

@@ -9,9 +9,9 @@
     reason = "maps a file in memory, writes from memory by address"
 )]
 
-use crate::base::ids::entry_parts;
-use crate::base::memory;
+use crate::base::ids::{Nanos, Slot};
 use crate::base::primitive::{AtomicU64, Ordering};
+use crate::base::{clock, memory};
 use crate::evict::batch::{Batch, Taken, drop_from_slot};
 use crate::evict::policy::{Logs, Occupant, Place, Worth};
 use crate::space::cooling::Cooling;
@@ -20,7 +20,6 @@ use crate::space::registry;
 use faultless_sys::mem::{BATCH_MAX, IoVec, PAGE};
 use faultless_sys::{Errno, file, mem};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// How often the kernel answered EFAULT to a write of a page that it had taken back: no error, and no affair of the program's.
 pub(crate) static OWN_EFAULTS: AtomicU64 = AtomicU64::new(0);
@@ -28,7 +27,7 @@ pub(crate) static OWN_EFAULTS: AtomicU64 = AtomicU64::new(0);
 /// Slots that are looked at for a free one before a unit goes without.
 const TRIES: usize = 16;
 /// How long to leave logs as they are whose slots are in use.
-const FIT_AGAIN: Duration = Duration::from_millis(100);
+const FIT_AGAIN: Nanos = Nanos::from_millis(100);
 
 pub(super) struct Cooler {
     pool: Arc<PoolCore>,
@@ -42,7 +41,7 @@ pub(super) struct Cooler {
     limit: u64,
     most: u64,
     /// When it was last found that they cannot be changed yet.
-    in_use: Option<Instant>,
+    in_use: Option<Nanos>,
     /// Bytes charged to the budget.
     charged: u64,
     /// How far each slot is prepared.
@@ -120,7 +119,11 @@ impl Cooler {
     /// Makes the logs fit a budget of `limit` bytes, if it has changed. Whatever cools is given up then.
     pub(super) fn fit(&mut self, limit: u64) {
         let limit = limit.min(self.most);
-        if limit == self.limit || self.in_use.is_some_and(|t| t.elapsed() < FIT_AGAIN) {
+        if limit == self.limit
+            || self
+                .in_use
+                .is_some_and(|t| clock::now().since(t) < FIT_AGAIN)
+        {
             return;
         }
         let mut maps = Batch::default();
@@ -129,10 +132,10 @@ impl Cooler {
         let Some(area) = pool.cooling.get() else {
             return;
         };
-        let used = |slot: u32, o: Occupant| area.busy(slot) && owner_lives(o);
+        let used = |slot: Slot, o: Occupant| area.busy(slot) && owner_lives(o);
         if self.logs.slots().any(|(slot, o)| used(slot, o)) {
             // A rescuer still reads it, or it belongs to a map of which nothing may be given up: another time.
-            self.in_use = Some(Instant::now());
+            self.in_use = Some(clock::now());
             return;
         }
         for (slot, _) in self.logs.slots() {
@@ -159,8 +162,8 @@ impl Cooler {
             return 0;
         };
         let mut given = 0;
-        for slot in 0..self.logs.len() as u32 {
-            if given >= want || self.prepared[slot as usize] == Prepared::Not {
+        for slot in (0..self.logs.len() as u32).map(Slot::new) {
+            if given >= want || self.prepared[slot.get() as usize] == Prepared::Not {
                 continue;
             }
             let occupant = self.logs.at(slot);
@@ -168,11 +171,12 @@ impl Cooler {
                 || !area.busy(slot)
                 || !owner_lives(occupant);
             if free
-                && file::punch_hole(self.file, u64::from(slot) * PAGE as u64, PAGE as u64).is_ok()
+                && file::punch_hole(self.file, u64::from(slot.get()) * PAGE as u64, PAGE as u64)
+                    .is_ok()
             {
                 area.give(slot);
                 self.logs.put(slot, Occupant::default());
-                self.prepared[slot as usize] = Prepared::Not;
+                self.prepared[slot.get() as usize] = Prepared::Not;
                 self.charged -= PAGE as u64;
                 pool.budget.release(PAGE as u64);
                 given += PAGE as u64;
@@ -188,7 +192,7 @@ impl Cooler {
         maps: &mut Batch<'_>,
         place: Place,
         unit: Occupant,
-    ) -> Option<u32> {
+    ) -> Option<Slot> {
         let pool = self.pool.clone();
         let area = pool.cooling.get()?;
         // While the logs wait to be made anew, nothing is put into the old ones.
@@ -198,12 +202,12 @@ impl Cooler {
         for _ in 0..TRIES {
             let (slot, occupant) = self.logs.turn(place)?;
             let dropped = drop_from_slot(&pool, maps, slot, occupant, place);
-            if place == Place::Fresh && occupant.entry != 0 {
+            if place == Place::Fresh && occupant.entry.is_some() {
                 self.worth.came_round(!dropped);
             }
             if dropped || !area.busy(slot) || !owner_lives(occupant) {
                 self.logs.put(slot, Occupant::default());
-                let prepared = &mut self.prepared[slot as usize];
+                let prepared = &mut self.prepared[slot.get() as usize];
                 if *prepared == Prepared::Not {
                     if !pool.budget.try_charge(PAGE as u64) {
                         return None;
@@ -227,21 +231,21 @@ impl Cooler {
         order.sort_unstable_by_key(|&i| items[i].slot);
         let mut at = 0;
         while at < order.len() {
-            let first = items[order[at]].slot.unwrap_or(0);
+            let first = items[order[at]].slot.unwrap_or_default().get();
             let run = order[at..]
                 .iter()
                 .enumerate()
-                .take_while(|&(n, &i)| items[i].slot == Some(first + n as u32))
+                .take_while(|&(n, &i)| items[i].slot == Some(Slot::new(first + n as u32)))
                 .take(BATCH_MAX)
                 .count();
             let ranges: Vec<IoVec> = order[at..at + run]
                 .iter()
                 .map(|&i| IoVec {
-                    addr: items[i].addr,
+                    addr: items[i].addr.get(),
                     len: PAGE,
                 })
                 .collect();
-            // SAFETY: pages of units that `begin_evict` put into this thread's hands: their bytes do not change.
+            // SAFETY: pages of units that `begin_eviction` put into this thread's hands: their bytes do not change.
             let written =
                 unsafe { file::pwritev(self.file, &ranges, u64::from(first) * PAGE as u64) };
             let whole = match written {
@@ -271,17 +275,17 @@ impl Cooler {
             return;
         };
         for slot in items.iter().filter_map(|t| t.slot) {
-            let prepared = &mut self.prepared[slot as usize];
+            let prepared = &mut self.prepared[slot.get() as usize];
             if *prepared == Prepared::Paid {
                 *prepared = Prepared::Mapped;
                 // SAFETY: inside the mapping, and written above, so that the file has the page.
-                unsafe { core::ptr::read_volatile(area.addr(slot) as *const u8) };
+                unsafe { core::ptr::read_volatile(area.addr(slot).get() as *const u8) };
             }
         }
     }
 
     /// Gives a slot back whose unit did not come: it could not be copied, or a miss was faster.
-    pub(super) fn unfill(&mut self, slot: u32) {
+    pub(super) fn unfill(&mut self, slot: Slot) {
         self.logs.put(slot, Occupant::default());
         if let Some(area) = self.area() {
             area.give(slot);
@@ -299,5 +303,5 @@ impl Cooler {
 
 /// Whether somebody may be reading what lies in a slot: its map is there, or those inside have not left yet.
 fn owner_lives(occupant: Occupant) -> bool {
-    occupant.entry != 0 && registry::may_be_in_use(entry_parts(occupant.entry).0, occupant.serial)
+    occupant.entry.is_some() && registry::may_be_in_use(occupant.entry.map(), occupant.serial)
 }

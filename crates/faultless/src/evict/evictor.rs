@@ -8,7 +8,8 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-use crate::base::ids::{entry_ahead, entry_bytes, entry_parts};
+use crate::base::clock;
+use crate::base::ids::{Addr, MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::thread::block_signals;
 use crate::evict::batch::{Batch, Taken};
@@ -17,30 +18,29 @@ use crate::evict::crew::Crew;
 use crate::evict::limits;
 use crate::evict::limits::{batch_bytes, reserve_bounds, reserve_of, tick};
 use crate::evict::policy::{Item, Occupant, Place, Policy};
-use crate::fault::give_up::{cancel_eviction, collect_group, settle_evicted};
+use crate::fault::give_up::{begin_eviction, begin_softening, collect_group, settle_evicted};
 use crate::space::identity;
 use crate::space::map_core::MapCore;
 use crate::space::page::{Left, State};
 use crate::space::pool_core::{EVICTOR_BACKLOG, PoolCore};
 use crate::space::table::GROUP_BYTES;
 use faultless_sys::mem::{IoVec, PAGE};
-use faultless_sys::{futex, mem, raw};
+use faultless_sys::{mem, raw};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// How often limits of the machine and the control group are looked at, while there is work.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Nanos = Nanos::from_millis(500);
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
 /// Sleep without work.
-const IDLE_NS: u64 = 1_000_000_000;
+const IDLE: Nanos = Nanos::from_secs(1);
 /// Sleep when the budget is pressed but nothing can be evicted.
-const STUCK_NS: u64 = 2_000_000;
+const STUCK: Nanos = Nanos::from_millis(2);
 /// Time in which a reserve that is not needed halves.
-const RESERVE_HALVES: Duration = Duration::from_secs(4);
+const RESERVE_HALVES: Nanos = Nanos::from_secs(4);
 
 /// A batch that takes longer than this was held up by somebody.
-const HELD_UP: Duration = Duration::from_millis(5);
+const HELD_UP: Nanos = Nanos::from_millis(5);
 
 pub(crate) struct Evictor {
     pool: Arc<PoolCore>,
@@ -49,13 +49,13 @@ pub(crate) struct Evictor {
     crew: Crew,
     policy_charged: u64,
     /// Units whose groups of words became empty.
-    emptied: Vec<(u32, u64)>,
-    looked: Option<Instant>,
+    emptied: Vec<(MapId, Unit)>,
+    looked: Option<Nanos>,
     firm_target: u64,
     /// Memory of the machine or the control group, at the last look.
     memory: u64,
     /// When the reserve was last brought down, and the limit that it belongs to.
-    reserve_at: (Instant, u64),
+    reserve_at: (Nanos, u64),
 }
 
 /// Whether this kernel lets a process give batched DONTNEED advice to itself.
@@ -96,7 +96,7 @@ impl Evictor {
             looked: None,
             firm_target: u64::MAX,
             memory: u64::MAX,
-            reserve_at: (Instant::now(), pool.budget.limit()),
+            reserve_at: (clock::now(), pool.budget.limit()),
             pool,
         };
         while !evictor.pool.stopping.load(Ordering::Acquire) {
@@ -104,8 +104,8 @@ impl Evictor {
             if !evictor.pass() {
                 let pool = evictor.pool.clone();
                 // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not at once.
-                let ns = if evictor.pressed() { STUCK_NS } else { IDLE_NS };
-                pool.evict_bell.sleep(ns, || {
+                let time = if evictor.pressed() { STUCK } else { IDLE };
+                pool.evict_bell.sleep(time, || {
                     pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
                         && !pool.stopping.load(Ordering::Acquire)
                 });
@@ -119,10 +119,13 @@ impl Evictor {
 
     /// How much may stay unmarked, so that the kernel finds enough to take back.
     fn look_at_limits(&mut self) {
-        if self.looked.is_some_and(|t| t.elapsed() < LOOK_AGAIN) {
+        if self
+            .looked
+            .is_some_and(|t| clock::now().since(t) < LOOK_AGAIN)
+        {
             return;
         }
-        self.looked = Some(Instant::now());
+        self.looked = Some(clock::now());
         (self.firm_target, self.memory) = limits::look_at_limits(&self.pool);
     }
 
@@ -138,18 +141,18 @@ impl Evictor {
     }
 
     /// Adapts the reserve: while the last batch was under way, for so long, `filled` bytes were charged beyond `before`.
-    fn learn_reserve(&mut self, before: u64, filled: u64, took: Duration) {
+    fn learn_reserve(&mut self, before: u64, filled: u64, took: Nanos) {
         let limit = self.pool.budget.limit();
         let (least, most) = reserve_bounds(limit);
         let (at, of) = self.reserve_at;
         let mut now = self.pool.reserve.load(Ordering::Relaxed);
         if of != limit {
             now = reserve_of(limit);
-            self.reserve_at = (Instant::now(), limit);
-        } else if at.elapsed() >= RESERVE_HALVES / 16 {
-            let halvings = at.elapsed().as_secs_f64() / RESERVE_HALVES.as_secs_f64();
+            self.reserve_at = (clock::now(), limit);
+        } else if clock::now().since(at).get() >= RESERVE_HALVES.get() / 16 {
+            let halvings = clock::now().since(at).as_secs_f64() / RESERVE_HALVES.as_secs_f64();
             now = (now as f64 * 0.5f64.powf(halvings)) as u64;
-            self.reserve_at.0 = Instant::now();
+            self.reserve_at.0 = clock::now();
         }
         // Held up until nothing was left: nobody knows how much more would have been filled.
         let exhausted = took > HELD_UP && before + filled + least / 2 >= limit;
@@ -167,7 +170,7 @@ impl Evictor {
                 // The kernel cannot take slots back: where memory is short, they are few.
                 cooler.fit(self.pool.budget.limit().min(self.memory / 2));
             }
-            let (before, began) = (self.pool.budget.used(), Instant::now());
+            let (before, began) = (self.pool.budget.used(), clock::now());
             let (units, released) = self.evict();
             busy |= units > 0;
             if units == 0 && self.pressed() {
@@ -175,8 +178,8 @@ impl Evictor {
                 busy |= self.give_slots_back();
             }
             let filled = (self.pool.budget.used() + released).saturating_sub(before);
-            let took = began.elapsed();
-            if took > HELD_UP * 2 {
+            let took = clock::now().since(began);
+            if took > HELD_UP + HELD_UP {
                 self.crew.call_helpers();
             }
             self.learn_reserve(before, filled, took);
@@ -210,11 +213,11 @@ impl Evictor {
                 break;
             };
             n += 1;
-            let (id, unit) = entry_parts(entry);
+            let (id, unit) = (entry.map(), entry.unit());
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
-                && unit < core.data_units()
-                && entry_bytes(entry) == core.unit_bytes()
+                && unit < core.units_end()
+                && entry.unit_bytes() == core.unit_bytes()
             {
                 let hot = core.page(unit).take_seen();
                 let pages = (core.charge_of(unit) / PAGE as u64) as u32;
@@ -224,7 +227,7 @@ impl Evictor {
             self.publish_firm();
             self.pool
                 .fresh
-                .fetch_sub(entry_bytes(entry), Ordering::Relaxed);
+                .fetch_sub(entry.unit_bytes(), Ordering::Relaxed);
         }
         n
     }
@@ -234,15 +237,15 @@ impl Evictor {
         &self,
         batch: &mut Batch<'_>,
         item: Item,
-        f: impl FnOnce(&MapCore, u64) -> R,
+        f: impl FnOnce(&MapCore, Unit) -> R,
     ) -> Option<R> {
-        let (id, unit) = entry_parts(item.entry);
+        let (id, unit) = (item.entry.map(), item.entry.unit());
         let core = batch.map(id)?;
         // An entry of a map that is gone may name a unit of the one that has its gate now. One of the same size is as good
         // as its own.
         if !Arc::ptr_eq(&core.pool, &self.pool)
-            || unit >= core.data_units()
-            || entry_bytes(item.entry) != core.unit_bytes()
+            || unit >= core.units_end()
+            || item.entry.unit_bytes() != core.unit_bytes()
             || !core.page(unit).load().tracked()
         {
             return None;
@@ -253,7 +256,7 @@ impl Evictor {
     /// Takes one batch of units out of their maps. Returns their number, and how many bytes were released.
     fn evict(&mut self) -> (usize, u64) {
         enum Try {
-            Taken(usize, usize, u64),
+            Taken(Addr, usize, Serial),
             InUse,
             Gone,
         }
@@ -288,16 +291,12 @@ impl Evictor {
                 if page.take_seen() {
                     return Try::InUse;
                 }
-                if let Some(was_soft) = page.begin_evict() {
-                    // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
-                    if !core.keep_all.load(Ordering::SeqCst) {
-                        let (addr, len) = (core.unit_addr(unit), core.charge_of(unit) as usize);
-                        return Try::Taken(addr, len, core.serial);
-                    }
-                    cancel_eviction(core, unit, was_soft);
-                    return Try::Gone;
+                if begin_eviction(core, unit).is_some() {
+                    let (addr, len) = (core.unit_addr(unit), core.charge_of(unit) as usize);
+                    return Try::Taken(addr, len, core.serial);
                 }
                 match page.load().state() {
+                    _ if core.keep_all.load(Ordering::Acquire) => Try::Gone,
                     State::Absent if page.untrack_absent() => Try::Gone,
                     // Pinned, or being filled, or in a batch.
                     _ => Try::InUse,
@@ -312,8 +311,8 @@ impl Evictor {
                         // Nor is a unit kept that was read ahead: it has been read by now, or never will be.
                         Some(cooler)
                             if len == PAGE
-                                && entry_bytes(item.entry) == PAGE as u64
-                                && !entry_ahead(item.entry) =>
+                                && item.entry.unit_bytes() == PAGE as u64
+                                && !item.entry.ahead() =>
                         {
                             let entry = item.entry;
                             cooler.slot(&mut batch, place, Occupant { entry, serial })
@@ -342,7 +341,7 @@ impl Evictor {
         self.advise(&batch, &mut taken, libc::MADV_DONTNEED);
         let mut released = 0;
         for t in &taken {
-            let (id, unit) = entry_parts(t.item.entry);
+            let (id, unit) = (t.item.entry.map(), t.item.entry.unit());
             let Some(core) = batch.maps.get(&id) else {
                 continue;
             };
@@ -395,7 +394,7 @@ impl Evictor {
         for (id, unit) in std::mem::take(&mut self.emptied) {
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
-                && unit < core.data_units()
+                && unit < core.units_end()
             {
                 collect_group(core, unit);
             }
@@ -418,28 +417,21 @@ impl Evictor {
                 break;
             };
             let begun = self.with_unit(&mut batch, item, |core, unit| {
-                let page = core.page(unit);
-                if !core.keep_all.load(Ordering::Acquire) && page.begin_soften() {
-                    // As in `evict`: who sets `keep_all` looks at the words afterwards.
-                    if !core.keep_all.load(Ordering::SeqCst) {
-                        let len = core.charge_of(unit) as usize;
-                        return (true, core.unit_addr(unit), len);
-                    }
-                    if page.cancel_soften() {
-                        futex::wake_at(page.futex(), futex::ALL);
-                    }
+                if !core.keep_all.load(Ordering::Acquire) && begin_softening(core, unit) {
+                    let len = core.charge_of(unit) as usize;
+                    return (true, Some((core.unit_addr(unit), len)));
                 }
                 // Filled under a batch, it is soft already. Pinned, or being filled, it stays firm.
-                (page.load().soft(), 0, 0)
+                (core.page(unit).load().soft(), None)
             });
-            let Some((soft, addr, len)) = begun else {
+            let Some((soft, begun)) = begun else {
                 continue;
             };
             if soft {
                 excess = excess.saturating_sub(u64::from(item.pages));
                 marked.push(offered);
             }
-            if addr != 0 {
+            if let Some((addr, len)) = begun {
                 taken.push(Taken {
                     addr,
                     len,
@@ -455,11 +447,11 @@ impl Evictor {
         let n = taken.len();
         self.advise(&batch, &mut taken, libc::MADV_FREE);
         for t in &taken {
-            let (id, unit) = entry_parts(t.item.entry);
+            let (id, unit) = (t.item.entry.map(), t.item.entry.unit());
             if let Some(core) = batch.maps.get(&id) {
                 let page = core.page(unit);
                 if page.settle(Left::Shadow(0)).1.wake {
-                    futex::wake_at(page.futex(), futex::ALL);
+                    core.wake(unit);
                 }
             }
         }
@@ -475,7 +467,8 @@ impl Evictor {
             addr, len, item, ..
         } in &*taken
         {
-            let map = batch.maps.get(&entry_parts(item.entry).0);
+            let addr = addr.get();
+            let map = batch.maps.get(&item.entry.map());
             if !map.is_some_and(|core| core.live.covers(addr, len)) {
                 continue;
             }
@@ -484,7 +477,7 @@ impl Evictor {
                 _ => ranges.push(IoVec { addr, len }),
             }
         }
-        // SAFETY: all ranges are units of ours that `begin_evict` or `begin_soften` put into this batch's hands:
+        // SAFETY: all ranges are units of ours that `begin_eviction` or `begin_softening` put into this batch's hands:
         // unpinned, and readable again; and still their maps' own, for as long as no report is acted on.
         unsafe { self.crew.advise(&ranges, advice) };
     }
@@ -500,10 +493,10 @@ impl Evictor {
         let mut seen = std::collections::HashSet::new();
         let pool = self.pool.clone();
         self.policy.retain(|item| {
-            let (id, unit) = entry_parts(item.entry);
+            let (id, unit) = (item.entry.map(), item.entry.unit());
             let alive = maps.map(id).is_some_and(|core| {
                 Arc::ptr_eq(&core.pool, &pool)
-                    && unit < core.data_units()
+                    && unit < core.units_end()
                     && core.page(unit).load().tracked()
             });
             alive && seen.insert(item.entry)

@@ -23,6 +23,7 @@
 //!
 //! Where no cooling area can be had, units are given up at once, and the share of `fresh` is that of S3-FIFO's paper.
 
+use crate::base::ids::{Entry, Serial, Slot};
 use std::collections::VecDeque;
 
 /// Share of all units that stay in `fresh`, with a cooling area and without, as a divisor.
@@ -52,7 +53,7 @@ pub enum Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Item {
     /// Which unit of which map.
-    pub entry: u64,
+    pub entry: Entry,
     /// Memory of the unit, in 4 KiB pages.
     pub pages: u32,
 }
@@ -77,7 +78,7 @@ pub struct Policy {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct Queued {
     item: Item,
     soft: bool,
 }
@@ -85,7 +86,7 @@ struct Entry {
 /// First in, first out. The oldest `looked` entries have been offered for softening.
 #[derive(Debug, Default)]
 struct Queue {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Queued>,
     pages: u64,
     soft_pages: u64,
     looked: usize,
@@ -94,10 +95,10 @@ struct Queue {
 impl Queue {
     fn push(&mut self, item: Item) {
         self.pages += u64::from(item.pages);
-        self.entries.push_back(Entry { item, soft: false });
+        self.entries.push_back(Queued { item, soft: false });
     }
 
-    fn pop(&mut self) -> Option<Entry> {
+    fn pop(&mut self) -> Option<Queued> {
         let e = self.entries.pop_front()?;
         self.pages -= u64::from(e.item.pages);
         if e.soft {
@@ -175,7 +176,7 @@ impl Policy {
         } else {
             (&mut self.main, Place::Main)
         };
-        let Entry { item, soft } = queue.pop()?;
+        let Queued { item, soft } = queue.pop()?;
         Some(Victim { item, place, soft })
     }
 
@@ -291,9 +292,9 @@ impl Worth {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Occupant {
     /// Which unit of which map.
-    pub entry: u64,
+    pub entry: Entry,
     /// The map's serial number.
-    pub serial: u64,
+    pub serial: Serial,
 }
 
 /// The order in which the slots of the cooling area are used: two logs, each a ring.
@@ -341,7 +342,7 @@ impl Logs {
     }
 
     /// The slot whose turn it is for a unit from `place`, and what lies in it. The turn passes to the next.
-    pub fn turn(&mut self, place: Place) -> Option<(u32, Occupant)> {
+    pub fn turn(&mut self, place: Place) -> Option<(Slot, Occupant)> {
         let (start, len, at, used) = match place {
             Place::Fresh => (0, self.fresh_len, &mut self.fresh_at, &mut self.fresh_used),
             Place::Main => (
@@ -357,12 +358,12 @@ impl Logs {
         let slot = start + *at;
         *used = (*used).max(*at + 1);
         *at = (*at + 1) % len;
-        Some((slot as u32, self.slots[slot]))
+        Some((Slot::new(slot as u32), self.slots[slot]))
     }
 
     /// Which log a slot belongs to: where its occupant came from.
-    pub fn place(&self, slot: u32) -> Place {
-        if (slot as usize) < self.fresh_len {
+    pub fn place(&self, slot: Slot) -> Place {
+        if (slot.get() as usize) < self.fresh_len {
             Place::Fresh
         } else {
             Place::Main
@@ -370,18 +371,21 @@ impl Logs {
     }
 
     /// What lies in a slot.
-    pub fn at(&self, slot: u32) -> Occupant {
-        self.slots[slot as usize]
+    pub fn at(&self, slot: Slot) -> Occupant {
+        self.slots[slot.get() as usize]
     }
 
     /// Notes what lies in a slot now.
-    pub fn put(&mut self, slot: u32, occupant: Occupant) {
-        self.slots[slot as usize] = occupant;
+    pub fn put(&mut self, slot: Slot, occupant: Occupant) {
+        self.slots[slot.get() as usize] = occupant;
     }
 
     /// All slots, and what lies in them.
-    pub fn slots(&self) -> impl Iterator<Item = (u32, Occupant)> + '_ {
-        self.slots.iter().enumerate().map(|(i, &o)| (i as u32, o))
+    pub fn slots(&self) -> impl Iterator<Item = (Slot, Occupant)> + '_ {
+        self.slots
+            .iter()
+            .enumerate()
+            .map(|(i, &o)| (Slot::new(i as u32), o))
     }
 
     /// Memory of the log itself, in bytes.
@@ -395,12 +399,15 @@ mod tests {
     use super::*;
 
     fn item(entry: u64) -> Item {
-        Item { entry, pages: 1 }
+        Item {
+            entry: Entry::new(entry),
+            pages: 1,
+        }
     }
 
     fn order(p: &mut Policy) -> Vec<u64> {
         std::iter::from_fn(|| p.next_victim())
-            .map(|v| v.item.entry)
+            .map(|v| v.item.entry.get())
             .collect()
     }
 
@@ -417,9 +424,9 @@ mod tests {
         let mut p = Policy::new(false);
         (1..=100).for_each(|i| p.arrive(item(i), i > 5));
         let first = p.next_victim().expect("one");
-        assert_eq!((first.item.entry, first.place), (6, Place::Main));
+        assert_eq!((first.item.entry.get(), first.place), (6, Place::Main));
         (101..=110).for_each(|i| p.arrive(item(i), false));
-        assert_eq!(p.next_victim().expect("one").item.entry, 1);
+        assert_eq!(p.next_victim().expect("one").item, item(1));
     }
 
     #[test]
@@ -431,7 +438,7 @@ mod tests {
         p.softened(offered);
         let (second, _) = p.next_to_soften().expect("another");
         assert_eq!((second, p.firm_pages(), p.pages()), (item(2), 3, 4));
-        p.retain(|i| i.entry != 2);
+        p.retain(|i| i != item(2));
         assert_eq!(p.next_to_soften().expect("the next").0, item(3));
         let v = p.next_victim().expect("one");
         assert_eq!((v.item, v.soft), (item(1), true));
@@ -461,21 +468,22 @@ mod tests {
         let mut logs = Logs::new(1000);
         assert_eq!((logs.len(), logs.used()), (140, 0));
         let one = Occupant {
-            entry: 7,
-            serial: 1,
+            entry: Entry::new(7),
+            serial: Serial::new(1),
         };
         let (slot, was) = logs.turn(Place::Fresh).expect("slots");
         assert_eq!(
             (slot, was, logs.place(slot)),
-            (0, Occupant::default(), Place::Fresh)
+            (Slot::new(0), Occupant::default(), Place::Fresh)
         );
         logs.put(slot, one);
         for _ in 0..19 {
             logs.turn(Place::Fresh);
         }
-        assert_eq!(logs.turn(Place::Fresh), Some((0, one)));
+        assert_eq!(logs.turn(Place::Fresh), Some((Slot::new(0), one)));
         let (slot, _) = logs.turn(Place::Main).expect("slots");
-        assert_eq!((slot, logs.place(slot), logs.used()), (20, Place::Main, 21));
+        assert_eq!(slot, Slot::new(20));
+        assert_eq!((logs.place(slot), logs.used()), (Place::Main, 21));
         assert_eq!(Logs::new(8).turn(Place::Main), None, "too small for any");
     }
 }

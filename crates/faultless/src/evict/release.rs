@@ -2,22 +2,27 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
+use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
-use crate::fault::give_up::{cancel_eviction, collect_group, drop_cool, settle_evicted};
+use crate::fault::give_up::{
+    begin_eviction, cancel_eviction, collect_group, give_up_cool, settle_evicted,
+};
 use crate::fault::publish::track;
 use crate::space::identity;
 use crate::space::map_core::MapCore;
 use crate::space::page::Left;
-use crate::space::table::GROUP;
+use crate::space::table::{GROUP, Table};
 use faultless_sys::{mem, signal};
+use std::ops::Range;
 
 /// Evicts the unpinned units of a range, now.
-pub(crate) fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
+pub(crate) fn release_units(core: &MapCore, units: Range<Unit>) {
     let mut unit = units.start;
     while unit < units.end && !core.keep_all.load(Ordering::Acquire) {
         // Skip groups in which nothing is resident: a map may be huge and sparse.
+        let group = Table::group_of(unit);
         if core.table.live(unit) == 0 {
-            unit = (unit / GROUP + 1) * GROUP;
+            unit = group.end;
             continue;
         }
         // A handler that does not return would leave the units in our hands for ever.
@@ -26,30 +31,24 @@ pub(crate) fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
         let mut soft = [false; GROUP as usize];
         while unit < units.end
             && unit - first < GROUP
-            && let Some(was_soft) = core.page(unit).begin_evict()
+            && let Some(was_soft) = begin_eviction(core, unit)
         {
             soft[(unit - first) as usize] = was_soft;
             unit += 1;
         }
         if unit == first {
-            drop_cool(core, unit);
+            release_cool(core, unit);
             unit += 1;
             continue;
         }
-        let bytes = core.backed(first, unit - first);
-        // Who sets `keep_all` looks at the words afterwards: one of the two sees the other.
-        let (addr, len) = (
-            core.start + bytes.start as usize,
-            (bytes.end - bytes.start) as usize,
-        );
+        let (addr, len) = core.backed_addrs(first..unit);
         let ours = identity::discarding();
-        let go = !core.keep_all.load(Ordering::SeqCst)
-            && core.live.covers(addr, len)
-            // SAFETY: `begin_evict` put these units into our hands: unpinned, and readable again.
-            && unsafe { mem::discard(addr, len) };
+        let go = core.live.covers(addr.get(), len)
+            // SAFETY: `begin_eviction` put these units into our hands: unpinned, and readable again.
+            && unsafe { mem::discard(addr.get(), len) };
         // What follows may discard as well, and a report may have come in between.
         drop(ours);
-        for u in first..unit {
+        for u in Unit::each(first..unit) {
             if !go {
                 cancel_eviction(core, u, soft[(u - first) as usize]);
                 // The evictor may have thrown its entry away meanwhile.
@@ -61,12 +60,19 @@ pub(crate) fn release_units(core: &MapCore, units: std::ops::Range<u64>) {
     }
 }
 
+/// Gives up the bytes of a unit, if it cools.
+fn release_cool(core: &MapCore, unit: Unit) {
+    if give_up_cool(core, unit, None, 0).is_some_and(|given| given.emptied) {
+        collect_group(core, unit);
+    }
+}
+
 /// Books out the units of a range whose memory the program has unmapped: absent from now on, and never asked for again.
-pub(crate) fn forget_units(core: &MapCore, units: std::ops::Range<u64>) {
+pub(crate) fn forget_units(core: &MapCore, units: Range<Unit>) {
     let mut unit = units.start;
     while unit < units.end {
         if core.table.live(unit) == 0 {
-            unit = (unit / GROUP + 1) * GROUP;
+            unit = Table::group_of(unit).end;
             continue;
         }
         // A handler that does not return would leave the unit in our hands for ever.
@@ -74,7 +80,7 @@ pub(crate) fn forget_units(core: &MapCore, units: std::ops::Range<u64>) {
         if core.page(unit).begin_evict().is_some() {
             settle_evicted(core, unit, Left::Shadow(0));
         } else {
-            drop_cool(core, unit);
+            release_cool(core, unit);
         }
         unit += 1;
     }

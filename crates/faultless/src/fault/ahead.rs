@@ -26,7 +26,7 @@ pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
     };
     if let Some(s) = streams.at_trip(unit) {
         if let Some(held) = s.hold()
-            && held.trip.load(Ordering::Relaxed) == unit
+            && held.trip.load(Ordering::Relaxed) == unit.get()
         {
             let entered = held.window.load(Ordering::Relaxed);
             core.counters.add(Count::AheadUsed, entered);
@@ -47,8 +47,8 @@ pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
 
 /// Follows a new stream, which has come to `unit`.
 fn start(core: &MapCore, unit: Unit, stride: i64) {
-    let next = unit.wrapping_add_signed(stride);
-    if next >= core.data_units() {
+    let next = unit.at_distance(stride);
+    if next >= core.units_end() {
         return;
     }
     let Some(held) = core.streams.free_one().hold() else {
@@ -56,7 +56,7 @@ fn start(core: &MapCore, unit: Unit, stride: i64) {
     };
     give_up(core, &held);
     held.stride.store(stride, Ordering::Relaxed);
-    held.next.store(next, Ordering::Relaxed);
+    held.next.store(next.get(), Ordering::Relaxed);
     held.window.store(0, Ordering::Relaxed);
     advance(core, &held);
 }
@@ -82,7 +82,7 @@ fn give_up(core: &MapCore, held: &StreamGuard<'_>) {
 fn advance(core: &MapCore, s: &StreamGuard<'_>) {
     let (stride, first) = (
         s.stride.load(Ordering::Relaxed),
-        s.next.load(Ordering::Relaxed),
+        Unit::new(s.next.load(Ordering::Relaxed)),
     );
     let (least, most) = if stride == 1 {
         // A small budget is not for one stream alone.
@@ -97,8 +97,8 @@ fn advance(core: &MapCore, s: &StreamGuard<'_>) {
     let window = (s.window.load(Ordering::Relaxed) * 2).max(least).min(most);
     // As far as there is something to read.
     let rest = match stride {
-        1.. => (core.data_units().saturating_sub(first)).div_ceil(stride as u64),
-        _ if first < core.data_units() => first / stride.unsigned_abs() + 1,
+        1.. => (core.units_end().max(first) - first).div_ceil(stride as u64),
+        _ if first < core.units_end() => first.get() / stride.unsigned_abs() + 1,
         _ => 0,
     };
     let window = window.min(rest);
@@ -107,9 +107,9 @@ fn advance(core: &MapCore, s: &StreamGuard<'_>) {
         s.trip.store(NO_UNIT, Ordering::Relaxed);
         return;
     }
-    let beyond = first.wrapping_add_signed(stride * window as i64);
-    s.next.store(beyond, Ordering::Relaxed);
-    s.trip.store(first, Ordering::Relaxed);
+    let beyond = first.at_distance(stride * window as i64);
+    s.next.store(beyond.get(), Ordering::Relaxed);
+    s.trip.store(first.get(), Ordering::Relaxed);
     core.counters.add(Count::Ahead, window);
     let stream = core.streams.index(s);
     let (mut at, mut left) = (first, window);
@@ -133,7 +133,7 @@ fn advance(core: &MapCore, s: &StreamGuard<'_>) {
             break;
         }
         core.pool.work_bell.ring();
-        at = at.wrapping_add_signed(stride * units as i64);
+        at = at.at_distance(stride * units as i64);
         left -= units;
     }
 }

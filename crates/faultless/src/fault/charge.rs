@@ -1,20 +1,21 @@
 //! Charging a claim to the budget, and waiting for room.
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::primitive::Ordering;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
-use faultless_sys::raw;
 
 /// How long a miss waits for a budget that nothing gives back, before it fails.
-const BUDGET_WAIT_NS: u64 = 10_000_000_000;
+const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
-const STAND_IN_WAIT_NS: u64 = 100_000_000;
+const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// How long to sleep before looking again whether the budget has room.
-const BUDGET_LOOK_NS: u64 = 2_000_000;
+const BUDGET_LOOK: Nanos = Nanos::from_millis(2);
 /// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
-const FIRM_NAP_NS: u64 = 100_000;
+const FIRM_NAP: Nanos = Nanos::from_micros(100);
 
 pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.counters.add(Count::Released, bytes);
@@ -37,8 +38,8 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
     // Nobody may wait in a map that is about to go: who takes it away waits for them. And a program whose mapping this
     // stands for knows of no budget: with the kernel's it would not have failed.
     let patience = match core.stands_for {
-        Some(_) => STAND_IN_WAIT_NS,
-        None => BUDGET_WAIT_NS,
+        Some(_) => STAND_IN_WAIT,
+        None => BUDGET_WAIT,
     };
     let anyway = || {
         core.counters.add(Count::Charged, bytes);
@@ -52,14 +53,14 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         return anyway();
     }
     core.counters.add(Count::Waits, 1);
-    let mut since = (raw::monotonic_ns(), pool.evicted.load(Ordering::Relaxed));
+    let mut since = (clock::now(), pool.evicted.load(Ordering::Relaxed));
     loop {
         pool.wanted.fetch_max(bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
         if firm() > firm_max {
-            raw::nap(FIRM_NAP_NS);
+            clock::nap(FIRM_NAP);
         } else {
-            pool.budget.wait(bytes, BUDGET_LOOK_NS);
+            pool.budget.wait(bytes, BUDGET_LOOK);
         }
         if firm() <= firm_max && pool.budget.try_charge(bytes) {
             core.counters.add(Count::Charged, bytes);
@@ -70,8 +71,8 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         }
         let evicted = pool.evicted.load(Ordering::Relaxed);
         if evicted != since.1 {
-            since = (raw::monotonic_ns(), evicted);
-        } else if raw::monotonic_ns() - since.0 > patience {
+            since = (clock::now(), evicted);
+        } else if clock::now().since(since.0) > patience {
             return match core.stands_for {
                 Some(_) => anyway(),
                 None => Err(Refusal::Budget),

@@ -2,14 +2,14 @@
 
 #![allow(unsafe_code, reason = "waits on a word by address")]
 
-use crate::base::ids::Unit;
+use crate::base::ids::{Nanos, RegionAt, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::process;
 use crate::fault::ahead;
 use crate::fault::charge::{charge, release};
 use crate::fault::give_up::{abandon, cool_again};
 use crate::fault::refusal::Refusal;
-use crate::fault::run::{AROUND, Need, Origin, RUN_MAX, Run};
+use crate::fault::run::{AROUND, IMMORTAL, Need, Origin, RUN_MAX, Run, immortal};
 use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::{From, PINS_MAX, State, Word, futex_bits};
@@ -17,20 +17,12 @@ use crate::space::table::GROUP_BYTES;
 use faultless_sys::{Errno, futex, raw, signal};
 
 /// How long to sleep on another's fill before asking whether its owner is alive.
-pub(crate) const WAIT_NS: u64 = 100_000_000;
-
-/// Set in owners that cannot die while they fill: a handler runs with every signal blocked, so nothing but the end of
-/// the process gets in between. The other bits tell threads apart by their stacks, which saves a system call in each
-/// miss. Owners without it are thread ids.
-const IMMORTAL: u32 = 1 << 31;
+pub(crate) const WAIT: Nanos = Nanos::from_millis(100);
 
 /// The number under which this thread claims.
 fn owner(need: Need) -> u32 {
     match need {
-        Need::Load(_) => {
-            let here = 0u8;
-            IMMORTAL | ((&raw const here as usize >> 12) as u32)
-        }
+        Need::Load(_) => immortal(),
         _ => raw::gettid(),
     }
 }
@@ -48,7 +40,7 @@ fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Refusal> {
     };
     core.counters.add(Count::Waits, 1);
     // SAFETY: the table lives as long as the core, which the caller holds.
-    let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT_NS) };
+    let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT.get()) };
     if woken == futex::Woken::TimedOut
         && mortal
         && signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH))
@@ -57,7 +49,7 @@ fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Refusal> {
         // Whether it came to charging the unit is not known. The map's own account is settled when it is dropped.
         core.table.leave(unit);
         if due.wake {
-            futex::wake_at(page.futex(), futex::ALL);
+            core.wake(unit);
         }
     }
     Ok(())
@@ -88,12 +80,12 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
     if !matches!(core.reading, Reading::File { .. }) && core.pool.is_filler() {
         return Err(Refusal::Recursion);
     }
-    let backed = core.backed(unit, 1);
+    let backed = core.backed(unit..unit + 1);
     if backed.is_empty() {
         return Err(Refusal::PastEnd);
     }
     if let Need::Load(addr) = need
-        && (addr - core.start) as u64 >= backed.end
+        && RegionAt::new((addr - core.start) as u64) >= backed.end
     {
         return Err(Refusal::PastEnd);
     }
@@ -203,8 +195,8 @@ fn claim_more(core: &MapCore, run: &Run, unit: Unit) -> Option<Origin> {
 
 /// Adds the unit behind a run to it, if it can be had.
 pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
-    let unit = run.first + run.count as u64;
-    if unit >= core.data_units() {
+    let unit = run.end();
+    if unit >= core.units_end() {
         return false;
     }
     let Some(from) = claim_more(core, run, unit) else {
@@ -217,7 +209,7 @@ pub(crate) fn extend(core: &MapCore, run: &mut Run) -> bool {
 
 /// Adds the unit before a run to it, on the same terms.
 fn extend_back(core: &MapCore, run: &mut Run) -> bool {
-    let Some(unit) = run.first.checked_sub(1) else {
+    let Some(unit) = run.first.before() else {
         return false;
     };
     let Some(from) = claim_more(core, run, unit) else {
@@ -232,10 +224,9 @@ fn extend_back(core: &MapCore, run: &mut Run) -> bool {
 
 /// Adds what is absent around the unit of a run, up to the ends of the window that it lies in.
 pub(crate) fn read_around(core: &MapCore, run: &mut Run) {
-    let window = run.first / AROUND * AROUND;
+    let window = Unit::new(run.first.get() / AROUND * AROUND);
     while run.first > window && extend_back(core, run) {}
-    let end = window + AROUND;
-    while run.first + (run.count as u64) < end && extend(core, run) {}
+    while run.end() < window + AROUND && extend(core, run) {}
 }
 
 /// A refault is soon if less was evicted meanwhile than the budget holds.

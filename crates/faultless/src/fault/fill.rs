@@ -1,6 +1,7 @@
 //! Filling: a run that a thread owns is read, installed and published.
 
-use crate::base::ids::Unit;
+use crate::base::clock;
+use crate::base::ids::{Addr, RegionAt, Slot, Unit};
 use crate::fault::charge::release;
 use crate::fault::give_up::{abandon, discard_unit};
 use crate::fault::publish::{Published, publish};
@@ -9,7 +10,7 @@ use crate::fault::run::Fetch;
 use crate::fault::run::{Need, Origin, Run};
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
-use faultless_sys::{futex, raw};
+use std::ops::Range;
 
 /// Reads and installs a run that this thread owns, and publishes its units.
 ///
@@ -18,15 +19,15 @@ pub(crate) fn fill(
     core: &MapCore,
     run: &Run,
     need: Need,
-    trip: Option<u32>,
+    trip: Option<Slot>,
     fetch: Fetch<'_>,
 ) -> Result<(), Refusal> {
-    let began = raw::monotonic_ns();
+    let began = clock::now();
     if need == Need::Pin && run.from[0] == Origin::Resident {
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
         discard_unit(core, run.first);
     }
-    let backed = core.backed(run.first, run.count as u64);
+    let backed = core.backed(run.units());
     let keep = trip.map(|slot| core.pool.trips.addr(slot));
     let result = read_and_install(&backed, keep, fetch);
     let (good, installed_new) = match result {
@@ -36,7 +37,7 @@ pub(crate) fn fill(
     let mut filled = 0;
     for i in 0..run.count {
         let unit = run.first + i as u64;
-        let whole = core.backed(unit, 1).end <= good;
+        let whole = core.backed(unit..unit + 1).end <= good;
         if whole {
             let how = Published {
                 pin: need == Need::Pin,
@@ -63,7 +64,8 @@ pub(crate) fn fill(
         Count::Fills,
         filled - u64::from(trip.is_some() && filled > 0),
     );
-    core.counters.record_fill_ns(raw::monotonic_ns() - began);
+    core.counters
+        .record_fill_ns(clock::now().since(began).get());
     if run.from[0] == Origin::Resident && need != Need::Pin && installed_new > 0 {
         core.counters.add(Count::TakenBack, 1);
     }
@@ -80,13 +82,13 @@ pub(crate) fn fill(
 }
 
 /// Leaves a unit that was read in its slot.
-fn park(core: &MapCore, unit: Unit, run: &Run, slot: u32) {
+fn park(core: &MapCore, unit: Unit, run: &Run, slot: Slot) {
     match core.page(unit).finish_cool(run.me, slot) {
         // The slots are charged by themselves.
         Some(due) => {
             release(core, core.charge_of(unit));
             if due.wake {
-                futex::wake_at(core.page(unit).futex(), futex::ALL);
+                core.wake(unit);
             }
         }
         None => {
@@ -100,14 +102,14 @@ fn park(core: &MapCore, unit: Unit, run: &Run, slot: u32) {
 /// kept elsewhere. Returns the end of what is installed, and how many bytes were not there before; with an error, the end
 /// of what was installed before it.
 fn read_and_install(
-    range: &std::ops::Range<u64>,
-    mut keep: Option<usize>,
+    range: &Range<RegionAt>,
+    mut keep: Option<Addr>,
     fetch: Fetch<'_>,
-) -> Result<(u64, u64), (u64, Refusal)> {
+) -> Result<(RegionAt, u64), (RegionAt, Refusal)> {
     let mut at = range.start;
     let mut new = 0;
     while at < range.end {
-        let piece = fetch(at, range.end, keep.take()).map_err(|why| (at, why))?;
+        let piece = fetch(at..range.end, keep.take()).map_err(|why| (at, why))?;
         at += piece.present;
         new += piece.new;
         if piece.present < piece.wanted {

@@ -2,17 +2,17 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-use crate::base::ids::Unit;
+use crate::base::ids::{Slot, Unit};
 use crate::fault::charge::release;
 use crate::fault::publish::{Published, publish};
-use crate::fault::run::Origin;
+use crate::fault::run::{Origin, immortal};
 use crate::space::counters::Count;
 use crate::space::identity;
 use crate::space::map_core::MapCore;
-use crate::space::page::Left;
-use crate::space::table::GROUP;
+use crate::space::page::{From, Left};
+use crate::space::table::Table;
 use crate::space::trips::Trips;
-use faultless_sys::{futex, mem};
+use faultless_sys::mem;
 
 /// Gives one claimed unit up. `charged`: its memory was charged by this claim.
 pub(crate) fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged: bool) {
@@ -32,21 +32,46 @@ pub(crate) fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged
         }
         core.table.leave(unit);
         if due.wake {
-            futex::wake_at(page.futex(), futex::ALL);
+            core.wake(unit);
         }
     }
 }
 
 /// Takes the memory of a unit away that this thread owns: its bytes can be read again.
 pub(crate) fn discard_unit(core: &MapCore, unit: Unit) {
-    let r = core.backed(unit, 1);
-    let (addr, len) = (core.start + r.start as usize, (r.end - r.start) as usize);
+    let (addr, len) = core.backed_addrs(unit..unit + 1);
     let _ours = identity::discarding();
-    if core.live.covers(addr, len) {
+    if core.live.covers(addr.get(), len) {
         // SAFETY: the caller owns the unit, whose bytes can be read again; its addresses are still the map's own, for as long
         // as no report is acted on.
-        unsafe { mem::discard(addr, len) };
+        unsafe { mem::discard(addr.get(), len) };
     }
+}
+
+/// Takes a unit out of its map, for a batch. Returns whether it was soft; `None` if it may not go. The batch is settled by
+/// [`settle_evicted`], or taken back by [`cancel_eviction`].
+pub(crate) fn begin_eviction(core: &MapCore, unit: Unit) -> Option<bool> {
+    let was_soft = core.page(unit).begin_evict()?;
+    if core.must_keep() {
+        cancel_eviction(core, unit, was_soft);
+        return None;
+    }
+    Some(was_soft)
+}
+
+/// Takes a unit for a batch that marks it `MADV_FREE`. `false` if it may not be marked, or is already.
+pub(crate) fn begin_softening(core: &MapCore, unit: Unit) -> bool {
+    let page = core.page(unit);
+    if !page.begin_soften() {
+        return false;
+    }
+    if core.must_keep() {
+        if page.cancel_soften() {
+            core.wake(unit);
+        }
+        return false;
+    }
+    true
 }
 
 /// Takes back an eviction whose batch was not sent.
@@ -57,12 +82,12 @@ pub(crate) fn cancel_eviction(core: &MapCore, unit: Unit, was_soft: bool) {
         release(core, core.charge_of(unit));
     }
     if cancelled.wake {
-        futex::wake_at(page.futex(), futex::ALL);
+        core.wake(unit);
     }
 }
 
 /// Gives a slot of the cooling area back.
-pub(crate) fn give_slot(core: &MapCore, slot: u32) {
+pub(crate) fn give_slot(core: &MapCore, slot: Slot) {
     if Trips::is_trip(slot) {
         core.pool.trips.give(slot);
     } else if let Some(cooling) = core.pool.cooling.get() {
@@ -71,9 +96,9 @@ pub(crate) fn give_slot(core: &MapCore, slot: u32) {
 }
 
 /// Leaves a unit in its slot that could not be rescued now: its bytes are as good as they were.
-pub(crate) fn cool_again(core: &MapCore, unit: Unit, me: u32, slot: u32) {
+pub(crate) fn cool_again(core: &MapCore, unit: Unit, me: u32, slot: Slot) {
     match core.page(unit).finish_cool(me, slot) {
-        Some(due) if due.wake => futex::wake_at(core.page(unit).futex(), futex::ALL),
+        Some(due) if due.wake => core.wake(unit),
         Some(_) => {}
         // The claim was taken for a dead one's.
         None => give_slot(core, slot),
@@ -82,11 +107,11 @@ pub(crate) fn cool_again(core: &MapCore, unit: Unit, me: u32, slot: u32) {
 
 /// Gives the words of an empty group back, and its page tables: a group of the smallest units is 2 MiB of the map, which is
 /// what one page of them covers. Kernels with CONFIG_PT_RECLAIM (6.14) free it when the whole range is discarded at once.
-pub(crate) fn collect_group(core: &MapCore, unit: u64) {
-    let first = unit / GROUP * GROUP;
+pub(crate) fn collect_group(core: &MapCore, unit: Unit) {
     let bytes = core.table.collect(unit, || {
-        let start = core.unit_addr(first);
-        let end = (start + ((GROUP as usize) << core.unit_shift)).min(core.region().end);
+        let units = Table::group_of(unit);
+        let start = core.unit_addr(units.start).get();
+        let end = core.unit_addr(units.end).get().min(core.region().end);
         let _ours = identity::discarding();
         if core.live.covers(start, end - start) {
             // SAFETY: all units of the range are absent, and none can be claimed before this returns; the range is still the
@@ -110,7 +135,7 @@ pub(crate) struct Settled {
 }
 
 /// Books one unit out after its memory was discarded.
-pub(crate) fn settle_evicted(core: &MapCore, unit: u64, left: Left) -> Settled {
+pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Settled {
     let page = core.page(unit);
     let (absent, due) = page.settle(left);
     let cools = absent && matches!(left, Left::Slot(_));
@@ -126,7 +151,7 @@ pub(crate) fn settle_evicted(core: &MapCore, unit: u64, left: Left) -> Settled {
     core.counters.add(Count::Released, bytes);
     core.pool.budget.release(bytes);
     if due.wake {
-        futex::wake_at(page.futex(), futex::ALL);
+        core.wake(unit);
     }
     Settled {
         absent,
@@ -135,16 +160,39 @@ pub(crate) fn settle_evicted(core: &MapCore, unit: u64, left: Left) -> Settled {
     }
 }
 
-/// Gives up the bytes of a unit that cools.
-pub(crate) fn drop_cool(core: &MapCore, unit: u64) {
+/// Gives up the bytes of a unit that cools, if it still does: in `slot`, if that is given. What remains is the shadow. `None`
+/// if it does not, or may not go. All signals of the caller are blocked.
+///
+/// The unit is claimed first. Then its slot is this thread's, and nothing may be lost by a thread that has just found the
+/// unit cool and goes on to the next, because the bytes must stay.
+pub(crate) fn give_up_cool(
+    core: &MapCore,
+    unit: Unit,
+    slot: Option<Slot>,
+    shadow: u32,
+) -> Option<Settled> {
     let page = core.page(unit);
-    let word = page.load();
-    let slot = word.number();
-    if word.cool() && page.drop_cool(slot, 0) {
-        give_slot(core, slot);
-        core.counters.add(Count::Evictions, 1);
-        if core.table.leave(unit) {
-            collect_group(core, unit);
-        }
+    let seen = page.load();
+    if !seen.cool() || slot.is_some_and(|slot| slot != seen.slot()) {
+        return None;
     }
+    let me = immortal();
+    let Ok(From::Cool(slot)) = page.claim(seen, me) else {
+        return None;
+    };
+    if core.must_keep() {
+        cool_again(core, unit, me, slot);
+        return None;
+    }
+    give_slot(core, slot);
+    core.counters.add(Count::Evictions, 1);
+    let due = page.abandon(me, shadow)?;
+    let emptied = core.table.leave(unit);
+    if due.wake {
+        core.wake(unit);
+    }
+    Some(Settled {
+        absent: true,
+        emptied,
+    })
 }

@@ -2,12 +2,14 @@
 
 #![allow(unsafe_code, reason = "answers requests on other threads' stacks")]
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU32, Ordering};
-use crate::fault::claim::WAIT_NS;
+use crate::fault::claim::WAIT;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Run;
 use crate::space::map_core::MapCore;
-use faultless_sys::{futex, raw};
+use faultless_sys::futex;
 
 /// What a faulting thread leaves for a fill thread. It lives on the faulting thread's stack until `done` is set.
 pub(crate) struct Handed {
@@ -22,13 +24,13 @@ pub(crate) fn hand_over(core: &MapCore, request: &Handed) -> Result<(), Refusal>
     let pool = &*core.pool;
     while !pool.handover.push(request as *const Handed as usize) {
         pool.fill_bell.ring();
-        raw::nap(100_000);
+        clock::nap(Nanos::from_micros(100));
     }
     pool.fill_bell.ring();
     loop {
         match request.done.load(Ordering::Acquire) {
             0 => {
-                futex::wait(&request.done, 0, WAIT_NS);
+                futex::wait(&request.done, 0, WAIT.get());
                 // A bell rung before the fill threads slept is not lost, but a second ring is cheap.
                 if request.done.load(Ordering::Acquire) == 0 {
                     pool.fill_bell.ring();

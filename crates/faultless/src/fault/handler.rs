@@ -5,6 +5,8 @@
     reason = "a signal handler: reads siginfo, calls handlers of others by address"
 )]
 
+use crate::base::clock;
+use crate::base::ids::{Addr, Nanos, RegionAt};
 use crate::base::primitive::{
     AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, lock,
 };
@@ -176,14 +178,14 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     // Only "no such page" can be ours: a hardware memory error (BUS_MCEERR_*) or a signal sent by somebody never is.
     if code == libc::BUS_ADRERR {
         if let Some(core) = registry::find(addr) {
-            let unit = core.unit_of(addr);
-            let Err(why) = serve(&core, unit, Need::Load(addr)) else {
+            let at = Addr::new(addr);
+            let Err(why) = serve(&core, core.unit_of(at), Need::Load(at)) else {
                 return;
             };
             // The lease is gone before the kernel's mapping is in place: it will be soon.
             if why == Refusal::LeaseBroken && core.being_handed_back() {
                 drop(core);
-                raw::nap(HAND_BACK_NAP_NS);
+                clock::nap(HAND_BACK_NAP);
                 return;
             }
             // Where a map stands in for the kernel's, a program that handles its own faults expects no word of ours.
@@ -191,7 +193,7 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
                 report_at(&core, addr, why);
             }
         } else if identity::may_have_moved() {
-            raw::nap(HAND_BACK_NAP_NS);
+            clock::nap(HAND_BACK_NAP);
             return;
         } else if came_late(addr) {
             // The map was handed back to the kernel between the fault and this look: the kernel serves the load when it
@@ -206,17 +208,17 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
 }
 
 /// How long a miss waits for the kernel's mapping before it looks again.
-const HAND_BACK_NAP_NS: u64 = 1_000_000;
+const HAND_BACK_NAP: Nanos = Nanos::from_millis(1);
 
 /// Whether a fault at an address that is no map's may be one that was raised before the map there was handed back.
 fn came_late(addr: usize) -> bool {
     let count = HANDED_BACK.load(Ordering::SeqCst);
-    count > 0 && !LATE_LOOKS.again(raw::gettid(), addr, count)
+    count > 0 && !LATE_LOOKS.again(raw::gettid(), Addr::new(addr), count)
 }
 
 fn report_at(core: &MapCore, addr: usize, why: Refusal) {
-    let page = (addr - core.start) as u64 & !(PAGE as u64 - 1);
-    report::print(core, core.base + page, why);
+    let page = (Addr::new(addr) - core.start) as u64 & !(PAGE as u64 - 1);
+    report::print(core, core.source_at(RegionAt::new(page)), why);
 }
 
 /// Does what would have been done if our handler did not exist.

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "installs pages by address")]
 
+use crate::base::clock;
+use crate::base::ids::{Addr, Nanos, RegionAt};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::counters::Count;
@@ -12,20 +14,27 @@ use faultless_sys::{Errno, raw, uffd};
 /// Tries to install a page while the kernel says ENOMEM.
 const INSTALL_TRIES: u32 = 5_000;
 /// Naps while the kernel says EAGAIN: more than a minute.
-const BUSY_NAP_NS: u64 = 50_000;
+const BUSY_NAP: Nanos = Nanos::from_micros(50);
 const BUSY_MAX: u32 = 1_000_000;
 
-/// Installs `got` bytes at `src` (a buffer of `want` bytes, whole pages) as the piece of the region that starts at `at`.
+/// What a buffer holds for a piece of the region: whole pages at `src`, of which the source filled the first `got` bytes.
+pub(crate) struct Filled {
+    pub(crate) src: Addr,
+    pub(crate) got: usize,
+    /// Length of the buffer's part that is meant, whole pages.
+    pub(crate) want: usize,
+}
+
+/// Installs what a buffer holds as the piece of the region that starts at `at`.
 pub(crate) fn install_piece(
     core: &MapCore,
-    at: u64,
-    src: usize,
-    got: usize,
-    want: usize,
-    keep: Option<usize>,
+    at: RegionAt,
+    filled: &Filled,
+    keep: Option<Addr>,
 ) -> Result<Piece, Refusal> {
-    let got = got.min(want);
-    let data = want.min((core.data_len - at.min(core.data_len)) as usize);
+    let &Filled { src, want, .. } = filled;
+    let got = filled.got.min(want);
+    let data = want.min(core.data_len.saturating_sub(at.get()) as usize);
     core.counters.add(Count::BytesRead, got as u64);
     // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
     // of the source it is zero.
@@ -35,17 +44,17 @@ pub(crate) fn install_piece(
         got.next_multiple_of(PAGE)
     };
     // SAFETY: the buffer is the caller's, and `got <= pages <= want`, its length.
-    unsafe { core::ptr::write_bytes((src + got) as *mut u8, 0, pages - got) };
+    unsafe { core::ptr::write_bytes((src + got).get() as *mut u8, 0, pages - got) };
     let kept = match keep {
         Some(slot) if pages > 0 => {
+            let (src, slot) = (src.get() as *const u8, slot.get() as *mut u8);
             // SAFETY: a slot of one page, which is the caller's, and at least one page at `src`.
-            unsafe { core::ptr::copy_nonoverlapping(src as *const u8, slot as *mut u8, PAGE) };
+            unsafe { core::ptr::copy_nonoverlapping(src, slot, PAGE) };
             PAGE
         }
         _ => 0,
     };
-    let at = core.start + at as usize;
-    let new = install(core, at + kept, src + kept, pages - kept)?;
+    let new = install(core, core.addr(at) + kept, src + kept, pages - kept)?;
     Ok(Piece {
         present: pages as u64,
         new,
@@ -54,7 +63,8 @@ pub(crate) fn install_piece(
 }
 
 /// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.
-pub(crate) fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Result<u64, Refusal> {
+pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Result<u64, Refusal> {
+    let (dst, src) = (dst.get(), src.get());
     let fd = &core.pool.uffd;
     let mut number = fd.get();
     let mut done = 0;
@@ -94,12 +104,12 @@ pub(crate) fn install(core: &MapCore, dst: usize, src: usize, len: usize) -> Res
                 if busy < 100 {
                     raw::sched_yield();
                 } else {
-                    raw::nap(BUSY_NAP_NS);
+                    clock::nap(BUSY_NAP);
                 }
             }
             libc::ENOMEM => {
                 core.pool.evict_bell.ring();
-                raw::nap(1_000_000);
+                clock::nap(Nanos::from_millis(1));
             }
             // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
             libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM

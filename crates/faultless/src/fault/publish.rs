@@ -1,12 +1,12 @@
 //! Making a filled unit resident, and telling the evictor.
 
-use crate::base::ids::{AHEAD, Unit, track_entry};
+use crate::base::clock;
+use crate::base::ids::{Entry, Nanos, Unit};
 use crate::base::primitive::Ordering;
 use crate::space::map_core::MapCore;
-use faultless_sys::{futex, raw};
 
 /// How long to wait for the evictor to take entries off its ring.
-const RING_NAP_NS: u64 = 100_000;
+const RING_NAP: Nanos = Nanos::from_micros(100);
 
 /// How a unit becomes resident.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,7 +27,7 @@ pub(crate) fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
         return;
     };
     if due.wake {
-        futex::wake_at(page.futex(), futex::ALL);
+        core.wake(unit);
     }
     if due.track {
         track(core, unit, how.ahead);
@@ -38,10 +38,11 @@ pub(crate) fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
 pub(crate) fn track(core: &MapCore, unit: Unit, ahead: bool) {
     let pool = &*core.pool;
     pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
-    let entry = track_entry(core.id, core.unit_shift, unit) | if ahead { AHEAD } else { 0 };
+    let entry = Entry::of(core.id, core.unit_shift, unit);
+    let entry = if ahead { entry.marked_ahead() } else { entry };
     // The ring is large; it can be full only while the evictor is held up for long.
     while !pool.filled.push(entry) {
         pool.evict_bell.ring();
-        raw::nap(RING_NAP_NS);
+        clock::nap(RING_NAP);
     }
 }

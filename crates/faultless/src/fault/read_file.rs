@@ -2,13 +2,16 @@
 
 #![allow(unsafe_code, reason = "reads into raw buffers")]
 
-use crate::fault::install::install_piece;
+use crate::base::clock;
+use crate::base::ids::{Addr, FileAt, Nanos, RegionAt};
+use crate::fault::install::{Filled, install_piece};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use faultless_sys::mem::PAGE;
-use faultless_sys::{Errno, file, raw};
+use faultless_sys::{Errno, file};
+use std::ops::Range;
 
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
@@ -17,16 +20,17 @@ const AGAIN_MAX: u32 = 2_000;
 pub(crate) fn file_piece(
     core: &MapCore,
     fd: &Fd,
-    at: u64,
-    end: u64,
-    keep: Option<usize>,
+    range: Range<RegionAt>,
+    keep: Option<Addr>,
 ) -> Result<Piece, Refusal> {
     let pool = &*core.pool;
-    let buffer = pool.staging.take((end - at) as usize, &pool.budget);
+    let len = (range.end - range.start) as usize;
+    let buffer = pool.staging.take(len, &pool.budget);
+    let src = buffer.addr();
     // Direct reads want whole pages; the source may well end in the last.
-    let want = ((end - at) as usize).min(buffer.len());
-    let piece = read_file(core, fd, buffer.addr(), want, core.base + at)
-        .and_then(|got| install_piece(core, at, buffer.addr(), got, want, keep));
+    let want = len.min(buffer.len());
+    let piece = read_file(core, fd, src, want, core.source_at(range.start))
+        .and_then(|got| install_piece(core, range.start, &Filled { src, got, want }, keep));
     pool.staging.give(buffer);
     piece
 }
@@ -67,9 +71,9 @@ fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Refusal> {
 fn read_file(
     core: &MapCore,
     fd: &Fd,
-    buf: usize,
+    buf: Addr,
     len: usize,
-    offset: u64,
+    offset: FileAt,
 ) -> Result<usize, Refusal> {
     let mut number = fd.get();
     let mut last = None;
@@ -102,9 +106,10 @@ fn whole_or_end(
     number: i32,
     got: usize,
     len: usize,
-    offset: u64,
+    offset: FileAt,
 ) -> Result<usize, Refusal> {
-    let data = (core.base + core.data_len).saturating_sub(offset);
+    let end = core.base + core.data_len;
+    let data = end.max(offset) - offset;
     if got as u64 >= data.min(len as u64) {
         return Ok(got);
     }
@@ -115,27 +120,28 @@ fn whole_or_end(
     match file::status(number) {
         // The number was closed since, and names another file.
         Ok(st) if !ours(&st) => Err(Refusal::Read(libc::EBADF)),
-        Ok(st) if st.len <= offset + got as u64 => Ok(got),
+        Ok(st) if st.len <= (offset + got as u64).get() => Ok(got),
         Ok(_) => Err(Refusal::Read(libc::EIO)),
         Err(Errno(e)) => Err(Refusal::Read(e)),
     }
 }
 
 /// `pread` until `len` bytes are there, the file ends, or nothing new comes.
-fn read_whole(number: i32, buf: usize, len: usize, offset: u64) -> Result<usize, i32> {
+fn read_whole(number: i32, buf: Addr, len: usize, offset: FileAt) -> Result<usize, i32> {
     let mut got = 0;
     let mut again = 0;
     while got < len {
         // A direct read continues only at a page: after an odd count, the last page is read again.
         let from = got & !(PAGE - 1);
+        let (to, at) = ((buf + from).get(), (offset + from as u64).get());
         // SAFETY: the staging buffer is on loan to this thread and `from <= got < len`, its length at most.
-        match unsafe { file::pread(number, buf + from, len - from, offset + from as u64) } {
+        match unsafe { file::pread(number, to, len - from, at) } {
             Ok(n) if from + n <= got => return Ok(got),
             Ok(n) => got = from + n,
             Err(Errno(libc::EINTR)) => {}
             Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {
                 again += 1;
-                raw::nap(1_000_000);
+                clock::nap(Nanos::from_millis(1));
             }
             Err(Errno(e)) => return Err(e),
         }

@@ -1,5 +1,6 @@
 //! The one line on stderr that a fault which cannot be served leaves behind.
 
+use crate::base::ids::FileAt;
 use crate::fault::refusal::Refusal;
 use crate::space::map_core::MapCore;
 use faultless_sys::raw;
@@ -27,7 +28,7 @@ impl Write for Line {
 
 /// Writes `faultless: NAME, offset N: WHY` to stderr. May be called in a signal handler: formatting of strings and
 /// integers neither allocates nor locks.
-pub(crate) fn print(core: &MapCore, offset: u64, why: Refusal) {
+pub(crate) fn print(core: &MapCore, offset: FileAt, why: Refusal) {
     let mut line = Line {
         bytes: [0; 1024],
         len: 0,
@@ -37,6 +38,7 @@ pub(crate) fn print(core: &MapCore, offset: u64, why: Refusal) {
     let short = &name[name.len().saturating_sub(NAME_MAX)..];
     let cut = if short.len() < name.len() { "…" } else { "" };
     let name = printable(short);
+    let offset = offset.get();
     let _ = write!(line, "faultless: {cut}{name}, offset {offset}: {why}");
     line.bytes[line.len] = b'\n';
     raw::write_stderr(&line.bytes[..=line.len]);

@@ -13,7 +13,7 @@ use faultless_sys::mem::PAGE;
 
 /// Installs a cool unit, which this thread owns, from its slot. No device is asked, so its source is not either.
 pub(crate) fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Refusal> {
-    let backed = core.backed(run.first, 1);
+    let (to, len) = core.backed_addrs(run.first..run.first + 1);
     let trip = Trips::is_trip(run.slot);
     let from = match core.pool.cooling.get() {
         _ if trip => Some(core.pool.trips.addr(run.slot)),
@@ -21,9 +21,7 @@ pub(crate) fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Refusa
     };
     let installed = match from {
         // Slots are pages, and only units of a page are put there.
-        Some(from) if backed.end - backed.start == PAGE as u64 => {
-            install(core, core.start + backed.start as usize, from, PAGE)
-        }
+        Some(from) if len == PAGE => install(core, to, from, PAGE),
         _ => Err(Refusal::Source),
     };
     match installed {

@@ -1,7 +1,8 @@
 //! A run: neighbouring units that one thread has claimed.
 
-use crate::base::ids::Unit;
+use crate::base::ids::{Addr, RegionAt, Slot, Unit};
 use crate::fault::refusal::Refusal;
+use std::ops::Range;
 
 /// Most units that one fill covers: bounds the stack that the handler needs.
 pub(crate) const RUN_MAX: usize = 64;
@@ -10,7 +11,7 @@ pub(crate) const RUN_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     /// A load at this address faulted.
-    Load(usize),
+    Load(Addr),
     /// It is to be pinned.
     Pin,
     /// It may be wanted soon: never waits.
@@ -31,17 +32,38 @@ pub(crate) enum Origin {
     Evicting,
 }
 
+/// Set in owners that cannot die while they have a unit: a thread in the handler, or one of the engine's, which has every
+/// signal blocked, so nothing but the end of the process gets in between. The other bits tell threads apart by their stacks,
+/// which saves a system call in each miss. Owners without it are thread ids.
+pub(crate) const IMMORTAL: u32 = 1 << 31;
+
+/// The number under which this thread claims units, if all of its signals are blocked and no other thread can cancel it.
+pub(crate) fn immortal() -> u32 {
+    let here = 0u8;
+    IMMORTAL | ((&raw const here as usize >> 12) as u32)
+}
+
 /// A unit range whose words this thread owns.
 pub(crate) struct Run {
     pub(crate) first: Unit,
     pub(crate) count: usize,
     pub(crate) me: u32,
     /// The slot in which the bytes of the first unit are, if it was cool.
-    pub(crate) slot: u32,
+    pub(crate) slot: Slot,
     pub(crate) from: [Origin; RUN_MAX],
 }
 
 impl Run {
+    /// The units.
+    pub(crate) fn units(&self) -> Range<Unit> {
+        self.first..self.end()
+    }
+
+    /// The unit behind the last.
+    pub(crate) fn end(&self) -> Unit {
+        self.first + self.count as u64
+    }
+
     /// Whether its one unit was absent, and nobody's.
     pub(crate) fn was_absent(&self) -> bool {
         self.count == 1 && matches!(self.from[0], Origin::Cold | Origin::Hot)
@@ -49,10 +71,10 @@ impl Run {
 
     pub(crate) const fn new() -> Self {
         Run {
-            first: 0,
+            first: Unit::new(0),
             count: 0,
             me: 0,
-            slot: 0,
+            slot: Slot::new(0),
             from: [Origin::Cold; RUN_MAX],
         }
     }
@@ -72,6 +94,7 @@ pub(crate) struct Piece {
     pub(crate) wanted: u64,
 }
 
-/// Reads and installs a piece that starts at one byte of the region and ends at another at the latest. Where an address
+/// Reads and installs a piece of the region that starts where a range does and ends with it at the latest. Where an address
 /// is given, the bytes of the first page go there and are not installed.
-pub(crate) type Fetch<'a> = &'a mut dyn FnMut(u64, u64, Option<usize>) -> Result<Piece, Refusal>;
+pub(crate) type Fetch<'a> =
+    &'a mut dyn FnMut(Range<RegionAt>, Option<Addr>) -> Result<Piece, Refusal>;

@@ -28,7 +28,7 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Refusa
         _ if request.run.count == 0 => Ok(()),
         _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
         Reading::File { fd, .. } => {
-            let fetch = &mut |at, end, keep| file_piece(core, fd, at, end, keep);
+            let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
             let around = need != Need::Pin && core.reads_around() && request.run.was_absent();
             if around {
                 read_around(core, &mut request.run);

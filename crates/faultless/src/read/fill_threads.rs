@@ -5,6 +5,7 @@
     reason = "answers requests that lie on faulting threads' stacks"
 )]
 
+use crate::base::ids::Nanos;
 use crate::base::primitive::Ordering;
 use crate::base::thread::block_signals;
 use crate::fault::fill::fill;
@@ -15,13 +16,16 @@ use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
 use faultless_sys::raw;
 
+/// How long a fill thread sleeps before it looks by itself.
+const IDLE: Nanos = Nanos::from_secs(1);
+
 /// A fill thread's life: serves requests of faulting threads.
 pub(crate) fn fill_for(pool: &PoolCore, number: usize) {
     block_signals();
     pool.fillers[number].store(raw::gettid(), Ordering::Release);
     while !pool.stopping.load(Ordering::Acquire) {
         let Some(at) = pool.handover.pop() else {
-            pool.fill_bell.sleep(1_000_000_000, || {
+            pool.fill_bell.sleep(IDLE, || {
                 !pool.stopping.load(Ordering::Acquire) && pool.handover.is_empty()
             });
             continue;

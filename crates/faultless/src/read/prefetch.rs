@@ -1,10 +1,10 @@
 //! Prefetches, and windows that are read ahead.
 
-use crate::base::ids::Unit;
+use crate::base::ids::{MapId, Serial, Slot, Unit};
 use crate::base::primitive::Ordering;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::fill;
-use crate::fault::give_up::collect_group;
+use crate::fault::give_up::{collect_group, give_up_cool};
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Fetch, Need, Origin, Run};
@@ -22,9 +22,9 @@ pub(crate) const PART: u64 = 256 * 1024;
 
 /// Units to fill of the map with gate `id`, if it still is the one with this serial number.
 pub(crate) struct Prefetch {
-    pub(crate) id: u32,
-    pub(crate) serial: u64,
-    pub(crate) unit: u64,
+    pub(crate) id: MapId,
+    pub(crate) serial: Serial,
+    pub(crate) unit: Unit,
     pub(crate) count: u64,
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn read_ahead(pool: &PoolCore, request: Request) {
     let stride = core.streams.stride(request.stream);
     let (mut at, mut left) = (request.unit, request.units);
     let mut trip = request.trip;
-    while left > 0 && at < core.data_units() && !core.closing.load(Ordering::Relaxed) {
+    while left > 0 && at < core.units_end() && !core.closing.load(Ordering::Relaxed) {
         let most = if stride == 1 { left } else { 1 };
         let done = with_pieces(&core, |fetch| {
             if !std::mem::take(&mut trip) {
@@ -56,12 +56,12 @@ pub(crate) fn read_ahead(pool: &PoolCore, request: Request) {
             return;
         };
         left = left.saturating_sub(done);
-        at = at.wrapping_add_signed(if stride == 1 { done as i64 } else { stride });
+        at = at.at_distance(if stride == 1 { done as i64 } else { stride });
     }
 }
 
 /// A slot for a trip, if units of the map fit one.
-fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
+fn trip_slot(core: &MapCore, unit: Unit) -> Option<Slot> {
     if core.unit_bytes() != PAGE as u64 {
         return None;
     }
@@ -78,17 +78,17 @@ fn trip_slot(core: &MapCore, unit: u64) -> Option<u32> {
         else {
             return !registry::may_be_in_use(from.map, from.serial);
         };
-        if owner.keep_all.load(Ordering::SeqCst) || !owner.page(from.unit).drop_cool(slot, 0) {
+        let Some(given) = give_up_cool(&owner, from.unit, Some(slot), 0) else {
             return false;
-        }
-        owner.counters.add(Count::Evictions, 1);
-        if owner.table.leave(from.unit) {
+        };
+        if given.emptied {
             collect_group(&owner, from.unit);
         }
         true
     })
 }
 
+/// Reads in what a prefetch asks for.
 pub(crate) fn run(job: &Prefetch) {
     let &Prefetch {
         id,
@@ -102,7 +102,7 @@ pub(crate) fn run(job: &Prefetch) {
     else {
         return;
     };
-    let end = (unit + count).min(core.data_units());
+    let end = (unit + count).min(core.units_end());
     let mut at = unit;
     while at < end {
         if core.closing.load(Ordering::Relaxed) {
@@ -163,7 +163,7 @@ pub(crate) fn prefetch_trip(
     core: &MapCore,
     unit: Unit,
     count: u64,
-    slot: u32,
+    slot: Slot,
     fetch: Fetch<'_>,
 ) -> Result<u64, Refusal> {
     let mut run = Run::new();

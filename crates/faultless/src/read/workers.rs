@@ -6,17 +6,21 @@
     reason = "answers requests that lie on faulting threads' stacks"
 )]
 
+use crate::base::ids::{Nanos, Unit};
 use crate::base::primitive::{Mutex, Ordering, lock};
 use crate::base::thread;
 use crate::base::thread::{Thread, block_signals};
 use crate::read::fill_threads::fill_for;
 use crate::read::prefetch;
-use crate::read::prefetch::Prefetch;
 use crate::read::prefetch::read_ahead;
+use crate::read::prefetch::{PART, Prefetch};
+use crate::space::counters::Count;
+use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
 use crate::space::streams::Request;
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Threads that prefetch: enough to keep a solid-state disk's queue filled.
@@ -25,7 +29,7 @@ const PREFETCHERS: usize = 8;
 const JOBS_MAX: usize = 8192;
 
 /// How long a worker sleeps before it looks by itself.
-const IDLE_NS: u64 = 1_000_000_000;
+const IDLE: Nanos = Nanos::from_secs(1);
 
 /// Something that a worker does.
 pub(crate) type Job = Box<dyn FnOnce() + Send>;
@@ -97,8 +101,32 @@ impl Workers {
         self.ensure(pool, 1 + PREFETCHERS)
     }
 
+    /// Queues the units of a range to be read soon, in parts. Parts for which the queue has no room are dropped and counted.
+    pub(crate) fn queue(self: &Arc<Self>, core: &MapCore, units: Range<Unit>) -> io::Result<()> {
+        self.all(&core.pool)?;
+        let end = units.end.min(core.units_end());
+        let step = (PART >> core.unit_shift).max(1);
+        let mut unit = units.start;
+        while unit < end {
+            let count = step.min(end - unit);
+            let job = Prefetch {
+                id: core.id,
+                serial: core.serial,
+                unit,
+                count,
+            };
+            if !self.push(&core.pool, job) {
+                let dropped = (end - unit).div_ceil(step);
+                core.counters.add(Count::PrefetchDropped, dropped);
+                break;
+            }
+            unit += count;
+        }
+        Ok(())
+    }
+
     /// Queues a prefetch. `false` if the queue is full.
-    pub(crate) fn prefetch(&self, pool: &PoolCore, job: Prefetch) -> bool {
+    fn push(&self, pool: &PoolCore, job: Prefetch) -> bool {
         let mut jobs = lock(&self.jobs);
         if jobs.prefetches.len() >= JOBS_MAX {
             return false;
@@ -127,7 +155,7 @@ impl Workers {
             drop(jobs);
             match job {
                 Some(job) => job(),
-                None => pool.save_bell.sleep(IDLE_NS, || {
+                None => pool.save_bell.sleep(IDLE, || {
                     let jobs = lock(&self.jobs);
                     jobs.saves.is_empty() && !jobs.stopping
                 }),
@@ -151,7 +179,7 @@ impl Workers {
             drop(jobs);
             match job {
                 Some(job) => prefetch::run(&job),
-                None if ahead.is_none() => pool.work_bell.sleep(IDLE_NS, || {
+                None if ahead.is_none() => pool.work_bell.sleep(IDLE, || {
                     let jobs = lock(&self.jobs);
                     pool.ahead.is_empty() && jobs.prefetches.is_empty() && !jobs.stopping
                 }),

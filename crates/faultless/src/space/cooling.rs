@@ -2,6 +2,7 @@
 //! while ago. The evictor writes them; whoever claims a cool unit owns its slot, reads it, and gives it back.
 
 use crate::base::area::Area;
+use crate::base::ids::{Addr, Slot};
 use crate::base::primitive::{AtomicU8, AtomicUsize, Ordering};
 use faultless_sys::mem::PAGE;
 
@@ -31,32 +32,32 @@ impl Cooling {
     }
 
     /// Address of a slot's bytes.
-    pub(crate) fn addr(&self, slot: u32) -> usize {
-        debug_assert!(slot < self.slots);
-        self.start.load(Ordering::Acquire) + slot as usize * PAGE
+    pub(crate) fn addr(&self, slot: Slot) -> Addr {
+        debug_assert!(slot.get() < self.slots);
+        Addr::new(self.start.load(Ordering::Acquire) + slot.get() as usize * PAGE)
     }
 
-    fn flag(&self, slot: u32) -> &AtomicU8 {
-        assert!(slot < self.slots);
+    fn flag(&self, slot: Slot) -> &AtomicU8 {
+        assert!(slot.get() < self.slots);
         #[allow(unsafe_code, reason = "one flag for each slot, in mapped memory")]
         // SAFETY: in bounds; zero-initialised, and lives as long as self.
         unsafe {
-            &*self.busy.at::<AtomicU8>(slot as usize)
+            &*self.busy.at::<AtomicU8>(slot.get() as usize)
         }
     }
 
     /// Whether somebody's bytes are in the slot, or are still being read.
-    pub(crate) fn busy(&self, slot: u32) -> bool {
+    pub(crate) fn busy(&self, slot: Slot) -> bool {
         self.flag(slot).load(Ordering::Acquire) != 0
     }
 
     /// The slot holds a unit's bytes from now on.
-    pub(crate) fn fill(&self, slot: u32) {
+    pub(crate) fn fill(&self, slot: Slot) {
         self.flag(slot).store(1, Ordering::Release);
     }
 
     /// The slot may be used again. Its owner says so: who cleared COOL in the unit's word.
-    pub(crate) fn give(&self, slot: u32) {
+    pub(crate) fn give(&self, slot: Slot) {
         self.flag(slot).store(0, Ordering::Release);
     }
 }

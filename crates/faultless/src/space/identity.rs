@@ -23,6 +23,8 @@
     reason = "installs a page in a new range, and discards it"
 )]
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU32, Ordering};
 use crate::space::map_core::MapCore;
 use crate::space::registry;
@@ -36,9 +38,9 @@ static DISCARDS: AtomicU32 = AtomicU32::new(0);
 static REPORT: AtomicU32 = AtomicU32::new(0);
 
 /// How long to wait for a report to be acted on before looking again.
-const REPORT_WAIT_NS: u64 = 10_000_000;
+const REPORT_WAIT: Nanos = Nanos::from_millis(10);
 /// How long to wait for discards before looking again.
-const DISCARDS_NAP_NS: u64 = 20_000;
+const DISCARDS_NAP: Nanos = Nanos::from_micros(20);
 
 /// While this lives, no report is being acted on: what is live stays ours for as long as the thread that takes it away is
 /// held up. Not to be held by who unmaps something of ours: that waits for a report.
@@ -52,7 +54,7 @@ pub(crate) fn discarding() -> Discarding {
             return Discarding(());
         }
         DISCARDS.fetch_sub(1, Ordering::SeqCst);
-        futex::wait(&REPORT, 1, REPORT_WAIT_NS);
+        futex::wait(&REPORT, 1, REPORT_WAIT.get());
     }
 }
 
@@ -95,7 +97,7 @@ pub(crate) fn wait_for_older_reports(uffd: i32, addr: usize) -> Result<(), Errno
 /// Waits until a report that has been read has been acted on.
 pub(crate) fn wait_for_report() {
     while REPORT.load(Ordering::SeqCst) != 0 {
-        futex::wait(&REPORT, 1, REPORT_WAIT_NS);
+        futex::wait(&REPORT, 1, REPORT_WAIT.get());
     }
 }
 
@@ -103,7 +105,7 @@ pub(crate) fn wait_for_report() {
 /// become somebody else's. Those that begin later look at what is left.
 pub(crate) fn wait_for_discards() {
     while DISCARDS.load(Ordering::SeqCst) != 0 {
-        raw::nap(DISCARDS_NAP_NS);
+        clock::nap(DISCARDS_NAP);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which threads have looked at which state once.
 
+use crate::base::ids::Addr;
 use crate::base::primitive::{AtomicU64, Ordering};
 
 /// Remembers, for threads that found a unit resident when they faulted on it, that they have looked once.
@@ -16,9 +17,9 @@ impl LastLooks {
     }
 
     /// Whether this thread looked at exactly this before. Notes it if not.
-    pub(crate) fn again(&self, tid: u32, addr: usize, word: u64) -> bool {
+    pub(crate) fn again(&self, tid: u32, addr: Addr, word: u64) -> bool {
         let mix = |x: u64| (x ^ (x >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let print = mix(mix(u64::from(tid)) ^ (addr >> 12) as u64) ^ mix(word) | 1;
+        let print = mix(mix(u64::from(tid)) ^ (addr.get() >> 12) as u64) ^ mix(word) | 1;
         let slot = &self.0[(mix(u64::from(tid)) >> 55) as usize];
         if slot.load(Ordering::Relaxed) == print {
             slot.store(0, Ordering::Relaxed);

@@ -1,8 +1,9 @@
 //! What the fault path knows of a map.
 
-use crate::base::ids::{LeaseId, Unit};
+use crate::base::clock;
+use crate::base::ids::{Addr, FileAt, LeaseId, MapId, Nanos, RegionAt, Serial, Unit};
 use crate::base::primitive::{
-    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, OnceLock, Ordering,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, OnceLock, Ordering, fence,
 };
 use crate::base::source::Source;
 use crate::space::alias::Alias;
@@ -14,12 +15,13 @@ use crate::space::pool_core::PoolCore;
 use crate::space::streams::Streams;
 use crate::space::table::Table;
 use faultless_sys::file::FileId;
+use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
-use faultless_sys::raw;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How long misses wait for a hand-back: longer than the kernel lets a lease be broken, as a rule.
-const HAND_BACK_NS: u64 = 60_000_000_000;
+const HAND_BACK: Nanos = Nanos::from_secs(60);
 
 /// How a map's pages are read.
 pub(crate) enum Reading {
@@ -62,17 +64,17 @@ pub(crate) struct KernelMapping {
 
 /// One map, as the fault path sees it. Made before its gate opens, freed after it is shut.
 pub(crate) struct MapCore {
-    pub(crate) id: u32,
+    pub(crate) id: MapId,
     /// Unlike the gate, never used again.
-    pub(crate) serial: u64,
+    pub(crate) serial: Serial,
     pub(crate) pool: Arc<PoolCore>,
     /// First address and length of the region: whole units, whole granules.
-    pub(crate) start: usize,
+    pub(crate) start: Addr,
     pub(crate) region_len: usize,
     /// The part of it that is still the map's own.
     pub(crate) live: Live,
     /// Offset in the source of the first byte of the region, a multiple of the page size.
-    pub(crate) base: u64,
+    pub(crate) base: FileAt,
     /// Bytes of the region that the source backs; up to the end of the last page they read as zero.
     pub(crate) data_len: u64,
     pub(crate) unit_shift: u32,
@@ -116,16 +118,17 @@ impl MapCore {
         let Some(kernel) = &self.stands_for else {
             return false;
         };
-        let now = raw::monotonic_ns();
-        let first =
-            match kernel
-                .broken_at
-                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire)
-            {
-                Ok(_) => now,
-                Err(then) => then,
-            };
-        self.refusal.load(Ordering::Acquire) == 0 && now - first < HAND_BACK_NS
+        let now = clock::now();
+        let first = match kernel.broken_at.compare_exchange(
+            0,
+            now.get(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
+            Ok(_) => now,
+            Err(then) => Nanos::new(then),
+        };
+        self.refusal.load(Ordering::Acquire) == 0 && now.since(first) < HAND_BACK
     }
 
     /// Whether the kernel's own mapping is taking this map's place.
@@ -136,7 +139,7 @@ impl MapCore {
     }
 
     /// Whether it is the engine itself that takes a range of the map's addresses away.
-    pub(crate) fn takes_away(&self, range: &std::ops::Range<usize>) -> bool {
+    pub(crate) fn takes_away(&self, range: &Range<usize>) -> bool {
         self.closing.load(Ordering::SeqCst)
             || self.stands_for.as_ref().is_some_and(|kernel| {
                 let from = kernel.replacing[0].load(Ordering::SeqCst);
@@ -145,8 +148,29 @@ impl MapCore {
             })
     }
 
-    pub(crate) fn region(&self) -> std::ops::Range<usize> {
-        self.start..self.start + self.region_len
+    /// Wakes the threads that wait for a change of a unit's word.
+    pub(crate) fn wake(&self, unit: Unit) {
+        futex::wake_at(self.page(unit).futex(), futex::ALL);
+    }
+
+    /// Whether nothing of the map may be evicted or marked any more, asked by a thread that has just changed a unit's word. The
+    /// thread that says so looks at the words afterwards ([`keep_all_from_now`](Self::keep_all_from_now)): one of the two
+    /// sees the other.
+    pub(crate) fn must_keep(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.keep_all.load(Ordering::Relaxed)
+    }
+
+    /// Nothing may be evicted or marked from now on. `false` if that has been said before.
+    pub(crate) fn keep_all_from_now(&self) -> bool {
+        let before = self.keep_all.swap(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        !before
+    }
+
+    /// The addresses of the region.
+    pub(crate) fn region(&self) -> Range<usize> {
+        self.start.get()..self.start.get() + self.region_len
     }
 
     pub(crate) fn unit_bytes(&self) -> u64 {
@@ -157,29 +181,60 @@ impl MapCore {
         self.table.page(unit)
     }
 
-    pub(crate) fn unit_of(&self, addr: usize) -> Unit {
-        ((addr - self.start) >> self.unit_shift) as Unit
+    /// The unit that an address of the region lies in.
+    pub(crate) fn unit_of(&self, addr: Addr) -> Unit {
+        self.unit_at(RegionAt::new((addr - self.start) as u64))
     }
 
-    pub(crate) fn unit_addr(&self, unit: Unit) -> usize {
-        self.start + ((unit as usize) << self.unit_shift)
+    /// The unit that a byte of the region lies in.
+    pub(crate) fn unit_at(&self, at: RegionAt) -> Unit {
+        Unit::new(at.get() >> self.unit_shift)
     }
 
-    /// Units that hold data.
-    pub(crate) fn data_units(&self) -> u64 {
-        self.data_len.div_ceil(self.unit_bytes())
+    /// The first byte of a unit.
+    pub(crate) fn unit_start(&self, unit: Unit) -> RegionAt {
+        RegionAt::new(unit.get() << self.unit_shift)
     }
 
-    /// Bytes of `count` units from `first` that pages of the source back: whole pages, cut off at the end of the data.
-    pub(crate) fn backed(&self, first: Unit, count: u64) -> std::ops::Range<u64> {
-        let end = self.data_len.next_multiple_of(PAGE as u64);
-        let from = first << self.unit_shift;
-        from.min(end)..(from + (count << self.unit_shift)).min(end)
+    /// The address of a byte of the region.
+    pub(crate) fn addr(&self, at: RegionAt) -> Addr {
+        self.start + at.get() as usize
+    }
+
+    /// Where in the source a byte of the region comes from.
+    pub(crate) fn source_at(&self, at: RegionAt) -> FileAt {
+        self.base + at.get()
+    }
+
+    pub(crate) fn unit_addr(&self, unit: Unit) -> Addr {
+        self.addr(self.unit_start(unit))
+    }
+
+    /// The end of the units that hold data.
+    pub(crate) fn units_end(&self) -> Unit {
+        Unit::new(self.data_len.div_ceil(self.unit_bytes()))
+    }
+
+    /// The end of the pages that the source backs.
+    pub(crate) fn pages_end(&self) -> RegionAt {
+        RegionAt::new(self.data_len.next_multiple_of(PAGE as u64))
+    }
+
+    /// Bytes of some units that pages of the source back: whole pages, cut off at the end of the data.
+    pub(crate) fn backed(&self, units: Range<Unit>) -> Range<RegionAt> {
+        let end = self.pages_end();
+        self.unit_start(units.start).min(end)..self.unit_start(units.end).min(end)
+    }
+
+    /// The addresses of those.
+    pub(crate) fn backed_addrs(&self, units: Range<Unit>) -> (Addr, usize) {
+        let bytes = self.backed(units);
+        (self.addr(bytes.start), (bytes.end - bytes.start) as usize)
     }
 
     /// What the budget is charged for one unit: the bytes of its pages that exist.
     pub(crate) fn charge_of(&self, unit: Unit) -> u64 {
-        let r = self.backed(unit, 1);
-        r.end - r.start
+        let bytes = self.backed(unit..unit + 1);
+        bytes.end - bytes.start
     }
 }

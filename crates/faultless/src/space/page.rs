@@ -19,7 +19,7 @@
 //!
 //! * COOL — of an ABSENT unit: its bytes are in a slot of the pool's cooling area, whose number the word carries. A miss
 //!   claims the unit and takes them from there (it is *rescued*); until then the evictor may take the slot away. Whoever
-//!   clears COOL, by claim or by `drop_cool`, owns the slot: so a slot is never read and written at once.
+//!   clears COOL, which a claim does, owns the slot: so a slot is never read and written concurrently.
 //! * WAITERS — somebody sleeps on the low half of the word; whoever changes the state wakes them.
 //! * BATCH — a batched `process_madvise` that covers the unit may be in flight. The batch's author alone sets and
 //!   clears it. A *load* that misses meanwhile is served at once, but nobody may pin the unit until it is clear, because
@@ -36,9 +36,10 @@
 //! 1. At most one thread owns a unit in FILLING; only the owner, or who has found the owner dead, leaves that state.
 //! 2. A pinned unit is never EVICTING, BATCH or SOFT: nothing of ours discards it, and the kernel may not.
 //! 3. EVICTING is left exactly once for each entry: by `settle`, or by a claim, after which `settle` only clears BATCH.
-//! 4. Each slot is given up exactly once for each time that it was filled: by who cleared COOL.
+//! 4. Each slot is given up exactly once for each time that it was filled: by the thread that cleared COOL.
 //! 5. Every state change that a waiter may be waiting for clears WAITERS and reports that a wake is due.
 
+use crate::base::ids::Slot;
 use crate::base::primitive::{AtomicU64, Ordering};
 
 const STATE: u64 = 0b11;
@@ -107,6 +108,10 @@ impl Word {
     pub(crate) fn number(self) -> u32 {
         (self.0 >> NUMBER_SHIFT) as u32
     }
+    /// The slot of a cool unit.
+    pub(crate) fn slot(self) -> Slot {
+        Slot::new(self.number())
+    }
     pub(crate) fn bits(self) -> u64 {
         self.0
     }
@@ -118,7 +123,7 @@ pub(crate) enum From {
     /// A miss. The number is the eviction clock when the unit was evicted, 0 if it never was.
     Absent(u32),
     /// A miss of a unit whose bytes are in this slot of the cooling area. The slot is the claimer's now.
-    Cool(u32),
+    Cool(Slot),
     /// The unit counted as resident, and its memory is still charged: the kernel took the page back, or a pin renews it.
     Resident,
     /// An eviction was under way, and will release the old memory: the new is charged anew.
@@ -140,7 +145,7 @@ pub(crate) enum Left {
     /// The eviction clock, 0 for nothing.
     Shadow(u32),
     /// The slot that holds its bytes.
-    Slot(u32),
+    Slot(Slot),
 }
 
 /// What became of an eviction that was taken back.
@@ -187,7 +192,7 @@ impl Page {
     /// Becomes the owner of the unit, from any state but FILLING. `seen` as was `word`, or the word as it is now.
     pub(crate) fn claim(&self, seen: Word, owner: u32) -> Result<From, Word> {
         let from = match seen.state() {
-            State::Absent if seen.cool() => From::Cool(seen.number()),
+            State::Absent if seen.cool() => From::Cool(seen.slot()),
             State::Absent => From::Absent(seen.number()),
             State::Resident => From::Resident,
             State::Evicting => From::Evicting,
@@ -260,10 +265,10 @@ impl Page {
 
     /// The owner has read the unit, but put its bytes into `slot` instead: it is absent, and cool. `None` if the claim
     /// was no longer the owner's, or a batch is in flight (which may not be forgotten).
-    pub(crate) fn finish_cool(&self, owner: u32, slot: u32) -> Option<Due> {
+    pub(crate) fn finish_cool(&self, owner: u32, slot: Slot) -> Option<Due> {
         let (was, _) = self.change(|w| {
             (Self::owned_by(w, owner) && !w.batch())
-                .then_some((w.0 & PINS) | ABSENT | COOL | (u64::from(slot) << NUMBER_SHIFT))
+                .then_some((w.0 & PINS) | ABSENT | COOL | (u64::from(slot.get()) << NUMBER_SHIFT))
         })?;
         Some(Due {
             wake: was.0 & WAITERS != 0,
@@ -371,7 +376,7 @@ impl Page {
             Some(if evicted {
                 let (flag, number) = match left {
                     Left::Shadow(clock) => (0, clock),
-                    Left::Slot(slot) => (COOL, slot),
+                    Left::Slot(slot) => (COOL, slot.get()),
                 };
                 (w.0 & TRACKED) | ABSENT | flag | (u64::from(number) << NUMBER_SHIFT)
             } else {
@@ -381,18 +386,6 @@ impl Page {
         });
         let wake = change.is_some_and(|(was, _)| was.0 & WAITERS != 0);
         (evicted, Due { wake, track: false })
-    }
-
-    /// Takes the slot of a cool unit away; what remains is the shadow. `false` if the unit is not in that slot any more:
-    /// then somebody else owns it, or has given it up.
-    pub(crate) fn drop_cool(&self, slot: u32, clock: u32) -> bool {
-        self.change(|w| {
-            (w.state() == State::Absent && w.cool() && w.number() == slot).then_some(
-                (w.0 & !(COOL | (u64::from(u32::MAX) << NUMBER_SHIFT)))
-                    | (u64::from(clock) << NUMBER_SHIFT),
-            )
-        })
-        .is_some()
     }
 
     /// The evictor took its entry off the queue and will not put it back. Only an absent unit may lose it: one that is
@@ -535,17 +528,20 @@ mod tests {
         page.claim(page.load(), 7).expect("absent");
         page.finish(7, 1, false, false, false).expect("owned");
         page.begin_evict().expect("resident");
-        assert!(page.settle(Left::Slot(5)).0);
+        assert!(page.settle(Left::Slot(Slot::new(5))).0);
         let w = page.load();
-        assert_eq!((w.state(), w.cool(), w.number()), (State::Absent, true, 5));
-        assert!(!page.drop_cool(4, 1), "another slot");
-        assert_eq!(page.claim(w, 8), Ok(From::Cool(5)));
-        assert!(!page.drop_cool(5, 1), "rescued");
+        assert_eq!(
+            (w.state(), w.cool(), w.slot().get()),
+            (State::Absent, true, 5)
+        );
+        assert_eq!(page.claim(w, 8), Ok(From::Cool(Slot::new(5))));
+        assert!(page.claim(w, 9).is_err(), "rescued");
         page.finish(8, 1, false, true, false).expect("owned");
         assert!(!page.load().cool());
         page.begin_evict().expect("resident");
-        assert!(page.settle(Left::Slot(6)).0);
-        assert!(page.drop_cool(6, 9));
+        assert!(page.settle(Left::Slot(Slot::new(6))).0);
+        assert_eq!(page.claim(page.load(), 7), Ok(From::Cool(Slot::new(6))));
+        page.abandon(7, 9).expect("owned: given up");
         let w = page.load();
         assert_eq!((w.state(), w.cool(), w.number()), (State::Absent, false, 9));
     }
@@ -726,7 +722,11 @@ mod models {
                 if free {
                     self.slot.store(1, O::Release);
                 }
-                let left = if free { Left::Slot(0) } else { Left::Shadow(1) };
+                let left = if free {
+                    Left::Slot(Slot::new(0))
+                } else {
+                    Left::Shadow(1)
+                };
                 if !self.page.settle(left).0 && free {
                     self.slot.store(0, O::Release);
                 }
@@ -736,9 +736,11 @@ mod models {
 
         /// Takes the slot for another page.
         fn overwrite(&self) {
-            if self.page.drop_cool(0, 1) {
+            let seen = self.page.load();
+            if seen.cool() && self.page.claim(seen, 8).is_ok() {
                 assert_eq!(self.slot.swap(2, O::AcqRel), 1, "somebody else's slot");
                 self.slot.store(0, O::Release);
+                self.page.abandon(8, 1).expect("still ours");
             }
         }
 

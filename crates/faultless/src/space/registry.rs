@@ -6,8 +6,9 @@
 
 #![allow(unsafe_code, reason = "dereferences what the gate protects")]
 
+use crate::base::ids::{IDS_MAX, MapId, Nanos, Serial};
 use crate::base::primitive::{AtomicPtr, AtomicU32, Mutex, MutexGuard, Ordering, lock};
-use crate::base::process;
+use crate::base::{clock, process};
 use crate::space::gate::USER_SHARDS;
 use crate::space::map_core::MapCore;
 use faultless_sys::{mem, raw, signal};
@@ -22,10 +23,11 @@ const LEAF: usize = 1 << LEAF_BITS;
 const ROOT: usize = 1 << (48 - GRANULE_SHIFT - LEAF_BITS);
 
 /// How often a dropper looks whether somebody is still inside.
-const SHUT_NAP_NS: u64 = 20_000;
+const SHUT_NAP: Nanos = Nanos::from_micros(20);
 
 /// Most maps that can live at once: more than `vm.max_map_count` lets a process map.
 pub(crate) const MAPS_MAX: usize = 1 << 16;
+const _: () = assert!(MAPS_MAX < IDS_MAX);
 const GATES_PER_CHUNK: usize = 64;
 
 #[repr(transparent)]
@@ -49,7 +51,7 @@ struct Free {
     /// Gates made so far.
     made: usize,
     /// Gates whose map is gone.
-    again: Vec<u32>,
+    again: Vec<MapId>,
 }
 
 static FREE: Mutex<Free> = Mutex::new(Free {
@@ -58,23 +60,28 @@ static FREE: Mutex<Free> = Mutex::new(Free {
 });
 
 /// The gate with number `id`.
-pub(crate) fn gate(id: u32) -> Option<&'static Gate> {
+pub(crate) fn gate(id: MapId) -> Option<&'static Gate> {
     let chunk = GATES
-        .get(id as usize / GATES_PER_CHUNK)?
+        .get(id.get() as usize / GATES_PER_CHUNK)?
         .load(Ordering::Acquire);
     // SAFETY: chunks are leaked when made, and never freed.
-    (!chunk.is_null()).then(|| unsafe { &(&*chunk)[id as usize % GATES_PER_CHUNK] })
+    (!chunk.is_null()).then(|| unsafe { &(&*chunk)[id.get() as usize % GATES_PER_CHUNK] })
 }
 
 /// Whether the map with gate `id` and this serial number may still be in use by somebody: it is open, or those inside
 /// have not left yet.
-pub(crate) fn may_be_in_use(id: u32, serial: u64) -> bool {
+pub(crate) fn may_be_in_use(id: MapId, serial: Serial) -> bool {
     let Some(gate) = gate(id) else { return false };
     match enter(gate) {
         // A gate is opened again only after all have left.
         Some(core) => core.serial == serial,
         None => !gate.vacant(),
     }
+}
+
+/// The map that an entry of the table names.
+fn map_of(entry: u32) -> Option<MapId> {
+    entry.checked_sub(1).map(MapId::new)
 }
 
 /// Finds the map that `addr` lies in.
@@ -86,7 +93,7 @@ pub(crate) fn find(addr: usize) -> Option<Inside<'static>> {
     }
     // SAFETY: leaves are leaked when made, and never freed.
     let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
-    let inside = enter(gate(entry.checked_sub(1)?)?)?;
+    let inside = enter(gate(map_of(entry)?)?)?;
     // The gate may serve another map by now.
     inside.live.covers(addr, 1).then_some(inside)
 }
@@ -110,13 +117,13 @@ pub(crate) fn touches(range: &Range<usize>) -> bool {
         // SAFETY: leaves are never freed.
         let entry = unsafe { &(&*leaf).0[granule & (LEAF - 1)] }.load(Ordering::Acquire);
         let has_part = |core: Inside<'_>| core.live.get().touch(range);
-        if entry == 0 {
+        let Some(map) = map_of(entry) else {
             granule += 1;
             continue;
-        }
+        };
         // A handler that does not return would leave the counter of those inside raised for ever.
         let _blocked = signal::Blocked::all();
-        if gate(entry - 1).and_then(enter).is_some_and(has_part) {
+        if gate(map).and_then(enter).is_some_and(has_part) {
             return true;
         }
         granule += 1;
@@ -134,7 +141,7 @@ pub(crate) fn for_each_in(range: &Range<usize>, mut f: impl FnMut(&MapCore)) {
 }
 
 /// Reserves the number of a gate for a map that will lie at `region`. `None` if there are too many maps.
-pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<u32>> {
+pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<MapId>> {
     make_leaves(region)?;
     if shares_a_granule(region) {
         return Err(std::io::ErrorKind::AddrInUse.into());
@@ -142,7 +149,7 @@ pub(crate) fn reserve(region: &Range<usize>) -> std::io::Result<Option<u32>> {
     Ok(reserve_number())
 }
 
-fn reserve_number() -> Option<u32> {
+fn reserve_number() -> Option<MapId> {
     let mut free = lock(&FREE);
     if let Some(id) = free.again.pop() {
         return Some(id);
@@ -157,11 +164,11 @@ fn reserve_number() -> Option<u32> {
         GATES[id / GATES_PER_CHUNK].store(Box::into_raw(chunk), Ordering::Release);
     }
     free.made += 1;
-    Some(id as u32)
+    Some(MapId::new(id as u32))
 }
 
 /// Gives an unused reservation back.
-pub(crate) fn unreserve(id: u32) {
+pub(crate) fn unreserve(id: MapId) {
     lock(&FREE).again.push(id);
 }
 
@@ -210,7 +217,7 @@ fn for_each_entry(region: &Range<usize>, mut f: impl FnMut(usize, &AtomicU32)) {
 fn shares_a_granule(region: &Range<usize>) -> bool {
     let mut shared = false;
     for_each_entry(region, |granule, entry| {
-        let map = entry.load(Ordering::Acquire).checked_sub(1).and_then(gate);
+        let map = map_of(entry.load(Ordering::Acquire)).and_then(gate);
         // (One whose gate is being shut is in the way as well.)
         shared |= map.is_some_and(|gate| {
             enter(gate).is_none_or(|core| {
@@ -230,7 +237,7 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
         gate.open(core as *const MapCore as *mut MapCore);
     }
     for_each_entry(&core.region(), |_, entry| {
-        entry.store(core.id + 1, Ordering::Release)
+        entry.store(core.id.get() + 1, Ordering::Release)
     });
     core
 }
@@ -242,11 +249,11 @@ pub(crate) fn open(core: Box<MapCore>) -> &'static MapCore {
 /// `core` must come from [`open`], be shut once only, and not be used again except through the returned box.
 pub(crate) unsafe fn shut(core: &'static MapCore) -> Box<MapCore> {
     if let Some(gate) = gate(core.id) {
-        gate.shut(|| raw::nap(SHUT_NAP_NS));
+        gate.shut(|| clock::nap(SHUT_NAP));
     }
     // Only now: until nobody is inside, no other map may begin here.
     for_each_entry(&core.region(), |_, entry| {
-        let ours = core.id + 1;
+        let ours = core.id.get() + 1;
         let _ = entry.compare_exchange(ours, 0, Ordering::AcqRel, Ordering::Relaxed);
     });
     // SAFETY: `open` leaked it from a box; nobody inside holds it any more, and the caller gives its reference up.

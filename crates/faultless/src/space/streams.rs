@@ -1,6 +1,6 @@
 //! What is known of a map's readers: the streams that are followed, and the last misses, from which new ones are found.
 
-use crate::base::ids::Unit;
+use crate::base::ids::{MapId, Unit};
 use crate::base::primitive::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::handover::Handover;
 use std::ops::Deref;
@@ -64,7 +64,7 @@ impl Stream {
         let next = self.next.load(Ordering::Relaxed) as i64;
         let reach =
             self.stride.load(Ordering::Relaxed) * self.window.load(Ordering::Relaxed) as i64;
-        let behind = next - unit as i64;
+        let behind = next - unit.get() as i64;
         behind.signum() == reach.signum() && behind.abs() <= reach.abs() * 2
     }
 }
@@ -139,7 +139,7 @@ impl Streams {
     pub(crate) fn at_trip(&self, unit: Unit) -> Option<&Stream> {
         self.active
             .iter()
-            .find(|s| s.trip.load(Ordering::Relaxed) == unit)
+            .find(|s| s.trip.load(Ordering::Relaxed) == unit.get())
     }
 
     /// Whether a unit lies in a window that was asked for.
@@ -173,7 +173,7 @@ impl Streams {
         let hash = thread.wrapping_mul(0x9E37_79B9);
         let set = &self.recent[(hash >> 26) as usize % SETS];
         let seen = |way: &AtomicU64| Recent::unpack(way.load(Ordering::Relaxed));
-        let distance = |r: Recent| unit as i64 - r.unit as i64;
+        let distance = |r: Recent| unit.get() as i64 - r.unit as i64;
         // One that goes on as it did; then one that is near; then the place of any.
         let going_on = set.iter().find_map(|way| {
             let r = seen(way)?;
@@ -181,7 +181,7 @@ impl Streams {
         });
         let least_useful = || {
             // What goes on nowhere makes room first; otherwise chance decides.
-            let chance = (unit ^ (unit >> 7)) as usize;
+            let chance = (unit.get() ^ (unit.get() >> 7)) as usize;
             (0..WAYS)
                 .map(|i| &set[(chance + i) % WAYS])
                 .min_by_key(|way| seen(way).map_or(0, |r| 1 + r.equal.min(2)))
@@ -206,7 +206,7 @@ impl Streams {
             .or_else(near)
             .unwrap_or_else(|| (least_useful(), 0, 0));
         let now = Recent {
-            unit,
+            unit: unit.get(),
             stride,
             equal,
         };
@@ -258,7 +258,7 @@ impl Drop for StreamGuard<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Request {
     /// The number of the map's gate. Another map may have it by now; reading ahead there is of no use, and no harm.
-    pub(crate) map: u32,
+    pub(crate) map: MapId,
     pub(crate) unit: Unit,
     pub(crate) units: u64,
     /// The first unit is the window's trip.
@@ -275,11 +275,11 @@ const _: () = assert!(PART_UNITS == 1 << COUNT_BITS && UNITS_BITS >= 34);
 
 impl Request {
     pub(crate) fn pack(self) -> usize {
-        let mut word = self.unit & ((1 << UNITS_BITS) - 1);
+        let mut word = self.unit.get() & ((1 << UNITS_BITS) - 1);
         word = word << COUNT_BITS | (self.units - 1) & (PART_UNITS - 1);
         word = word << 1 | u64::from(self.trip);
         word = word << STREAM_BITS | self.stream as u64;
-        (word << MAP_BITS | u64::from(self.map)) as usize
+        (word << MAP_BITS | u64::from(self.map.get())) as usize
     }
 
     pub(crate) fn unpack(word: usize) -> Self {
@@ -290,11 +290,11 @@ impl Request {
             value
         };
         Request {
-            map: take(MAP_BITS) as u32,
+            map: MapId::new(take(MAP_BITS) as u32),
             stream: take(STREAM_BITS) as usize,
             trip: take(1) == 1,
             units: take(COUNT_BITS) + 1,
-            unit: take(UNITS_BITS),
+            unit: Unit::new(take(UNITS_BITS)),
         }
     }
 }
@@ -311,8 +311,8 @@ mod tests {
         for units in [1, 2, 63, 64] {
             for trip in [false, true] {
                 let r = Request {
-                    map: 65_535,
-                    unit: (1 << 34) - 1,
+                    map: MapId::new(65_535),
+                    unit: Unit::new((1 << 34) - 1),
                     units,
                     trip,
                     stream: 31,
@@ -326,7 +326,7 @@ mod tests {
         let streams = Streams::new();
         misses
             .iter()
-            .filter_map(|&u| streams.stride_of(u, 77, eager))
+            .filter_map(|&u| streams.stride_of(Unit::new(u), 77, eager))
             .last()
     }
 
@@ -348,7 +348,7 @@ mod tests {
         let starts = [1u64 << 20, 1 << 25, 1 << 30, 1 << 33];
         let found: Vec<Option<i64>> = (0..4)
             .flat_map(|i| starts.map(|s| s + i + (s >> 19)))
-            .map(|u| streams.stride_of(u, 3, false))
+            .map(|u| streams.stride_of(Unit::new(u), 3, false))
             .collect();
         assert!(found[12..].contains(&Some(1)), "{found:?}");
     }
@@ -359,7 +359,10 @@ mod tests {
         let mut x = 1u64;
         for _ in 0..1_000_000 {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            assert_eq!(streams.stride_of((x >> 40) % (1 << 20), 1, false), None);
+            assert_eq!(
+                streams.stride_of(Unit::new((x >> 40) % (1 << 20)), 1, false),
+                None
+            );
         }
     }
 }

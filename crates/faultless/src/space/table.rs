@@ -10,10 +10,13 @@
 )]
 
 use crate::base::area::Area;
+use crate::base::clock;
+use crate::base::ids::{Nanos, Unit};
 use crate::base::primitive::{AtomicU32, Ordering};
 use crate::space::page::Page;
+use faultless_sys::mem;
 use faultless_sys::mem::PAGE;
-use faultless_sys::{mem, raw};
+use std::ops::Range;
 
 /// Units in a group.
 pub(crate) const GROUP: u64 = (PAGE / size_of::<Page>()) as u64;
@@ -47,30 +50,36 @@ impl Table {
         self.groups.len() as u64
     }
 
-    pub(crate) fn page(&self, unit: u64) -> &Page {
-        assert!(unit < self.units);
+    pub(crate) fn page(&self, unit: Unit) -> &Page {
+        assert!(unit.get() < self.units);
         // SAFETY: in bounds; the memory is zero-initialised, which is a valid word (absent), and lives as long as self.
-        unsafe { &*self.words.at::<Page>(unit as usize) }
+        unsafe { &*self.words.at::<Page>(unit.get() as usize) }
     }
 
-    fn group(&self, unit: u64) -> &AtomicU32 {
-        assert!(unit < self.units);
+    fn group(&self, unit: Unit) -> &AtomicU32 {
+        assert!(unit.get() < self.units);
         // SAFETY: one counter for each group, zero-initialised.
-        unsafe { &*self.groups.at::<AtomicU32>((unit / GROUP) as usize) }
+        unsafe { &*self.groups.at::<AtomicU32>((unit.get() / GROUP) as usize) }
+    }
+
+    /// The units of `unit`'s group.
+    pub(crate) fn group_of(unit: Unit) -> Range<Unit> {
+        let first = Unit::new(unit.get() / GROUP * GROUP);
+        first..first + GROUP
     }
 
     /// Units of `unit`'s group that are not absent.
-    pub(crate) fn live(&self, unit: u64) -> u32 {
+    pub(crate) fn live(&self, unit: Unit) -> u32 {
         self.group(unit).load(Ordering::Acquire) & COUNT
     }
 
     /// Counts one more unit of the group, before its word leaves ABSENT. Returns whether the group must be charged.
-    pub(crate) fn enter(&self, unit: u64) -> bool {
+    pub(crate) fn enter(&self, unit: Unit) -> bool {
         let group = self.group(unit);
         let mut now = group.load(Ordering::Acquire);
         loop {
             if now & LOCKED != 0 {
-                raw::nap(20_000);
+                clock::nap(Nanos::from_micros(20));
                 now = group.load(Ordering::Acquire);
                 continue;
             }
@@ -88,7 +97,7 @@ impl Table {
 
     /// Takes the count of [`enter`](Self::enter) back, after the word became ABSENT. Returns whether the group is
     /// empty now.
-    pub(crate) fn leave(&self, unit: u64) -> bool {
+    pub(crate) fn leave(&self, unit: Unit) -> bool {
         let before = self.group(unit).fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before & COUNT > 0);
         before & COUNT == 1
@@ -98,7 +107,7 @@ impl Table {
     /// Takes `mmap_lock` for reading: never called in the fault path.
     ///
     /// `empty` is called while no unit of the group can be claimed, and all are absent.
-    pub(crate) fn collect(&self, unit: u64, empty: impl FnOnce()) -> u64 {
+    pub(crate) fn collect(&self, unit: Unit, empty: impl FnOnce()) -> u64 {
         let group = self.group(unit);
         if group
             .compare_exchange(CHARGED, LOCKED, Ordering::AcqRel, Ordering::Acquire)
@@ -106,14 +115,15 @@ impl Table {
         {
             return 0;
         }
-        let first = unit / GROUP * GROUP;
-        if (first..(first + GROUP).min(self.units)).any(|u| self.page(u).load().batch()) {
+        let group_units = Self::group_of(unit);
+        let end = group_units.end.min(Unit::new(self.units));
+        if Unit::each(group_units.start..end).any(|u| self.page(u).load().batch()) {
             // Absent by a failed fill, but still in somebody's batch, who will come back to the word.
             group.store(CHARGED, Ordering::Release);
             return 0;
         }
         empty();
-        let page = self.words.start() + (unit / GROUP) as usize * PAGE;
+        let page = self.words.start() + (unit.get() / GROUP) as usize * PAGE;
         // SAFETY: all words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow)
         // may replace them.
         let gone = unsafe { mem::madvise(page, PAGE, libc::MADV_DONTNEED) };
@@ -126,7 +136,7 @@ impl Table {
     fn charged_bytes(&self) -> u64 {
         let groups = self.units.div_ceil(GROUP);
         (0..groups)
-            .filter(|g| self.group(g * GROUP).load(Ordering::Acquire) & CHARGED != 0)
+            .filter(|g| self.group(Unit::new(g * GROUP)).load(Ordering::Acquire) & CHARGED != 0)
             .count() as u64
             * GROUP_BYTES
     }
@@ -139,15 +149,19 @@ mod tests {
     #[test]
     fn a_group_is_charged_once_and_collected_only_when_empty() {
         let table = Table::new(2 * GROUP).expect("memory");
-        assert!(table.enter(0), "first use");
-        assert!(!table.enter(1));
-        assert!(table.enter(GROUP), "another group");
+        assert!(table.enter(Unit::new(0)), "first use");
+        assert!(!table.enter(Unit::new(1)));
+        assert!(table.enter(Unit::new(GROUP)), "another group");
         assert_eq!(table.charged_bytes(), 2 * GROUP_BYTES);
-        assert!(!table.leave(0));
-        assert_eq!(table.collect(0, || panic!("it is not")), 0, "in use");
-        assert!(table.leave(1));
-        assert_eq!(table.collect(0, || ()), GROUP_BYTES);
-        assert_eq!(table.collect(0, || ()), 0, "once");
-        assert!(table.enter(5), "charged again");
+        assert!(!table.leave(Unit::new(0)));
+        assert_eq!(
+            table.collect(Unit::new(0), || panic!("it is not")),
+            0,
+            "in use"
+        );
+        assert!(table.leave(Unit::new(1)));
+        assert_eq!(table.collect(Unit::new(0), || ()), GROUP_BYTES);
+        assert_eq!(table.collect(Unit::new(0), || ()), 0, "once");
+        assert!(table.enter(Unit::new(5)), "charged again");
     }
 }

@@ -1,7 +1,7 @@
 //! Slots for the bytes of trips: units over which readers in order are to stumble (`fault/ahead.rs`).
 
 use crate::base::area::Area;
-use crate::base::ids::Unit;
+use crate::base::ids::{Addr, MapId, Serial, Slot, Unit};
 use crate::base::primitive::{AtomicU8, AtomicU32, Mutex, Ordering, lock};
 use faultless_sys::mem::PAGE;
 
@@ -21,8 +21,8 @@ pub(crate) struct Trips {
 /// Whose bytes a slot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Owner {
-    pub(crate) map: u32,
-    pub(crate) serial: u64,
+    pub(crate) map: MapId,
+    pub(crate) serial: Serial,
     pub(crate) unit: Unit,
 }
 
@@ -47,19 +47,23 @@ impl Trips {
     }
 
     /// Whether a slot is one of these.
-    pub(crate) fn is_trip(slot: u32) -> bool {
-        slot & TRIP != 0
+    pub(crate) fn is_trip(slot: Slot) -> bool {
+        slot.get() & TRIP != 0
     }
 
     /// Address of a slot's bytes.
-    pub(crate) fn addr(&self, slot: u32) -> usize {
-        let at = (slot & !TRIP) as usize;
+    pub(crate) fn addr(&self, slot: Slot) -> Addr {
+        let at = (slot.get() & !TRIP) as usize;
         assert!(at < self.busy.len());
-        self.area.start() + at * PAGE
+        Addr::new(self.area.start() + at * PAGE)
     }
 
     /// A slot for `owner`: a free one, or one that `steal` can take from who has it. For ordinary contexts.
-    pub(crate) fn take(&self, owner: Owner, steal: impl FnOnce(u32, Owner) -> bool) -> Option<u32> {
+    pub(crate) fn take(
+        &self,
+        owner: Owner,
+        steal: impl FnOnce(Slot, Owner) -> bool,
+    ) -> Option<Slot> {
         let mut owners = lock(&self.owners);
         let turn = self.hand.fetch_add(1, Ordering::Relaxed) as usize;
         let mut order = (0..self.busy.len()).map(|i| (turn + i) % self.busy.len());
@@ -70,16 +74,16 @@ impl Trips {
         });
         let at = free.or_else(|| {
             let at = turn % self.busy.len();
-            steal(at as u32 | TRIP, owners[at]).then_some(at)
+            steal(Slot::new(at as u32 | TRIP), owners[at]).then_some(at)
         })?;
         self.busy[at].store(1, Ordering::Relaxed);
         owners[at] = owner;
-        Some(at as u32 | TRIP)
+        Some(Slot::new(at as u32 | TRIP))
     }
 
     /// Gives a slot back.
-    pub(crate) fn give(&self, slot: u32) {
-        self.busy[(slot & !TRIP) as usize].store(0, Ordering::Release);
+    pub(crate) fn give(&self, slot: Slot) {
+        self.busy[(slot.get() & !TRIP) as usize].store(0, Ordering::Release);
     }
 }
 
@@ -92,12 +96,12 @@ mod tests {
         let trips = Trips::new(1 << 20).expect("memory");
         assert_eq!(trips.bytes(), 4 * PAGE as u64);
         let owner = |unit| Owner {
-            map: 1,
-            serial: 2,
-            unit,
+            map: MapId::new(1),
+            serial: Serial::new(2),
+            unit: Unit::new(unit),
         };
         let never = |_, _| panic!("there are free ones");
-        let all: Vec<u32> = (0..4)
+        let all: Vec<Slot> = (0..4)
             .map(|u| trips.take(owner(u), never).expect("free"))
             .collect();
         assert!(all.iter().all(|&t| Trips::is_trip(t)));

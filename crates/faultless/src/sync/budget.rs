@@ -1,7 +1,8 @@
 //! How many bytes the pool may hold, and how many it does.
 
+use crate::base::futex::{Futex, Wake};
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU32, AtomicU64, Ordering};
-use faultless_sys::futex;
 
 /// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
 #[derive(Debug)]
@@ -10,7 +11,7 @@ pub(crate) struct Budget {
     used: AtomicU64,
     peak: AtomicU64,
     /// Bumped on release while somebody waits.
-    released: AtomicU32,
+    released: Futex,
     waiting: AtomicU32,
 }
 
@@ -20,7 +21,7 @@ impl Budget {
             limit: AtomicU64::new(limit),
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
-            released: AtomicU32::new(0),
+            released: Futex::default(),
             waiting: AtomicU32::new(0),
         }
     }
@@ -71,16 +72,15 @@ impl Budget {
     }
 
     fn wake(&self) {
-        self.released.fetch_add(1, Ordering::SeqCst);
-        futex::wake(&self.released, futex::ALL);
+        self.released.bump(Wake::All);
     }
 
-    /// Sleeps until something was released, for `timeout_ns` at most, unless `bytes` fit already.
-    pub(crate) fn wait(&self, bytes: u64, timeout_ns: u64) {
-        let ticket = self.released.load(Ordering::Acquire);
+    /// Sleeps until something was released, for `time` at most, unless `bytes` fit already.
+    pub(crate) fn wait(&self, bytes: u64, time: Nanos) {
+        let ticket = self.released.ticket();
         self.waiting.fetch_add(1, Ordering::SeqCst);
         if self.used() + bytes > self.limit() {
-            futex::wait(&self.released, ticket, timeout_ns);
+            self.released.wait(ticket, time);
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }

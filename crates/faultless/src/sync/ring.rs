@@ -7,6 +7,7 @@
 )]
 
 use crate::base::area::Area;
+use crate::base::ids::Entry;
 use crate::base::primitive::{AtomicU64, Ordering};
 
 /// Many producers, one consumer. An entry is any non-zero word.
@@ -40,8 +41,8 @@ impl Ring {
     }
 
     /// Appends `entry`; `false` if the ring is full.
-    pub(crate) fn push(&self, entry: u64) -> bool {
-        debug_assert!(entry != 0);
+    pub(crate) fn push(&self, entry: Entry) -> bool {
+        debug_assert!(entry.is_some());
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head.wrapping_sub(self.tail.load(Ordering::Acquire)) > self.mask {
@@ -57,12 +58,12 @@ impl Ring {
                 Err(now) => head = now,
             }
         }
-        self.slot(head).store(entry, Ordering::Release);
+        self.slot(head).store(entry.get(), Ordering::Release);
         true
     }
 
     /// Takes the oldest entry. Only one thread may call this.
-    pub(crate) fn pop(&self) -> Option<u64> {
+    pub(crate) fn pop(&self) -> Option<Entry> {
         let tail = self.tail.load(Ordering::Relaxed);
         if tail == self.head.load(Ordering::Acquire) {
             return None;
@@ -72,7 +73,7 @@ impl Ring {
             return None;
         }
         self.tail.store(tail + 1, Ordering::Release);
-        Some(entry)
+        Some(Entry::new(entry))
     }
 
     /// Bytes that the ring occupies once every slot was used.
@@ -91,11 +92,11 @@ mod tests {
         let capacity = ring.bytes() / 8;
         for lap in 0..3 {
             for i in 0..capacity {
-                assert!(ring.push(lap * capacity + i + 1));
+                assert!(ring.push(Entry::new(lap * capacity + i + 1)));
             }
-            assert!(!ring.push(1), "full");
+            assert!(!ring.push(Entry::new(1)), "full");
             for i in 0..capacity {
-                assert_eq!(ring.pop(), Some(lap * capacity + i + 1));
+                assert_eq!(ring.pop(), Some(Entry::new(lap * capacity + i + 1)));
             }
             assert_eq!(ring.pop(), None);
         }

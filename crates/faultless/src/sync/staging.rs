@@ -10,10 +10,11 @@
 #![allow(unsafe_code, reason = "hands out raw buffers, touches fresh pages")]
 
 use crate::base::area::{Area, HUGE};
+use crate::base::futex::{Futex, Wake};
+use crate::base::ids::{Addr, Nanos};
 use crate::base::primitive::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::base::process;
 use crate::sync::budget::Budget;
-use faultless_sys::futex;
 use faultless_sys::mem::PAGE;
 
 /// Largest buffer, in bytes: larger fills are done in pieces.
@@ -54,20 +55,20 @@ pub(crate) struct Staging {
     /// Bytes of the arena handed out for the first time so far.
     carved: AtomicUsize,
     /// Bumped when a buffer comes back while somebody waits.
-    returned: AtomicU32,
+    returned: Futex,
     waiting: AtomicU32,
 }
 
 /// A buffer on loan. Give it back with [`Staging::give`].
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    addr: usize,
+    addr: Addr,
     class: usize,
 }
 
 impl Buffer {
     /// First address; page-aligned.
-    pub(crate) fn addr(&self) -> usize {
+    pub(crate) fn addr(&self) -> Addr {
         self.addr
     }
     /// Length in bytes.
@@ -98,18 +99,18 @@ impl Staging {
             free: Default::default(),
             warm: std::array::from_fn(|_| Warm::default()),
             carved: AtomicUsize::new(0),
-            returned: AtomicU32::new(0),
+            returned: Futex::default(),
             waiting: AtomicU32::new(0),
         })
     }
 
     /// Pages are numbered through both parts.
-    fn addr(&self, page: u32) -> usize {
+    fn addr(&self, page: u32) -> Addr {
         let at = page as usize * PAGE;
-        match at.checked_sub(self.arena.len()) {
+        Addr::new(match at.checked_sub(self.arena.len()) {
             None => self.arena.start() + at,
             Some(at) => self.large_start + at,
-        }
+        })
     }
 
     fn page(&self, addr: usize) -> u32 {
@@ -231,7 +232,7 @@ impl Staging {
             }
         }
         loop {
-            let ticket = self.returned.load(Ordering::Acquire);
+            let ticket = self.returned.ticket();
             let exact = self.pop(want).map(|p| (p, want));
             let found = exact
                 .or_else(|| self.carve(want, budget).map(|p| (p, want)))
@@ -260,7 +261,7 @@ impl Staging {
                 }
             }
             if (0..CLASSES).all(|c| self.free[c].0.load(Ordering::SeqCst) as u32 == 0) {
-                futex::wait(&self.returned, ticket, 10_000_000);
+                self.returned.wait(ticket, Nanos::from_millis(10));
             }
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
@@ -268,7 +269,7 @@ impl Staging {
 
     /// Gives a buffer back.
     pub(crate) fn give(&self, buffer: Buffer) {
-        let mut page = self.page(buffer.addr);
+        let mut page = self.page(buffer.addr.get());
         if buffer.class == 0 {
             // The one that was warm here goes to the stack; with none, there is nothing more to do.
             let before = self.warm[process::shard(WARM)]
@@ -280,8 +281,7 @@ impl Staging {
             self.push(buffer.class, page);
         }
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.returned.fetch_add(1, Ordering::SeqCst);
-            futex::wake(&self.returned, 1);
+            self.returned.bump(Wake::One);
         }
     }
 }
@@ -302,7 +302,7 @@ mod tests {
                         let b = staging.take(PAGE << (round % 5), budget);
                         // SAFETY: on loan to us alone.
                         let bytes = unsafe {
-                            core::slice::from_raw_parts_mut(b.addr() as *mut u8, b.len())
+                            core::slice::from_raw_parts_mut(b.addr().get() as *mut u8, b.len())
                         };
                         bytes.fill(me);
                         assert!(bytes.iter().all(|&x| x == me));
@@ -323,11 +323,14 @@ mod tests {
         let budget = Budget::new(1 << 30);
         let all: Vec<_> = (0..8).map(|_| staging.take(CHUNK_MAX, &budget)).collect();
         assert_eq!(budget.used(), HUGE as u64);
-        assert!(all.iter().all(|b| b.addr() / HUGE == all[0].addr() / HUGE));
+        assert!(
+            all.iter()
+                .all(|b| b.addr().get() / HUGE == all[0].addr().get() / HUGE)
+        );
         let small = staging.take(PAGE, &budget);
-        assert_ne!(small.addr() / HUGE, all[0].addr() / HUGE);
+        assert_ne!(small.addr().get() / HUGE, all[0].addr().get() / HUGE);
         for b in all.into_iter().chain([small]) {
-            assert_eq!(staging.addr(staging.page(b.addr())), b.addr());
+            assert_eq!(staging.addr(staging.page(b.addr().get())), b.addr());
             staging.give(b);
         }
         staging.take(CHUNK_MAX, &budget);

@@ -1,8 +1,9 @@
 //! Pages that system calls count on.
 
 use crate::api::pool::Pool;
+use crate::base::ids::{Addr, MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
-use crate::base::process;
+use crate::base::{clock, process};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Need, RUN_MAX};
@@ -11,7 +12,7 @@ use crate::read::prefetch::prefetch;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
 use crate::space::registry;
-use faultless_sys::{raw, signal};
+use faultless_sys::signal;
 use std::ops::Range;
 
 /// Most parts that one [`Held`] can keep.
@@ -19,10 +20,10 @@ const PARTS: usize = 8;
 
 #[derive(Debug, Clone, Copy)]
 struct Part {
-    id: u32,
-    serial: u64,
-    first: u64,
-    end: u64,
+    id: MapId,
+    serial: Serial,
+    first: Unit,
+    end: Unit,
 }
 
 /// Pages that stay where they are until this is dropped: for the time of a system call that reads them. A map that goes
@@ -50,10 +51,10 @@ impl Held {
     pub const fn new() -> Self {
         Held {
             parts: [Part {
-                id: 0,
-                serial: 0,
-                first: 0,
-                end: 0,
+                id: MapId::new(0),
+                serial: Serial::new(0),
+                first: Unit::new(0),
+                end: Unit::new(0),
             }; PARTS],
             count: 0,
             any: false,
@@ -96,12 +97,12 @@ impl Held {
                 }
             }
             let end = range.end.min(core.region().end);
-            let units = core.unit_of(at)..core.unit_of(end - 1) + 1;
+            let units = core.unit_of(Addr::new(at))..core.unit_of(Addr::new(end - 1)) + 1;
             self.any = true;
             read_in(&core, units.clone());
             let mut held = units.start;
             let mut broken = false;
-            for unit in units.clone() {
+            for unit in Unit::each(units.clone()) {
                 match serve(&core, unit, Need::Pin) {
                     Ok(()) => {}
                     Err(Refusal::LeaseBroken) if core.being_handed_back() => {
@@ -137,10 +138,10 @@ impl Held {
             }
             if broken {
                 // The kernel's mapping will be here soon, and serves the rest.
-                at = core.unit_addr(held).max(at);
+                at = core.unit_addr(held).get().max(at);
                 drop(core);
                 drop(no_handler_in_between);
-                raw::nap(1_000_000);
+                clock::nap(Nanos::from_millis(1));
                 continue;
             }
             at = end;
@@ -154,7 +155,7 @@ impl Drop for Held {
             if let Some(core) = registry::gate(part.id).and_then(registry::enter)
                 && core.serial == part.serial
             {
-                for unit in part.first..part.end {
+                for unit in Unit::each(part.first..part.end) {
                     core.page(unit).unpin();
                 }
                 if let Some(kernel) = &core.stands_for {
@@ -166,7 +167,7 @@ impl Drop for Held {
 }
 
 /// Reads in what is absent of some units, many with one read.
-fn read_in(core: &MapCore, units: Range<u64>) {
+fn read_in(core: &MapCore, units: Range<Unit>) {
     let Reading::File { fd, .. } = &core.reading else {
         return;
     };
@@ -180,7 +181,7 @@ fn read_in(core: &MapCore, units: Range<u64>) {
             continue;
         }
         let most = (units.end - unit).min(RUN_MAX as u64);
-        let fetch = &mut |at, end, keep| file_piece(core, fd, at, end, keep);
+        let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
         unit += prefetch(core, unit, most, fetch).unwrap_or(1).max(1);
     }
 }

@@ -18,9 +18,10 @@ use crate::api::advice::{Advice, Reads};
 use crate::api::map::Map;
 use crate::api::pool::Pool;
 use crate::base::error::Error;
+use crate::base::ids::{Addr, Nanos};
 use crate::base::primitive::Ordering;
 use crate::base::stats::Stats;
-use crate::base::{process, source};
+use crate::base::{clock, process, source};
 use crate::coherence::closing::{close, settle, unmap_live};
 use crate::coherence::hand_back::{Aside, piece_end, replace};
 use crate::coherence::hooks;
@@ -33,11 +34,10 @@ use crate::space::counters::Count;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
 use crate::space::{fds, identity, registry};
 use faultless_sys::file::FileId;
-use faultless_sys::{file, raw, signal};
+use faultless_sys::{file, signal};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
 
 pub use crate::base::thread::{Thread, spawn};
 pub use crate::coherence::lend::{Lent, lend};
@@ -50,7 +50,7 @@ pub use held::{Held, hold_at_most, read_range};
 
 /// How often, and how long after each other, a mapping is given back that the kernel does not take.
 const HAND_BACK_TRIES: u32 = 100;
-const HAND_BACK_NAP_NS: u64 = 10_000_000;
+const HAND_BACK_NAP: Nanos = Nanos::from_millis(10);
 
 /// What a stand-in is to be.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +126,7 @@ impl StandIn {
                 Ok(_) => return Err(refused),
                 // The kernel is out of memory for a moment.
                 Err(kept) => {
-                    raw::nap(HAND_BACK_NAP_NS);
+                    clock::nap(HAND_BACK_NAP);
                     given = kept.0.hand_back();
                 }
             }
@@ -168,7 +168,7 @@ impl StandIn {
 
     /// The address of the map's first byte, which may be the program's by now.
     pub fn first(&self) -> usize {
-        self.core().start
+        self.core().start.get()
     }
 
     /// How many bytes the program has mapped with it, at first.
@@ -178,7 +178,7 @@ impl StandIn {
 
     /// Never used again by another map of the process.
     pub fn serial(&self) -> u64 {
-        self.core().serial
+        self.core().serial.get()
     }
 
     /// Whether a lease guards it.
@@ -273,7 +273,8 @@ impl StandIn {
             }
             result = unmap();
         }
-        let within = |at: usize| core.unit_of(at.clamp(core.start, core.start + core.region_len));
+        let region = core.region();
+        let within = |at: usize| core.unit_of(Addr::new(at.clamp(region.start, region.end)));
         forget_units(core, within(gone.start)..within(gone.end));
         result
     }
@@ -289,7 +290,7 @@ impl StandIn {
         self.give_way();
         let mut aside = Vec::new();
         for part in core.live.get().iter() {
-            let before = Instant::now();
+            let before = clock::now();
             // (A system call that counts on pinned pages must find some page at each moment.)
             let moved = match self.kernel().holders.load(Ordering::SeqCst) {
                 0 => Aside::take(core, self.kernel(), &part),
@@ -299,7 +300,7 @@ impl StandIn {
             aside.extend(moved);
             let mut at = part.start;
             while at < part.end {
-                let before = if whole { before } else { Instant::now() };
+                let before = if whole { before } else { clock::now() };
                 let end = if whole {
                     part.end
                 } else {
@@ -313,7 +314,7 @@ impl StandIn {
                     let what = format!("cannot hand the map of {} back to the kernel", core.name);
                     return Err(Box::new((self, Error::kernel(what, e))));
                 }
-                longest = longest.max(before.elapsed().as_nanos() as u64);
+                longest = longest.max(clock::now().since(before).get());
                 at = end;
             }
         }

@@ -2,11 +2,13 @@
 
 #![allow(unsafe_code, reason = "reads what the kernel writes")]
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::thread::block_signals;
 use crate::coherence::{hooks, moved};
 use crate::space::identity;
+use faultless_sys::uffd;
 use faultless_sys::uffd::Event;
-use faultless_sys::{raw, uffd};
 use std::ops::Range;
 
 /// The data of the event that ends the reader of reports: no number of a descriptor.
@@ -32,7 +34,7 @@ pub(super) fn read_reports(epoll: i32) {
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
         let Ok(read) = uffd::read_events(number as i32, &mut events) else {
             drop(report);
-            raw::nap(1_000_000);
+            clock::nap(Nanos::from_millis(1));
             continue;
         };
         let in_place = |core: &_, part: &Range<usize>| moved::put(core, part.start, part);

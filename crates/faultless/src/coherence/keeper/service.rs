@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "owns descriptors by number")]
 
+use crate::base::ids::Nanos;
 use crate::base::primitive::{Mutex, MutexGuard, lock, mpsc};
 use crate::base::thread::{Thread, block_signals};
 use crate::base::{process, thread};
@@ -205,7 +206,7 @@ fn run(
     // process, SIGBUS included: by every miss.) Whatever woke the keeper, it looks at everything: signals are lost when
     // their queue is full.
     while !keeper.stopping {
-        let _ = signal::take_pending(set, LOOK_NS);
+        let _ = signal::take_pending(set, LOOK.get());
         for (&fd, lease) in &mut keeper.leases {
             if !file::holds_read_lease(fd)
                 && let Some(on_break) = lease.on_break.take()
@@ -239,7 +240,7 @@ fn watch_for_the_end(epoll: i32, end: i32) -> io::Result<()> {
 }
 
 /// How long the keeper sleeps without a signal before it looks whether there is something to do.
-const LOOK_NS: u64 = 1_000_000_000;
+const LOOK: Nanos = Nanos::from_secs(1);
 
 fn run_tasks(tasks: &Mutex<VecDeque<Task>>, keeper: &mut Keeper) {
     loop {

@@ -296,7 +296,8 @@ pub struct VictimRow {
     /// Who waited, for what.
     #[serde(flatten)]
     pub deed: Deed,
-    /// Of a fault: the attempt before it asked for the lock.
+    /// Of a fault: how long it tried before it asked for the lock for the last time. A fault that finds the mapping locked asks
+    /// immediately, gives the lock up to read, and asks again; then this time lies behind the wait.
     pub first_attempt_ms: Option<f64>,
     /// Of that, in reads.
     pub io_ms: Option<f64>,

@@ -22,6 +22,8 @@ pub const FILE: &str = "data";
 pub const UNCACHED: &str = "uncached";
 /// What the server prints once the file can be opened.
 pub(crate) const READY: &str = "ready";
+/// An order that asks for the number of reads that are stuck.
+pub(crate) const STUCK: &str = "stuck?";
 
 /// Attributes are asked for each time: the file's length may change.
 const TTL: Duration = Duration::ZERO;
@@ -275,8 +277,8 @@ impl Filesystem for Files {
 }
 
 /// Serves a file of `len` bytes at `mountpoint`, whose bytes from a position on are what `content` writes. Reads
-/// [`Faults`] from standard input, a line of JSON each, and confirms each by a line on standard output. Ends, and
-/// unmounts, when standard input ends.
+/// [`Faults`] from standard input, a line of JSON each, and confirms each by a line on standard output; a line may also ask
+/// how many reads are stuck ([`Storage::stuck`](crate::Storage::stuck)). Ends, and unmounts, when standard input ends.
 ///
 /// # Errors
 ///
@@ -309,8 +311,10 @@ pub fn serve(
     writeln!(out, "{READY}")?;
     out.flush()?;
     for line in io::stdin().lock().lines() {
-        let told = serde_json::from_str(&line?);
+        let line = line?;
+        let told = serde_json::from_str(&line);
         let answer = match told {
+            _ if line == STUCK => lock(&server.queue).stuck.len().to_string(),
             Ok(faults) => {
                 server.set(faults);
                 READY.to_owned()

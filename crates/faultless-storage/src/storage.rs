@@ -1,7 +1,7 @@
 //! The handle of a storage, in the process that uses it.
 
 use crate::faults::Faults;
-use crate::serve::{FILE, READY, UNCACHED};
+use crate::serve::{FILE, READY, STUCK, UNCACHED};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -73,16 +73,32 @@ impl Storage {
     ///
     /// The process has ended.
     pub fn set(&mut self, faults: &Faults) -> io::Result<()> {
+        match self.order(&serde_json::to_string(faults)?)? {
+            answer if answer == READY => Ok(()),
+            answer => Err(io::Error::other(answer)),
+        }
+    }
+
+    /// How many reads have come that are stuck, and that only [`Storage::set`] lets go. (One that
+    /// [`Faults::broken_once`] failed has its answer, and is none of them.)
+    ///
+    /// # Errors
+    ///
+    /// The process has ended.
+    pub fn stuck(&mut self) -> io::Result<usize> {
+        self.order(STUCK)?.parse().map_err(io::Error::other)
+    }
+
+    /// Sends a line, and waits for the line that answers it.
+    fn order(&mut self, order: &str) -> io::Result<String> {
         let gone = || io::Error::other("the storage has ended");
         let orders = self.orders.as_mut().ok_or_else(gone)?;
-        serde_json::to_writer(&mut *orders, faults)?;
-        orders.write_all(b"\n")?;
+        orders.write_all(format!("{order}\n").as_bytes())?;
         orders.flush()?;
         let mut line = String::new();
         match self.answers.read_line(&mut line)? {
             0 => Err(gone()),
-            _ if line.trim_end() == READY => Ok(()),
-            _ => Err(io::Error::other(line)),
+            _ => Ok(line.trim_end().to_owned()),
         }
     }
 }

@@ -304,15 +304,19 @@ impl Served {
 /// Whether a test can run; if not, it says so, and is counted by `./run test`.
 pub fn possible(test: &str, needs: Result<(), String>) -> bool {
     if let Err(why) = &needs {
-        // Directly to the descriptor: the test harness captures what goes through the print macros.
-        let line = format!("NOT RUN: {test}: {why}\n");
-        #[allow(unsafe_code, reason = "write(2)")]
-        // SAFETY: writes a live buffer.
-        unsafe {
-            libc::write(2, line.as_ptr().cast(), line.len())
-        };
+        tell(&format!("NOT RUN: {test}: {why}\n"));
     }
     needs.is_ok()
+}
+
+/// Says something even if the test passes: the harness captures what goes through the print macros, and not what goes to the
+/// descriptor.
+pub fn tell(line: &str) {
+    #[allow(unsafe_code, reason = "write(2)")]
+    // SAFETY: the buffer lives until the call returns, and has `len` bytes.
+    unsafe {
+        libc::write(2, line.as_ptr().cast(), line.len())
+    };
 }
 
 /// Whether commands are installed.

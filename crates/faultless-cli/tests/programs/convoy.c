@@ -3,18 +3,23 @@
  *   convoy MODE ROUNDS FILE [SLOW]
  *
  * Thread `writer` maps and unmaps, thread `reader` touches cold pages of FILE; both measure each step. Thread `holder` does
- * what MODE says, ROUNDS times: munmap (of 1 GiB), fork (with 1 GiB touched), fault (touches a page of SLOW, whose second
- * read is slow), idle (nothing for a while: somebody else reads this process's smaps). Prints "ready PID", waits for a
- * line, and ends with a line of JSON: what the holder did when, and each step of the others that took over a millisecond,
- * not counting the time in which the thread could have run and had no processor. Times are nanoseconds of CLOCK_MONOTONIC.
+ * what MODE says, ROUNDS times or until a second line comes: munmap (of 1 GiB), fork (with 1 GiB touched), fault (touches a
+ * page of SLOW, whose second read gets no answer for a while), idle (nothing for a while: somebody else reads this process's
+ * smaps). Prints "ready PID", waits for a line, and ends with a line of JSON: what the holder did when; each step of the
+ * others in which the thread slept for over a millisecond; and of all its steps together how long they took (`wall`) and how
+ * long it slept in them (`asleep`: neither running nor waiting for a processor). Times are nanoseconds of CLOCK_MONOTONIC.
+ *
+ * Nobody else takes this process's mmap_lock for long: the first thread sleeps, and huge pages, which the kernel's own thread
+ * would look for, are off. So when `writer` and `reader` both sleep for it, `holder` has it (or, in mode idle, a neighbour).
  */
 #include "check.h"
 #include <stdatomic.h>
+#include <sys/prctl.h>
 
 #define GIB (1UL << 30)
 #define LONG 1000000ULL /* a step that is told */
-#define SHORT 20000ULL /* a step that is summed up */
-#define STEPS_MAX 4096
+#define SHORT 20000ULL /* a step in which it may have slept */
+#define STEPS_MAX 65536
 
 typedef unsigned long long u64;
 
@@ -25,8 +30,8 @@ struct thread {
 	const char *name;
 	long tid;
 	int schedstat;
-	u64 began, delayed;
-	u64 sum;
+	u64 began, ran, delayed;
+	u64 wall, asleep;
 	int count;
 	struct span steps[STEPS_MAX];
 };
@@ -63,23 +68,41 @@ static u64 delay(struct thread *t)
 	return waited;
 }
 
+/* How long this thread has run, in all. */
+static u64 ran(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return t.tv_sec * 1000000000ULL + t.tv_nsec;
+}
+
 static void start(struct thread *t)
 {
 	t->delayed = delay(t);
+	t->ran = ran();
 	t->began = now();
 }
 
 static void end(struct thread *t, u64 least)
 {
 	u64 to = now(), took = to - t->began;
+	t->wall += took;
 	if (took < SHORT && least)
 		return;
-	u64 delayed = delay(t) - t->delayed, stalled = took > delayed ? took - delayed : 0;
-	/* A thread that was preempted, and did not wait, did not stall. */
-	if (stalled >= SHORT)
-		t->sum += took;
-	if (stalled >= least && t->count < STEPS_MAX)
-		t->steps[t->count++] = (struct span){ t->began, to };
+	/* Both are read outside the step, so the thread slept no less than this. */
+	u64 elsewhere = ran() - t->ran + delay(t) - t->delayed, asleep = took > elsewhere ? took - elsewhere : 0;
+	t->asleep += asleep;
+	if (asleep < least)
+		return;
+	CHECK(t->count < STEPS_MAX);
+	t->steps[t->count++] = (struct span){ t->began, to };
+}
+
+/* Whether the second line has come: then enough has been seen. */
+static int is_enough(void)
+{
+	struct pollfd in = { .fd = 0, .events = POLLIN };
+	return poll(&in, 1, 0) > 0;
 }
 
 static void *write_loop(void *unused)
@@ -135,7 +158,7 @@ static void *hold_loop(void *unused)
 		CHECK(pages != MAP_FAILED);
 		madvise((void *)pages, rounds * 64 * PAGE, MADV_RANDOM);
 	}
-	for (int i = 0; i < rounds; i++) {
+	for (int i = 0; i < rounds && !is_enough(); i++) {
 		char *p = strcmp(mode, "munmap") ? NULL : touched(GIB);
 		usleep(20000);
 		start(&holder);
@@ -160,7 +183,7 @@ static void *hold_loop(void *unused)
 
 static void tell(struct thread *t, const char *end)
 {
-	printf("\"%s\": {\"tid\": %ld, \"sum\": %llu, \"steps\": [", t->name, t->tid, t->sum);
+	printf("\"%s\": {\"tid\": %ld, \"wall\": %llu, \"asleep\": %llu, \"steps\": [", t->name, t->tid, t->wall, t->asleep);
 	for (int i = 0; i < t->count; i++)
 		printf("%s[%llu, %llu]", i ? ", " : "", t->steps[i].from, t->steps[i].to);
 	printf("]}%s", end);
@@ -169,6 +192,7 @@ static void tell(struct thread *t, const char *end)
 int main(int argc, char **argv)
 {
 	CHECK(argc >= 4);
+	CHECK(!prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
 	mode = argv[1];
 	rounds = atoi(argv[2]);
 	file = open(argv[3], O_RDONLY);

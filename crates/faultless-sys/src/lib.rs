@@ -1,7 +1,7 @@
 //! The kernel interface under Faultless, and nothing but that: no policy lives here.
 //!
-//! Every call in this crate is one system call made by the instruction itself ([`raw`]), not through the C library. So
-//! a call never touches `errno`, is never a thread-cancellation point, takes no lock, allocates nothing, and may be
+//! Every call in this crate makes its system calls by the instruction itself ([`raw`]), not through the C library (but for the
+//! clock and the number of the processor, which the vDSO tells, and the page size). So a call never touches `errno`, is never a thread-cancellation point, takes no lock, allocates nothing, and may be
 //! made from a signal handler at any instruction. Errors come back as [`Errno`] values.
 //!
 //! | module | what |
@@ -13,10 +13,14 @@
 //! | [`signal`] | kernel signal actions and masks, thread-directed signals |
 //! | [`mod@file`] | positional reads, file identity, leases, direct-I/O alignment |
 //! | [`fdtable`] | private descriptor tables, descriptors fetched from another thread's table |
+//! | [`poll`] | waiting for several descriptors |
 //! | [`perf`] | counters on kernel tracepoints |
 //!
-//! Constants that the C headers of today lack are declared here, with compile-time assertions on every ioctl number
-//! and structure size, so that a swapped direction bit does not compile.
+//! Constants that the C headers of today lack are declared here. The ioctl numbers and structures of userfaultfd have
+//! compile-time assertions, so that a swapped direction bit does not compile.
+//!
+//! Under `--cfg faultless_sim` all of it runs over a simulated kernel (`simulated.rs`), without any other change to this crate or to
+//! those above it.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
@@ -28,8 +32,11 @@ pub mod file;
 pub mod futex;
 pub mod mem;
 pub mod perf;
+pub mod poll;
 pub mod raw;
 pub mod signal;
+#[cfg(faultless_sim)]
+pub mod simulated;
 pub mod uffd;
 
 pub use raw::Errno;

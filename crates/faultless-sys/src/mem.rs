@@ -134,6 +134,13 @@ pub fn mapped(addr: usize) -> bool {
     check(answer) != Err(Errno(libc::ENOMEM))
 }
 
+/// Which pages of a page-aligned range are in memory (`mincore(2)`): bit 0 of a byte for each.
+pub fn in_memory(addr: usize, pages: &mut [u8]) -> Result<(), Errno> {
+    let at = pages.as_mut_ptr() as usize;
+    // SAFETY: the call writes one byte for each page.
+    check(unsafe { gated(libc::SYS_mincore, [addr, pages.len() * PAGE, at, 0, 0, 0]) }).map(drop)
+}
+
 /// `mprotect(2)`.
 ///
 /// # Safety

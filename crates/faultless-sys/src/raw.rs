@@ -58,7 +58,7 @@ pub fn check(ret: isize) -> Result<usize, Errno> {
 ///
 /// The arguments must be what system call `nr` demands: pointers valid for what it reads and writes, and effects that
 /// no other code's invariants forbid.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(faultless_sim)))]
 #[inline]
 pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
     let ret: isize;
@@ -89,7 +89,7 @@ pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
 ///
 /// The arguments must be what system call `nr` demands: pointers valid for what it reads and writes, and effects that
 /// no other code's invariants forbid.
-#[cfg(target_arch = "aarch64")]
+#[cfg(all(target_arch = "aarch64", not(faultless_sim)))]
 #[inline]
 pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
     let ret: isize;
@@ -109,6 +109,16 @@ pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
         );
     }
     ret
+}
+
+/// Has the simulated kernel make system call `nr`.
+///
+/// # Safety
+///
+/// As for the real one.
+#[cfg(faultless_sim)]
+pub unsafe fn syscall(nr: libc::c_long, a: [usize; 6]) -> isize {
+    crate::simulated::machine().syscall(nr, a)
 }
 
 /// Where calls are made that a seccomp filter would stop; 0: here.
@@ -170,6 +180,7 @@ pub fn geteuid() -> u32 {
 
 /// Nanoseconds of the monotonic clock. Safe in a signal handler (`clock_gettime` is on POSIX's list).
 #[inline]
+#[cfg(not(faultless_sim))]
 pub fn monotonic_ns() -> u64 {
     let mut t = libc::timespec {
         tv_sec: 0,
@@ -178,6 +189,27 @@ pub fn monotonic_ns() -> u64 {
     // SAFETY: `t` is a valid timespec; CLOCK_MONOTONIC always exists, so errno is not touched.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Nanoseconds of the simulated clock.
+#[cfg(faultless_sim)]
+pub fn monotonic_ns() -> u64 {
+    crate::simulated::machine().now_ns()
+}
+
+/// The number of the processor that this thread is on. (It may be on another by the time that this returns.)
+#[inline]
+#[cfg(not(faultless_sim))]
+pub fn processor() -> usize {
+    // SAFETY: takes nothing. It reads the thread's rseq area or the vDSO, is safe in a handler, and sets errno only on
+    // kernels that have neither.
+    unsafe { libc::sched_getcpu() }.max(0) as usize
+}
+
+/// The number of the simulated processor.
+#[cfg(faultless_sim)]
+pub fn processor() -> usize {
+    crate::simulated::machine().processor()
 }
 
 /// Gives the processor away once (`sched_yield(2)`).

@@ -11,6 +11,9 @@ pub type SigSet = u64;
 /// Every signal, the C library's 32 and 33 included.
 pub const ALL: SigSet = !0;
 
+/// The last signal, which is the last real-time signal.
+pub const LAST: i32 = 64;
+
 /// The set with just `signal` in it.
 pub const fn set_of(signal: i32) -> SigSet {
     1 << (signal - 1)

@@ -72,6 +72,9 @@ pub use api::options::MapOptions;
 pub use api::pin::Pinned;
 #[cfg(not(loom))]
 pub use api::pool::{Pool, PoolStats};
+#[cfg(faultless_sim)]
+#[doc(hidden)]
+pub use api::simulation;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub use api::standin;

@@ -9,11 +9,11 @@ use crate::api::engine::Engine;
 use crate::api::map::Map;
 use crate::api::options::{MapOptions, UNIT_MAX};
 use crate::api::promise::check_units;
-use crate::base::descriptor::own;
+use crate::base::descriptor::Owned;
 use crate::base::error::{Error, LeaseRefusal};
 use crate::base::ids::{Addr, FileAt, Serial};
 use crate::base::primitive::{
-    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering,
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, OnceLock, Ordering,
 };
 use crate::base::size::ByteSize;
 use crate::base::source::Source;
@@ -187,18 +187,18 @@ impl MapOptions {
     }
 
     /// Opens the file anew, for reading, directly where that is wanted and works.
-    fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Error> {
+    fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<Owned, Error> {
         let buffered = || {
             reopen(file.as_raw_fd(), false)
-                .map(own)
+                .map(Owned::new)
                 .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
         };
         // On the kernel's mmap, direct I/O has no meaning.
         if self.reads == Reads::Buffered || self.pool.0.engine.is_none() {
             return buffered();
         }
-        match reopen(file.as_raw_fd(), true).map(own) {
-            Ok(fd) if direct_works(fd.as_raw_fd()) => Ok(fd),
+        match reopen(file.as_raw_fd(), true).map(Owned::new) {
+            Ok(fd) if direct_works(fd.number()) => Ok(fd),
             refused => {
                 // Closing it would drop the program's POSIX locks: it is switched to buffered reads instead.
                 if self.reads == Reads::Direct {
@@ -212,7 +212,7 @@ impl MapOptions {
                     });
                 }
                 match refused {
-                    Ok(fd) => match file::clear_direct(fd.as_raw_fd()) {
+                    Ok(fd) => match file::clear_direct(fd.number()) {
                         Ok(()) => Ok(fd),
                         Err(e) => {
                             retire(fd);
@@ -274,7 +274,7 @@ impl MapOptions {
             name: name.into_boxed_str(),
             pid: process::pid(),
             refusal: AtomicU8::new(0),
-            lease: std::sync::OnceLock::new(),
+            lease: OnceLock::new(),
             keep_all: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             summed: AtomicBool::new(false),

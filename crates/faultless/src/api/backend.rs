@@ -1,11 +1,11 @@
 //! What serves the misses of a pool, and what this kernel permits.
 
-use crate::base::descriptor::own;
+use crate::base::descriptor::Owned;
 use crate::base::primitive::{AtomicBool, Ordering};
+use crate::base::text;
 use crate::evict::evictor::batches_work;
 use faultless_sys::{mem, raw, uffd};
 use std::fmt;
-use std::os::fd::OwnedFd;
 
 /// What serves the misses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub enum BackendChoice {
 }
 
 /// Opens a userfaultfd in the mode that the engine needs, or says why not.
-pub(crate) fn open_uffd(choice: BackendChoice) -> Result<OwnedFd, String> {
+pub(crate) fn open_uffd(choice: BackendChoice) -> Result<Owned, String> {
     if choice == BackendChoice::Mmap
         || (!raw::is_privileged()
             && std::env::var_os("FAULTLESS_BACKEND").is_some_and(|v| v == "mmap"))
@@ -66,10 +66,9 @@ pub(crate) fn open_uffd(choice: BackendChoice) -> Result<OwnedFd, String> {
         _ => format!("userfaultfd failed: {e}"),
     })?;
 
-    let fd = own(fd);
-    use std::os::fd::AsRawFd;
+    let fd = Owned::new(fd);
     uffd::enable(
-        fd.as_raw_fd(),
+        fd.number(),
         uffd::FEATURE_SIGBUS | uffd::FEATURE_EVENT_REMAP | uffd::FEATURE_EVENT_UNMAP,
     )
     .map_err(|e| format!("userfaultfd lacks SIGBUS mode (Linux 4.14): {e}"))?;
@@ -101,7 +100,7 @@ pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
 }
 
 fn kernel_version() -> Option<(u32, u32)> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let text = text::read("/proc/sys/kernel/osrelease").ok()?;
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())
         .map(str::parse::<u32>);

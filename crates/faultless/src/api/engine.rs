@@ -2,8 +2,9 @@
 
 use crate::api::backend::Backend;
 use crate::api::promise::Promise;
+use crate::base::descriptor::Owned;
 use crate::base::error::Error;
-use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, lock};
+use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, lock};
 use crate::base::size::ByteSize;
 use crate::base::thread::Thread;
 use crate::base::{memory, process};
@@ -21,7 +22,6 @@ use crate::sync::handover::Handover;
 use crate::sync::ring::Ring;
 use crate::sync::staging::{CHUNK_MAX, Staging};
 use faultless_sys::mem;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Most slots of the ring of filled units: 4 GiB of new 4 KiB pages while the evictor is held up.
@@ -36,7 +36,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn start(uffd: OwnedFd, budget: ByteSize, guest: bool) -> Result<Self, Error> {
+    pub(crate) fn start(uffd: Owned, budget: ByteSize, guest: bool) -> Result<Self, Error> {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
         let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
@@ -64,7 +64,7 @@ impl Engine {
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),
             evicted: AtomicU32::new(0),
-            cooling: std::sync::OnceLock::new(),
+            cooling: OnceLock::new(),
             fresh: AtomicU64::new(0),
             firm: AtomicU64::new(0),
             firm_max: AtomicU64::new(u64::MAX),
@@ -78,8 +78,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             past: Mutex::default(),
         });
-        core.budget
-            .charge_anyway(core.filled.bytes() + core.trips.bytes());
+        core.budget.charge_anyway(core.fixed_bytes());
         look_at_limits(&core);
         let evictor = {
             let core = core.clone();
@@ -129,6 +128,8 @@ impl Drop for Shared {
             e.join();
         }
         if let Some(core) = Arc::into_inner(engine.core) {
+            // All that was charged has been given back, by the maps and by the threads.
+            debug_assert_eq!(core.budget.used(), core.fixed_bytes());
             keeper::unwatch(core.uffd);
         }
     }

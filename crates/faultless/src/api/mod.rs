@@ -11,4 +11,6 @@ pub(crate) mod options;
 pub(crate) mod pin;
 pub(crate) mod pool;
 pub(crate) mod promise;
+#[cfg(faultless_sim)]
+pub mod simulation;
 pub mod standin;

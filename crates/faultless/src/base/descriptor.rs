@@ -1,13 +1,34 @@
-//! Descriptors that the kernel has just made.
+//! Descriptors that this crate owns.
 
-use std::os::fd::FromRawFd;
-use std::os::fd::OwnedFd;
+#![allow(unsafe_code, reason = "closes a descriptor by number")]
 
-#[allow(
-    unsafe_code,
-    reason = "takes ownership of a descriptor that the kernel just made"
-)]
-pub(crate) fn own(fd: i32) -> OwnedFd {
-    // SAFETY: callers pass a descriptor that a system call returned to them, and that nobody else knows.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+use faultless_sys::file;
+
+/// A descriptor that a system call has just returned, and that no other code knows. Dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct Owned(i32);
+
+impl Owned {
+    /// Takes ownership.
+    pub(crate) fn new(number: i32) -> Self {
+        Owned(number)
+    }
+
+    pub(crate) fn number(&self) -> i32 {
+        self.0
+    }
+
+    /// Gives the ownership up.
+    pub(crate) fn into_number(self) -> i32 {
+        let number = self.0;
+        std::mem::forget(self);
+        number
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: owned, and known to no other code.
+        unsafe { file::close(self.0) };
+    }
 }

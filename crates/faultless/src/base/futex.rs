@@ -1,6 +1,8 @@
 //! A word that threads sleep on, until another thread changes it and wakes them.
 
 use crate::base::ids::Nanos;
+#[cfg(not(loom))]
+use crate::base::primitive::real;
 use crate::base::primitive::{AtomicU32, Ordering};
 
 /// A word to sleep on. It is bumped to wake threads, so a thread that has read it before cannot miss that.
@@ -34,7 +36,7 @@ impl Futex {
     /// Sleeps while the word is `ticket`, for `time` at most. May return early.
     #[cfg(not(loom))]
     pub(crate) fn wait(&self, ticket: u32, time: Nanos) {
-        faultless_sys::futex::wait(sys(&self.word), ticket, time.get());
+        faultless_sys::futex::wait(real(&self.word), ticket, time.get());
     }
 
     #[cfg(not(loom))]
@@ -43,7 +45,7 @@ impl Futex {
             Wake::One => 1,
             Wake::All => faultless_sys::futex::ALL,
         };
-        faultless_sys::futex::wake(sys(&self.word), most);
+        faultless_sys::futex::wake(real(&self.word), most);
     }
 
     #[cfg(loom)]
@@ -63,10 +65,4 @@ impl Futex {
             Wake::All => self.sleepers.1.notify_all(),
         }
     }
-}
-
-/// The word as the kernel interface takes it.
-#[cfg(not(loom))]
-fn sys(word: &AtomicU32) -> &std::sync::atomic::AtomicU32 {
-    word
 }

@@ -1,7 +1,6 @@
 //! How much memory there is: of the machine, and of the control group that this process is in.
 
-use faultless_untrusted::input::kernel_text;
-use std::fs;
+use crate::base::text;
 use std::path::{Path, PathBuf};
 
 /// What is known about memory, in bytes.
@@ -19,7 +18,7 @@ pub(crate) struct Memory {
 
 /// Anonymous memory of a control group, by its `memory.stat` (version 2 or 1).
 fn anonymous(dir: &Path) -> Option<u64> {
-    let text = fs::read_to_string(dir.join("memory.stat")).ok()?;
+    let text = text_of(&dir.join("memory.stat")).ok()?;
     let field = |name: &str| {
         let line = text
             .lines()
@@ -30,7 +29,7 @@ fn anonymous(dir: &Path) -> Option<u64> {
 }
 
 fn meminfo(field: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let text = text::read("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with(field))?;
     line.split_whitespace()
         .nth(1)?
@@ -41,13 +40,13 @@ fn meminfo(field: &str) -> Option<u64> {
 
 /// A limit or usage file of a control group; "max" is no limit.
 fn number(path: PathBuf) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    text_of(&path).ok()?.trim().parse().ok()
 }
 
 /// Directories of this process's memory control group, from its own up to the root, with the names of the files that
 /// hold limit and usage (version 1 or 2).
 fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
-    let Ok(text) = kernel_text("/proc/self/cgroup") else {
+    let Ok(text) = text::read("/proc/self/cgroup") else {
         return Vec::new();
     };
     let mut found = Vec::new();
@@ -83,6 +82,10 @@ fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
     found
 }
 
+fn text_of(path: &Path) -> std::io::Result<String> {
+    text::read(path.to_str().unwrap_or_default())
+}
+
 /// Looks at the machine and the control group as they are now.
 pub(crate) fn look() -> Memory {
     let machine = meminfo("MemTotal:").unwrap_or(1 << 30);
@@ -107,7 +110,7 @@ pub(crate) fn look() -> Memory {
 
 /// Bytes of page tables of this process (`VmPTE`).
 pub(crate) fn page_tables() -> u64 {
-    let Ok(text) = kernel_text("/proc/self/status") else {
+    let Ok(text) = text::read("/proc/self/status") else {
         return 0;
     };
     text.lines()

@@ -15,10 +15,15 @@ pub(crate) mod memory;
 pub(crate) mod primitive;
 #[cfg(not(loom))]
 pub(crate) mod process;
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) mod pthread;
 #[cfg(not(loom))]
 pub(crate) mod size;
 #[cfg(not(loom))]
 pub(crate) mod source;
 #[cfg(not(loom))]
 pub(crate) mod stats;
+#[cfg(not(loom))]
+pub(crate) mod text;
+#[cfg(not(loom))]
 pub(crate) mod thread;

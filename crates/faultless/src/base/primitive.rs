@@ -1,19 +1,39 @@
-//! What threads share: the standard library's atomics and locks in a build, loom's under `--cfg loom`.
+//! What threads share: the standard library's atomics and locks in a build, loom's under `--cfg loom`, and those of the
+//! simulated machine under `--cfg faultless_sim`.
 
+#[cfg(faultless_sim)]
+pub(crate) use faultless_sys::simulated::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+    Mutex, MutexGuard, OnceLock, Ordering, fence, mpsc,
+};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{
     AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
-#[cfg(not(loom))]
+#[cfg(not(any(loom, faultless_sim)))]
 pub(crate) use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
     Ordering, fence,
 };
-#[cfg(not(loom))]
-pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
 
 /// Takes a lock, whatever became of a thread that had it.
 #[cfg(not(loom))]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A word as the kernel interface takes it.
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) fn real(word: &AtomicU32) -> &std::sync::atomic::AtomicU32 {
+    word
+}
+
+/// A word as the kernel interface takes it.
+#[cfg(faultless_sim)]
+pub(crate) fn real(word: &AtomicU32) -> &std::sync::atomic::AtomicU32 {
+    word.real()
 }

@@ -43,8 +43,5 @@ pub(crate) fn pid() -> u32 {
 /// same processor keeps cache lines where they are.
 #[inline]
 pub(crate) fn shard(shards: usize) -> usize {
-    // SAFETY: takes nothing. It reads the thread's rseq area or the vDSO, is safe in a handler, and sets errno only on
-    // kernels that have neither.
-    let cpu = unsafe { libc::sched_getcpu() };
-    cpu.max(0) as usize & (shards - 1)
+    raw::processor() & (shards - 1)
 }

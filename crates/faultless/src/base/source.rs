@@ -1,6 +1,7 @@
 //! What pages are read from.
 
 use crate::base::ids::FileAt;
+use crate::base::text;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -113,7 +114,7 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 /// The path by which a descriptor was opened, as far as the kernel knows it.
 pub(crate) fn file_name(fd: BorrowedFd<'_>) -> String {
     use std::os::fd::AsRawFd;
-    std::fs::read_link(format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).map_or_else(
+    text::link(&format!("/proc/thread-self/fd/{}", fd.as_raw_fd())).map_or_else(
         |_| format!("descriptor {}", fd.as_raw_fd()),
         |p| faultless_untrusted::printable(&p).to_string(),
     )

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "disarms and unmaps address space")]
 
+use crate::base::descriptor::Owned;
 use crate::base::primitive::{Ordering, lock};
 use crate::coherence::keeper;
 use crate::fault::ahead;
@@ -9,7 +10,6 @@ use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::{alias, registry};
 use faultless_sys::{file, uffd};
-use std::os::fd::AsRawFd;
 
 /// Ends the service of a map: when this returns, nobody is inside any more, no fill is in flight, and faults in its
 /// region are nobody's.
@@ -68,8 +68,8 @@ pub(crate) fn settle(core: Box<MapCore>) {
     registry::unreserve(id);
 }
 
-pub(crate) fn retire(fd: std::os::fd::OwnedFd) {
-    let id = file::status(fd.as_raw_fd()).map(|s| s.id);
+pub(crate) fn retire(fd: Owned) {
+    let id = file::status(fd.number()).map(|s| s.id);
     if let (Ok(fd), Ok(id)) = (keeper::adopt(fd), id) {
         keeper::retire(fd, id);
     }

@@ -36,12 +36,16 @@ static SLOT: Slot = Slot(UnsafeCell::new(None));
 pub(crate) fn watch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // (A simulated fork calls them by itself.)
+        #[cfg(not(faultless_sim))]
         // SAFETY: the three functions are static and do what pthread_atfork allows.
-        unsafe { libc::pthread_atfork(Some(before), Some(after), Some(in_child)) };
+        unsafe {
+            libc::pthread_atfork(Some(before), Some(after), Some(in_child))
+        };
     });
 }
 
-extern "C" fn before() {
+pub(crate) extern "C" fn before() {
     // A child that was made without these handlers has no maps, and perhaps locks that nobody gives back.
     if process::forked() {
         return;
@@ -64,12 +68,16 @@ extern "C" fn before() {
     unsafe { *SLOT.0.get() = Some(locks) };
 }
 
-extern "C" fn after() {
+pub(crate) extern "C" fn after() {
     fds::forked();
     // SAFETY: `before` took the locks on this thread, and they are released only as this value is dropped.
     drop(unsafe { (*SLOT.0.get()).take() });
 }
 
+#[cfg_attr(
+    faultless_sim,
+    allow(dead_code, reason = "a simulated fork has no child")
+)]
 extern "C" fn in_child() {
     // SAFETY: as in `after`.
     let locks = unsafe { (*SLOT.0.get()).take() };
@@ -124,8 +132,7 @@ fn restore(core: &MapCore, kernel: &KernelMapping) -> bool {
 /// Puts what belongs there where the maps were: the kernel's mapping where one stood in for that, otherwise an empty
 /// file.
 fn bar_regions() {
-    // SAFETY: a NUL-terminated name; the flag is defined.
-    let fd = unsafe { libc::memfd_create(c"faultless-forked".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = file::memory_file(c"faultless-forked", 0).unwrap_or(-1);
     let bar = |region: Range<usize>| {
         let len = region.end - region.start;
         // Only where there is a hole: what a child has mapped there since (or inherited from its own parent) stays.

@@ -6,10 +6,10 @@
 //! was mapped. This means something only where every write passes the lease: overlayfs and FUSE grant one and then let
 //! the bytes change, so there is a list of file systems that can be trusted with it.
 
-use crate::base::clock;
 use crate::base::error::{Error, LeaseRefusal};
 use crate::base::ids::{MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
+use crate::base::{clock, text};
 use crate::coherence::{hooks, keeper};
 use crate::fault::read_file::file_piece;
 use crate::fault::run::{Need, RUN_MAX};
@@ -100,7 +100,7 @@ pub(crate) fn error(name: &str, reason: LeaseRefusal) -> Error {
 
 /// The time by which a map must be saved, since the kernel takes its lease by force soon after. `None`: the kernel never does.
 pub(crate) fn deadline() -> Option<Nanos> {
-    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
+    let text = text::read("/proc/sys/fs/lease-break-time").unwrap_or_default();
     // Some time has passed since the kernel began to wait, and giving the lease up takes some.
     patience(&text).map(|patience| clock::now() + Nanos::new(patience.get() / 5 * 4))
 }

@@ -205,9 +205,7 @@ impl Mmap {
     pub(crate) fn is_resident(&self, bytes: &Range<usize>) -> bool {
         let (at, len) = self.pages(bytes);
         let mut seen = vec![0u8; len.div_ceil(PAGE)];
-        // SAFETY: one byte for each page of the range.
-        let ok = unsafe { libc::mincore(at as *mut _, len, seen.as_mut_ptr()) } == 0;
-        ok && seen.iter().all(|b| b & 1 == 1)
+        mem::in_memory(at, &mut seen).is_ok() && seen.iter().all(|b| b & 1 == 1)
     }
 
     /// Address and length of the pages that a range of bytes lies in.

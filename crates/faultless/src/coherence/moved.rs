@@ -10,9 +10,9 @@
 
 #![allow(unsafe_code, reason = "reads what the kernel writes")]
 
-use crate::base::clock;
 use crate::base::ids::Nanos;
 use crate::base::thread::block_signals;
+use crate::base::{clock, text};
 use crate::coherence::hand_back::put_kernels;
 use crate::space::identity::Report;
 use crate::space::map_core::{MapCore, Reading};
@@ -87,7 +87,7 @@ const READ_AGAIN: Nanos = Nanos::from_micros(5);
 
 /// The end of the mapping that begins at an address, if it is armed by userfaultfd.
 fn armed_until(start: usize) -> Option<usize> {
-    let smaps = faultless_untrusted::input::kernel_text("/proc/self/smaps").ok()?;
+    let smaps = text::read("/proc/self/smaps").ok()?;
     let head = format!("{start:x}-");
     let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&head));
     let end = lines.next()?[head.len()..].split(' ').next()?;

@@ -114,6 +114,7 @@ impl Evictor {
         if let Some(cooler) = evictor.cooler {
             cooler.end();
         }
+        evictor.pool.budget.release(evictor.policy_charged);
         evictor.crew.end();
     }
 

@@ -4,7 +4,7 @@
 
 use crate::base::clock;
 use crate::base::ids::Nanos;
-use crate::base::primitive::{AtomicU32, Ordering};
+use crate::base::primitive::{AtomicU32, Ordering, real};
 use crate::fault::claim::WAIT;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Run;
@@ -30,7 +30,7 @@ pub(crate) fn hand_over(core: &MapCore, request: &Handed) -> Result<(), Refusal>
     loop {
         match request.done.load(Ordering::Acquire) {
             0 => {
-                futex::wait(&request.done, 0, WAIT.get());
+                futex::wait(real(&request.done), 0, WAIT.get());
                 // A bell rung before the fill threads slept is not lost, but a second ring is cheap.
                 if request.done.load(Ordering::Acquire) == 0 {
                     pool.fill_bell.ring();

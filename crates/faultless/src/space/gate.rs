@@ -97,6 +97,12 @@ impl<T> Gate<T> {
                 .all(|u| u.0.fetch_add(0, Ordering::SeqCst) == 0)
     }
 
+    /// Whether a thread is inside.
+    #[cfg(faultless_sim)]
+    pub(crate) fn crowded(&self) -> bool {
+        self.users.iter().any(|u| u.0.load(Ordering::SeqCst) != 0)
+    }
+
     /// What is behind the gate, unprotected: for the child of a fork, whose only thread is the caller.
     #[cfg(not(loom))]
     pub(crate) fn peek(&self) -> *mut T {

@@ -25,7 +25,7 @@
 
 use crate::base::clock;
 use crate::base::ids::Nanos;
-use crate::base::primitive::{AtomicU32, Ordering};
+use crate::base::primitive::{AtomicU32, Ordering, real};
 use crate::space::map_core::MapCore;
 use crate::space::registry;
 use faultless_sys::mem::PAGE;
@@ -54,7 +54,7 @@ pub(crate) fn discarding() -> Discarding {
             return Discarding(());
         }
         DISCARDS.fetch_sub(1, Ordering::SeqCst);
-        futex::wait(&REPORT, 1, REPORT_WAIT.get());
+        futex::wait(real(&REPORT), 1, REPORT_WAIT.get());
     }
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn wait_for_older_reports(uffd: i32, addr: usize) -> Result<(), Errno
 /// Waits until a report that has been read has been acted on.
 pub(crate) fn wait_for_report() {
     while REPORT.load(Ordering::SeqCst) != 0 {
-        futex::wait(&REPORT, 1, REPORT_WAIT.get());
+        futex::wait(real(&REPORT), 1, REPORT_WAIT.get());
     }
 }
 
@@ -150,7 +150,7 @@ impl Report {
 impl Drop for Report {
     fn drop(&mut self) {
         REPORT.store(0, Ordering::SeqCst);
-        futex::wake(&REPORT, futex::ALL);
+        futex::wake(real(&REPORT), futex::ALL);
     }
 }
 

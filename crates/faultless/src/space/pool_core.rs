@@ -73,6 +73,11 @@ impl PoolCore {
             .any(|f| f.load(Ordering::Relaxed) == me)
     }
 
+    /// Bytes that are charged while the pool has no map and no thread: what its queues and buffers have come to.
+    pub(crate) fn fixed_bytes(&self) -> u64 {
+        self.filled.bytes() + self.trips.bytes() + self.staging.charged_bytes()
+    }
+
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
     pub(crate) fn nudge_evictor(&self) {
         let pressed =

@@ -301,6 +301,16 @@ pub(crate) fn find_parents(addr: usize) -> Option<Inside<'static>> {
     })
 }
 
+/// Whether some thread is inside some gate.
+#[cfg(faultless_sim)]
+pub(crate) fn any_inside() -> bool {
+    let chunks = GATES.iter().map(|c| c.load(Ordering::Acquire));
+    let chunks = chunks.take_while(|c| !c.is_null());
+    // SAFETY: chunks are never freed.
+    let mut gates = chunks.flat_map(|c| unsafe { &*c });
+    gates.any(|gate| gate.crowded())
+}
+
 /// Runs `f` on every open map.
 pub(crate) fn for_each(mut f: impl FnMut(&MapCore)) {
     for chunk in &GATES {

@@ -216,6 +216,12 @@ impl Staging {
         Some(first)
     }
 
+    /// Bytes that have been charged for buffers so far.
+    pub(crate) fn charged_bytes(&self) -> u64 {
+        let carved = self.carved.load(Ordering::Relaxed);
+        (carved + self.large_carved.load(Ordering::Relaxed)) as u64
+    }
+
     /// A buffer of `bytes` if there is one, else of any size: callers read in pieces of [`Buffer::len`]. Waits if all
     /// are on loan.
     pub(crate) fn take(&self, bytes: usize, budget: &Budget) -> Buffer {

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "owns descriptors by number")]
 
-use crate::base::descriptor::own;
+use crate::base::descriptor::Owned;
 use crate::base::primitive::lock;
 use crate::coherence::keeper::posix_locks::{
     TAKING, lock_may_come, nothing_announced, posix_locked,
@@ -10,26 +10,24 @@ use crate::coherence::keeper::posix_locks::{
 use crate::coherence::keeper::service::{RUNNING, with};
 use crate::space::fds;
 use crate::space::fds::Fd;
-use faultless_sys::{fdtable, file, mem, raw, uffd};
+use faultless_sys::{fdtable, file, mem, poll, raw, uffd};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::fd::{AsRawFd, IntoRawFd};
 
 /// Takes a descriptor into the engine: the program's table keeps `fd` (or a copy with a higher number), the keeper gets a
 /// copy.
-pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
+pub(crate) fn adopt(fd: Owned) -> io::Result<Fd> {
     let fd = if fds::kept_high() {
-        let coming = lock_may_come(fd.as_raw_fd());
+        let coming = lock_may_come(fd.number());
         let _no_lock_meanwhile = nothing_announced();
-        if coming() || posix_locked(fd.as_raw_fd()) {
+        if coming() || posix_locked(fd.number()) {
             fd
         } else {
-            own(fds::lift(fd.into_raw_fd()))
+            Owned::new(fds::lift(fd.into_number()))
         }
     } else {
         fd
     };
-    let number = fd.as_raw_fd();
+    let number = fd.number();
     if fds::kept_high() && !fds::can_note(number) {
         // A copy of the process could not find it, and would keep it.
         close_unless_locked(fd);
@@ -48,14 +46,14 @@ pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Fd> {
     } else {
         -1
     };
-    Ok(Fd::new(fd.into_raw_fd(), kept))
+    Ok(Fd::new(fd.into_number(), kept))
 }
 
 /// Closes a descriptor that came to nothing, unless that would cost the program its POSIX locks on the file.
-fn close_unless_locked(fd: OwnedFd) {
-    let coming = lock_may_come(fd.as_raw_fd());
+fn close_unless_locked(fd: Owned) {
+    let coming = lock_may_come(fd.number());
     let _no_lock_meanwhile = nothing_announced();
-    if coming() || posix_locked(fd.as_raw_fd()) {
+    if coming() || posix_locked(fd.number()) {
         std::mem::forget(fd);
     }
 }
@@ -63,27 +61,14 @@ fn close_unless_locked(fd: OwnedFd) {
 /// Reads the events of a pool's userfaultfd from now on.
 pub(crate) fn watch(fd: &Fd) -> io::Result<()> {
     let number = fd.engine_number();
-    with(move |k| {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: number as u64,
-        };
-        // SAFETY: two descriptors of this table, and a valid structure.
-        match unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_ADD, number, &mut event) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    })?
+    with(move |k| poll::add(k.epoll, number, number as u64))?.map_err(io::Error::from)
 }
 
 /// Lets a pool's userfaultfd go.
 pub(crate) fn unwatch(fd: Fd) {
     let (kept, number) = (fd.kept(), fd.engine_number());
     // First out of the set, while the number still names it: without a private table it is the one that is closed next.
-    let _ = with(move |k| {
-        // SAFETY: two descriptors of this table.
-        unsafe { libc::epoll_ctl(k.epoll, libc::EPOLL_CTL_DEL, number, std::ptr::null_mut()) };
-    });
+    let _ = with(move |k| poll::remove(k.epoll, number));
     // Then the program's, which is told from others by the kept one.
     close_shared_uffd(&fd);
     if kept >= 0 {

@@ -7,8 +7,8 @@ use crate::base::ids::Nanos;
 use crate::base::thread::block_signals;
 use crate::coherence::{hooks, moved};
 use crate::space::identity;
-use faultless_sys::uffd;
 use faultless_sys::uffd::Event;
+use faultless_sys::{poll, uffd};
 use std::ops::Range;
 
 /// The data of the event that ends the reader of reports: no number of a descriptor.
@@ -20,12 +20,9 @@ pub(super) const END: u64 = u64::MAX;
 pub(super) fn read_reports(epoll: i32) {
     block_signals();
     loop {
-        let mut ready = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: room for one event; the descriptor is closed after this thread has ended.
-        if unsafe { libc::epoll_wait(epoll, &mut ready, 1, -1) } != 1 {
+        let Ok(number) = poll::wait(epoll) else {
             continue;
-        }
-        let number = ready.u64;
+        };
         if number == END {
             return;
         }

@@ -10,8 +10,8 @@ use crate::coherence::keeper::posix_locks::{LOCKING, TAKING};
 use crate::coherence::keeper::reports::{END, read_reports};
 use crate::space::fds;
 use crate::space::fds::Fd;
-use faultless_sys::{Errno, fdtable, file, mem, raw, signal};
-use std::collections::{HashMap, VecDeque};
+use faultless_sys::{Errno, fdtable, file, mem, poll, raw, signal};
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CStr;
 use std::io;
 
@@ -33,7 +33,7 @@ pub(crate) struct Keeper {
     /// Its last task has run.
     stopping: bool,
     /// Leases held, by descriptor.
-    pub(super) leases: HashMap<i32, Lease>,
+    pub(super) leases: BTreeMap<i32, Lease>,
 }
 
 pub(super) struct Running {
@@ -83,7 +83,7 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
         let tasks: &'static Mutex<VecDeque<Task>> = Box::leak(Box::default());
         // Directed at the keeper's thread alone, where it is blocked. A program that blocks the same number in all of its
         // threads and waits for it should use another: the keeper could take it.
-        let break_signal = libc::SIGRTMAX() - 1;
+        let break_signal = signal::LAST - 1;
         let (tell, told) = mpsc::channel();
         let thread = thread::spawn(c"faultless-keep", move || run(tasks, break_signal, &tell))?;
         let (tid, private) = told
@@ -175,16 +175,17 @@ fn run(
 ) {
     block_signals();
     let private = go_private();
-    // SAFETY: makes a descriptor.
-    let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    if epoll < 0 {
-        let _ = tell.send(Err(Errno(libc::EMFILE)));
-        return;
-    }
-    // Readable once the reader of reports is to end.
-    // SAFETY: makes a descriptor.
-    let end = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    let reader = watch_for_the_end(epoll, end)
+    let descriptors = poll::create().and_then(|epoll| Ok((epoll, poll::notice()?)));
+    // (The second is readable once the reader of reports is to end.)
+    let (epoll, end) = match descriptors {
+        Ok(both) => both,
+        Err(e) => {
+            let _ = tell.send(Err(e));
+            return;
+        }
+    };
+    let reader = poll::add(epoll, end, END)
+        .map_err(io::Error::from)
         .and_then(|()| thread::spawn(c"faultless-move", move || read_reports(epoll)));
     let reader = match reader {
         Ok(reader) => reader,
@@ -199,7 +200,7 @@ fn run(
     let mut keeper = Keeper {
         epoll,
         stopping: false,
-        leases: HashMap::new(),
+        leases: BTreeMap::new(),
     };
     let set = signal::set_of(break_signal);
     // Signals are waited for by name. (A signalfd would do, but whoever polls one is woken by *every* signal of the
@@ -216,26 +217,11 @@ fn run(
         }
         run_tasks(tasks, &mut keeper);
     }
-    let once = 1u64;
-    // SAFETY: writes eight bytes of a live local to a descriptor of this table.
-    unsafe { libc::write(end, (&raw const once).cast(), size_of_val(&once)) };
+    let _ = poll::notify(end);
     reader.join();
     for number in [epoll, end] {
         // SAFETY: made above; the reader has ended.
         unsafe { file::close(number) };
-    }
-}
-
-/// Has `end` wake the reader of reports.
-fn watch_for_the_end(epoll: i32, end: i32) -> io::Result<()> {
-    let mut event = libc::epoll_event {
-        events: libc::EPOLLIN as u32,
-        u64: END,
-    };
-    // SAFETY: two descriptors of this table, and a valid structure.
-    match unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, end, &mut event) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

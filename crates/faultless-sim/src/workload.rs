@@ -1,0 +1,540 @@
+//! The program that a run makes up: threads that load, pin, prefetch, release and drop, beside other parties.
+
+#![allow(unsafe_code, reason = "vouches for the bytes of its own files")]
+
+use crate::kernel;
+use crate::kernel::files::{self, word_of};
+use crate::kernel::memory::PAGE;
+use crate::oracle::{self, Origin, Truth};
+use crate::plan::OPERATION_NS;
+use crate::scheduler;
+use crate::world::{fail, with};
+use faultless::{Advice, ByteSize, Error, Map, Pool, Source, Stats, simulation};
+use std::cell::UnsafeCell;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// A map of the program's.
+struct Mapped {
+    map: Map,
+    truth: Truth,
+}
+
+/// What the program's threads share.
+#[derive(Default)]
+struct Program {
+    pool: Option<Pool>,
+    maps: Vec<Option<Arc<Mapped>>>,
+    /// What was kept of each map when its lease was given up.
+    kept: Vec<Option<Vec<bool>>>,
+    figures: Stats,
+    /// Operations that each thread still has to do.
+    left: Vec<u64>,
+    over: bool,
+}
+
+struct Slot(UnsafeCell<Option<Program>>);
+// SAFETY: the process has one thread.
+unsafe impl Sync for Slot {}
+static PROGRAM: Slot = Slot(UnsafeCell::new(None));
+
+/// Looks at what is shared. `f` makes no call.
+fn shared<R>(f: impl FnOnce(&mut Program) -> R) -> R {
+    // SAFETY: one thread, and no two of these are nested.
+    f(unsafe { (*PROGRAM.0.get()).get_or_insert_default() })
+}
+
+fn chance(n: u64) -> bool {
+    with(|w| w.rng.once_in(n))
+}
+
+fn below(n: u64) -> u64 {
+    with(|w| w.rng.below(n))
+}
+
+/// The program's own code, as a source.
+struct Code {
+    version: u64,
+    len: u64,
+    align: usize,
+}
+
+impl Source for Code {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let time = with(|w| w.rng.between(5_000, 300_000));
+        scheduler::sleep(time);
+        let (eio, short) = with(|w| {
+            (
+                w.rng.once_in(w.plan.faults.eio),
+                w.rng.once_in(w.plan.faults.short),
+            )
+        });
+        if eio {
+            return Err(std::io::Error::from_raw_os_error(libc::EIO));
+        }
+        let mut n = buf.len().min(self.len.saturating_sub(offset) as usize);
+        if short && n > self.align {
+            n = (n / 2 / self.align * self.align).max(self.align);
+        }
+        for (i, b) in buf[..n].iter_mut().enumerate() {
+            let at = offset + i as u64;
+            *b = word_of(self.version, at & !7).to_le_bytes()[(at % 8) as usize];
+        }
+        Ok(n)
+    }
+
+    fn alignment(&self) -> usize {
+        self.align
+    }
+}
+
+fn doing(what: String) {
+    with(|w| {
+        let clock = w.clock;
+        let t = w.scheduler.me();
+        (t.doing, t.since) = (what, clock);
+    });
+}
+
+/// Makes a map in place `at`, of a new file.
+fn make_map(at: usize) {
+    let pool = shared(|p| p.pool.clone()).expect("a pool");
+    let (pages, odd, sources) = with(|w| {
+        let most = w.plan.pages;
+        (
+            w.rng.between(most / 2, most),
+            w.rng.below(PAGE as u64 / 8) * 8,
+            w.plan.sources,
+        )
+    });
+    let origin = match below(4) {
+        0 if sources => Origin::Code,
+        0 | 1 => Origin::Trusted,
+        _ => Origin::Leased,
+    };
+    let source_len = pages * PAGE as u64 - odd;
+    let version = with(|w| w.rng.next()) | 1;
+    let inode = with(|w| w.kernel.files.create(source_len, version));
+    if chance(8) && with(|w| w.plan.faults.eio > 0) {
+        let page = below(pages);
+        with(|w| w.kernel.files.inodes[inode].broken = Some(page));
+    }
+    let offset = below(3) * PAGE as u64;
+    let unit = *with(|w| w.rng.pick(&[4u64, 4, 4, 16]));
+    let advice = *with(|w| {
+        w.rng.pick(&[
+            Advice::Normal,
+            Advice::Normal,
+            Advice::Random,
+            Advice::Sequential,
+        ])
+    });
+    let options = pool
+        .options()
+        .offset(offset)
+        .unit(ByteSize::kib(unit))
+        .advice(advice);
+    doing(format!("maps a file ({origin:?})"));
+    let made = match origin {
+        Origin::Code => {
+            let align = *with(|w| w.rng.pick(&[1usize, 4096, 32768]));
+            let code = Code {
+                version,
+                len: source_len,
+                align,
+            };
+            // SAFETY: its bytes are a function of their position.
+            unsafe { options.map_trusted(code) }
+        }
+        _ => {
+            let number = files::open_inode(inode);
+            // SAFETY: the number is open until it is closed below.
+            let file = unsafe { BorrowedFd::borrow_raw(number) };
+            let made = match origin {
+                Origin::Leased => options.map(file),
+                // SAFETY: the file is written by nobody; it may lose its end.
+                _ => unsafe { options.map_trusted(Borrowed(number, source_len)) },
+            };
+            let _ = files::close(number);
+            made
+        }
+    };
+    let truth = Truth {
+        origin,
+        inode,
+        version,
+        offset,
+        source_len,
+        pages: (source_len - offset).div_ceil(PAGE as u64),
+    };
+    match made {
+        Ok(map) => {
+            let made = Arc::new(Mapped { map, truth });
+            let before = shared(|p| {
+                p.kept[at] = None;
+                p.maps[at].replace(made)
+            });
+            drop(before);
+        }
+        Err(error) => may_fail(&error),
+    }
+}
+
+/// A file by its number.
+struct Borrowed(i32, u64);
+
+impl Source for Borrowed {
+    fn len(&self) -> std::io::Result<u64> {
+        Ok(self.1)
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> std::io::Result<usize> {
+        unreachable!("a file is read by the engine")
+    }
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: it is open while it is mapped.
+        Some(unsafe { BorrowedFd::borrow_raw(self.0) })
+    }
+}
+
+/// Making a map fails only if something was done to it.
+fn may_fail(error: &Error) {
+    let (faults, parties) = with(|w| (w.plan.faults, w.plan.parties));
+    let excused = parties.closer
+        || parties.writer
+        || faults.eio > 0
+        || faults.again > 0
+        || faults.busy > 0
+        || faults.no_memory > 0;
+    if !excused {
+        fail(&format!("a map cannot be made: {error}"));
+    }
+}
+
+fn some_map() -> Option<(usize, Arc<Mapped>)> {
+    let at = below(shared(|p| p.maps.len()) as u64) as usize;
+    shared(|p| p.maps[at].clone()).map(|m| (at, m))
+}
+
+/// One thread of the program. If it is taken out of an operation, it goes on with the next.
+fn thread() {
+    let me = with(|w| {
+        let me = w.scheduler.current;
+        w.scheduler.me().detour = None;
+        me as usize
+    });
+    let index = me - 1;
+    let mut near = (0usize, 0u64);
+    while shared(|p| {
+        let left = &mut p.left[index];
+        let go_on = *left > 0;
+        *left = left.saturating_sub(1);
+        go_on
+    }) {
+        operation(&mut near);
+        let (took, plan) = with(|w| {
+            w.operations += 1;
+            let clock = w.clock;
+            (clock - w.scheduler.me().since, w.plan.clone())
+        });
+        if took > OPERATION_NS {
+            fail("an operation took longer than any may");
+        }
+        if plan.is_calm() && took > CALM_NS {
+            fail(&format!(
+                "an operation took {} ms: a thread was forgotten",
+                took / 1_000_000
+            ));
+        }
+        let pool = shared(|p| p.pool.clone()).expect("a pool");
+        oracle::check_budget(&pool);
+    }
+    doing("has ended".into());
+}
+
+/// What an operation may take where nothing holds it up: less than the time after which threads look again by themselves.
+const CALM_NS: u64 = 80_000_000;
+
+fn operation(near: &mut (usize, u64)) {
+    let Some((at, mapped)) = some_map() else {
+        let at = below(shared(|p| p.maps.len()) as u64) as usize;
+        return make_map(at);
+    };
+    let Mapped { map, truth } = &*mapped;
+    let page = below(truth.pages);
+    let some = with(|w| w.rng.between(1, 12)).min(truth.pages - page);
+    let bytes = |count: u64| {
+        let end = ((page + count) * PAGE as u64).min(map.len() as u64);
+        page as usize * PAGE..end as usize
+    };
+    match below(20) {
+        0..=7 => {
+            doing(format!("loads page {page} of map {at}"));
+            oracle::load(map, truth, page);
+            if truth.origin == Origin::Leased {
+                let mut kept = shared(|p| p.kept[at].take());
+                if shared(|p| p.maps[at].as_ref().is_some_and(|m| Arc::ptr_eq(m, &mapped))) {
+                    oracle::check_kept(map, &mut kept);
+                    shared(|p| p.kept[at] = kept);
+                }
+            }
+        }
+        8..=10 => {
+            // In order.
+            let (first, count) = match near {
+                (m, next) if *m == at && *next < truth.pages => (*next, 8),
+                _ => (page, 8),
+            };
+            let end = (first + count).min(truth.pages);
+            doing(format!("loads pages {first}..{end} of map {at}"));
+            for page in first..end {
+                oracle::load(map, truth, page);
+            }
+            *near = (at, end);
+        }
+        11..=13 => pin(map, truth, page, bytes(some.min(8))),
+        14 => {
+            doing(format!("prefetches {some} pages from {page} of map {at}"));
+            let _ = map.prefetch(bytes(some * 4));
+        }
+        15 => {
+            doing(format!("releases {some} pages from {page} of map {at}"));
+            with(|w| w.scheduler.me().detour = Some(thread));
+            let _ = map.release(bytes(some));
+            with(|w| w.scheduler.me().detour = None);
+        }
+        16 => {
+            doing("asks for figures".into());
+            let before = shared(|p| p.figures.clone());
+            let pool = shared(|p| p.pool.clone()).expect("a pool");
+            with(|w| w.scheduler.me().detour = Some(thread));
+            let after = pool.stats().maps;
+            with(|w| w.scheduler.me().detour = None);
+            oracle::check_figures(&before, &after);
+            shared(|p| p.figures = after);
+            let _ = map.is_resident(bytes(some));
+        }
+        17 if with(|w| w.plan.parties.resizes) => {
+            doing("resizes the pool".into());
+            let pool = shared(|p| p.pool.clone()).expect("a pool");
+            let mib = 1 + below(2);
+            if let Err(error) = pool.resize(ByteSize::mib(mib)) {
+                fail(&format!("a resize to {mib} MiB: {error}"));
+            }
+            with(|w| w.resized_at = w.clock);
+        }
+        18 => {
+            drop(mapped);
+            doing(format!("drops map {at}"));
+            let gone = shared(|p| p.maps[at].take());
+            drop(gone);
+            if chance(2) {
+                make_map(at);
+            }
+        }
+        _ => {
+            doing(format!("makes map {at} anew"));
+            drop(mapped);
+            make_map(at);
+        }
+    }
+}
+
+fn pin(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
+    let pages = page..(bytes.end as u64).div_ceil(PAGE as u64);
+    doing(format!("pins pages {pages:?} of {:?}", truth.origin));
+    with(|w| w.scheduler.me().detour = Some(thread));
+    let pinned = map.pin(bytes);
+    with(|w| w.scheduler.me().detour = None);
+    match pinned {
+        Ok(pinned) => {
+            for _ in 0..3 {
+                oracle::check_pinned(map, truth, pages.clone());
+                let time = below(200_000);
+                scheduler::sleep(time);
+            }
+            oracle::check_pinned(map, truth, pages);
+            drop(pinned);
+        }
+        Err(error) => oracle::check_error(truth, page, &error),
+    }
+}
+
+/// Runs `f` again and again, with pauses, while the program runs.
+fn party(name: &str, pause: u64, f: fn()) {
+    scheduler::spawn(
+        name.to_owned(),
+        Box::new(move || {
+            while !shared(|p| p.over) {
+                let time = with(|w| w.rng.between(pause / 4, pause));
+                scheduler::sleep(time);
+                f();
+            }
+        }),
+    );
+}
+
+fn writer() {
+    let Some((_, mapped)) = some_map() else {
+        return;
+    };
+    let truth = mapped.truth;
+    drop(mapped);
+    if truth.origin != Origin::Leased {
+        return;
+    }
+    doing(format!("opens file {} for writing", truth.inode));
+    let patience = with(|w| w.kernel.break_seconds) * 1_000_000_000;
+    files::open_for_writing(truth.inode, patience);
+    with(|w| {
+        let new = w.rng.next() | 1;
+        w.kernel.files.inodes[truth.inode].version = new;
+    });
+    let time = below(1_000_000);
+    scheduler::sleep(time);
+    files::end_writing(truth.inode);
+}
+
+fn truncation() {
+    let Some((_, mapped)) = some_map() else {
+        return;
+    };
+    let truth = mapped.truth;
+    drop(mapped);
+    if truth.origin == Origin::Trusted {
+        let to = below(truth.source_len) & !7;
+        with(|w| {
+            let inode = &mut w.kernel.files.inodes[truth.inode];
+            inode.len = inode.len.min(to);
+        });
+    }
+}
+
+fn closer() {
+    let numbers = with(|w| w.kernel.files.numbers());
+    if !numbers.is_empty() {
+        let number = *with(|w| w.rng.pick(&numbers));
+        files::close_programs(number);
+    }
+}
+
+fn fork() {
+    doing("forks".into());
+    simulation::before_fork();
+    let time = below(3_000_000);
+    kernel::fork(time);
+    simulation::after_fork();
+}
+
+fn neighbour() {
+    let (write, time) = (chance(3), below(150_000_000));
+    kernel::hold_mmap_lock(write, time);
+}
+
+fn reclaim() {
+    with(|w| {
+        let turn = w.rng.next();
+        w.kernel.memory.reclaim(turn);
+    });
+}
+
+/// The whole run.
+pub(crate) fn run() {
+    let plan = with(|w| w.plan.clone());
+    with(|w| w.kernel.break_seconds = if plan.parties.impatient { 1 } else { 45 });
+    let budget = ByteSize::new(plan.budget);
+    let pool = Pool::builder().memory(budget).fill_threads(2).build();
+    let pool = pool.unwrap_or_else(|e| fail(&format!("a pool cannot be made: {e}")));
+    shared(|p| {
+        p.pool = Some(pool);
+        p.maps.resize_with(plan.maps as usize, || None);
+        p.kept.resize_with(plan.maps as usize, || None);
+    });
+    for at in 0..plan.maps as usize {
+        make_map(at);
+    }
+    // The threads of the program come right behind this one: see `thread`.
+    let first = with(|w| w.scheduler.threads.len());
+    shared(|p| p.left = vec![0; first - 1 + plan.threads as usize]);
+    let threads: Vec<u32> = (0..plan.threads)
+        .map(|i| {
+            let number = scheduler::spawn(format!("program {i}"), Box::new(thread));
+            shared(|p| p.left[number as usize - 1] = plan.operations);
+            number
+        })
+        .collect();
+    let p = plan.parties;
+    let parties: [(bool, &str, u64, fn()); 6] = [
+        (p.reclaim, "reclaim", 400_000, reclaim),
+        (p.neighbour, "neighbour", 60_000_000, neighbour),
+        (p.writer, "writer", 8_000_000, writer),
+        (p.truncation, "truncation", 8_000_000, truncation),
+        (p.closer, "closer", 2_000_000, closer),
+        (p.forks, "forks", 5_000_000, fork),
+    ];
+    for (_, name, pause, f) in parties.into_iter().filter(|party| party.0) {
+        party(name, pause, f);
+    }
+    for number in threads {
+        faultless_sys::simulated::machine().join(number);
+    }
+    shared(|p| p.over = true);
+    end(&plan);
+}
+
+/// Drops all, and looks whether anything is left.
+fn end(plan: &crate::plan::Plan) {
+    for at in 0..plan.maps as usize {
+        doing(format!("drops map {at} at the end"));
+        let gone = shared(|p| p.maps[at].take());
+        drop(gone);
+    }
+    // Parties that were in the middle of something.
+    scheduler::until("the other parties", &|| {
+        with(|w| {
+            let all = w.scheduler.threads.iter();
+            let mut parties = all.filter(|t| {
+                [
+                    "reclaim",
+                    "neighbour",
+                    "writer",
+                    "truncation",
+                    "closer",
+                    "forks",
+                ]
+                .contains(&t.name.as_str())
+            });
+            parties.all(|t| matches!(t.state, scheduler::State::Dead))
+        })
+    });
+    let frames = with(|w| w.kernel.memory.frames());
+    if frames > 0 {
+        fail(&format!("{frames} pages are left of maps that are gone"));
+    }
+    if plan.faults.abandoned == 0 && crate::world::quietly(simulation::inside) {
+        fail("a thread is inside a map that is gone");
+    }
+    doing("drops the pool".into());
+    let pool = shared(|p| p.pool.take());
+    drop(pool);
+    let left = with(|w| {
+        let engine = w
+            .scheduler
+            .threads
+            .iter()
+            .filter(|t| t.name.starts_with("faultless"));
+        let left = engine.filter(|t| !matches!(t.state, scheduler::State::Dead));
+        left.map(|t| t.name.clone()).collect::<Vec<_>>()
+    });
+    if left
+        .iter()
+        .any(|n| n != "faultless-keep" && n != "faultless-move")
+    {
+        fail(&format!(
+            "threads are left of a pool that is gone: {left:?}"
+        ));
+    }
+}

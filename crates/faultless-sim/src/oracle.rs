@@ -41,6 +41,9 @@ fn excuse(truth: &Truth, page: u64) -> Option<&'static str> {
         if f.abandoned > 0 {
             return Some("pins can be lost, and fill the budget");
         }
+        if w.kept_maps {
+            return Some("pages that must be kept fill the budget");
+        }
         if truth.origin == Origin::Code {
             return None;
         }
@@ -159,6 +162,7 @@ pub(crate) fn check_kept(map: &Map, kept: &mut Option<Vec<bool>>) {
     if !refused {
         return;
     }
+    with(|w| w.kept_maps = true);
     let now: Vec<bool> = looks.iter().map(|l| l.kept).collect();
     match kept {
         None => *kept = Some(looks.iter().map(|l| l.kept && !l.soft).collect()),

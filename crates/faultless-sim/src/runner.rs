@@ -19,7 +19,8 @@ const USAGE: &str =
   --seed N      run one seed again, and say how it went
   --from N      the first fresh seed (by the clock)
   --jobs N      run so many at a time (2)
-  --no-corpus   leave out the seeds that once failed";
+  --no-corpus   leave out the seeds that once failed
+  --keep-going  go on after a failure";
 
 struct Options {
     seconds: u64,
@@ -28,6 +29,7 @@ struct Options {
     from: u64,
     jobs: usize,
     corpus: bool,
+    keep_going: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -39,11 +41,16 @@ fn options() -> Result<Options, String> {
         from: clock.map_or(1, |d| d.as_nanos() as u64 >> 10 << 20),
         jobs: 2,
         corpus: true,
+        keep_going: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         if arg == "--no-corpus" {
             options.corpus = false;
+            continue;
+        }
+        if arg == "--keep-going" {
+            options.keep_going = true;
             continue;
         }
         let text = args.next().ok_or(format!("{arg} wants a number"))?;
@@ -193,7 +200,8 @@ fn all(options: &Options) -> ExitCode {
     let terminal = std::io::stderr().is_terminal();
     let mut told = Instant::now();
     loop {
-        more &= began.elapsed().as_secs() < options.seconds && failed.is_empty();
+        more &= began.elapsed().as_secs() < options.seconds
+            && (failed.is_empty() || options.keep_going);
         while more && children.len() < options.jobs {
             match seeds.next().map(start) {
                 None => more = false,

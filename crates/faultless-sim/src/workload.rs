@@ -30,6 +30,8 @@ struct Program {
     figures: Stats,
     /// Operations that each thread still has to do.
     left: Vec<u64>,
+    /// The map that each thread is at work on. (Not on its stack: a thread that is taken out of an operation leaves nothing behind.)
+    current: Vec<Option<Arc<Mapped>>>,
     over: bool,
 }
 
@@ -102,7 +104,7 @@ fn doing(what: String) {
 
 /// Makes a map in place `at`, of a new file.
 fn make_map(at: usize) {
-    let pool = shared(|p| p.pool.clone()).expect("a pool");
+    let pool = pool();
     let (pages, odd, sources) = with(|w| {
         let most = w.plan.pages;
         (
@@ -219,6 +221,19 @@ fn some_map() -> Option<(usize, Arc<Mapped>)> {
     shared(|p| p.maps[at].clone()).map(|m| (at, m))
 }
 
+/// The pool, which stays where it is until the end.
+fn pool() -> &'static Pool {
+    // SAFETY: `end` takes it when no thread of the program is left.
+    unsafe { &*shared(|p| std::ptr::from_ref(p.pool.as_ref().expect("a pool"))) }
+}
+
+/// Puts a map in the hands of the running thread, and lets the former one go.
+fn at_work_on(mapped: Option<Arc<Mapped>>) {
+    let me = with(|w| w.scheduler.current) as usize - 1;
+    let former = shared(|p| std::mem::replace(&mut p.current[me], mapped));
+    drop(former);
+}
+
 /// One thread of the program. If it is taken out of an operation, it goes on with the next.
 fn thread() {
     let me = with(|w| {
@@ -227,6 +242,7 @@ fn thread() {
         me as usize
     });
     let index = me - 1;
+    at_work_on(None);
     let mut near = (0usize, 0u64);
     while shared(|p| {
         let left = &mut p.left[index];
@@ -235,6 +251,7 @@ fn thread() {
         go_on
     }) {
         operation(&mut near);
+        at_work_on(None);
         let (took, plan) = with(|w| {
             w.operations += 1;
             let clock = w.clock;
@@ -249,8 +266,8 @@ fn thread() {
                 took / 1_000_000
             ));
         }
-        let pool = shared(|p| p.pool.clone()).expect("a pool");
-        oracle::check_budget(&pool);
+        let pool = pool();
+        oracle::check_budget(pool);
     }
     doing("has ended".into());
 }
@@ -263,7 +280,27 @@ fn operation(near: &mut (usize, u64)) {
         let at = below(shared(|p| p.maps.len()) as u64) as usize;
         return make_map(at);
     };
-    let Mapped { map, truth } = &*mapped;
+    // SAFETY: the map is in this thread's hands until `at_work_on` is called again.
+    let Mapped { map, truth } = unsafe { &*Arc::as_ptr(&mapped) };
+    let is_current = {
+        let address = Arc::as_ptr(&mapped);
+        move || {
+            shared(|p| {
+                p.maps[at]
+                    .as_ref()
+                    .is_some_and(|m| Arc::as_ptr(m) == address)
+            })
+        }
+    };
+    at_work_on(Some(mapped));
+    // A program maps a file again when the writer is done.
+    if truth.origin == Origin::Leased && crate::world::quietly(|| simulation::look(map)).1 {
+        with(|w| w.kept_maps = true);
+        if chance(4) {
+            at_work_on(None);
+            return make_map(at);
+        }
+    }
     let page = below(truth.pages);
     let some = with(|w| w.rng.between(1, 12)).min(truth.pages - page);
     let bytes = |count: u64| {
@@ -276,7 +313,7 @@ fn operation(near: &mut (usize, u64)) {
             oracle::load(map, truth, page);
             if truth.origin == Origin::Leased {
                 let mut kept = shared(|p| p.kept[at].take());
-                if shared(|p| p.maps[at].as_ref().is_some_and(|m| Arc::ptr_eq(m, &mapped))) {
+                if is_current() {
                     oracle::check_kept(map, &mut kept);
                     shared(|p| p.kept[at] = kept);
                 }
@@ -309,7 +346,7 @@ fn operation(near: &mut (usize, u64)) {
         16 => {
             doing("asks for figures".into());
             let before = shared(|p| p.figures.clone());
-            let pool = shared(|p| p.pool.clone()).expect("a pool");
+            let pool = pool();
             with(|w| w.scheduler.me().detour = Some(thread));
             let after = pool.stats().maps;
             with(|w| w.scheduler.me().detour = None);
@@ -319,7 +356,7 @@ fn operation(near: &mut (usize, u64)) {
         }
         17 if with(|w| w.plan.parties.resizes) => {
             doing("resizes the pool".into());
-            let pool = shared(|p| p.pool.clone()).expect("a pool");
+            let pool = pool();
             let mib = 1 + below(2);
             if let Err(error) = pool.resize(ByteSize::mib(mib)) {
                 fail(&format!("a resize to {mib} MiB: {error}"));
@@ -327,7 +364,7 @@ fn operation(near: &mut (usize, u64)) {
             with(|w| w.resized_at = w.clock);
         }
         18 => {
-            drop(mapped);
+            at_work_on(None);
             doing(format!("drops map {at}"));
             let gone = shared(|p| p.maps[at].take());
             drop(gone);
@@ -337,7 +374,7 @@ fn operation(near: &mut (usize, u64)) {
         }
         _ => {
             doing(format!("makes map {at} anew"));
-            drop(mapped);
+            at_work_on(None);
             make_map(at);
         }
     }
@@ -378,7 +415,7 @@ fn party(name: &str, pause: u64, f: fn()) {
 }
 
 fn writer() {
-    let Some((_, mapped)) = some_map() else {
+    let Some((at, mapped)) = some_map() else {
         return;
     };
     let truth = mapped.truth;
@@ -386,6 +423,7 @@ fn writer() {
     if truth.origin != Origin::Leased {
         return;
     }
+    with(|w| w.kept_maps = true);
     doing(format!("opens file {} for writing", truth.inode));
     let patience = with(|w| w.kernel.break_seconds) * 1_000_000_000;
     files::open_for_writing(truth.inode, patience);
@@ -396,6 +434,14 @@ fn writer() {
     let time = below(1_000_000);
     scheduler::sleep(time);
     files::end_writing(truth.inode);
+    // The program learns of it, and maps another file: what must be kept would fill the budget for good.
+    let time = below(20_000_000);
+    scheduler::sleep(time);
+    let gone = shared(|p| match &p.maps[at] {
+        Some(m) if m.truth.inode == truth.inode => p.maps[at].take(),
+        _ => None,
+    });
+    drop(gone);
 }
 
 fn truncation() {
@@ -441,10 +487,20 @@ fn reclaim() {
     });
 }
 
+/// How the pool stands.
+pub(crate) fn describe() -> String {
+    match shared(|p| p.pool.is_some()) {
+        true => simulation::describe(pool()),
+        false => String::new(),
+    }
+}
+
 /// The whole run.
 pub(crate) fn run() {
     let plan = with(|w| w.plan.clone());
     with(|w| w.kernel.break_seconds = if plan.parties.impatient { 1 } else { 45 });
+    let losses = plan.faults.abandoned > 0;
+    simulation::LOSSES.store(losses, std::sync::atomic::Ordering::Relaxed);
     let budget = ByteSize::new(plan.budget);
     let pool = Pool::builder().memory(budget).fill_threads(2).build();
     let pool = pool.unwrap_or_else(|e| fail(&format!("a pool cannot be made: {e}")));
@@ -458,7 +514,9 @@ pub(crate) fn run() {
     }
     // The threads of the program come right behind this one: see `thread`.
     let first = with(|w| w.scheduler.threads.len());
-    shared(|p| p.left = vec![0; first - 1 + plan.threads as usize]);
+    let most = first - 1 + plan.threads as usize;
+    shared(|p| p.left = vec![0; most]);
+    shared(|p| p.current.resize_with(most, || None));
     let threads: Vec<u32> = (0..plan.threads)
         .map(|i| {
             let number = scheduler::spawn(format!("program {i}"), Box::new(thread));
@@ -512,7 +570,10 @@ fn end(plan: &crate::plan::Plan) {
     });
     let frames = with(|w| w.kernel.memory.frames());
     if frames > 0 {
-        fail(&format!("{frames} pages are left of maps that are gone"));
+        let where_ = with(|w| w.kernel.memory.describe());
+        fail(&format!(
+            "{frames} pages are left of maps that are gone:\n{where_}"
+        ));
     }
     if plan.faults.abandoned == 0 && crate::world::quietly(simulation::inside) {
         fail("a thread is inside a map that is gone");

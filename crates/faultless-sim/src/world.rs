@@ -24,12 +24,16 @@ pub(crate) struct World {
     pub(crate) kernel: Kernel,
     /// While it is not zero, no thread but the running one gets its turn: the oracle looks.
     pub(crate) quiet: u32,
+    /// The run has failed, and is being described.
+    pub(crate) failed: bool,
     /// Accesses and calls so far.
     pub(crate) steps: u64,
     /// Operations of the program that have ended.
     pub(crate) operations: u64,
     /// When the budget was last changed.
     pub(crate) resized_at: u64,
+    /// Some map has kept what it had when its lease was broken.
+    pub(crate) kept_maps: bool,
     /// Bytes that can be pinned beyond the budget.
     pub(crate) largest_pins: u64,
 }
@@ -47,9 +51,11 @@ pub(crate) fn create(plan: Plan) {
         scheduler: Scheduler::default(),
         kernel: Kernel::new(&plan),
         quiet: 0,
+        failed: false,
         steps: 0,
         operations: 0,
         resized_at: 0,
+        kept_maps: false,
         largest_pins: 0,
         plan,
     };
@@ -69,8 +75,12 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut World) -> R) -> R {
 pub(crate) fn fail(what: &str) -> ! {
     let (seed, clock, steps, threads) =
         with(|w| (w.plan.seed, w.clock, w.steps, w.scheduler.describe()));
+    let pool = match with(|w| std::mem::replace(&mut w.failed, true)) {
+        true => String::new(),
+        false => quietly(crate::workload::describe),
+    };
     let secs = clock as f64 / 1e9;
-    eprintln!("seed {seed}: {what}\n  at {secs:.6} s, step {steps}\n{threads}");
+    eprintln!("seed {seed}: {what}\n  at {secs:.6} s, step {steps}\n  {pool}\n{threads}");
     // SAFETY: ends the process, and nothing is to be cleaned up.
     unsafe { libc::_exit(1) }
 }

@@ -404,27 +404,27 @@ const FDINFO: &str = "/proc/thread-self/fdinfo/";
 
 /// Whether this descriptor still has a lease, one that is being broken included. The kernel lists a lease there until
 /// it is given up or taken by force, and lets no writer in before. May be called in a signal handler.
-pub fn lease_still_listed(fd: i32) -> bool {
+///
+/// # Errors
+///
+/// The list cannot be read: the descriptor, or the one through which it is read, is closed.
+pub fn lease_still_listed(fd: i32) -> Result<bool, Errno> {
     let mut path = [0u8; 64];
-    let Ok(info) = open(
-        numbered_path(FDINFO, fd, &mut path),
-        libc::O_RDONLY | libc::O_CLOEXEC,
-    ) else {
-        return false;
-    };
+    let path = numbered_path(FDINFO, fd, &mut path);
+    let info = open(path, libc::O_RDONLY | libc::O_CLOEXEC)?;
     let mut text = [0u8; 512];
     let mut len = 0;
-    while len < text.len() {
+    let ended = loop {
         match read(info, &mut text[len..]) {
-            Ok(0) => break,
+            Ok(0) => break Ok(()),
             Ok(n) => len += n,
             Err(Errno(libc::EINTR)) => {}
-            Err(_) => break,
+            Err(e) => break Err(e),
         }
-    }
+    };
     // SAFETY: opened above, by this thread, and given to nobody.
     unsafe { close(info) };
-    text[..len].windows(5).any(|w| w == b"LEASE")
+    ended.map(|()| text[..len].windows(5).any(|w| w == b"LEASE"))
 }
 
 /// What direct I/O demands of a file.
@@ -493,7 +493,7 @@ mod tests {
     fn a_file_without_a_lease_lists_none() {
         let file = std::fs::File::open("/proc/self/exe").expect("the test's own binary");
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-        assert!(!lease_still_listed(fd));
+        assert_eq!(lease_still_listed(fd), Ok(false));
         assert!(!holds_read_lease(fd));
     }
 }

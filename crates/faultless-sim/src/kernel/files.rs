@@ -423,9 +423,14 @@ fn read_from(fd: i32, buf: usize, len: usize) -> Answer {
         return Err(libc::EINTR);
     }
     let (open, kind) = open_file(fd).ok_or(libc::EBADF)?;
+    if let Kind::Uffd = kind {
+        const EVENT_UNMAP: u64 = 0x16;
+        let [start, end] = with(|w| w.kernel.memory.take_report(open)).ok_or(libc::EAGAIN)?;
+        write(buf, [EVENT_UNMAP, start as u64, end as u64, 0]);
+        return Ok(32);
+    }
     let Kind::Text(text, pos) = kind else {
-        // No events of a userfaultfd are simulated.
-        return Err(libc::EAGAIN);
+        return Err(libc::EINVAL);
     };
     let n = len.min(text.len() - pos);
     // SAFETY: the caller's buffer.
@@ -457,36 +462,31 @@ fn epoll_change(epoll: i32, what: i32, fd: i32, event: usize) -> Answer {
 }
 
 fn epoll_wait(epoll: i32, event: usize) -> Answer {
-    let ready = move || {
-        let Some((_, Kind::Epoll(set))) = open_file(epoll) else {
-            return None;
-        };
-        set.iter()
-            .find(|(fd, _)| matches!(open_file(**fd), Some((_, Kind::Notice(true)))))
-            .map(|(_, data)| *data)
-    };
     let table = with(|w| w.scheduler.me().table);
     // (The scheduler asks; then the running thread is another.)
-    scheduler::until("an event", &move || {
+    let ready = move || {
         with(|w| {
             let f = &w.kernel.files;
-            let kind = |fd: &i32| f.tables[table].get(fd).map(|&o| &f.open[o].kind);
-            match kind(&epoll) {
-                Some(Kind::Epoll(set)) => set
-                    .keys()
-                    .any(|fd| matches!(kind(fd), Some(Kind::Notice(true)))),
-                _ => true,
-            }
+            let open = |fd: &i32| f.tables[table].get(fd).copied();
+            let Some(Kind::Epoll(set)) = open(&epoll).map(|o| &f.open[o].kind) else {
+                return Some(Err(libc::EBADF));
+            };
+            let is_ready = |fd: &i32| {
+                open(fd).is_some_and(|o| match f.open[o].kind {
+                    Kind::Notice(rung) => rung,
+                    Kind::Uffd => w.kernel.memory.has_report(o),
+                    _ => false,
+                })
+            };
+            set.iter()
+                .find(|(fd, _)| is_ready(fd))
+                .map(|(_, data)| Ok(*data))
         })
-    });
-    let data = ready().ok_or(libc::EBADF)?;
-    write(
-        event,
-        libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: data,
-        },
-    );
+    };
+    scheduler::until("an event", &move || ready().is_some());
+    let data = ready().unwrap_or(Err(libc::EINTR))?;
+    let events = libc::EPOLLIN as u32;
+    write(event, libc::epoll_event { events, u64: data });
     Ok(1)
 }
 

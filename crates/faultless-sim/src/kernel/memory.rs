@@ -13,7 +13,7 @@ use super::signals::bus_error;
 use super::{Answer, read, write};
 use crate::scheduler;
 use crate::world::{fail, with};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -62,6 +62,8 @@ pub(crate) struct Memory {
     lock: Lock,
     /// Each mapping is write-locked.
     pub(crate) forking: bool,
+    /// Reports of ranges that were unmapped, for each userfaultfd: its first address and its end.
+    reports: BTreeMap<usize, VecDeque<[usize; 2]>>,
     /// How often a fault took `mmap_lock` because the mapping was locked.
     pub(crate) fell_back: u64,
 }
@@ -84,6 +86,7 @@ impl Memory {
             free: Vec::new(),
             lock: Lock::default(),
             forking: false,
+            reports: BTreeMap::new(),
             fell_back: 0,
         }
     }
@@ -148,6 +151,13 @@ impl Memory {
         self.pages.len() as u64
     }
 
+    /// Where some of them are, and what is mapped there.
+    pub(crate) fn describe(&self) -> String {
+        let some = self.order.iter().take(8);
+        let lines = some.map(|&p| format!("  page {p:#x} in {:x?}\n", self.vma(p)));
+        lines.collect()
+    }
+
     /// Takes some page back that is marked `MADV_FREE`.
     pub(crate) fn reclaim(&mut self, turn: u64) {
         let lazy: Vec<usize> = self
@@ -168,6 +178,16 @@ impl Memory {
                 vma.armed = None;
             }
         }
+    }
+
+    /// Whether a userfaultfd has a report to be read.
+    pub(crate) fn has_report(&self, uffd: usize) -> bool {
+        self.reports.get(&uffd).is_some_and(|r| !r.is_empty())
+    }
+
+    /// Reads one.
+    pub(crate) fn take_report(&mut self, uffd: usize) -> Option<[usize; 2]> {
+        self.reports.get_mut(&uffd)?.pop_front()
     }
 
     /// Whether the simulated page at an address is present, and not the kernel's to take.
@@ -298,8 +318,9 @@ pub(crate) fn new_block(len: usize) -> usize {
 }
 
 pub(crate) fn unmap(start: usize, len: usize) -> Answer {
-    let _lock = MmapLock::take(true);
+    let lock = MmapLock::take(true);
     let end = start + len.next_multiple_of(PAGE);
+    let mut reported = Vec::new();
     let (real, file) = with(|w| {
         let m = &mut w.kernel.memory;
         m.split(start, end);
@@ -311,8 +332,9 @@ pub(crate) fn unmap(start: usize, len: usize) -> Answer {
         let mut real = Vec::new();
         let mut file = false;
         for (s, vma) in gone {
-            if vma.armed.is_some() {
-                fail("an armed range is unmapped, and its report would be waited for");
+            if let Some(uffd) = vma.armed {
+                m.reports.entry(uffd).or_default().push_back([s, vma.end]);
+                reported.push((uffd, [s, vma.end]));
             }
             m.vmas.remove(&s);
             file |= vma.file;
@@ -331,6 +353,15 @@ pub(crate) fn unmap(start: usize, len: usize) -> Answer {
     if !file {
         with(|w| w.kernel.memory.free.push((start, end - start)));
     }
+    drop(lock);
+    // The thread goes on when its reports have been read.
+    scheduler::until("its report to be read", &|| {
+        with(|w| {
+            let m = &w.kernel.memory;
+            let pending = |(uffd, range)| m.reports.get(uffd).is_some_and(|r| r.contains(range));
+            !reported.iter().any(|(uffd, range)| pending((uffd, range)))
+        })
+    });
     Ok(0)
 }
 
@@ -489,6 +520,10 @@ fn copy_page(uffd: usize, dst: usize, src: usize) -> Result<(), i32> {
     if busy {
         return Err(libc::EAGAIN);
     }
+    // Until the reports have been read, nothing is installed.
+    if with(|w| w.kernel.memory.has_report(uffd)) {
+        return Err(libc::EAGAIN);
+    }
     let (locked, prepared) = with(|w| {
         let m = &w.kernel.memory;
         let prepared = m.vma(dst).is_none_or(|(_, v)| v.anon_vma);
@@ -589,7 +624,11 @@ pub(crate) fn load(addr: usize) -> Loaded {
 }
 
 /// Copies pages of simulated ranges to a file: how much could be read.
-pub(crate) fn read_pages(ranges: usize, count: usize, mut put: impl FnMut(usize, &[u8; PAGE])) -> Answer {
+pub(crate) fn read_pages(
+    ranges: usize,
+    count: usize,
+    mut put: impl FnMut(usize, &[u8; PAGE]),
+) -> Answer {
     let mut done = 0;
     for i in 0..count {
         let [at, len]: [usize; 2] = read(ranges + i * 16);

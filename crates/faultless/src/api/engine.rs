@@ -128,8 +128,8 @@ impl Drop for Shared {
             e.join();
         }
         if let Some(core) = Arc::into_inner(engine.core) {
-            // All that was charged has been given back, by the maps and by the threads.
-            debug_assert_eq!(core.budget.used(), core.fixed_bytes());
+            #[cfg(faultless_sim)]
+            crate::api::simulation::check_settled(&core);
             keeper::unwatch(core.uffd);
         }
     }

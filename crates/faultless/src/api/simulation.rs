@@ -8,6 +8,7 @@ use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
 use crate::coherence::fork;
 use crate::space::page::State;
+use crate::space::pool_core::PoolCore;
 use crate::space::registry;
 
 /// What a forking thread does before the process is copied.
@@ -50,6 +51,37 @@ pub fn look(map: &Map) -> (Vec<Look>, bool) {
 pub fn charged(pool: &Pool) -> (u64, u64) {
     let engine = pool.0.engine.as_ref();
     engine.map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.limit()))
+}
+
+/// Threads were taken out of what they did, so that what they had charged may be lost.
+pub static LOSSES: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// All that was charged has been given back, by the maps and by the threads.
+pub(crate) fn check_settled(core: &PoolCore) {
+    if !LOSSES.load(std::sync::atomic::Ordering::Relaxed) {
+        let (used, fixed) = (core.budget.used(), core.fixed_bytes());
+        assert_eq!(used, fixed, "charged, and what the pool itself has");
+    }
+}
+
+/// The figures by which threads wait for memory.
+pub fn describe(pool: &Pool) -> String {
+    let Some(engine) = &pool.0.engine else {
+        return String::new();
+    };
+    let core = &engine.core;
+    let get = |n: &crate::base::primitive::AtomicU64| n.load(Ordering::Relaxed);
+    format!(
+        "used {} of {}, reserve {}, wanted {}, firm {} and fresh {} of {}, evicted {}",
+        core.budget.used(),
+        core.budget.limit(),
+        get(&core.reserve),
+        get(&core.wanted),
+        get(&core.firm),
+        get(&core.fresh),
+        get(&core.firm_max),
+        core.evicted.load(Ordering::Relaxed),
+    )
 }
 
 /// Whether some thread is inside the gate of some map.

@@ -95,7 +95,7 @@ impl Mmap {
         let held = file::lease_still_listed(fd.get());
         keeper::end_lease(lease);
         let copied = copied?;
-        if !held {
+        if held != Ok(true) {
             return Err(Error::LeaseBroken {
                 name: copied.name.clone(),
                 offset: base,

@@ -52,6 +52,8 @@ pub(crate) struct Evictor {
     emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
     firm_target: u64,
+    /// Pages that cannot be marked: pinned, or kept because they cannot be read again. No fill waits for the marking of these.
+    must_stay: u64,
     /// Memory of the machine or the control group, at the last look.
     memory: u64,
     /// When the reserve was last brought down, and the limit that it belongs to.
@@ -95,6 +97,7 @@ impl Evictor {
             emptied: Vec::new(),
             looked: None,
             firm_target: u64::MAX,
+            must_stay: 0,
             memory: u64::MAX,
             reserve_at: (clock::now(), pool.budget.limit()),
             pool,
@@ -187,6 +190,8 @@ impl Evictor {
         }
         if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
             busy |= self.soften() > 0;
+        } else {
+            self.must_stay = 0;
         }
         self.publish_firm();
         self.compact();
@@ -201,7 +206,8 @@ impl Evictor {
     }
 
     fn publish_firm(&self) {
-        let bytes = self.policy.firm_pages() * PAGE as u64;
+        let pages = self.policy.firm_pages().saturating_sub(self.must_stay);
+        let bytes = pages * PAGE as u64;
         self.pool.firm.store(bytes, Ordering::Relaxed);
     }
 
@@ -410,11 +416,19 @@ impl Evictor {
         let mut excess =
             (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
         let most = self.crew.capacity();
-        for _ in 0..self.policy.len() {
+        let (mut again, mut swept) = (false, false);
+        for _ in 0..=self.policy.len() {
             if excess == 0 || taken.len() >= most {
                 break;
             }
-            let Some((item, offered)) = self.policy.next_to_soften() else {
+            let mut next = self.policy.next_to_soften();
+            if next.is_none() && !std::mem::replace(&mut again, true) {
+                // Those that were pinned, or being filled, when they had their turn.
+                self.policy.offer_again();
+                next = self.policy.next_to_soften();
+            }
+            let Some((item, offered)) = next else {
+                swept = true;
                 break;
             };
             let begun = self.with_unit(&mut batch, item, |core, unit| {
@@ -426,6 +440,9 @@ impl Evictor {
                 (core.page(unit).load().soft(), None)
             });
             let Some((soft, begun)) = begun else {
+                // Nothing is left of what the entry named, so nothing of it is firm.
+                excess = excess.saturating_sub(u64::from(item.pages));
+                marked.push(offered);
                 continue;
             };
             if soft {
@@ -445,6 +462,10 @@ impl Evictor {
         for offered in marked {
             self.policy.softened(offered);
         }
+        self.must_stay = match swept {
+            true => self.policy.firm_pages(),
+            false => 0,
+        };
         let n = taken.len();
         self.advise(&batch, &mut taken, libc::MADV_FREE);
         for t in &taken {

@@ -113,10 +113,14 @@ impl Queue {
     }
 
     fn next_to_soften(&mut self) -> Option<(usize, Item)> {
-        let at = self.looked;
-        let e = self.entries.get(at)?;
-        self.looked += 1;
-        Some((at, e.item))
+        loop {
+            let at = self.looked;
+            let e = self.entries.get(at)?;
+            self.looked += 1;
+            if !e.soft {
+                return Some((at, e.item));
+            }
+        }
     }
 
     fn retain(&mut self, keep: &mut impl FnMut(Item) -> bool) {
@@ -193,6 +197,11 @@ impl Policy {
         })
     }
 
+    /// Units that were offered and not marked (they were pinned, or being filled) are offered again.
+    pub fn offer_again(&mut self) {
+        (self.fresh.looked, self.main.looked) = (0, 0);
+    }
+
     /// An offered unit was marked MADV_FREE.
     pub fn softened(&mut self, offered: Offered) {
         let queue = self.queue(offered.place);
@@ -234,7 +243,7 @@ impl Policy {
     pub fn bytes(&self) -> u64 {
         [&self.fresh, &self.main]
             .iter()
-            .map(|q| q.entries.capacity() * size_of::<Entry>())
+            .map(|q| q.entries.capacity() * size_of::<Queued>())
             .sum::<usize>() as u64
     }
 
@@ -444,6 +453,23 @@ mod tests {
         assert_eq!((v.item, v.soft), (item(1), true));
         assert!(!p.next_victim().expect("one").soft);
         assert_eq!((p.firm_pages(), p.pages()), (1, 1));
+    }
+
+    #[test]
+    fn what_could_not_be_softened_is_offered_again() {
+        let mut p = Policy::new(true);
+        (1..=3).for_each(|i| p.arrive(item(i), false));
+        let (_, pinned) = p.next_to_soften().expect("one");
+        let (_, second) = p.next_to_soften().expect("another");
+        p.softened(second);
+        p.next_to_soften().expect("the last");
+        assert!(p.next_to_soften().is_none());
+        p.offer_again();
+        assert_eq!(p.next_to_soften().expect("the first").0, item(1));
+        assert_eq!(p.next_to_soften().expect("the last").0, item(3));
+        assert!(p.next_to_soften().is_none(), "the second is soft");
+        p.softened(pinned);
+        assert_eq!(p.firm_pages(), 1);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use faultless_sys::{Errno, raw, uffd};
 
 /// Tries to install a page while the kernel says ENOMEM.
 const INSTALL_TRIES: u32 = 5_000;
+/// Tries with another descriptor, where the program closes the engine's.
+pub(crate) const DESCRIPTOR_TRIES: u32 = 8;
 /// Naps while the kernel says EAGAIN: more than a minute.
 const BUSY_NAP: Nanos = Nanos::from_micros(50);
 const BUSY_MAX: u32 = 1_000_000;
@@ -113,9 +115,9 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
             }
             // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
             libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM
-                if tries <= 3 =>
+                if tries <= DESCRIPTOR_TRIES =>
             {
-                number = fd.recover(number).map_err(|_| Refusal::Install(error))?;
+                number = fd.recover(number).unwrap_or(number);
             }
             _ => return Err(Refusal::Install(error)),
         }

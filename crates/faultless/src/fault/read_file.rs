@@ -4,7 +4,7 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, FileAt, Nanos, RegionAt};
-use crate::fault::install::{Filled, install_piece};
+use crate::fault::install::{DESCRIPTOR_TRIES, Filled, install_piece};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::fds::Fd;
@@ -15,6 +15,9 @@ use std::ops::Range;
 
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
+
+/// Short reads in a row that bring nothing new.
+const IN_VAIN_MAX: u32 = 64;
 
 /// Fetches a piece from the map's file, through a staging buffer.
 pub(crate) fn file_piece(
@@ -51,7 +54,12 @@ fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Refusal> {
         };
     }
     // While the lease is being broken F_GETLEASE no longer tells it apart from one that is gone; the kernel's list does.
-    let held = file::holds_read_lease(number) || file::lease_still_listed(number);
+    let held = match file::holds_read_lease(number) {
+        true => Ok(true),
+        false => file::lease_still_listed(number),
+    };
+    // A program that closes all descriptors closes also the one by which the list is read.
+    let held = held.map_err(|_| Refusal::Read(libc::EBADF))?;
     // Numbers too large to be remembered are compared as files.
     let ours = fd
         .owns(number)
@@ -77,9 +85,9 @@ fn read_file(
 ) -> Result<usize, Refusal> {
     let mut number = fd.get();
     let mut last = None;
-    // Once with the descriptor as it is, once with one that the keeper kept.
-    for _ in 0..3 {
-        let read = read_whole(number, buf, len, offset);
+    // Once with the descriptor as it is, once with one that the keeper kept; more often while the program closes descriptors.
+    for _ in 0..DESCRIPTOR_TRIES {
+        let read = read_whole(number, buf, len, data_from(core, offset), offset);
         match (read, verify(core, fd, number)) {
             (Ok(got), Ok(())) => return whole_or_end(core, number, got, len, offset),
             (Err(e), Ok(())) if e != libc::EBADF => return Err(Refusal::Read(e)),
@@ -91,10 +99,7 @@ fn read_file(
             _ => last = Some(Refusal::Read(libc::EBADF)),
         }
         // A foreign or closed number, or a lease that this number does not hold: ask for the real one.
-        match fd.recover(number) {
-            Ok(fresh) => number = fresh,
-            Err(_) => break,
-        }
+        number = fd.recover(number).unwrap_or(number);
     }
     Err(last.unwrap_or(Refusal::Read(libc::EBADF)))
 }
@@ -108,9 +113,7 @@ fn whole_or_end(
     len: usize,
     offset: FileAt,
 ) -> Result<usize, Refusal> {
-    let end = core.base + core.data_len;
-    let data = end.max(offset) - offset;
-    if got as u64 >= data.min(len as u64) {
+    if got as u64 >= data_from(core, offset).min(len as u64) {
         return Ok(got);
     }
     let ours = |st: &file::Status| match &core.reading {
@@ -126,17 +129,30 @@ fn whole_or_end(
     }
 }
 
-/// `pread` until `len` bytes are there, the file ends, or nothing new comes.
-fn read_whole(number: i32, buf: Addr, len: usize, offset: FileAt) -> Result<usize, i32> {
+/// Bytes that the map has from an offset of its file on.
+fn data_from(core: &MapCore, offset: FileAt) -> u64 {
+    let end = core.base + core.data_len;
+    end.max(offset) - offset
+}
+
+/// `pread` until `len` bytes are there or the file ends. Where it is expected to have `data` bytes, it ends before them only if
+/// nothing new comes again and again.
+fn read_whole(number: i32, buf: Addr, len: usize, data: u64, offset: FileAt) -> Result<usize, i32> {
     let mut got = 0;
-    let mut again = 0;
+    let (mut again, mut in_vain) = (0, 0);
     while got < len {
         // A direct read continues only at a page: after an odd count, the last page is read again.
         let from = got & !(PAGE - 1);
         let (to, at) = ((buf + from).get(), (offset + from as u64).get());
         // SAFETY: the staging buffer is on loan to this thread and `from <= got < len`, its length at most.
         match unsafe { file::pread(number, to, len - from, at) } {
-            Ok(n) if from + n <= got => return Ok(got),
+            Ok(0) => return Ok(got),
+            Ok(n) if from + n <= got => {
+                in_vain += 1;
+                if got as u64 >= data || in_vain == IN_VAIN_MAX {
+                    return Ok(got);
+                }
+            }
             Ok(n) => got = from + n,
             Err(Errno(libc::EINTR)) => {}
             Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {

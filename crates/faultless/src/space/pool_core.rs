@@ -40,7 +40,7 @@ pub(crate) struct PoolCore {
     pub(crate) cooling: OnceLock<Cooling>,
     /// Bytes of units in the ring.
     pub(crate) fresh: AtomicU64,
-    /// Bytes that the evictor knows of and has not marked MADV_FREE.
+    /// Bytes that the evictor knows of and can still mark MADV_FREE.
     pub(crate) firm: AtomicU64,
     /// The process does not know of the pool: in a control group with a limit, the kernel must be able to take back nearly all
     /// of its memory.

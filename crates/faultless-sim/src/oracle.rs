@@ -28,11 +28,12 @@ pub(crate) struct Truth {
     /// The length of the source, when it was mapped.
     pub(crate) source_len: u64,
     pub(crate) pages: u64,
+    /// Pages of a fill unit.
+    pub(crate) unit: u64,
 }
 
 /// Why the bytes of a page may be missing, if they may.
 fn excuse(truth: &Truth, page: u64) -> Option<&'static str> {
-    let at = truth.offset / PAGE as u64 + page;
     with(|w| {
         let f = w.plan.faults;
         if f.eio > 0 {
@@ -54,7 +55,9 @@ fn excuse(truth: &Truth, page: u64) -> Option<&'static str> {
         if inode.version != truth.version {
             return Some("a writer has been there");
         }
-        if at >= inode.len.div_ceil(PAGE as u64) {
+        // (A unit is there as a whole, or it is not.)
+        let unit_end = (page / truth.unit + 1) * truth.unit + truth.offset / PAGE as u64;
+        if unit_end > inode.len / PAGE as u64 && inode.len < truth.source_len {
             return Some("the file has been truncated");
         }
         // A writer that waits has the map refuse what it cannot read in time.
@@ -70,16 +73,16 @@ fn check_bytes(truth: &Truth, page: u64, bytes: &[u8; PAGE], how: &str) {
     };
     for (i, got) in bytes.chunks_exact(8).enumerate() {
         let at = truth.offset + page * PAGE as u64 + i as u64 * 8;
-        let whole = word_of(truth.version, at).to_le_bytes();
-        let cut = |end: u64| -> [u8; 8] {
-            std::array::from_fn(|b| if at + (b as u64) < end { whole[b] } else { 0 })
-        };
-        // Behind the end of the source a page is zero; a file may have lost its end since.
-        if got != cut(truth.source_len) && got != cut(now.min(truth.source_len)) {
-            let want = cut(truth.source_len);
-            fail(&format!(
-                "wrong bytes in {how}: {truth:?}, page {page}, word {i}: {got:02x?}, and the source had {want:02x?}"
-            ));
+        let want = word_of(truth.version, at).to_le_bytes();
+        for (b, (got, want)) in got.iter().zip(want).enumerate() {
+            let at = at + b as u64;
+            // Behind the end of the source a page is zero; a file may have lost its end since, and a page the bytes behind it.
+            let right = at < truth.source_len && *got == want;
+            if !right && !(at >= now.min(truth.source_len) && *got == 0) {
+                fail(&format!(
+                    "wrong bytes in {how}: {truth:?}, page {page}, offset {at}: {got:02x}, and the source had {want:02x}"
+                ));
+            }
         }
     }
 }
@@ -115,11 +118,11 @@ pub(crate) fn check_pinned(map: &Map, truth: &Truth, pages: std::ops::Range<u64>
     }
 }
 
-/// An error of the engine's, where the bytes were wanted.
-pub(crate) fn check_error(truth: &Truth, page: u64, error: &Error) {
-    if excuse(truth, page).is_none() {
+/// An error of the engine's, where the bytes of some pages were wanted.
+pub(crate) fn check_error(truth: &Truth, pages: std::ops::Range<u64>, error: &Error) {
+    if pages.clone().all(|page| excuse(truth, page).is_none()) {
         fail(&format!(
-            "an error without a reason: {truth:?}, from page {page}: {error}"
+            "an error without a reason: {truth:?}, pages {pages:?}: {error}"
         ));
     }
 }

@@ -8,6 +8,8 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use std::fmt::Write as _;
 
+/// How often threads are taken out of what they do: what they had pinned stays so.
+const ABANDONED_MAX: u32 = 5;
 /// Bytes of a thread's stack.
 const STACK: usize = 512 << 10;
 
@@ -39,6 +41,8 @@ pub(crate) struct Thread {
     pub(crate) pending: u64,
     /// Locks of the engine that it has.
     pub(crate) locks: i32,
+    /// It is in the kernel.
+    pub(crate) in_kernel: bool,
     /// How deep it is in handlers.
     pub(crate) handlers: u32,
     /// What to do instead, if it is taken out of what it does by a signal: for threads of the program, in operations that must
@@ -122,6 +126,7 @@ pub(crate) fn spawn(name: String, body: Box<dyn FnOnce() + Send>) -> u32 {
             mask,
             pending: 0,
             locks: 0,
+            in_kernel: false,
             handlers: 0,
             detour: None,
             doing: String::new(),
@@ -168,8 +173,11 @@ pub(crate) fn step() {
             && w.scheduler.me().mask == 0
             && w.scheduler.me().locks == 0
             && w.scheduler.me().handlers == 0
+            && !w.scheduler.me().in_kernel
+            && w.abandoned < ABANDONED_MAX
             && w.rng.once_in(jump)
         {
+            w.abandoned += 1;
             w.scheduler.abandon = Some(detour);
             return Next::Switch;
         }

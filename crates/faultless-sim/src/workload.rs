@@ -105,19 +105,21 @@ fn doing(what: String) {
 /// Makes a map in place `at`, of a new file.
 fn make_map(at: usize) {
     let pool = pool();
-    let (pages, odd, sources) = with(|w| {
-        let most = w.plan.pages;
-        (
-            w.rng.between(most / 2, most),
-            w.rng.below(PAGE as u64 / 8) * 8,
-            w.plan.sources,
-        )
-    });
+    let (sources, writer) = with(|w| (w.plan.sources, w.plan.parties.writer));
     let origin = match below(4) {
         0 if sources => Origin::Code,
         0 | 1 => Origin::Trusted,
         _ => Origin::Leased,
     };
+    let (pages, odd) = with(|w| {
+        // What must be kept of a map that loses its lease has to leave room for the others.
+        let most = match origin {
+            Origin::Leased if writer => w.plan.pages.min(40),
+            _ => w.plan.pages,
+        };
+        let pages = w.rng.between(most / 2, most);
+        (pages, w.rng.below(PAGE as u64 / 8) * 8)
+    });
     let source_len = pages * PAGE as u64 - odd;
     let version = with(|w| w.rng.next()) | 1;
     let inode = with(|w| w.kernel.files.create(source_len, version));
@@ -172,6 +174,7 @@ fn make_map(at: usize) {
         offset,
         source_len,
         pages: (source_len - offset).div_ceil(PAGE as u64),
+        unit: unit / 4,
     };
     match made {
         Ok(map) => {
@@ -396,7 +399,7 @@ fn pin(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
             oracle::check_pinned(map, truth, pages);
             drop(pinned);
         }
-        Err(error) => oracle::check_error(truth, page, &error),
+        Err(error) => oracle::check_error(truth, pages, &error),
     }
 }
 
@@ -531,7 +534,7 @@ pub(crate) fn run() {
         (p.writer, "writer", 8_000_000, writer),
         (p.truncation, "truncation", 8_000_000, truncation),
         (p.closer, "closer", 2_000_000, closer),
-        (p.forks, "forks", 5_000_000, fork),
+        (p.forks, "forks", 80_000_000, fork),
     ];
     for (_, name, pause, f) in parties.into_iter().filter(|party| party.0) {
         party(name, pause, f);

@@ -97,8 +97,18 @@ fn span(at: usize) -> u64 {
 
 /// Makes a call.
 pub(crate) fn call(nr: libc::c_long, a: [usize; 6]) -> isize {
-    with(|w| w.clock += 150 + w.rng.below(300));
-    match answer(nr, a) {
+    let enter = |inside| {
+        with(|w| {
+            w.clock += 100 + w.rng.below(200);
+            if let Some(t) = w.scheduler.running() {
+                t.in_kernel = inside;
+            }
+        });
+    };
+    enter(true);
+    let answer = answer(nr, a);
+    enter(false);
+    match answer {
         Ok(n) => n as isize,
         Err(e) => -(e as isize),
     }

@@ -14,7 +14,7 @@ use crate::evict::limits::{look_at_limits, reserve_of};
 use crate::evict::policy::ghost_reach;
 use crate::read::workers::Workers;
 use crate::space::last_looks::LastLooks;
-use crate::space::pool_core::{FILLERS_MAX, PoolCore};
+use crate::space::pool_core::{PoolCore, SOURCE_READERS_MAX};
 use crate::space::trips::Trips;
 use crate::sync::bell::Bell;
 use crate::sync::budget::Budget;
@@ -72,8 +72,8 @@ impl Engine {
             reserve: AtomicU64::new(reserve_of(limit)),
             ghost_reach: AtomicU64::new(ghost_reach(limit / mem::PAGE as u64)),
             wanted: AtomicU64::new(0),
-            fillers_started: AtomicU32::new(0),
-            fillers: [const { AtomicU32::new(0) }; FILLERS_MAX],
+            source_readers: AtomicU32::new(0),
+            source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
             last_looks: LastLooks::new(),
             stopping: AtomicBool::new(false),
             past: Mutex::default(),

@@ -9,9 +9,7 @@ use crate::base::ids::Unit;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::fault::serve::serve;
-use crate::read::blocks::with_pieces;
-use crate::read::prefetch::serve_from;
-use crate::space::map_core::{MapCore, Reading};
+use crate::space::map_core::MapCore;
 use faultless_sys::signal;
 use std::fmt;
 use std::ops::{Deref, Range, RangeBounds};
@@ -72,21 +70,13 @@ impl Map {
 }
 
 fn pin_unit(core: &MapCore, unit: Unit) -> Result<(), Refusal> {
-    match &core.reading {
-        Reading::File { .. } => {
-            // A signal handler that does not return (longjmp), or a cancelled thread, would leave the unit claimed
-            // until others find its owner dead. With a fill to do, none may come in between.
-            let word = core.page(unit).load();
-            if core.page(unit).pin(word).is_ok() {
-                return Ok(());
-            }
-            let _blocked = signal::Blocked::all();
-            serve(core, unit, Need::Pin)
-        }
-        Reading::Source { .. } => {
-            with_pieces(core, |fetch| serve_from(core, unit, Need::Pin, fetch))
-        }
+    let word = core.page(unit).load();
+    if core.page(unit).pin(word).is_ok() {
+        return Ok(());
     }
+    // A signal handler that does not return (longjmp), or a cancellation, would leave the unit claimed for ever.
+    let _blocked = signal::Blocked::all();
+    serve(core, unit, Need::Pin)
 }
 
 /// A part of a map that is resident and stays so until this is dropped. See [`Map::pin`].

@@ -123,13 +123,17 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
     }
     if what == OnBreak::Snapshot {
         let deadline = deadline();
-        for unit in Unit::each(Unit::new(0)..core.units_end()) {
+        let over = || {
             let closing = core.closing.load(Ordering::Acquire);
-            if deadline.is_some_and(|d| clock::now() > d) || closing {
+            closing || deadline.is_some_and(|d| clock::now() > d)
+        };
+        for unit in Unit::each(Unit::new(0)..core.units_end()) {
+            while !over() && !keep(core, unit) {
+                clock::nap(BATCH_NAP);
+            }
+            if over() {
                 break;
             }
-            // Where there is no room for more, what is there still has to be made to stay.
-            keep(core, unit);
         }
     }
     core.refusal.store(1, Ordering::Release);
@@ -137,14 +141,19 @@ pub(crate) fn on_break(core: &MapCore, what: OnBreak) {
     keeper::end_lease(*core.lease.wait());
 }
 
-/// Makes one unit resident for good, if there is room for it.
-fn keep(core: &MapCore, unit: Unit) {
+/// How long to wait for a batch of the evictor's before looking again.
+const BATCH_NAP: Nanos = Nanos::from_micros(200);
+
+/// Makes one unit resident for good, if there is room for it. Where there is none for more, what is there still has to be made
+/// to stay. `false` while a batch of the evictor's has it, which is soon through.
+fn keep(core: &MapCore, unit: Unit) -> bool {
     let Reading::File { fd, .. } = &core.reading else {
-        return;
+        return true;
     };
     let word = core.page(unit).load();
     match word.state() {
-        State::Resident if !word.soft() && !word.batch() => {}
+        _ if word.batch() => return false,
+        State::Resident if !word.soft() => {}
         // What cools stays where it is, and is served from there.
         State::Absent if word.cool() => {}
         State::Absent => {
@@ -154,13 +163,14 @@ fn keep(core: &MapCore, unit: Unit) {
                 let _ = prefetch(core, unit, RUN_MAX as u64, fetch);
             }
         }
-        // In a batch, or marked MADV_FREE: wait for the one, renew the other. A pin does both.
+        // Marked MADV_FREE: a pin renews it.
         _ => {
             if serve(core, unit, Need::Pin).is_ok() {
                 core.page(unit).unpin();
             }
         }
     }
+    true
 }
 
 /// What is to be done about a broken lease.

@@ -69,6 +69,10 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         if core.leaving() {
             return anyway();
         }
+        // Only threads of the engine's are left in a map that is being dropped, and the drop waits for them.
+        if core.closing.load(Ordering::Relaxed) {
+            return Err(Refusal::Budget);
+        }
         let evicted = pool.evicted.load(Ordering::Relaxed);
         if evicted != since.1 {
             since = (clock::now(), evicted);

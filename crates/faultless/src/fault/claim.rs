@@ -9,50 +9,24 @@ use crate::fault::ahead;
 use crate::fault::charge::{charge, release};
 use crate::fault::give_up::{abandon, cool_again};
 use crate::fault::refusal::Refusal;
-use crate::fault::run::{AROUND, IMMORTAL, Need, Origin, RUN_MAX, Run, immortal};
+use crate::fault::run::{AROUND, Need, Origin, RUN_MAX, Run, owner};
 use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::{From, PINS_MAX, State, Word, futex_bits};
 use crate::space::table::GROUP_BYTES;
-use faultless_sys::{Errno, futex, raw, signal};
+use faultless_sys::futex;
 
-/// How long to sleep on another's fill before asking whether its owner is alive.
+/// How long to sleep on another's fill before looking again.
 pub(crate) const WAIT: Nanos = Nanos::from_millis(100);
 
-/// The number under which this thread claims.
-fn owner(need: Need) -> u32 {
-    match need {
-        Need::Load(_) => immortal(),
-        _ => raw::gettid(),
-    }
-}
-
-/// Waits for `seen` to change, and recovers the claim of an owner that died.
-fn wait(core: &MapCore, unit: Unit, seen: Word) -> Result<(), Refusal> {
+/// Waits for `seen` to change.
+fn wait(core: &MapCore, unit: Unit, seen: Word) {
     let page = core.page(unit);
-    let owner = seen.number();
-    let mortal = seen.state() == State::Filling && owner & IMMORTAL == 0;
-    if mortal && owner == raw::gettid() {
-        return Err(Refusal::Recursion);
+    if let Ok(word) = page.announce_waiter(seen) {
+        core.counters.add(Count::Waits, 1);
+        // SAFETY: the table lives as long as the core, which the caller holds.
+        unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT.get()) };
     }
-    let Ok(word) = page.announce_waiter(seen) else {
-        return Ok(());
-    };
-    core.counters.add(Count::Waits, 1);
-    // SAFETY: the table lives as long as the core, which the caller holds.
-    let woken = unsafe { futex::wait_at(page.futex(), futex_bits(word), WAIT.get()) };
-    if woken == futex::Woken::TimedOut
-        && mortal
-        && signal::tgkill(process::pid(), owner, 0) == Err(Errno(libc::ESRCH))
-        && let Some(due) = page.abandon(owner, 0)
-    {
-        // Whether it came to charging the unit is not known. The map's own account is settled when it is dropped.
-        core.table.leave(unit);
-        if due.wake {
-            core.wake(unit);
-        }
-    }
-    Ok(())
 }
 
 /// Claims one unit whose word was `seen`.
@@ -77,7 +51,8 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
     if !load && (process::forked() || core.pid != process::pid()) {
         return Err(Refusal::Forked);
     }
-    if !matches!(core.reading, Reading::File { .. }) && core.pool.is_filler() {
+    let source = matches!(core.reading, Reading::Source { .. });
+    if source && need != Need::Prefetch && core.pool.reads_sources() {
         return Err(Refusal::Recursion);
     }
     let backed = core.backed(unit..unit + 1);
@@ -89,7 +64,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
     {
         return Err(Refusal::PastEnd);
     }
-    let me = owner(need);
+    let me = owner();
     let page = core.page(unit);
     let mut counted = false;
     let mut count_miss = || {
@@ -107,7 +82,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
             (Need::Prefetch, _) => return Ok(()),
             (_, State::Filling) => {
                 count_miss();
-                wait(core, unit, seen)?;
+                wait(core, unit, seen);
                 continue;
             }
             (Need::Load(addr), State::Resident)
@@ -121,11 +96,11 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
                 Err(_) => continue,
             },
             (Need::Pin, State::Evicting) => {
-                wait(core, unit, seen)?;
+                wait(core, unit, seen);
                 continue;
             }
             (Need::Pin, _) if seen.batch() => {
-                wait(core, unit, seen)?;
+                wait(core, unit, seen);
                 continue;
             }
             _ => {}

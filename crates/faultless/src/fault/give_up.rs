@@ -5,7 +5,7 @@
 use crate::base::ids::{Slot, Unit};
 use crate::fault::charge::release;
 use crate::fault::publish::{Published, publish};
-use crate::fault::run::{Origin, immortal};
+use crate::fault::run::{Origin, owner};
 use crate::space::counters::Count;
 use crate::space::identity;
 use crate::space::map_core::MapCore;
@@ -176,7 +176,7 @@ pub(crate) fn give_up_cool(
     if !seen.cool() || slot.is_some_and(|slot| slot != seen.slot()) {
         return None;
     }
-    let me = immortal();
+    let me = owner();
     let Ok(From::Cool(slot)) = page.claim(seen, me) else {
         return None;
     };

@@ -7,13 +7,14 @@ use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU32, Ordering, real};
 use crate::fault::claim::WAIT;
 use crate::fault::refusal::Refusal;
-use crate::fault::run::Run;
+use crate::fault::run::{Need, Run};
 use crate::space::map_core::MapCore;
 use faultless_sys::futex;
 
 /// What a faulting thread leaves for a fill thread. It lives on the faulting thread's stack until `done` is set.
 pub(crate) struct Handed {
     pub(crate) core: *const MapCore,
+    pub(crate) need: Need,
     pub(crate) run: Run,
     /// 0: not yet; 1: filled; otherwise an encoded [`Refusal`].
     pub(crate) done: AtomicU32,

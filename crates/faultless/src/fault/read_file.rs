@@ -87,12 +87,24 @@ fn read_file(
     let mut last = None;
     // Once with the descriptor as it is, once with one that the keeper kept; more often while the program closes descriptors.
     for _ in 0..DESCRIPTOR_TRIES {
+        let noted = Fd::noted(number);
         let read = read_whole(number, buf, len, data_from(core, offset), offset);
-        match (read, verify(core, fd, number)) {
+        let verified = verify(core, fd, number);
+        if Fd::noted(number) != noted {
+            // Meanwhile it may have named another file.
+            last = Some(Refusal::Read(libc::EBADF));
+            continue;
+        }
+        match (read, verified) {
             (Ok(got), Ok(())) => return whole_or_end(core, number, got, len, offset),
             (Err(e), Ok(())) if e != libc::EBADF => return Err(Refusal::Read(e)),
             // The right file without the lease: ours, or one of the program's own under our number. The keeper knows.
-            (_, Err(Refusal::LeaseBroken)) if fd.is_kept_open_file(number) => {
+            // (It is asked before and after: meanwhile the number may have come to name another open file, or ours again.)
+            (_, Err(Refusal::LeaseBroken))
+                if fd.is_kept_open_file(number)
+                    && verify(core, fd, number) == Err(Refusal::LeaseBroken)
+                    && fd.is_kept_open_file(number) =>
+            {
                 return Err(Refusal::LeaseBroken);
             }
             (_, Err(why)) => last = Some(why),

@@ -32,15 +32,12 @@ pub(crate) enum Origin {
     Evicting,
 }
 
-/// Set in owners that cannot die while they have a unit: a thread in the handler, or one of the engine's, which has every
-/// signal blocked, so nothing but the end of the process gets in between. The other bits tell threads apart by their stacks,
-/// which saves a system call in each miss. Owners without it are thread ids.
-pub(crate) const IMMORTAL: u32 = 1 << 31;
-
-/// The number under which this thread claims units, if all of its signals are blocked and no other thread can cancel it.
-pub(crate) fn immortal() -> u32 {
+/// The number under which this thread claims units, until it gives them up. All of its signals are blocked meanwhile, so no
+/// handler takes it elsewhere, and no other thread cancels it: nothing but the end of the process gets in between. Threads
+/// are told apart by their stacks, which saves a system call in each miss.
+pub(crate) fn owner() -> u32 {
     let here = 0u8;
-    IMMORTAL | ((&raw const here as usize >> 12) as u32)
+    1 << 31 | (&raw const here as usize >> 12) as u32
 }
 
 /// A unit range whose words this thread owns.

@@ -20,6 +20,7 @@ use crate::space::page::State;
 pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Refusal> {
     let mut request = Handed {
         core,
+        need,
         run: Run::new(),
         done: AtomicU32::new(0),
     };

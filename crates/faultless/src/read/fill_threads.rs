@@ -10,19 +10,17 @@ use crate::base::primitive::Ordering;
 use crate::base::thread::block_signals;
 use crate::fault::fill::fill;
 use crate::fault::hand_over::{Handed, answer};
-use crate::fault::run::{Need, Run};
 use crate::read::blocks::with_pieces;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
-use faultless_sys::raw;
 
 /// How long a fill thread sleeps before it looks by itself.
 const IDLE: Nanos = Nanos::from_secs(1);
 
 /// A fill thread's life: serves requests of faulting threads.
-pub(crate) fn fill_for(pool: &PoolCore, number: usize) {
+pub(crate) fn fill_for(pool: &PoolCore) {
     block_signals();
-    pool.fillers[number].store(raw::gettid(), Ordering::Release);
+    pool.will_read_sources();
     while !pool.stopping.load(Ordering::Acquire) {
         let Some(at) = pool.handover.pop() else {
             pool.fill_bell.sleep(IDLE, || {
@@ -32,8 +30,8 @@ pub(crate) fn fill_for(pool: &PoolCore, number: usize) {
         };
         let request = at as *const Handed;
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
-        let (core, run): (&MapCore, &Run) = unsafe { (&*(*request).core, &(*request).run) };
-        let need = Need::Load(core.unit_addr(run.first));
+        let (core, request): (&MapCore, &Handed) = unsafe { (&*(*request).core, &*request) };
+        let (run, need) = (&request.run, request.need);
         let result = with_pieces(core, |fetch| fill(core, run, need, None, fetch));
         // SAFETY: popped from the queue, so nobody else answers it.
         unsafe { answer(request, result) };

@@ -119,22 +119,6 @@ pub(crate) fn run(job: &Prefetch) {
     }
 }
 
-/// Serves a miss through `fetch`, in an ordinary context.
-pub(crate) fn serve_from(
-    core: &MapCore,
-    unit: Unit,
-    need: Need,
-    fetch: Fetch<'_>,
-) -> Result<(), Refusal> {
-    let mut run = Run::new();
-    claim(core, unit, need, &mut run)?;
-    match run.count {
-        0 => Ok(()),
-        _ if run.from[0] == Origin::Cool => rescue(core, &run, need),
-        _ => fill(core, &run, need, None, fetch),
-    }
-}
-
 /// Fills what the pool's budget has room for, from `unit` on, up to `count` units, never waiting: a prefetch.
 /// Returns how many units were looked at.
 pub(crate) fn prefetch(

@@ -86,11 +86,8 @@ impl Workers {
     ) -> io::Result<()> {
         let mut threads = lock(&self.threads);
         while threads.fillers < count {
-            let (pool, number) = (pool.clone(), threads.fillers);
-            // Before it runs: it must find itself among the fill threads.
-            pool.fillers_started
-                .store(number as u32 + 1, Ordering::Relaxed);
-            let handle = thread::spawn(c"faultless-fill", move || fill_for(&pool, number))?;
+            let pool = pool.clone();
+            let handle = thread::spawn(c"faultless-fill", move || fill_for(&pool))?;
             threads.handles.push(handle);
             threads.fillers += 1;
         }
@@ -165,6 +162,7 @@ impl Workers {
 
     fn work(&self, pool: &PoolCore) {
         block_signals();
+        pool.will_read_sources();
         loop {
             // In turns: neither kind of work keeps the other waiting.
             let ahead = pool.ahead.pop().map(Request::unpack);

@@ -38,6 +38,8 @@ static NEXT_IDENTITY: AtomicU32 = AtomicU32::new(1);
 static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
 /// For each number that is the engine's, the inode and the device of what it named when it was noted, mixed.
 static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
+/// For each number, how often it was noted as the engine's.
+static NOTED: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
 /// How many userfaultfds are in the table that all threads share and not noted yet.
 static ARRIVING: AtomicUsize = AtomicUsize::new(0);
 /// The copy of a process that has closed them.
@@ -259,6 +261,7 @@ impl Fd {
     /// a lease under a number also finds whose it is.
     fn mark(&self, number: i32) {
         if let Some(owner) = OWNERS.get(number as usize) {
+            NOTED[number as usize].fetch_add(1, Ordering::SeqCst);
             owner.store(self.identity, Ordering::SeqCst);
             NAMED[number as usize].store(named(number), Ordering::SeqCst);
             TWINS[number as usize].store(self.kept.max(-1) + 1, Ordering::SeqCst);
@@ -270,6 +273,14 @@ impl Fd {
     pub(crate) fn owns(&self, number: i32) -> Option<bool> {
         let owner = OWNERS.get(number as usize)?;
         Some(owner.load(Ordering::SeqCst) == self.identity)
+    }
+
+    /// How often `number` has been noted as a descriptor of the engine's. What was read through it between two equal answers,
+    /// the second of which comes after a look at what it names, came from that: to name a file of the engine's
+    /// again after it named another, it must be noted again.
+    pub(crate) fn noted(number: i32) -> u32 {
+        let noted = NOTED.get(number as usize);
+        noted.map_or(0, |n| n.load(Ordering::SeqCst))
     }
 
     /// The number in the program's table.

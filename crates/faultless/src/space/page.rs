@@ -5,15 +5,15 @@
 //!     ┌────────┐ ───────────────► ┌─────────┐ ─────────────► ┌──────────┐
 //!     │ ABSENT │                  │ FILLING │                │ RESIDENT │◄─┐ begin_soften / settle
 //!     └────────┘ ◄─────────────── └─────────┘ ◄───────────── └──────────┘──┘ (MADV_FREE in flight)
-//!         ▲        abandon, or the   ▲    ▲  claim: the kernel    │
-//!         │        owner died        │    │  took the page back,  │ begin_evict: only if unpinned
+//!         ▲        abandon           ▲    ▲  claim: the kernel    │
+//!         │                          │    │  took the page back,  │ begin_evict: only if unpinned
 //!         │                          │    │  or a pin renews it   ▼
 //!         │          claim: a miss on │   └───────────────── ┌──────────┐
 //!         └───────────────────────────┴───────────────────── │ EVICTING │
 //!                    settle (the batch is through)            └──────────┘
 //! ```
 //!
-//! Beside the state, the word carries six flags, the number of pins, and one number: the owner's thread id while
+//! Beside the state, the word carries six flags, the number of pins, and one number: the owner's number while
 //! FILLING, the slot while COOL, otherwise the pool's eviction clock when the unit last came or went (an absent unit's
 //! shadow, from which a refault's distance is known).
 //!
@@ -33,7 +33,7 @@
 //!
 //! Invariants, checked by the loom models at the end of this file:
 //!
-//! 1. At most one thread owns a unit in FILLING; only the owner, or who has found the owner dead, leaves that state.
+//! 1. At most one thread owns a unit in FILLING; only the owner leaves that state.
 //! 2. A pinned unit is never EVICTING, BATCH or SOFT: nothing of ours discards it, and the kernel may not.
 //! 3. EVICTING is left exactly once for each entry: by `settle`, or by a claim, after which `settle` only clears BATCH.
 //! 4. Each slot is given up exactly once for each time that it was filled: by the thread that cleared COOL.
@@ -999,26 +999,5 @@ mod models {
             resident,
             vec![|w| w.evict(), |w| w.evict(), |w| _ = w.load(1, 2, false)],
         );
-    }
-
-    #[test]
-    fn a_dead_owner_s_claim_is_recovered_once() {
-        loom::model(|| {
-            let world = World::new();
-            world.page.claim(world.page.load(), 5).expect("absent");
-            let others: Vec<_> = (0..2)
-                .map(|_| {
-                    let world = world.clone();
-                    thread::spawn(move || world.page.abandon(5, 0).is_some())
-                })
-                .collect();
-            let recovered = others
-                .into_iter()
-                .map(|t| t.join().unwrap())
-                .filter(|&r| r)
-                .count();
-            assert_eq!(recovered, 1);
-            assert_eq!(world.page.load().state(), State::Absent);
-        });
     }
 }

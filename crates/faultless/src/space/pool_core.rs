@@ -12,6 +12,7 @@ use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
 use crate::sync::ring::Ring;
 use crate::sync::staging::Staging;
+use faultless_sys::raw;
 
 /// What a pool's maps share.
 pub(crate) struct PoolCore {
@@ -53,10 +54,10 @@ pub(crate) struct PoolCore {
     pub(crate) ghost_reach: AtomicU64,
     /// Most bytes that a fill is waiting for.
     pub(crate) wanted: AtomicU64,
-    /// How many fill threads were started.
-    pub(crate) fillers_started: AtomicU32,
-    /// Their thread ids; 0 until one has begun to run.
-    pub(crate) fillers: [AtomicU32; FILLERS_MAX],
+    /// How many threads read users' sources.
+    pub(crate) source_readers: AtomicU32,
+    /// Their thread ids.
+    pub(crate) source_reader: [AtomicU32; SOURCE_READERS_MAX],
     pub(crate) last_looks: LastLooks,
     pub(crate) stopping: AtomicBool,
     /// Counters of maps that are gone. (No handler takes the lock.)
@@ -64,13 +65,21 @@ pub(crate) struct PoolCore {
 }
 
 impl PoolCore {
-    /// Whether the calling thread is one of this pool's fill threads.
-    pub(crate) fn is_filler(&self) -> bool {
-        let me = faultless_sys::raw::gettid();
-        let started = self.fillers_started.load(Ordering::Relaxed) as usize;
-        self.fillers[..started.min(FILLERS_MAX)]
+    /// The calling thread runs users' sources from now on.
+    pub(crate) fn will_read_sources(&self) {
+        let at = self.source_readers.fetch_add(1, Ordering::AcqRel) as usize;
+        if let Some(tid) = self.source_reader.get(at) {
+            tid.store(raw::gettid(), Ordering::Release);
+        }
+    }
+
+    /// Whether the calling thread runs users' sources for this pool. If it waited for one itself, it might wait for ever.
+    pub(crate) fn reads_sources(&self) -> bool {
+        let me = raw::gettid();
+        let count = self.source_readers.load(Ordering::Acquire) as usize;
+        self.source_reader[..count.min(SOURCE_READERS_MAX)]
             .iter()
-            .any(|f| f.load(Ordering::Relaxed) == me)
+            .any(|tid| tid.load(Ordering::Acquire) == me)
     }
 
     /// Bytes that are charged while the pool has no map and no thread: what its queues and buffers have come to.
@@ -94,6 +103,9 @@ impl PoolCore {
 
 /// Most fill threads of a pool.
 pub(crate) const FILLERS_MAX: usize = 1024;
+
+/// Most threads that read sources: fill threads and workers.
+pub(crate) const SOURCE_READERS_MAX: usize = FILLERS_MAX + 16;
 
 /// Bytes of new fills after which the evictor is woken though the budget is not pressed.
 pub(crate) const EVICTOR_BACKLOG: u64 = 4 << 20;

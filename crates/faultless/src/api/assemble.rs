@@ -155,7 +155,8 @@ impl MapOptions {
         }
         let fd = self.open(file, &name)?;
         let id = status.id;
-        let fd = keeper::adopt(fd).map_err(|e| Error::kernel("cannot share a descriptor", e))?;
+        let fd = keeper::adopt(fd, Some(id))
+            .map_err(|e| Error::kernel(format!("cannot share a descriptor of {name}"), e))?;
         let head = (self.offset % PAGE as u64) as usize;
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {

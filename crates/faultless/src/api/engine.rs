@@ -47,8 +47,8 @@ impl Engine {
         };
         let staging = (limit / 16).min(staging_max).max(CHUNK_MAX as u64);
         let staging = Staging::new(staging as usize).map_err(memory)?;
-        let uffd =
-            keeper::adopt(uffd).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
+        let uffd = keeper::adopt(uffd, None)
+            .map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
         keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
         let core = Arc::new(PoolCore {
             budget: Budget::new(limit),

@@ -70,7 +70,7 @@ pub(crate) fn settle(core: Box<MapCore>) {
 
 pub(crate) fn retire(fd: Owned) {
     let id = file::status(fd.number()).map(|s| s.id);
-    if let (Ok(fd), Ok(id)) = (keeper::adopt(fd), id) {
+    if let (Ok(fd), Ok(id)) = (keeper::adopt(fd, None), id) {
         keeper::retire(fd, id);
     }
 }

@@ -7,15 +7,17 @@ use crate::base::primitive::lock;
 use crate::coherence::keeper::posix_locks::{
     TAKING, lock_may_come, nothing_announced, posix_locked,
 };
-use crate::coherence::keeper::service::{RUNNING, with};
+use crate::coherence::keeper::service::{Keeper, RUNNING, with};
 use crate::space::fds;
 use crate::space::fds::Fd;
-use faultless_sys::{fdtable, file, mem, poll, raw, uffd};
+use faultless_sys::file::FileId;
+use faultless_sys::{Errno, fdtable, file, mem, poll, raw, uffd};
 use std::io;
 
 /// Takes a descriptor into the engine: the program's table keeps `fd` (or a copy with a higher number), the keeper gets a
-/// copy.
-pub(crate) fn adopt(fd: Owned) -> io::Result<Fd> {
+/// copy. With `id`, it must be a descriptor of that file still: a program that closes all descriptors may have closed it, and
+/// have put another file in its place.
+pub(crate) fn adopt(fd: Owned, id: Option<FileId>) -> io::Result<Fd> {
     let fd = if fds::kept_high() {
         let coming = lock_may_come(fd.number());
         let _no_lock_meanwhile = nothing_announced();
@@ -35,7 +37,17 @@ pub(crate) fn adopt(fd: Owned) -> io::Result<Fd> {
     }
     let kept = if fds::protected() {
         let me = raw::gettid();
-        let fetched = with(move |_| fdtable::fetch(me, number)).map(|r| r.map_err(io::Error::from));
+        let fetch = move |_: &mut Keeper| {
+            let kept = fdtable::fetch(me, number)?;
+            let same = id.is_none_or(|id| file::status(kept).is_ok_and(|st| st.id == id));
+            if !same {
+                // SAFETY: fetched just now, into this table.
+                unsafe { file::close(kept) };
+                return Err(Errno(libc::EBADF));
+            }
+            Ok(kept)
+        };
+        let fetched = with(fetch).map(|r| r.map_err(io::Error::from));
         match fetched {
             Ok(Ok(kept)) => kept,
             Ok(Err(e)) | Err(e) => {

@@ -20,7 +20,8 @@ const USAGE: &str =
   --from N      the first fresh seed (by the clock)
   --jobs N      run so many at a time (2)
   --no-corpus   leave out the seeds that once failed
-  --keep-going  go on after a failure";
+  --keep-going  go on after a failure
+  --trace       with --seed: tell each system call";
 
 struct Options {
     seconds: u64,
@@ -30,6 +31,7 @@ struct Options {
     jobs: usize,
     corpus: bool,
     keep_going: bool,
+    trace: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -42,11 +44,16 @@ fn options() -> Result<Options, String> {
         jobs: 2,
         corpus: true,
         keep_going: false,
+        trace: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         if arg == "--no-corpus" {
             options.corpus = false;
+            continue;
+        }
+        if arg == "--trace" {
+            options.trace = true;
             continue;
         }
         if arg == "--keep-going" {
@@ -80,7 +87,7 @@ pub(crate) fn main() -> ExitCode {
     if let Some(seed) = options.seed {
         let plan = Plan::of(seed);
         eprintln!("{plan:#?}");
-        let sums = run(plan);
+        let sums = run(plan, options.trace);
         println!(
             "seed {seed}: passed; {} steps, {} operations",
             sums.steps, sums.operations
@@ -101,8 +108,9 @@ struct Sums {
 }
 
 /// Runs one plan in this process, which ends if something is wrong.
-fn run(plan: Plan) -> Sums {
+fn run(plan: Plan, trace: bool) -> Sums {
     world::create(plan);
+    world::with(|w| w.trace = trace);
     scheduler::spawn("main".into(), Box::new(workload::run));
     scheduler::run();
     world::with(|w| Sums {
@@ -134,7 +142,7 @@ fn start(seed: u64) -> std::io::Result<Child> {
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         0 => {
-            let sums = run(Plan::of(seed));
+            let sums = run(Plan::of(seed), false);
             let at = &raw const sums;
             // SAFETY: a plain structure; then the process ends, without anything to clean up.
             unsafe {

@@ -33,6 +33,8 @@ struct Program {
     /// The map that each thread is at work on. (Not on its stack: a thread that is taken out of an operation leaves nothing behind.)
     current: Vec<Option<Arc<Mapped>>>,
     over: bool,
+    /// Descriptors that the program has opened.
+    own: Vec<i32>,
 }
 
 struct Slot(UnsafeCell<Option<Program>>);
@@ -156,6 +158,7 @@ fn make_map(at: usize) {
         }
         _ => {
             let number = files::open_inode(inode);
+            shared(|p| p.own.push(number));
             // SAFETY: the number is open until it is closed below.
             let file = unsafe { BorrowedFd::borrow_raw(number) };
             let made = match origin {
@@ -163,6 +166,7 @@ fn make_map(at: usize) {
                 // SAFETY: the file is written by nobody; it may lose its end.
                 _ => unsafe { options.map_trusted(Borrowed(number, source_len)) },
             };
+            shared(|p| p.own.retain(|n| *n != number));
             let _ = files::close(number);
             made
         }
@@ -463,7 +467,9 @@ fn truncation() {
 }
 
 fn closer() {
-    let numbers = with(|w| w.kernel.files.numbers());
+    let mut numbers = with(|w| w.kernel.files.numbers());
+    // What it closes is not what it has just opened.
+    numbers.retain(|n| shared(|p| !p.own.contains(n)));
     if !numbers.is_empty() {
         let number = *with(|w| w.rng.pick(&numbers));
         files::close_programs(number);

@@ -32,6 +32,8 @@ pub(crate) struct World {
     pub(crate) operations: u64,
     /// When the budget was last changed.
     pub(crate) resized_at: u64,
+    /// Each call is told on the standard error output.
+    pub(crate) trace: bool,
     /// How often a thread was taken out of what it did.
     pub(crate) abandoned: u32,
     /// Some map has kept what it had when its lease was broken.
@@ -57,6 +59,7 @@ pub(crate) fn create(plan: Plan) {
         steps: 0,
         operations: 0,
         resized_at: 0,
+        trace: false,
         abandoned: 0,
         kept_maps: false,
         largest_pins: 0,

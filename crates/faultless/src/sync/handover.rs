@@ -66,9 +66,18 @@ impl Handover {
         }
     }
 
-    /// Whether there is nothing to take (as far as one look can tell).
+    /// Whether there is nothing to take (as far as one look can tell). A producer that has a slot and has not published it yet does
+    /// not count: a consumer that did not sleep for that would only spin, and keep the producer from its processor.
     pub(crate) fn is_empty(&self) -> bool {
-        self.head.load(Ordering::SeqCst) == self.tail.load(Ordering::SeqCst)
+        let mut at = self.tail.load(Ordering::Acquire);
+        loop {
+            let turn = self.slot(at).turn.load(Ordering::Acquire);
+            let now = self.tail.load(Ordering::Acquire);
+            if now == at {
+                return turn != at.wrapping_add(1);
+            }
+            at = now;
+        }
     }
 
     /// Takes a value, if there is one.

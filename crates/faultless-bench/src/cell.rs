@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 /// Memory that a contender may touch in a second: what is warmed before each measurement.
 pub(crate) const WARM_PER_SECOND: u64 = 500 << 20;
 /// Theta of the Zipf distributions.
-const THETA: f64 = 0.99;
+pub(crate) const THETA: f64 = 0.99;
 /// Of so many reads in [`Access::ZipfAndScan`], one is the scanning thread's.
-const SCAN_SHARE: u64 = 4;
+pub(crate) const SCAN_SHARE: u64 = 4;
 /// Reads by which the scan and the others may be ahead of each other.
 const PACE_SLACK: u64 = 3_000;
 /// Reads after which a reader looks how far the scan is.
@@ -45,15 +45,34 @@ pub const QUANTILES: [f64; 15] = [
 /// How a failure begins that is about wrong bytes.
 pub const WRONG: &str = "wrong bytes";
 
+/// What a measurement is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Finds out which of a contender's variants is the fastest. No figure of it is reported.
+    Trial,
+    /// Counts acquisitions of `mmap_lock`. Counting costs the contender that takes the lock most, so its times are not
+    /// reported.
+    Counted,
+    /// Takes the times that are reported. Nothing is counted meanwhile.
+    Timed,
+}
+
 /// What to measure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
+    /// What for.
+    pub purpose: Purpose,
     /// Who reads.
     pub kind: Kind,
     /// Which of several ways the contender has: see [`Terms::variant`].
     pub variant: usize,
-    /// Which measurement of the same kind this is, from 0.
+    /// Which measurement of the same kind and purpose this is, from 0.
     pub round: usize,
+    /// How many contenders are measured before it in the same round.
+    pub place: usize,
+    /// Which of the [`parts`](Setting::parts) of the pages is read first.
+    pub part: usize,
 }
 
 /// What all measurements of a group have in common.
@@ -67,8 +86,8 @@ pub struct Setting {
     pub seconds: f64,
     /// How long to read before it.
     pub warm_seconds: f64,
-    /// Rounds that the whole group has (for the pages to be shared out).
-    pub rounds: usize,
+    /// So many parts are the pages divided into: each round begins with another one.
+    pub parts: usize,
     /// The data file.
     pub file: PathBuf,
     /// How much of it is used, in bytes.
@@ -105,9 +124,11 @@ pub struct Measured {
     /// Touches of absent pages: major faults of the kernel's mmap; misses of the engine, of which those that find a page
     /// cooling ask no device.
     pub misses: u64,
-    /// Acquisitions of `mmap_lock` by reader threads; `None` where they cannot be counted.
+    /// Misses of each reader's first read, which is not timed.
+    pub first_misses: u64,
+    /// Acquisitions of `mmap_lock` by reader threads, their first reads included; `None` where they are not counted.
     pub locks_readers: Option<u64>,
-    /// Acquisitions of `mmap_lock` by all threads of the process.
+    /// Acquisitions of `mmap_lock` by all threads of the process, the readers' first reads included.
     pub locks_process: Option<u64>,
     /// Bytes that the device delivered.
     pub device_bytes: u64,
@@ -190,7 +211,10 @@ struct Readers<'a> {
     order: Permutation,
     zipf: Option<Zipf>,
     pages: u64,
+    /// Position in the order of the next cold page, and the position at which all pages have been read: they begin
+    /// anywhere, and go round.
     next: AtomicU64,
+    past: u64,
     progress: Vec<Progress>,
     /// Warming up is over: from here on it counts.
     counts: AtomicBool,
@@ -220,6 +244,8 @@ struct OneReader {
     times: Histogram<u64>,
     reads: u64,
     wrong: u64,
+    /// Acquisitions of `mmap_lock`: of the first read, and of that and all others that count.
+    first_locks: u64,
     locks: Option<u64>,
     ended: Instant,
     random: u64,
@@ -243,7 +269,7 @@ impl Readers<'_> {
             Access::Cold => {
                 // Each is read once, since a second time it would not be cold.
                 let i = self.next.fetch_add(1, Ordering::Relaxed);
-                (i < self.pages).then(|| self.order.at(i))
+                (i < self.past).then(|| self.order.at(i % self.pages))
             }
             Access::ZipfAndScan => {
                 let own = self.progress[r.number].0.load(Ordering::Relaxed);
@@ -366,6 +392,7 @@ impl Readers<'_> {
             times: histogram(),
             reads: 0,
             wrong: 0,
+            first_locks: 0,
             locks: None,
             ended: Instant::now(),
             random: (number as u64) << 40,
@@ -373,11 +400,15 @@ impl Readers<'_> {
         let counter = self
             .tracepoint
             .and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
-        // What a thread sets up once (its first touch of its stacks, its first miss) is not what is measured.
+        let locks_now = || counter.as_ref().and_then(|c| c.read().ok());
+        let none = locks_now();
+        // What a thread sets up once (its first touch of its stacks) is not what is timed. What its first miss takes of
+        // mmap_lock is counted.
         let first = match self.access {
             Access::Scan => Ok(true),
             _ => self.read_one(&mut buffer, &mut r),
         };
+        let first_locks = locks_now().zip(none).map(|(now, then)| now - then);
         self.ready.wait();
         self.start.wait();
         first?;
@@ -386,7 +417,7 @@ impl Readers<'_> {
         }
         r.times.reset();
         r.reads = 0;
-        let before = counter.as_ref().and_then(|c| c.read().ok());
+        let before = locks_now();
         match self.access {
             Access::Scan => self.scan(&mut r)?,
             Access::Hot => self.hot(&mut r)?,
@@ -400,7 +431,11 @@ impl Readers<'_> {
         }
         r.ended = Instant::now();
         self.wrong.fetch_add(r.wrong, Ordering::Relaxed);
-        r.locks = counter.and_then(|c| Some(c.read().ok()? - before?));
+        r.first_locks = first_locks.unwrap_or(0);
+        r.locks = locks_now()
+            .zip(before)
+            .zip(first_locks)
+            .map(|((now, then), first)| first + now - then);
         Ok(r)
     }
 
@@ -437,9 +472,8 @@ impl Bench {
         let path: &Path = &s.file;
         contender::drop_cache(path)?;
         self.warm()?;
-        // Counting costs the contender that takes the lock most: it is done in the first round alone, so that the
-        // medians of three rounds and more are free of it.
-        let counting = cell.round == 0;
+        // Counting costs the contender that takes the lock most: it has a round of its own, whose times enter no median.
+        let counting = cell.purpose == Purpose::Counted;
         // Threads that start from here on inherit it: the contender's, the neighbour's, the readers.
         let process_locks = self
             .tracepoint
@@ -461,10 +495,10 @@ impl Bench {
         let before = rollup_rss();
         let contender = contender::open(cell.kind, &terms)?;
 
-        // All contenders of a round read the same pages; every round reads others, as far as there are any.
+        // All contenders of a round read the same pages; every round begins with others, as far as there are any.
         let pages_all = s.size / PAGE as u64;
-        let share = pages_all / s.rounds.max(1) as u64;
-        let first = share * (cell.round % s.rounds.max(1)) as u64;
+        let parts = s.parts.max(1);
+        let first = pages_all / parts as u64 * (cell.part % parts) as u64;
         let access = s.scenario.access();
         // The hot scenarios are about pages that fit the budget.
         let pages = match access {
@@ -480,6 +514,7 @@ impl Bench {
                 .then(|| Zipf::new(pages as usize, THETA)),
             pages,
             next: AtomicU64::new(first),
+            past: first + pages,
             progress: (0..s.threads).map(|_| Progress::default()).collect(),
             counts: AtomicBool::new(s.warm_seconds == 0.0),
             stop: AtomicBool::new(false),
@@ -503,6 +538,12 @@ impl Bench {
             wrong_bytes: wrong_before,
             ..Measured::default()
         };
+        // Of contenders that count them themselves, or whose misses are the kernel's major faults.
+        let misses_now = || {
+            let faults = || cell.kind.is_kernel_mmap().then(major_faults);
+            contender.misses().or_else(faults)
+        };
+        let no_misses = misses_now();
         let measured: anyhow::Result<Vec<OneReader>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..s.threads)
                 .map(|number| {
@@ -525,13 +566,18 @@ impl Bench {
             let _ = std::fs::write("/proc/self/clear_refs", "5");
             let resident = resident_now();
             readers.ready.wait();
+            m.first_misses = match (misses_now().zip(no_misses), access) {
+                (Some((now, then)), _) => now - then,
+                (None, Access::Scan) => 0,
+                (None, _) => s.threads as u64,
+            };
             if s.warm_seconds > 0.0 {
                 readers.start.wait();
                 std::thread::sleep(Duration::from_secs_f64(s.warm_seconds));
             }
-            let (cpu, faults) = (cpu_seconds(), major_faults());
+            let cpu = cpu_seconds();
             let device = proc_number("/proc/self/io", "read_bytes:");
-            let misses = contender.misses();
+            let misses = misses_now();
             let locks = locks_now();
             let began = Instant::now();
             if s.warm_seconds > 0.0 {
@@ -541,7 +587,7 @@ impl Bench {
             }
             let end = began + Duration::from_secs_f64(s.seconds);
             let finished = || match access {
-                Access::Cold => readers.next.load(Ordering::Relaxed) >= pages,
+                Access::Cold => readers.next.load(Ordering::Relaxed) >= readers.past,
                 _ => false,
             } || readers.ended.load(Ordering::Relaxed) == s.threads;
             let mut sampled = (began, readers.done());
@@ -566,10 +612,9 @@ impl Bench {
             m.locks_process = locks_now().zip(locks).map(|(now, then)| now - then);
             m.cpu_s = cpu_seconds() - cpu;
             m.device_bytes = proc_number("/proc/self/io", "read_bytes:") - device;
-            m.misses = match (cell.kind, contender.misses().zip(misses)) {
-                (_, Some((now, then))) => now - then,
-                (kind, None) if kind.is_kernel_mmap() => major_faults() - faults,
-                _ => results.iter().flatten().flatten().map(|r| r.reads).sum(),
+            m.misses = match misses_now().zip(misses) {
+                Some((now, then)) => now - then,
+                None => results.iter().flatten().flatten().map(|r| r.reads).sum(),
             };
             m.resident_max_bytes =
                 (proc_number("/proc/self/status", "VmHWM:") << 10).saturating_sub(resident);
@@ -596,6 +641,7 @@ impl Bench {
         }
         let mut times = histogram();
         let mut locks = Some(0);
+        let mut first_locks = 0;
         anyhow::ensure!(
             readers.wrong.load(Ordering::Relaxed) == 0 || measured.is_ok(),
             "{WRONG}: {} bytes, before a reader failed",
@@ -606,6 +652,7 @@ impl Bench {
             times.add(&r.times).context("histograms differ")?;
             m.wrong_bytes += r.wrong;
             locks = locks.zip(r.locks).map(|(a, b)| a + b);
+            first_locks += r.first_locks;
         }
         let us = |ns: u64| match access {
             Access::Hot => ns as f64 / 1e6,
@@ -625,6 +672,7 @@ impl Bench {
         m.p999_us = us(times.value_at_quantile(0.999));
         m.max_us = us(times.max());
         m.locks_readers = locks;
+        m.locks_process = m.locks_process.map(|n| n + first_locks);
         Ok(m)
     }
 

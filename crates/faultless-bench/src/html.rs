@@ -5,11 +5,14 @@
 
 use crate::cell::{QUANTILES, SAMPLE};
 use crate::contender::Kind;
-use crate::plan::{Report, Row};
+use crate::plan::{Report, Row, about_rounds};
 use crate::scenario::Access;
+use crate::spread::Range;
+use faultless::ByteSize;
 use faultless_sys::mem::PAGE;
 use plotters::prelude::*;
 use std::fmt::Write;
+use std::time::Duration;
 
 const WIDTH: u32 = 430;
 const HEIGHT: u32 = 270;
@@ -49,7 +52,8 @@ p { margin: .2rem 0 .6rem; } .soft { color: var(--soft); }
   padding: 8px; max-width: 430px; } figure svg { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .85rem; color: var(--soft); padding: 0 4px 4px; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .8rem .15rem 0; text-align: right; } th:first-child, td:first-child { text-align: left; }
+th, td { padding: .15rem .8rem .15rem 0; text-align: right; vertical-align: top; }
+td small { color: var(--soft); } th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; border-bottom: 1px solid var(--faint); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .45em; }
 svg text { font-family: system-ui, sans-serif; }
@@ -107,7 +111,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
     }
     out.push_str("</p>\n");
     match report.wrong_bytes() {
-        0 => out.push_str("<p class=\"soft\">Every byte that was read was checked. Figures are medians over the rounds; the contenders took turns.</p>\n"),
+        0 => out.push_str("<p class=\"soft\">Every byte that was read was checked. Figures are medians over the rounds; the contenders took turns. Where some rounds say faster and some slower, it says ≈ 1.</p>\n"),
         n => _ = writeln!(out, "<p><strong>{n} bytes were wrong: these figures are worth nothing.</strong></p>"),
     }
     if let Some(us) = report.storage_delay_us {
@@ -127,7 +131,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
     while let Some(first) = rest.first() {
         let same = |r: &Row| r.scenario == first.scenario && r.threads == first.threads;
         let (group, others) = rest.split_at(rest.iter().take_while(|r| same(r)).count());
-        section(&mut out, group)?;
+        section(&mut out, report, group)?;
         rest = others;
     }
     out.push_str("</body></html>\n");
@@ -140,7 +144,7 @@ fn escape(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-fn section(out: &mut String, rows: &[Row]) -> anyhow::Result<()> {
+fn section(out: &mut String, report: &Report, rows: &[Row]) -> anyhow::Result<()> {
     let Some(first) = rows.first() else {
         return Ok(());
     };
@@ -151,11 +155,15 @@ fn section(out: &mut String, rows: &[Row]) -> anyhow::Result<()> {
         escape(scenario.name()),
         first.threads,
         if first.threads == 1 { "" } else { "s" },
-        escape(scenario.describe())
+        escape(&scenario.describe(
+            ByteSize::new(report.size),
+            report.storage_delay_us.map(Duration::from_micros)
+        ))
     );
     let hot = scenario.access() == Access::Hot;
     let scan = scenario.access() == Access::Scan;
     table(out, rows, hot, scan);
+    let _ = writeln!(out, "<p class=\"soft\">{}</p>", escape(&about_rounds(rows)));
     out.push_str("<div class=\"row\">\n");
     let over_time = throughput(rows, hot, scan)?;
     figure(
@@ -188,11 +196,15 @@ fn figure(out: &mut String, svg: &str, caption: &str) {
     );
 }
 
+/// A figure, and beneath it the least and the most of its rounds.
+fn figure_of_rounds(text: String, range: Option<Range>, show: impl Fn(f64) -> String) -> String {
+    match range {
+        Some(range) => format!("{text}<br><small>{}</small>", range.text(show)),
+        None => text,
+    }
+}
+
 fn table(out: &mut String, rows: &[Row], hot: bool, scan: bool) {
-    let mmap = rows
-        .iter()
-        .find(|r| r.contender.is_baseline())
-        .map(|r| r.reads_per_s);
     let speed = match (hot, scan) {
         (true, _) => "loads/s",
         (_, true) => "MiB/s",
@@ -208,27 +220,46 @@ fn table(out: &mut String, rows: &[Row], hot: bool, scan: bool) {
             "" => r.contender.name().to_owned(),
             v => format!("{} ({v})", r.contender.name()),
         };
-        let ratio = mmap.map_or_else(|| "–".to_owned(), |m| format!("{:.2}", r.reads_per_s / m));
+        let ratio = match &r.against_baseline {
+            None => "–".to_owned(),
+            // That is 1 by definition.
+            Some(ratio) if r.contender.is_baseline() => format!("{:.2}", ratio.value),
+            Some(ratio) => match ratio.spread() {
+                Some(spread) => format!("{}<br><small>{spread}</small>", ratio.text()),
+                None => ratio.text(),
+            },
+        };
         let locks = r
             .mmap_lock_per_miss
             .map_or_else(|| "–".to_owned(), |l| format!("{l:.4}"));
-        let speed = if scan {
-            format!("{:.0}", mib(r.reads_per_s))
-        } else {
-            short(r.reads_per_s)
+        let per_s = |x: f64| {
+            if scan {
+                format!("{:.0}", mib(x))
+            } else {
+                short(x)
+            }
+        };
+        let spread = r.spread.as_ref();
+        let speed = figure_of_rounds(per_s(r.reads_per_s), spread.map(|s| s.reads_per_s), per_s);
+        let neighbour = match r.neighbour_per_s {
+            None => "–".to_owned(),
+            Some(n) => figure_of_rounds(short(n), spread.and_then(|s| s.neighbour_per_s), short),
         };
         let _ = writeln!(
             out,
             "<tr><td><span class=\"key key-{}\"></span>{}</td><td>{speed}</td><td>{ratio}</td><td>{}</td><td>{}</td>\
-             <td>{}</td><td>{}</td><td>{locks}</td><td>{:.3}</td><td>{}</td></tr>",
+             <td>{}</td><td>{}</td><td>{locks}</td><td>{}</td><td>{neighbour}</td></tr>",
             r.contender.name(),
             escape(&name),
-            time(r.p50_us),
-            time(r.p99_us),
-            time(r.p999_us),
-            time(r.max_us),
-            r.device_reads_per_read,
-            r.neighbour_per_s.map_or_else(|| "–".to_owned(), short)
+            figure_of_rounds(time(r.p50_us), spread.map(|s| s.p50_us), time),
+            figure_of_rounds(time(r.p99_us), spread.map(|s| s.p99_us), time),
+            figure_of_rounds(time(r.p999_us), spread.map(|s| s.p999_us), time),
+            figure_of_rounds(time(r.max_us), spread.map(|s| s.max_us), time),
+            figure_of_rounds(
+                format!("{:.3}", r.device_reads_per_read),
+                spread.map(|s| s.device_reads_per_read),
+                |x| format!("{x:.3}")
+            ),
         );
     }
     out.push_str("</table>\n");
@@ -460,9 +491,12 @@ fn locks(rows: &[Row]) -> Drawn {
 mod tests {
     use super::*;
     use crate::machine::Machine;
+    use crate::plan::Spread;
     use crate::scenario::Scenario;
+    use crate::spread::Ratio;
 
     fn row(scenario: Scenario, contender: Kind) -> Row {
+        let range = |min, max| Range { min, max };
         Row {
             onlooker_cpu_s: None,
             onlooker_resident_bytes: None,
@@ -473,6 +507,28 @@ mod tests {
             threads: 16,
             memory: 2 << 30,
             rounds: 3,
+            first_in_rounds: 1,
+            reads_per_s_by_round: vec![(0, 1190.0), (1, 1250.0), (2, 1310.0)],
+            against_baseline: Some(Ratio {
+                value: 1.05,
+                range: range(0.97, 1.11),
+                rounds: 3,
+            }),
+            counted_misses: Some(1016),
+            cpu_us_per_miss: 100.0,
+            spread: Some(Spread {
+                reads_per_s: range(1190.0, 1310.0),
+                p50_us: range(90.0, 110.0),
+                p99_us: range(900.0, 1100.0),
+                p999_us: range(4000.0, 6000.0),
+                max_us: range(7000.0, 9000.0),
+                cpu_s: range(0.1, 0.2),
+                cpu_us_per_miss: range(90.0, 110.0),
+                device_reads_per_read: range(1.0, 1.0),
+                neighbour_per_s: None,
+                neighbour_p99_us: None,
+                onlooker_cpu_s: None,
+            }),
             seconds: 0.8,
             reads: 1000,
             reads_per_s: 1250.0,
@@ -513,7 +569,17 @@ mod tests {
         for s in Scenario::ALL {
             assert!(page.contains(s.name()), "{}", s.name());
         }
-        assert_eq!(page.matches("<figure>").count(), 14 * 3 - 2 - 1);
+        assert_eq!(
+            page.matches("<figure>").count(),
+            Scenario::ALL.len() * 3 - 2 - 1
+        );
+        // Every table has the spread, and says where it tells no difference.
+        assert!(page.contains("<small>1190–1310</small>"));
+        assert!(page.contains("≈ 1<br><small>0.97–1.11</small>"));
+        let said = page.matches("Medians of 3 rounds of 0.8 s").count();
+        assert_eq!(said, Scenario::ALL.len());
+        let smaps = Scenario::Smaps.describe(ByteSize::gib(4), None);
+        assert!(page.contains(&escape(&smaps)));
         assert!(page.contains("nothing &lt;but&gt; this"));
         for outside in ["src=", "href=", "@import", "url("] {
             assert!(!page.contains(outside), "{outside}");

@@ -6,7 +6,9 @@
 //! * [`neighbour`]: what disturbs the readers.
 //! * [`onlooker`]: who observes them, so that its cost can be told.
 //! * [`cell`]: one measurement: one contender beside one neighbour.
-//! * [`plan`]: all measurements of a run: which, in what order, in which process; and the rows that come out.
+//! * [`plan`]: all measurements of a run: which, in which process; and the rows that come out.
+//! * [`order`]: which contender goes first in which round.
+//! * [`spread`]: medians, how far rounds lie apart, and ratios that say how far.
 //! * [`unmodified`]: a plain C program, by itself and under `faultless run`.
 //! * [`micro`]: what single operations cost, for the model of `faultless whatif`.
 //! * [`machine`]: what it ran on.
@@ -23,9 +25,11 @@ pub mod machine;
 pub mod micro;
 pub mod neighbour;
 pub mod onlooker;
+pub mod order;
 pub mod plan;
 pub mod scenario;
 pub mod simulate;
+pub mod spread;
 pub mod unmodified;
 
 /// A directory for files of our own, which nobody else can read or write.

@@ -5,8 +5,12 @@
 //! threads that read, since a processor that idles between reads would charge its wake-ups to them; that is the `quiet` scenario. What switching
 //! between these threads costs is subtracted, since it is a cost of its own.
 //!
-//! Some costs are parts of what was measured together, in a fixed share (mmap and munmap, the submission and the completion of a
-//! read, a signal and the engine): predictions depend on the sum.
+//! Some costs are parts of what was measured together, in a share that is fixed and no measurement (mmap and munmap, a half
+//! each; of a touch of the page of zeros three quarters are the fault; of what is left of a turn between two threads six tenths
+//! are the switch): predictions depend on the sum.
+//!
+//! Many costs are differences, and a difference can come out as nonsense. What cannot be is replaced by a guess, and
+//! [`Micro::replaced`] says so.
 
 #![allow(unsafe_code, reason = "maps, touches, unmaps, forks, pins threads")]
 
@@ -15,7 +19,7 @@ use crate::contender::{Monitor, drop_cache, open_direct};
 use crate::data::{Permutation, wrong_bytes};
 use anyhow::{Context, ensure};
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::{file, futex, raw, uffd};
+use faultless_sys::{file, futex, raw, signal, uffd};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,6 +54,62 @@ pub struct Micro {
     pub latency_us: Vec<(u32, f64)>,
     /// How that time scatters, by reads that are under way: of a share of the reads, how many medians they take at most.
     pub spread: Vec<(u32, Vec<(f64, f64)>)>,
+    /// Figures that came out as what they cannot be.
+    pub replaced: Vec<Replaced>,
+}
+
+/// A figure that came out as what it cannot be, and what stands in its place: a guess.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Replaced {
+    /// Which figure: a cost by its name, or in words.
+    pub what: String,
+    /// What was measured.
+    pub came_out: f64,
+    /// What is used instead.
+    pub used: f64,
+    /// Of both.
+    pub unit: &'static str,
+}
+
+/// What has been measured so far.
+#[derive(Debug, Default)]
+struct Found {
+    costs: BTreeMap<&'static str, u64>,
+    replaced: Vec<Replaced>,
+}
+
+impl Found {
+    /// A cost, in nanoseconds.
+    fn set(&mut self, name: &'static str, ns: f64) {
+        let ns = self.at_least(name, ns, 1.0);
+        self.costs.insert(name, ns.round() as u64);
+    }
+
+    /// A figure in nanoseconds that is not less than another one: where it is, that one, and it is told.
+    fn at_least(&mut self, what: &str, ns: f64, floor: f64) -> f64 {
+        self.replace_unless(ns >= floor, what, ns, floor, "ns")
+    }
+
+    /// A figure, or another one where it is not right.
+    fn replace_unless(
+        &mut self,
+        is_right: bool,
+        what: &str,
+        came_out: f64,
+        used: f64,
+        unit: &'static str,
+    ) -> f64 {
+        if is_right {
+            return came_out;
+        }
+        self.replaced.push(Replaced {
+            what: what.to_owned(),
+            came_out,
+            used,
+            unit,
+        });
+        used
+    }
 }
 
 /// Memory of our own.
@@ -306,7 +366,7 @@ fn fork_vma(without: f64) -> anyhow::Result<f64> {
             "cannot make {MAPPINGS} pairs of mappings, to measure what they cost a fork: vm.max_map_count may be too low"
         );
     }
-    Ok((fork()?.0 - without).max(0.0) / (2 * MAPPINGS) as f64)
+    Ok((fork()?.0 - without) / (2 * MAPPINGS) as f64)
 }
 
 fn smaps() -> f64 {
@@ -368,6 +428,161 @@ fn device(
     Ok(all)
 }
 
+/// Reads that are handed to the kernel and not waited for (`io_submit(2)`).
+struct Queue(usize);
+
+/// The kernel's `struct iocb`, as far as it is needed.
+#[repr(C)]
+#[derive(Default)]
+struct Request {
+    data: u64,
+    key: [u32; 2],
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    buffer: u64,
+    len: u64,
+    offset: i64,
+    reserved: u64,
+    flags: [u32; 2],
+}
+
+const _: () = assert!(size_of::<Request>() == 64);
+
+/// The kernel's `struct io_event`.
+#[repr(C)]
+#[derive(Default)]
+struct Ended {
+    data: u64,
+    request: u64,
+    result: i64,
+    second_result: i64,
+}
+
+const _: () = assert!(size_of::<Ended>() == 32);
+
+impl Queue {
+    /// For so many reads under way. `None` where the kernel has no such calls, or permits none.
+    fn new(depth: u32) -> Option<Queue> {
+        let mut queue = 0usize;
+        let to = &raw mut queue as usize;
+        // SAFETY: the call writes a word of ours.
+        let done = unsafe { raw::syscall(libc::SYS_io_setup, [depth as usize, to, 0, 0, 0, 0]) };
+        raw::check(done).ok()?;
+        Some(Queue(queue))
+    }
+
+    /// Hands over the read of a page. Returns how long the call took, in nanoseconds.
+    ///
+    /// # Safety
+    ///
+    /// The buffer must be a page that nobody else uses, and must live until the read has ended.
+    unsafe fn read(
+        &self,
+        file: &File,
+        offset: u64,
+        buffer: usize,
+        name: u64,
+    ) -> anyhow::Result<u64> {
+        let request = Request {
+            data: name,
+            // (Opcode 0 is a read.)
+            fd: file.as_raw_fd() as u32,
+            buffer: buffer as u64,
+            len: PAGE as u64,
+            offset: offset as i64,
+            ..Request::default()
+        };
+        let requests = [&raw const request];
+        let arguments = [self.0, 1, requests.as_ptr() as usize, 0, 0, 0];
+        let mut done = 0;
+        // SAFETY: one request, which the kernel copies; its buffer is the caller's promise.
+        let took = timed(|| done = unsafe { raw::syscall(libc::SYS_io_submit, arguments) });
+        ensure!(raw::check(done) == Ok(1), "io_submit failed");
+        Ok(took)
+    }
+
+    /// Waits for the end of a read. Returns its name.
+    fn wait(&self) -> anyhow::Result<u64> {
+        let mut ended = Ended::default();
+        let to = &raw mut ended as usize;
+        // SAFETY: the call writes one structure of ours.
+        let n = unsafe { raw::syscall(libc::SYS_io_getevents, [self.0, 1, 1, to, 0, 0]) };
+        ensure!(raw::check(n) == Ok(1), "io_getevents failed");
+        ensure!(ended.result == PAGE as i64, "a read of a page failed");
+        Ok(ended.data)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: ours; the call waits for the reads that are under way.
+        unsafe { raw::syscall(libc::SYS_io_destroy, [self.0, 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// What it takes to hand a direct read of a page to the device and not to wait for it, in nanoseconds, system call and all.
+/// `None` where there is no such call.
+fn submission(path: &Path, pages: u64, reads: &AtomicU64) -> anyhow::Result<Option<f64>> {
+    const TIMES: usize = 4_000;
+    let order = Permutation::new(pages);
+    let file = open_direct(path)?;
+    let buffers = Memory::new(BESIDE as usize * PAGE)?;
+    buffers.write(PAGE);
+    // (Dropped before the buffers: no read is under way when they go.)
+    let Some(queue) = Queue::new(BESIDE) else {
+        return Ok(None);
+    };
+    let mut free: Vec<u64> = (0..u64::from(BESIDE)).collect();
+    let mut times = Vec::with_capacity(TIMES);
+    while times.len() < TIMES {
+        let slot = match free.pop() {
+            Some(slot) => slot,
+            None => queue.wait()?,
+        };
+        let page = order.at(reads.fetch_add(1, Ordering::Relaxed) % pages);
+        let buffer = buffers.start + slot as usize * PAGE;
+        // SAFETY: the page of a slot that is free; the queue is dropped, and has waited for its reads, before the buffers.
+        times.push(unsafe { queue.read(&file, page * PAGE as u64, buffer, slot)? });
+    }
+    times.sort_unstable();
+    Ok(Some(times[TIMES / 2] as f64))
+}
+
+/// What it takes a thread to send itself a signal, to run its handler and to return from it, in nanoseconds, system call
+/// and all.
+fn signal_to_self() -> anyhow::Result<f64> {
+    const TIMES: usize = 20_000;
+    static HANDLED: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handler(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+    // Ignored unless somebody asks for it.
+    const SIGNAL: i32 = libc::SIGURG;
+    let before = HANDLED.load(Ordering::Relaxed);
+    // SAFETY: the handler adds to a number, and nothing here has one for this signal.
+    let former = unsafe { signal::set_action(SIGNAL, &signal::Action::new(handler, signal::ALL)) }
+        .context("cannot set a signal handler, to measure what a signal costs")?;
+    let (pid, tid) = (raw::getpid(), raw::gettid());
+    let mut failed = 0;
+    let ns = median(TIMES, || {
+        timed(|| {
+            for _ in 0..TIMES {
+                failed += usize::from(signal::tgkill(pid, tid, SIGNAL).is_err());
+            }
+        })
+    });
+    // SAFETY: what was there before.
+    let restored = unsafe { signal::set_action(SIGNAL, &former) };
+    restored.context("cannot give a signal handler back")?;
+    let handled = HANDLED.load(Ordering::Relaxed) - before;
+    ensure!(
+        failed == 0 && handled == (TIMES * REPEAT) as u64,
+        "a signal that a thread sends itself did not arrive, so that it cannot be measured"
+    );
+    Ok(ns)
+}
+
 /// Measures everything, with a file of test data that is not in memory.
 ///
 /// # Errors
@@ -379,25 +594,23 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     let processors = allowed.len();
     let one = *allowed.first().context("no processor may be used")?;
     let other = *allowed.get(1).unwrap_or(&one);
-    let mut costs = BTreeMap::new();
-    let mut set = |name: &'static str, ns: f64| {
-        costs.insert(name, ns.max(1.0).round() as u64);
-    };
+    let mut found = Found::default();
 
     progress("system calls and wake-ups");
     let syscall = median(100_000, || {
         timed(|| (0..100_000).for_each(|_| _ = black_box(raw::getpid())))
     });
-    set("syscall", syscall);
+    found.set("syscall", syscall);
     let same = hand_over([one, one]);
     let across = hand_over([one, other]);
     let wake = wake([one, other]);
-    set("wake", wake);
+    found.set("wake", wake);
     // A turn on one processor is a wake-up (without an interrupt), two system calls and a switch.
     let switch = (same - 2.0 * syscall) * 0.6;
-    set("context_switch", switch);
-    set("tick", tick());
-    set("wakeup", (across - wake - syscall).max(switch));
+    found.set("context_switch", switch);
+    found.set("tick", tick());
+    let wakeup = found.at_least("wakeup", across - wake - syscall, switch);
+    found.set("wakeup", wakeup);
 
     progress("anonymous memory");
     // What the machine gives for the first time is slower than what it has given before.
@@ -430,10 +643,9 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     let squares = middle.iter().map(|&ns| (ns as f64 - mean).powi(2));
     let deviation = (squares.sum::<f64>() / middle.len() as f64).sqrt();
     // That of numbers which are spread evenly, from so much less to so much more.
-    set(
-        "scatter",
-        (100.0 * 3f64.sqrt() * deviation / mean).min(100.0),
-    );
+    let scatter = 100.0 * 3f64.sqrt() * deviation / mean;
+    let scatter = found.replace_unless(scatter <= 100.0, "scatter", scatter, 100.0, "%");
+    found.set("scatter", scatter);
     let unmap = median(n, || {
         m.write(PAGE);
         timed(|| m.discard())
@@ -462,12 +674,12 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
         failed == 0,
         "mprotect failed, so that it cannot be measured"
     );
-    set("mprotect", one_page - syscall);
-    set("mprotect_page", (all_pages - one_page) / n as f64);
+    found.set("mprotect", one_page - syscall);
+    found.set("mprotect_page", (all_pages - one_page) / n as f64);
     drop(m);
-    set("fault", fault * 0.75);
-    set("zero_page", zero);
-    set("unmap_page", unmap);
+    found.set("fault", fault * 0.75);
+    found.set("zero_page", zero);
+    found.set("unmap_page", unmap);
     let alone = page_loop();
     let empty = median(2_000, || {
         timed(|| {
@@ -479,12 +691,14 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
             }
         })
     });
-    set("mmap", (empty - 2.0 * syscall) * 0.5);
-    set("munmap", (empty - 2.0 * syscall) * 0.5);
+    found.set("mmap", (empty - 2.0 * syscall) * 0.5);
+    found.set("munmap", (empty - 2.0 * syscall) * 0.5);
     if processors > 1 {
         let (beside, lost) = page_loop_beside([one, other])?;
-        set("ipi", (beside - alone).max(500.0));
-        set("ipi_handle", lost.max(200.0));
+        let ipi = found.at_least("ipi", beside - alone, 500.0);
+        found.set("ipi", ipi);
+        let lost = found.at_least("ipi_handle", lost, 200.0);
+        found.set("ipi_handle", lost);
     }
 
     progress("fork and smaps");
@@ -497,11 +711,11 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     let (large_fork, large_wait) = fork()?;
     drop(m);
     let n = (LARGE / PAGE) as f64;
-    set("fork", small_fork + small_wait);
-    set("fork_vma", fork_vma(small_fork)?);
-    set("fork_page", (large_fork - small_fork) / n);
-    set("exit_page", (large_wait - small_wait) / n);
-    set("smaps_page", (large_smaps - small_smaps) / n);
+    found.set("fork", small_fork + small_wait);
+    found.set("fork_vma", fork_vma(small_fork)?);
+    found.set("fork_page", (large_fork - small_fork) / n);
+    found.set("exit_page", (large_wait - small_wait) / n);
+    found.set("smaps_page", (large_smaps - small_smaps) / n);
 
     progress("reads from the device");
     // A processor that goes idle between reads charges its wake-up to them; so several read at a time.
@@ -515,24 +729,31 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
         ((cpu_seconds() - processor) * 1e9 - switched)
             / (reads.load(Ordering::Relaxed) - first) as f64
     };
+    let submit = submission(path, pages, &reads)?;
     let mut latency_us: Vec<(u32, f64)> = Vec::new();
     let mut spread = Vec::new();
     for depth in DEPTHS {
         let times = device(path, pages, depth, DEVICE, &reads)?;
         let us = |share: f64| {
             let at = (share * (times.len() - 1) as f64).round() as usize;
-            ((times[at] as f64 - pread) / 1e3).max(1.0)
+            (times[at] as f64 - pread) / 1e3
         };
         // (Noise must not make the device faster under load.)
-        let least = latency_us.last().map_or(0.0, |l| l.1);
-        latency_us.push((depth, us(0.5).max(least)));
-        spread.push((
-            depth,
-            SHARES
-                .iter()
-                .map(|&share| (share, us(share) / us(0.5)))
-                .collect(),
-        ));
+        let least = latency_us.last().map_or(1.0, |l| l.1);
+        let half = us(0.5);
+        let what = format!("the time of a read with {depth} under way");
+        let latency = found.replace_unless(half >= least, &what, half, least, "µs");
+        latency_us.push((depth, latency));
+        let mut shares = Vec::new();
+        for share in SHARES {
+            let what = format!(
+                "the time of {:.1} % of the reads with {depth} under way",
+                100.0 * share
+            );
+            let time = found.replace_unless(us(share) >= 1.0, &what, us(share), 1.0, "µs");
+            shares.push((share, time / half.max(1.0)));
+        }
+        spread.push((depth, shares));
     }
 
     progress("major faults");
@@ -577,33 +798,44 @@ pub fn measure(path: &Path, bytes: u64, mut progress: impl FnMut(&str)) -> anyho
     }) as f64
         / faults as f64;
     drop(mapped);
-    set("use_page", used);
-    let map_page = (minor - fault * 0.75).max(100.0);
-    set("map_page", map_page);
-    let alloc = (touch - fault * 0.75 - zero).max(100.0);
-    set("alloc_page", alloc);
-    let io = (major - fault * 0.75 - alloc - map_page).max(1_000.0);
-    set("submit_read", io * 0.65);
-    set("complete_read", io * 0.35);
-    set("pread", (pread - io - syscall).max(200.0));
+    found.set("use_page", used);
+    let map_page = found.at_least("map_page", minor - fault * 0.75, 100.0);
+    found.set("map_page", map_page);
+    let alloc = found.at_least("alloc_page", touch - fault * 0.75 - zero, 100.0);
+    found.set("alloc_page", alloc);
+    let io = major - fault * 0.75 - alloc - map_page;
+    let io = found.at_least("submit_read and complete_read", io, 1_000.0);
+    // (Where it cannot be told what is whose, both costs are the typical ones.)
+    if let Some(submit) = submit {
+        let submit = found.at_least("submit_read", submit - syscall, 100.0);
+        found.set("submit_read", submit);
+        let complete = found.at_least("complete_read", io - submit, 100.0);
+        found.set("complete_read", complete);
+    }
+    let besides = found.at_least("pread", pread - io - syscall, 200.0);
+    found.set("pread", besides);
 
     progress("userfaultfd");
     let copy = uffd_copy()?;
-    set("uffd_copy", copy);
+    found.set("uffd_copy", copy);
     let memory_read = memory_read()?;
     // On one processor a fault that a monitor serves is two faults, a read, a copy, two wake-ups with their switches, and the rest.
     let event = monitored_miss(one)?
         - (2.0 * fault * 0.75 + memory_read + copy)
         - 2.0 * (same - 2.0 * syscall);
-    set("uffd_event", event.max(500.0));
-    let miss = engine_miss()?;
-    let signal = (miss - fault * 0.75 - copy - memory_read).max(1_000.0);
-    set("signal", signal * 0.65);
-    set("engine", signal * 0.35);
+    let event = found.at_least("uffd_event", event, 500.0);
+    found.set("uffd_event", event);
+    let delivered = signal_to_self()? - syscall;
+    let delivered = found.at_least("signal", delivered, 100.0);
+    found.set("signal", delivered);
+    let engine = engine_miss()? - fault * 0.75 - delivered - copy - memory_read;
+    let engine = found.at_least("engine", engine, 100.0);
+    found.set("engine", engine);
     Ok(Micro {
-        costs,
+        costs: found.costs,
         latency_us,
         spread,
+        replaced: found.replaced,
     })
 }
 
@@ -724,4 +956,43 @@ fn engine_miss() -> anyhow::Result<f64> {
         }
     });
     Ok(took as f64 / n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_that_is_hit_is_told() {
+        let mut found = Found::default();
+        assert_eq!(found.at_least("map_page", 600.0, 100.0), 600.0);
+        assert!(found.replaced.is_empty());
+        assert_eq!(found.at_least("alloc_page", -35.0, 100.0), 100.0);
+        found.set("mprotect", -2.0);
+        found.set("zero_page", 250.4);
+        let told: Vec<_> = found
+            .replaced
+            .iter()
+            .map(|r| (r.what.as_str(), r.came_out, r.used, r.unit))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("alloc_page", -35.0, 100.0, "ns"),
+                ("mprotect", -2.0, 1.0, "ns")
+            ]
+        );
+        assert_eq!(found.costs.get("mprotect"), Some(&1));
+        assert_eq!(found.costs.get("zero_page"), Some(&250));
+        // What is no number is none of anything.
+        assert_eq!(found.at_least("fault", f64::NAN, 100.0), 100.0);
+    }
+
+    #[test]
+    fn a_signal_costs_more_than_its_system_call() {
+        let syscall = median(10_000, || {
+            timed(|| (0..10_000).for_each(|_| _ = black_box(raw::getpid())))
+        });
+        assert!(signal_to_self().expect("measured") > syscall);
+    }
 }

@@ -10,12 +10,21 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const CHURN_THREADS: usize = 8;
-const SMALL: usize = 64 << 10;
-const BIG: usize = 1 << 30;
+// (src/unmodified.c has the same numbers; a test in unmodified.rs compares them.)
+/// Threads of [`Disturbance::Churn`].
+pub(crate) const CHURN_THREADS: usize = 8;
+/// Bytes that a thread of churn, and the thread beside an eager agent, maps and unmaps.
+pub(crate) const SMALL: usize = 64 << 10;
+/// Bytes that the thread of [`Disturbance::Bigfree`] maps and unmaps.
+pub(crate) const BIG: usize = 1 << 30;
+/// How often the thread beside an eager agent maps and unmaps.
+pub(crate) const MAP_EVERY: Duration = Duration::from_millis(1);
+/// How often a gentle agent looks.
+pub(crate) const AGENT_EVERY: Duration = Duration::from_secs(1);
 
 /// Touched anonymous memory, given back when dropped.
 pub struct Ballast {
@@ -112,26 +121,21 @@ impl Neighbour {
                     }
                 }
             }),
+            // The agent alone, which is started below.
+            Disturbance::SmapsGentle => {}
             Disturbance::Smaps => {
                 let stop = n.stop.clone();
                 // Its rounds are not the neighbour's: the agent's are.
                 n.threads.push(std::thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
                         map_touch_unmap(SMALL, false);
-                        std::thread::sleep(Duration::from_millis(1));
+                        std::thread::sleep(MAP_EVERY);
                     }
                     histogram()
                 }));
-                n.agent = Some(
-                    Command::new(std::env::current_exe()?)
-                        .args([AGENT_COMMAND, &std::process::id().to_string()])
-                        .stdin(Stdio::piped())
-                        .stdout(Stdio::piped())
-                        .spawn()
-                        .context("cannot start the process that reads smaps_rollup")?,
-                );
             }
         }
+        n.agent = start_agent(std::process::id(), kind)?;
         Ok(Some(n))
     }
 
@@ -203,26 +207,51 @@ pub fn histogram() -> Histogram<u64> {
 /// The hidden subcommand that runs [`agent`].
 pub const AGENT_COMMAND: &str = "bench-smaps-agent";
 
-/// Reads `/proc/PID/smaps_rollup` in a loop until standard input ends, then prints how often per second, and the 99th
-/// percentile in microseconds.
-pub fn agent(pid: u32) -> anyhow::Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let told = stop.clone();
+/// Starts the process that reads the smaps_rollup of process `pid`, if the neighbour is one.
+pub(crate) fn start_agent(pid: u32, kind: Disturbance) -> anyhow::Result<Option<Child>> {
+    let Some(every) = kind.agent_every() else {
+        return Ok(None);
+    };
+    Command::new(std::env::current_exe()?)
+        .arg(AGENT_COMMAND)
+        .args([pid.to_string(), every.as_millis().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Some)
+        .context("cannot start the process that reads smaps_rollup")
+}
+
+/// Reads `/proc/PID/smaps_rollup` every so often (zero: in a loop without pause) until standard input ends, then prints how
+/// often per second, and the 99th percentile in microseconds.
+pub fn agent(pid: u32, every: Duration) -> anyhow::Result<()> {
+    let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _ = std::io::stdin().read(&mut [0]);
-        told.store(true, Ordering::Relaxed);
+        let _ = tell.send(());
     });
     let path = format!("/proc/{pid}/smaps_rollup");
     let mut times = histogram();
     let mut text = String::new();
     let start = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
+    for look in 1u32.. {
         let began = Instant::now();
         text.clear();
         std::fs::File::open(&path)
             .and_then(|mut f| f.read_to_string(&mut text))
             .with_context(|| format!("cannot read {path}"))?;
         times.saturating_record(began.elapsed().as_nanos() as u64);
+        let is_over = if every.is_zero() {
+            told.try_recv() != Err(TryRecvError::Empty)
+        } else {
+            // At equal distances, however long a look takes.
+            let next = start + every * look;
+            let pause = next.saturating_duration_since(Instant::now());
+            told.recv_timeout(pause) != Err(RecvTimeoutError::Timeout)
+        };
+        if is_over {
+            break;
+        }
     }
     writeln!(
         std::io::stdout(),

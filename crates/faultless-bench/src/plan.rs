@@ -1,14 +1,19 @@
 //! A whole run: which measurements, in what order, in which process; and the rows that come of them.
 //!
 //! Each setting (a scenario with a number of threads) has a process of its own, so that one cannot colour the next.
-//! Within it the contenders take turns, round by round, each round in another order.
+//! Within it come first the trials of contenders that have variants, then a round in which acquisitions of `mmap_lock` are
+//! counted, then the rounds whose times are reported. In these the contenders take turns, so that each is first equally
+//! often ([`order`](crate::order)).
 
-use crate::cell::{Bench, Cell, Measured, Setting, proc_number};
+use crate::cell::{Bench, Cell, Measured, Purpose, Setting, WRONG, proc_number};
 use crate::contender::{self, Kind};
 use crate::data;
 use crate::group::Group;
 use crate::machine::Machine;
-use crate::scenario::{Access, Scenario};
+use crate::neighbour::{AGENT_EVERY, BIG};
+use crate::order::{balanced_rounds, orders};
+use crate::scenario::{Access, Disturbance, PRESSURE_FRACTION, Scenario};
+use crate::spread::{Range, Ratio, median};
 use crate::unmodified::{self, Program};
 use anyhow::{Context, bail};
 use faultless::ByteSize;
@@ -20,8 +25,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The control group of the pressure scenarios has this part of the data as memory.
-const PRESSURE_FRACTION: u64 = 8;
 /// Of that, what the engine's budget leaves to the rest of the process: its page tables, stacks, heap and program.
 const PRESSURE_REST: u64 = 32 << 20;
 /// Smallest control group in which anything can be measured.
@@ -32,6 +35,9 @@ const PRESSURE_WARM: f64 = 8.0;
 const PRESSURE_LONGER: f64 = 2.0;
 /// Measurements with storage that answers late are this much longer.
 const LATENCY_LONGER: f64 = 2.5;
+/// So are measurements beside a gentle agent, rounded up to a whole number of its looks; and it looks so often at least.
+const GENTLE_LONGER: f64 = 2.5;
+const LOOKS_MIN: f64 = 2.0;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -44,8 +50,11 @@ pub struct Plan {
     pub threads: Option<usize>,
     /// Length of one measurement.
     pub seconds: f64,
-    /// Measurements of each contender in each setting; the row has their medians.
-    pub rounds: usize,
+    /// Timed measurements of each contender in each setting; the row has their medians. `None`: as many as let each
+    /// contender be first equally often.
+    pub rounds: Option<usize>,
+    /// Count acquisitions of `mmap_lock`, in a further round whose times are not reported, if that is possible here.
+    pub count_locks: bool,
     /// The data file.
     pub file: PathBuf,
     /// How much of it to use.
@@ -56,11 +65,40 @@ pub struct Plan {
     pub memory: ByteSize,
     /// Monitor threads of the userfaultfd; `None`: several numbers are tried.
     pub monitors: Option<usize>,
+    /// All measurements begin with this part of the pages, of so many; `None`: each round begins with another.
+    pub part: Option<(usize, usize)>,
     /// The data is served by a storage that answers after so long, in every scenario.
     pub storage_delay: Option<Duration>,
 }
 
-/// One line of the result: a contender in a setting. Figures are medians over the rounds.
+/// How far the rounds of a row lie apart: of each median, the least and the most.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spread {
+    /// Pages read per second.
+    pub reads_per_s: Range,
+    /// Median latency of a read, in microseconds.
+    pub p50_us: Range,
+    /// 99th percentile.
+    pub p99_us: Range,
+    /// 99.9th percentile.
+    pub p999_us: Range,
+    /// The longest of a round.
+    pub max_us: Range,
+    /// Processor seconds of the process.
+    pub cpu_s: Range,
+    /// Processor time of the process for each miss, in microseconds.
+    pub cpu_us_per_miss: Range,
+    /// Pages that the device delivered, divided by pages read.
+    pub device_reads_per_read: Range,
+    /// Rounds of the neighbour's loop per second.
+    pub neighbour_per_s: Option<Range>,
+    /// 99th percentile of a round of its loop.
+    pub neighbour_p99_us: Option<Range>,
+    /// Processor seconds of the process that looks on.
+    pub onlooker_cpu_s: Option<Range>,
+}
+
+/// One line of the result: a contender in a setting. Figures are medians over the timed rounds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// The scenario.
@@ -73,14 +111,20 @@ pub struct Row {
     pub threads: usize,
     /// Budget of the contenders that have one, in bytes. The pressure scenarios set it themselves, by the control group.
     pub memory: u64,
-    /// Measurements behind the row.
+    /// Timed measurements behind the row.
     pub rounds: usize,
+    /// In so many of them the contender was the first of its round.
+    pub first_in_rounds: usize,
     /// Seconds of one measurement.
     pub seconds: f64,
     /// Pages read in one measurement.
     pub reads: u64,
     /// Pages read per second.
     pub reads_per_s: f64,
+    /// The same in each round, by its number.
+    pub reads_per_s_by_round: Vec<(usize, f64)>,
+    /// How many times as fast as the baseline; null where that was not measured.
+    pub against_baseline: Option<Ratio>,
     /// Median latency of a read, in microseconds.
     pub p50_us: f64,
     /// 99th percentile.
@@ -95,7 +139,11 @@ pub struct Row {
     pub neighbour_p99_us: Option<f64>,
     /// Touches of absent pages in one measurement.
     pub misses: u64,
-    /// Acquisitions of `mmap_lock` by reader threads, divided by misses; null where they cannot be counted.
+    /// Misses of the round in which acquisitions of `mmap_lock` were counted, the first miss of each reader included; null
+    /// where there was no such round.
+    pub counted_misses: Option<u64>,
+    /// Acquisitions of `mmap_lock` by reader threads in that round, divided by those misses; null where they cannot be
+    /// counted.
     pub mmap_lock_per_miss: Option<f64>,
     /// The same for all threads of the process, the neighbour's included.
     pub mmap_lock_per_miss_process: Option<f64>,
@@ -103,6 +151,8 @@ pub struct Row {
     pub device_bytes: u64,
     /// Processor seconds of the process in one measurement, the neighbour's threads included.
     pub cpu_s: f64,
+    /// The same for each miss, in microseconds.
+    pub cpu_us_per_miss: f64,
     /// Processor seconds of the process that looks on, if one does, from its start to its end.
     pub onlooker_cpu_s: Option<f64>,
     /// The most memory that it had in any round, in bytes.
@@ -111,6 +161,8 @@ pub struct Row {
     pub onlooker_lost: Option<u64>,
     /// Pages that the device delivered, divided by pages read.
     pub device_reads_per_read: f64,
+    /// How far the rounds lie apart; null where there is one round.
+    pub spread: Option<Spread>,
     /// The latency at each of [`QUANTILES`](crate::cell::QUANTILES), in microseconds; in the hot scenarios of one load.
     pub latency_us: Vec<f64>,
     /// Of each round, reads per second in each interval of [`SAMPLE`](crate::cell::SAMPLE).
@@ -119,7 +171,7 @@ pub struct Row {
     pub over_budget_bytes: Option<u64>,
     /// Most memory that the process had beyond what it had before, in bytes.
     pub resident_max_bytes: u64,
-    /// Bytes that were not what they must be, in all rounds.
+    /// Bytes that were not what they must be, in all rounds, trials and the counted round included.
     pub wrong_bytes: u64,
 }
 
@@ -190,10 +242,7 @@ pub const WORKER_COMMAND: &str = "bench-worker";
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     setting: Setting,
-    /// With the variants that are tried.
-    contenders: Vec<(Kind, Vec<usize>)>,
-    first_round: usize,
-    rounds: usize,
+    cells: Vec<Cell>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -210,6 +259,14 @@ enum Message {
 
 impl Plan {
     fn settings(&self, scenario: Scenario) -> Vec<Setting> {
+        let seconds = match scenario.disturbance() {
+            Disturbance::SmapsGentle => {
+                let every = AGENT_EVERY.as_secs_f64();
+                let looks = (self.seconds * GENTLE_LONGER / every).ceil();
+                looks.max(LOOKS_MIN) * every
+            }
+            _ => self.seconds,
+        };
         let threads = match self.threads {
             Some(n) => vec![n],
             None => scenario.threads(),
@@ -238,9 +295,10 @@ impl Plan {
             .map(|threads| Setting {
                 scenario,
                 threads,
-                seconds: self.seconds * longer,
+                seconds: seconds * longer,
                 warm_seconds,
-                rounds: self.rounds,
+                // (Set when the turns are known.)
+                parts: 1,
                 file: self.file.clone(),
                 size: self.size.get(),
                 memory,
@@ -263,7 +321,7 @@ impl Plan {
         self.contenders.iter().copied().filter(suits).collect()
     }
 
-    /// The variants of a contender that are tried: the best is then measured in all rounds.
+    /// The variants of a contender that are tried: the fastest is then measured in all rounds.
     fn variants(&self, scenario: Scenario, kind: Kind) -> Vec<usize> {
         match kind {
             Kind::UffdMonitor => {
@@ -298,11 +356,73 @@ impl Plan {
         counts
     }
 
-    fn cells_of(&self, scenario: Scenario) -> usize {
-        self.contenders(scenario)
-            .iter()
-            .map(|&kind| self.rounds + self.variants(scenario, kind).len() - 1)
-            .sum()
+    /// Rounds that are timed.
+    fn rounds(&self, scenario: Scenario) -> usize {
+        self.rounds
+            .unwrap_or_else(|| balanced_rounds(self.contenders(scenario).len()))
+    }
+
+    /// All measurements of a setting, in order: trials of contenders that have variants, a round that is counted if
+    /// `counted`, and the rounds that are timed.
+    fn turns(&self, scenario: Scenario, threads: usize, counted: bool) -> Vec<Cell> {
+        let contenders: Vec<(Kind, Vec<usize>)> = self
+            .contenders(scenario)
+            .into_iter()
+            .map(|kind| (kind, self.variants(scenario, kind)))
+            .collect();
+        let mut turns = Vec::new();
+        // Each round begins with other pages, and so does each variant in its trial: the device may have a cache.
+        let mut part = 0;
+        for (kind, variants) in contenders.iter().filter(|(_, v)| v.len() > 1) {
+            for (place, &variant) in variants.iter().enumerate() {
+                turns.push(Cell {
+                    purpose: Purpose::Trial,
+                    kind: *kind,
+                    variant,
+                    round: 0,
+                    place,
+                    part: place,
+                });
+            }
+            part = part.max(variants.len());
+        }
+        let mut round_of = |purpose, round, order: &[usize]| {
+            for (place, &who) in order.iter().enumerate() {
+                let (kind, variants) = &contenders[who];
+                turns.push(Cell {
+                    purpose,
+                    kind: *kind,
+                    // (Where there are several, the one that wins its trial: see Trials.)
+                    variant: variants.first().copied().unwrap_or(0),
+                    round,
+                    place,
+                    part,
+                });
+            }
+            part += 1;
+        };
+        if counted {
+            let as_shown: Vec<usize> = (0..contenders.len()).collect();
+            round_of(Purpose::Counted, 0, &as_shown);
+        }
+        // The same for the same setting, and others for others.
+        let seed = ((scenario as u64) << 32) | threads as u64;
+        let orders = orders(contenders.len(), self.rounds(scenario), seed);
+        for (round, order) in orders.iter().enumerate() {
+            round_of(Purpose::Timed, round, order);
+        }
+        if let Some((part, _)) = self.part {
+            turns.iter_mut().for_each(|t| t.part = part);
+        }
+        turns
+    }
+
+    /// Into how many parts the pages are divided for these turns.
+    fn parts(&self, turns: &[Cell]) -> usize {
+        match self.part {
+            Some((_, of)) => of.max(1),
+            None => turns.iter().map(|t| t.part + 1).max().unwrap_or(1),
+        }
     }
 
     /// Runs everything.
@@ -324,7 +444,10 @@ impl Plan {
             }
         }
         let machine = Machine::look(&self.file);
-        if let Some(why) = &machine.mmap_lock_uncounted {
+        let counted = self.count_locks && machine.mmap_lock_uncounted.is_none();
+        if let Some(why) = &machine.mmap_lock_uncounted
+            && self.count_locks
+        {
             progress(Progress::Note(format!(
                 "acquisitions of mmap_lock are not counted: {why}"
             )));
@@ -349,7 +472,10 @@ impl Plan {
             })
             .flat_map(|&s| self.settings(s))
             .collect();
-        let total = settings.iter().map(|s| self.cells_of(s.scenario)).sum();
+        let total = settings
+            .iter()
+            .map(|s| self.turns(s.scenario, s.threads, counted).len())
+            .sum();
         let mut done = 0;
         for mut setting in settings {
             let storage = match self.delay(setting.scenario).map(|d| self.storage(d)) {
@@ -364,8 +490,10 @@ impl Plan {
             if let Some(storage) = &storage {
                 setting.file = storage.file();
             }
+            let turns = self.turns(setting.scenario, setting.threads, counted);
+            setting.parts = self.parts(&turns);
             let rows = self
-                .run_setting(&setting, &mut |label| {
+                .run_setting(&setting, &turns, &mut |label| {
                     progress(Progress::Cell(done.min(total), total, label));
                     done += 1;
                 })
@@ -430,7 +558,7 @@ impl Plan {
         }
         if scenario.pressure() && group < PRESSURE_MIN {
             bail!(
-                "an eighth of the data is {}, too little memory for a process; make --size at least {}",
+                "1/{PRESSURE_FRACTION} of the data is {}, too little memory for a process; make --size at least {}",
                 ByteSize::new(group),
                 ByteSize::new(PRESSURE_MIN * PRESSURE_FRACTION)
             );
@@ -445,7 +573,7 @@ impl Plan {
         }
         let available = proc_number("/proc/meminfo", "MemAvailable:") << 10;
         let scratch = if scenario == Scenario::Bigfree {
-            1 << 30
+            BIG as u64
         } else {
             0
         };
@@ -469,108 +597,84 @@ impl Plan {
     fn run_setting(
         &self,
         setting: &Setting,
+        turns: &[Cell],
         starting: &mut dyn FnMut(&str),
     ) -> anyhow::Result<Vec<(Option<Row>, Option<String>)>> {
         let contenders = self.contenders(setting.scenario);
-        let all: Vec<(Kind, Vec<usize>)> = contenders
-            .iter()
-            .map(|&kind| (kind, self.variants(setting.scenario, kind)))
-            .collect();
         let mut cells: Vec<(Cell, Measured)> = Vec::new();
         let mut failures: Vec<(Kind, String)> = Vec::new();
         if contenders.iter().all(|k| Kind::UNMODIFIED.contains(k)) {
-            self.run_programs(setting, &contenders, starting, &mut cells, &mut failures)?;
+            run_programs(setting, turns, starting, &mut cells, &mut failures)?;
         } else if setting.group_memory.is_none() {
             let order = Order {
                 setting: setting.clone(),
-                contenders: all,
-                first_round: 0,
-                rounds: self.rounds,
+                cells: turns.to_vec(),
             };
             run_order(&order, starting, &mut cells, &mut failures)?;
         } else {
-            let mut all = all;
-            for round in 0..self.rounds {
-                for (kind, variants) in &mut all {
-                    if failures.iter().any(|(k, _)| k == kind) {
-                        continue;
-                    }
-                    for &variant in &*variants {
-                        let order = Order {
-                            setting: setting.clone(),
-                            contenders: vec![(*kind, vec![variant])],
-                            first_round: round,
-                            rounds: 1,
-                        };
-                        // A process that the kernel ends for want of memory is this contender's result.
-                        if let Err(e) = run_order(&order, starting, &mut cells, &mut failures) {
-                            failures.push((*kind, format!("{e:#}")));
-                            break;
-                        }
-                    }
-                    if variants.len() > 1
-                        && let Some(best) = best_variant(*kind, &cells)
-                    {
-                        *variants = vec![best];
-                    }
+            let mut trials = Trials::default();
+            for turn in turns {
+                if failures.iter().any(|(k, _)| *k == turn.kind) {
+                    continue;
                 }
-                all.rotate_left(1);
+                let order = Order {
+                    setting: setting.clone(),
+                    cells: vec![trials.choose(turn.clone())],
+                };
+                let before = cells.len();
+                // A process that the kernel ends for want of memory is this contender's result.
+                if let Err(e) = run_order(&order, starting, &mut cells, &mut failures) {
+                    failures.push((turn.kind, format!("{e:#}")));
+                }
+                for (cell, m) in &cells[before..] {
+                    trials.note(cell, m);
+                }
             }
         }
-        let mut rows: Vec<_> = contenders
+        let mut rows: Vec<Row> = contenders
             .iter()
             .filter_map(|&kind| row(setting, kind, &cells))
-            .map(|r| (Some(r), None))
             .collect();
-        rows.extend(
-            failures
-                .into_iter()
-                .map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name())))),
-        );
-        Ok(rows)
+        compare(&mut rows);
+        // Without a row, nothing else tells of them.
+        for &kind in &contenders {
+            let of_kind = cells.iter().filter(|(c, _)| c.kind == kind);
+            let wrong: u64 = of_kind.map(|(_, m)| m.wrong_bytes).sum();
+            if wrong > 0 && !rows.iter().any(|r| r.contender == kind) {
+                failures.push((kind, format!("{WRONG}: {wrong} bytes")));
+            }
+        }
+        let failures = failures
+            .into_iter()
+            .map(|(kind, why)| (None, Some(format!("{}: {why}", kind.name()))));
+        Ok(rows
+            .into_iter()
+            .map(|r| (Some(r), None))
+            .chain(failures)
+            .collect())
     }
 }
 
-impl Plan {
-    /// Runs a program of its own, by turns.
-    fn run_programs(
-        &self,
-        setting: &Setting,
-        contenders: &[Kind],
-        starting: &mut dyn FnMut(&str),
-        cells: &mut Vec<(Cell, Measured)>,
-        failures: &mut Vec<(Kind, String)>,
-    ) -> anyhow::Result<()> {
-        let program = Program::new()?;
-        let mut order = contenders.to_vec();
-        for round in 0..self.rounds {
-            for kind in order.clone() {
-                starting(&format!(
-                    "{}, {} threads: {}",
-                    setting.scenario.name(),
-                    setting.threads,
-                    kind.name()
-                ));
-                let cell = Cell {
-                    kind,
-                    variant: 0,
-                    round,
-                };
-                match program.run(setting, kind, round) {
-                    Ok(m) => cells.push((cell, m)),
-                    Err(e) => {
-                        failures.push((kind, format!("{e:#}")));
-                        order.retain(|&k| k != kind);
-                    }
-                }
-            }
-            // Nobody always goes first.
-            if !order.is_empty() {
-                order.rotate_left(1);
-            }
+/// Runs a program of its own, by turns.
+fn run_programs(
+    setting: &Setting,
+    turns: &[Cell],
+    starting: &mut dyn FnMut(&str),
+    cells: &mut Vec<(Cell, Measured)>,
+    failures: &mut Vec<(Kind, String)>,
+) -> anyhow::Result<()> {
+    let program = Program::new()?;
+    for cell in turns {
+        if failures.iter().any(|(k, _)| *k == cell.kind) {
+            continue;
         }
-        Ok(())
+        starting(&label(setting, cell));
+        match program.run(setting, cell) {
+            Ok(m) => cells.push((cell.clone(), m)),
+            Err(e) => failures.push((cell.kind, format!("{e:#}"))),
+        }
     }
+    Ok(())
 }
 
 /// Has a process of its own do what is ordered.
@@ -601,12 +705,7 @@ fn run_order(
     let output = child.stdout.take().context("the worker has no output")?;
     for line in BufReader::new(output).lines() {
         match serde_json::from_str(&line?).context("the worker wrote something odd")? {
-            Message::Starting(cell) => starting(&format!(
-                "{}, {} threads: {}",
-                setting.scenario.name(),
-                setting.threads,
-                cell.kind.name()
-            )),
+            Message::Starting(cell) => starting(&label(setting, &cell)),
             Message::Measured(cell, m) => cells.push((cell, m)),
             Message::Failed(kind, why) => failures.push((kind, why)),
         }
@@ -618,49 +717,84 @@ fn run_order(
     Ok(())
 }
 
-/// The fastest of the variants that were measured.
-fn best_variant(kind: Kind, cells: &[(Cell, Measured)]) -> Option<usize> {
-    let speed = |m: &Measured| m.reads as f64 / m.seconds.max(1e-9);
-    cells
-        .iter()
-        .filter(|(c, _)| c.kind == kind)
-        .max_by(|(_, a), (_, b)| speed(a).total_cmp(&speed(b)))
-        .map(|(c, _)| c.variant)
-}
+/// Which variant of each contender was the fastest in its trial.
+#[derive(Debug, Default)]
+struct Trials(Vec<(Kind, usize, f64)>);
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => values[n / 2],
-        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+impl Trials {
+    /// Takes note of a measurement, if it is a trial.
+    fn note(&mut self, cell: &Cell, m: &Measured) {
+        if cell.purpose == Purpose::Trial {
+            let speed = m.reads as f64 / m.seconds.max(1e-9);
+            self.0.push((cell.kind, cell.variant, speed));
+        }
+    }
+
+    /// The same measurement with the variant that won, if there was a trial.
+    fn choose(&self, mut cell: Cell) -> Cell {
+        if cell.purpose != Purpose::Trial
+            && let Some((_, variant, _)) = self
+                .0
+                .iter()
+                .filter(|t| t.0 == cell.kind)
+                .max_by(|a, b| a.2.total_cmp(&b.2))
+        {
+            cell.variant = *variant;
+        }
+        cell
     }
 }
 
-/// The medians of a contender's measurements: of the best variant, where there are several.
+/// What is being measured, for whoever shows progress.
+fn label(setting: &Setting, cell: &Cell) -> String {
+    format!(
+        "{}, {} threads: {}{}",
+        setting.scenario.name(),
+        setting.threads,
+        cell.kind.name(),
+        match cell.purpose {
+            Purpose::Trial => ", a trial",
+            Purpose::Counted => ", counting mmap_lock",
+            Purpose::Timed => "",
+        }
+    )
+}
+
+/// Whether a contender was the first in the round of a measurement. (A contender that failed is in no round.)
+fn is_first(cell: &Cell, cells: &[(Cell, Measured)]) -> bool {
+    !cells.iter().any(|(other, _)| {
+        other.purpose == cell.purpose && other.round == cell.round && other.place < cell.place
+    })
+}
+
+/// The medians of a contender's timed measurements.
 fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row> {
-    let of_kind: Vec<_> = cells.iter().filter(|(c, _)| c.kind == kind).collect();
-    // The variant that was measured in all rounds is the one that won the first; with one round, the fastest.
-    let rank = |m: usize| {
-        let cells = of_kind.iter().filter(|(c, _)| c.variant == m);
-        let reads = cells.clone().map(|(_, m)| m.reads).max();
-        (cells.count(), reads)
-    };
-    let variant = of_kind
-        .iter()
-        .map(|(c, _)| c.variant)
-        .max_by_key(|&m| rank(m))?;
-    let ms: Vec<&Measured> = of_kind
-        .iter()
-        .filter(|(c, _)| c.variant == variant)
-        .map(|(_, m)| m)
+    fn counted_misses(m: &Measured) -> u64 {
+        m.misses + m.first_misses
+    }
+    let of_kind = || cells.iter().filter(move |(c, _)| c.kind == kind);
+    let timed: Vec<&(Cell, Measured)> = of_kind()
+        .filter(|(c, _)| c.purpose == Purpose::Timed)
         .collect();
+    let variant = timed.first()?.0.variant;
+    let ms: Vec<&Measured> = timed.iter().map(|(_, m)| m).collect();
+    let counted: Option<&Measured> = of_kind()
+        .find(|(c, _)| c.purpose == Purpose::Counted)
+        .map(|(_, m)| m);
     let med = |f: &dyn Fn(&Measured) -> f64| median(ms.iter().map(|m| f(m)).collect());
     let med_if = |f: &dyn Fn(&Measured) -> Option<f64>| {
         let values: Vec<f64> = ms.iter().filter_map(|m| f(m)).collect();
         (!values.is_empty()).then(|| median(values))
     };
-    let per_miss = |m: &Measured, locks: Option<u64>| Some(locks? as f64 / m.misses.max(1) as f64);
+    let range = |f: &dyn Fn(&Measured) -> f64| Range::of(ms.iter().map(|m| f(m)));
+    let range_if = |f: &dyn Fn(&Measured) -> Option<f64>| Range::of(ms.iter().filter_map(|m| f(m)));
+    let per_miss = |locks: &dyn Fn(&Measured) -> Option<u64>| {
+        let m = counted?;
+        Some(locks(m)? as f64 / counted_misses(m).max(1) as f64)
+    };
+    let speed = |m: &Measured| m.reads as f64 / m.seconds;
+    let cpu_us = |m: &Measured| m.cpu_s * 1e6 / m.misses.max(1) as f64;
+    let device = |m: &Measured| m.device_bytes as f64 / PAGE as f64 / m.reads.max(1) as f64;
     Some(Row {
         scenario: setting.scenario,
         contender: kind,
@@ -672,9 +806,12 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         threads: setting.threads,
         memory: setting.memory,
         rounds: ms.len(),
+        first_in_rounds: timed.iter().filter(|(c, _)| is_first(c, cells)).count(),
         seconds: med(&|m| m.seconds),
         reads: med(&|m| m.reads as f64) as u64,
-        reads_per_s: med(&|m| m.reads as f64 / m.seconds),
+        reads_per_s: med(&speed),
+        reads_per_s_by_round: timed.iter().map(|(c, m)| (c.round, speed(m))).collect(),
+        against_baseline: None,
         p50_us: med(&|m| m.p50_us),
         p99_us: med(&|m| m.p99_us),
         p999_us: med(&|m| m.p999_us),
@@ -682,10 +819,12 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         neighbour_per_s: med_if(&|m| m.neighbour_per_s),
         neighbour_p99_us: med_if(&|m| m.neighbour_p99_us),
         misses: med(&|m| m.misses as f64) as u64,
-        mmap_lock_per_miss: med_if(&|m| per_miss(m, m.locks_readers)),
-        mmap_lock_per_miss_process: med_if(&|m| per_miss(m, m.locks_process)),
+        counted_misses: counted.map(counted_misses),
+        mmap_lock_per_miss: per_miss(&|m| m.locks_readers),
+        mmap_lock_per_miss_process: per_miss(&|m| m.locks_process),
         device_bytes: med(&|m| m.device_bytes as f64) as u64,
         cpu_s: med(&|m| m.cpu_s),
+        cpu_us_per_miss: med(&cpu_us),
         onlooker_cpu_s: med_if(&|m| m.onlooker_cpu_s),
         onlooker_resident_bytes: ms.iter().filter_map(|m| m.onlooker_resident_bytes).max(),
         onlooker_lost: ms.iter().map(|m| m.onlooker_lost).sum(),
@@ -694,14 +833,86 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
             (0..points).map(|i| med(&|m| m.latency_us[i])).collect()
         },
         reads_over_time: ms.iter().map(|m| m.reads_over_time.clone()).collect(),
-        device_reads_per_read: med(&|m| {
-            m.device_bytes as f64 / PAGE as f64 / m.reads.max(1) as f64
-        }),
+        device_reads_per_read: med(&device),
+        spread: (ms.len() > 1)
+            .then(|| {
+                Some(Spread {
+                    reads_per_s: range(&speed)?,
+                    p50_us: range(&|m| m.p50_us)?,
+                    p99_us: range(&|m| m.p99_us)?,
+                    p999_us: range(&|m| m.p999_us)?,
+                    max_us: range(&|m| m.max_us)?,
+                    cpu_s: range(&|m| m.cpu_s)?,
+                    cpu_us_per_miss: range(&cpu_us)?,
+                    device_reads_per_read: range(&device)?,
+                    neighbour_per_s: range_if(&|m| m.neighbour_per_s),
+                    neighbour_p99_us: range_if(&|m| m.neighbour_p99_us),
+                    onlooker_cpu_s: range_if(&|m| m.onlooker_cpu_s),
+                })
+            })
+            .flatten(),
         over_budget_bytes: ms.iter().filter_map(|m| m.over_budget_bytes).max(),
         resident_max_bytes: ms.iter().map(|m| m.resident_max_bytes).max().unwrap_or(0),
-        // Of all variants: no wrong byte goes unreported.
-        wrong_bytes: of_kind.iter().map(|(_, m)| m.wrong_bytes).sum(),
+        // Of trials and of the counted round as well: no wrong byte goes unreported.
+        wrong_bytes: of_kind().map(|(_, m)| m.wrong_bytes).sum(),
     })
+}
+
+/// Sets each row of a setting beside the row of the baseline.
+fn compare(rows: &mut [Row]) {
+    let Some(baseline) = rows.iter().find(|r| r.contender.is_baseline()) else {
+        return;
+    };
+    let baseline = baseline.reads_per_s_by_round.clone();
+    for row in rows {
+        row.against_baseline = Ratio::of(&row.reads_per_s_by_round, &baseline);
+    }
+}
+
+/// How the rows of a setting came about, for a line beneath their table.
+pub fn about_rounds(rows: &[Row]) -> String {
+    let Some(first) = rows.first() else {
+        return String::new();
+    };
+    let rounds = rows.iter().map(|r| r.rounds).max().unwrap_or(0);
+    let mut text = match rounds {
+        1 => format!(
+            "One round of {:.1} s: it says nothing of how far rounds differ.",
+            first.seconds
+        ),
+        n => format!(
+            "Medians of {n} rounds of {:.1} s; beneath each, the least and the most of them.",
+            first.seconds
+        ),
+    };
+    if rows.len() > 1 {
+        let firsts: Vec<String> = rows
+            .iter()
+            .map(|r| format!("{} in {}", r.contender.name(), r.first_in_rounds))
+            .collect();
+        if rows
+            .iter()
+            .all(|r| r.first_in_rounds == first.first_in_rounds)
+        {
+            text += &format!(
+                " Each contender was first in {} of them.",
+                first.first_in_rounds
+            );
+        } else {
+            text += &format!(
+                " The contenders were not first equally often: {}",
+                firsts.join(", ")
+            );
+            if !rounds.is_multiple_of(rows.len()) {
+                text += &format!(" (--rounds {} would do)", balanced_rounds(rows.len()));
+            }
+            text.push('.');
+        }
+    }
+    if rows.iter().any(|r| r.mmap_lock_per_miss.is_some()) {
+        text += " mmap_lock was counted in a further round, whose times are in no figure.";
+    }
+    text
 }
 
 /// The worker's side: reads an order from standard input, measures, and reports on standard output.
@@ -720,40 +931,23 @@ pub fn work() -> anyhow::Result<()> {
         Ok(())
     };
     let bench = Bench::new(order.setting)?;
-    let mut contenders = order.contenders;
-    for round in order.first_round..order.first_round + order.rounds {
-        let mut broken = Vec::new();
-        for (kind, variants) in &mut contenders {
-            let kind = *kind;
-            let mut best = (-1.0, variants.first().copied().unwrap_or(0));
-            for &variant in &*variants {
-                let cell = Cell {
-                    kind,
-                    variant,
-                    round,
-                };
-                say(&Message::Starting(cell.clone()))?;
-                match bench.run(&cell) {
-                    Ok(m) => {
-                        let speed = m.reads as f64 / m.seconds;
-                        if speed > best.0 {
-                            best = (speed, variant);
-                        }
-                        say(&Message::Measured(cell, m))?;
-                    }
-                    Err(e) => {
-                        say(&Message::Failed(kind, format!("{e:#}")))?;
-                        broken.push(kind);
-                        break;
-                    }
-                }
-            }
-            *variants = vec![best.1];
+    let mut trials = Trials::default();
+    let mut broken: Vec<Kind> = Vec::new();
+    for cell in order.cells {
+        if broken.contains(&cell.kind) {
+            continue;
         }
-        contenders.retain(|(k, _)| !broken.contains(k));
-        // Nobody always goes first.
-        if !contenders.is_empty() {
-            contenders.rotate_left(1);
+        let cell = trials.choose(cell);
+        say(&Message::Starting(cell.clone()))?;
+        match bench.run(&cell) {
+            Ok(m) => {
+                trials.note(&cell, &m);
+                say(&Message::Measured(cell, m))?;
+            }
+            Err(e) => {
+                say(&Message::Failed(cell.kind, format!("{e:#}")))?;
+                broken.push(cell.kind);
+            }
         }
     }
     Ok(())
@@ -763,52 +957,210 @@ pub fn work() -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_row_has_the_medians_of_the_variant_that_won() {
-        let setting = Setting {
+    fn plan(contenders: &[Kind], rounds: Option<usize>) -> Plan {
+        Plan {
+            scenarios: Vec::new(),
+            contenders: contenders.to_vec(),
+            threads: Some(4),
+            seconds: 0.8,
+            rounds,
+            count_locks: true,
+            file: PathBuf::new(),
+            size: ByteSize::gib(4),
+            warm: false,
+            memory: ByteSize::gib(2),
+            monitors: Some(16),
+            part: None,
+            storage_delay: None,
+        }
+    }
+
+    fn setting() -> Setting {
+        Setting {
             scenario: Scenario::Quiet,
             threads: 4,
             seconds: 1.0,
             warm_seconds: 0.0,
             group_memory: None,
-            rounds: 3,
+            parts: 3,
             file: PathBuf::new(),
             size: 0,
             memory: 0,
+        }
+    }
+
+    /// A measurement of a second.
+    fn cell(
+        purpose: Purpose,
+        kind: Kind,
+        round: usize,
+        place: usize,
+        reads: u64,
+    ) -> (Cell, Measured) {
+        let m = Measured {
+            seconds: 1.0,
+            reads,
+            p99_us: reads as f64,
+            misses: 8,
+            first_misses: 2,
+            locks_readers: (purpose == Purpose::Counted).then_some(5),
+            wrong_bytes: 1,
+            ..Measured::default()
         };
-        let cell = |variant, round, reads| {
-            let m = Measured {
-                seconds: 1.0,
-                reads,
-                misses: 10,
-                locks_readers: Some(5),
-                ..Measured::default()
-            };
-            (
-                Cell {
-                    kind: Kind::UffdMonitor,
-                    variant,
-                    round,
-                },
-                m,
-            )
+        let cell = Cell {
+            purpose,
+            kind,
+            variant: 16,
+            round,
+            place,
+            part: round,
         };
+        (cell, m)
+    }
+
+    #[test]
+    fn a_row_has_the_medians_of_the_timed_rounds_and_the_locks_of_the_counted_one() {
+        use Purpose::{Counted, Timed, Trial};
+        let uffd = |purpose, round, reads| cell(purpose, Kind::UffdMonitor, round, 0, reads);
         let cells = [
-            cell(2, 0, 50),
-            cell(16, 0, 70),
-            cell(48, 0, 60),
-            cell(16, 1, 90),
-            cell(16, 2, 10),
+            uffd(Trial, 0, 1_000),
+            // Counting is slow, and must not show.
+            uffd(Counted, 0, 1),
+            uffd(Timed, 0, 70),
+            uffd(Timed, 1, 90),
+            uffd(Timed, 2, 80),
         ];
-        let r = row(&setting, Kind::UffdMonitor, &cells).expect("measured");
+        let r = row(&setting(), Kind::UffdMonitor, &cells).expect("measured");
         assert_eq!(
-            (r.variant.as_str(), r.rounds, r.reads),
-            ("monitors=16", 3, 70)
+            (r.variant.as_str(), r.rounds, r.reads, r.first_in_rounds),
+            ("monitors=16", 3, 80, 3)
         );
+        let spread = r.spread.expect("three rounds");
+        assert_eq!(
+            (spread.reads_per_s.min, spread.reads_per_s.max),
+            (70.0, 90.0)
+        );
+        assert_eq!((spread.p99_us.min, spread.p99_us.max), (70.0, 90.0));
+        assert_eq!(r.reads_over_time.len(), 3);
+        // The first miss of each reader is among the misses: 5 of 8 + 2.
         assert_eq!(
             (r.mmap_lock_per_miss, r.mmap_lock_per_miss_process),
             (Some(0.5), None)
         );
-        assert!(row(&setting, Kind::Mmap, &cells).is_none());
+        assert_eq!((r.counted_misses, r.misses), (Some(10), 8));
+        assert_eq!(r.wrong_bytes, 5);
+        assert!(row(&setting(), Kind::Mmap, &cells).is_none());
+        assert!(row(&setting(), Kind::UffdMonitor, &cells[..2]).is_none());
+        // Where nothing is counted.
+        let r = row(&setting(), Kind::UffdMonitor, &cells[2..]).expect("measured");
+        assert_eq!((r.mmap_lock_per_miss, r.counted_misses), (None, None));
+        let r = row(&setting(), Kind::UffdMonitor, &cells[4..]).expect("measured");
+        assert_eq!(r.spread, None);
+    }
+
+    #[test]
+    fn each_contender_is_first_in_equally_many_timed_rounds() {
+        for (scenario, of, rounds) in [
+            (Scenario::Quiet, &Kind::ALL[..], 4),
+            (Scenario::Scan, &Kind::ALL[..], 3),
+            (Scenario::PressureZipf, &Kind::ALL[..], 4),
+            (Scenario::Smaps, &Kind::UNMODIFIED[..], 4),
+            (Scenario::Quiet, &Kind::OBSERVED[..], 4),
+        ] {
+            let plan = plan(of, None);
+            let turns = plan.turns(scenario, 16, true);
+            let contenders = plan.contenders(scenario);
+            for kind in &contenders {
+                let first = |t: &&Cell| t.purpose == Purpose::Timed && t.place == 0;
+                let times = turns
+                    .iter()
+                    .filter(first)
+                    .filter(|t| t.kind == *kind)
+                    .count();
+                assert_eq!(times, rounds / contenders.len(), "{scenario:?} {kind:?}");
+            }
+            let timed = turns.iter().filter(|t| t.purpose == Purpose::Timed);
+            assert_eq!(timed.count(), rounds * contenders.len());
+        }
+    }
+
+    #[test]
+    fn the_counted_round_is_apart_and_reads_other_pages() {
+        let plan = plan(&Kind::ALL, Some(2));
+        let turns = plan.turns(Scenario::Quiet, 16, true);
+        let purposes: Vec<Purpose> = turns.iter().map(|t| t.purpose).collect();
+        assert_eq!(purposes[..4], [Purpose::Counted; 4]);
+        assert_eq!(purposes[4..], [Purpose::Timed; 8]);
+        let parts: Vec<usize> = turns.iter().step_by(4).map(|t| t.part).collect();
+        assert_eq!((parts, plan.parts(&turns)), (vec![0, 1, 2], 3));
+        let turns = plan.turns(Scenario::Quiet, 16, false);
+        assert!(turns.iter().all(|t| t.purpose == Purpose::Timed));
+        // As validate has it: one round, of pages that it names.
+        let plan = Plan {
+            part: Some((2, 5)),
+            ..plan
+        };
+        assert!(turns.len() == 8 && plan.parts(&turns) == 5);
+        assert_eq!(plan.turns(Scenario::Quiet, 16, false)[0].part, 2);
+    }
+
+    #[test]
+    fn a_trial_decides_and_is_not_among_the_rounds() {
+        let plan = plan(&Kind::ALL, None);
+        let turns = plan.turns(Scenario::PressureUniform, 16, true);
+        let trials = turns.iter().filter(|t| t.purpose == Purpose::Trial);
+        let trials: Vec<_> = trials.map(|t| (t.kind, t.variant, t.part)).collect();
+        assert_eq!(trials, [(Kind::Mmap, 0, 0), (Kind::Mmap, 1, 1)]);
+        assert_eq!(turns[2].part, 2);
+        let mut chosen = Trials::default();
+        for (turn, reads) in turns.iter().zip([10, 20, 5]) {
+            let m = Measured {
+                seconds: 1.0,
+                reads,
+                ..Measured::default()
+            };
+            chosen.note(turn, &m);
+        }
+        for turn in turns {
+            let (kind, purpose, planned) = (turn.kind, turn.purpose, turn.variant);
+            let variant = chosen.choose(turn).variant;
+            match (kind, purpose) {
+                (Kind::Mmap, Purpose::Counted | Purpose::Timed) => assert_eq!(variant, 1),
+                _ => assert_eq!(variant, planned),
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_set_beside_the_baseline_round_by_round() {
+        let mut cells = Vec::new();
+        for (round, mmap, ours) in [(0, 100, 110), (1, 200, 190)] {
+            cells.push(cell(Purpose::Timed, Kind::Mmap, round, round, mmap));
+            cells.push(cell(
+                Purpose::Timed,
+                Kind::Faultless,
+                round,
+                1 - round,
+                ours,
+            ));
+        }
+        let row = |kind| row(&setting(), kind, &cells).expect("measured");
+        let mut rows = [row(Kind::Mmap), row(Kind::Faultless)];
+        compare(&mut rows);
+        let ratio = rows[1].against_baseline.expect("a ratio");
+        assert_eq!(ratio.text(), "≈ 1");
+        assert_eq!(ratio.spread().as_deref(), Some("0.95–1.10"));
+        let text = about_rounds(&rows);
+        assert!(
+            text.contains("Each contender was first in 1 of them."),
+            "{text}"
+        );
+        rows[0].first_in_rounds = 2;
+        rows.iter_mut().for_each(|r| r.rounds = 3);
+        let text = about_rounds(&rows);
+        assert!(text.contains("mmap in 2, faultless in 1"), "{text}");
+        assert!(text.contains("--rounds 4 would do"), "{text}");
+        let text = about_rounds(&rows[..0]);
+        assert!(text.is_empty());
     }
 }

@@ -1,6 +1,16 @@
 //! Scenarios: what is read, in what order, beside whom, and on what terms.
 
+use crate::cell::{SCAN_SHARE, THETA};
+use crate::neighbour::{AGENT_EVERY, BIG, CHURN_THREADS, MAP_EVERY, SMALL};
+use faultless::ByteSize;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The control group of the pressure scenarios has this part of the data as memory.
+pub const PRESSURE_FRACTION: u64 = 8;
+/// Touched memory beside an agent that reads smaps_rollup, and beside a thread that forks.
+const SMAPS_BALLAST: u64 = 6 << 30;
+const FORK_BALLAST: u64 = 1 << 30;
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -10,10 +20,13 @@ pub enum Scenario {
     Quiet,
     /// Cold random reads beside eight threads that mmap, touch and munmap 64 KiB in a loop: an allocator under load.
     Churn,
-    /// Cold random reads while another process reads `/proc/PID/smaps_rollup` in a loop, this one holds 6 GiB of touched
-    /// memory, and one thread maps and unmaps 64 KiB every millisecond: a metrics agent beside a service.
+    /// Cold random reads while another process reads `/proc/PID/smaps_rollup` in a loop without pause, this one holds 6 GiB
+    /// of touched memory, and one thread maps and unmaps 64 KiB every millisecond: the most eager metrics agent beside a
+    /// service.
     Smaps,
-    /// Cold random reads beside a thread that forks, and waits for a child that exits at once, in a loop, with 1 GiB
+    /// The same with an agent that looks once a second, and without the thread that maps: an ordinary metrics agent.
+    SmapsGentle,
+    /// Cold random reads beside a thread that forks, and waits for a child that exits immediately, in a loop, with 1 GiB
     /// touched.
     Fork,
     /// Cold random reads beside a thread that allocates, touches and frees 1 GiB in a loop: a hash table that grows.
@@ -64,8 +77,10 @@ pub enum Disturbance {
     None,
     /// Threads that map and unmap.
     Churn,
-    /// A process that reads smaps_rollup.
+    /// A process that reads smaps_rollup without pause, and a thread that maps and unmaps.
     Smaps,
+    /// A process that reads smaps_rollup once a second.
+    SmapsGentle,
     /// A thread that forks.
     Fork,
     /// A thread that frees a gibibyte at a time.
@@ -74,12 +89,49 @@ pub enum Disturbance {
     Writer,
 }
 
+impl Disturbance {
+    /// How often another process reads this one's smaps_rollup, if one does; zero: without pause.
+    pub fn agent_every(self) -> Option<Duration> {
+        match self {
+            Disturbance::Smaps => Some(Duration::ZERO),
+            Disturbance::SmapsGentle => Some(AGENT_EVERY),
+            _ => None,
+        }
+    }
+}
+
+/// A time between two events of a kind, in words.
+fn each(time: Duration) -> String {
+    if time.is_zero() {
+        "without pause".to_owned()
+    } else if time == Duration::from_secs(1) {
+        "once a second".to_owned()
+    } else if time == Duration::from_millis(1) {
+        "each millisecond".to_owned()
+    } else {
+        format!("every {}", span(time))
+    }
+}
+
+/// A time in the largest unit in which it is a whole number.
+fn span(time: Duration) -> String {
+    let us = time.as_micros();
+    if us.is_multiple_of(1_000_000) {
+        format!("{} s", us / 1_000_000)
+    } else if us.is_multiple_of(1_000) {
+        format!("{} ms", us / 1_000)
+    } else {
+        format!("{us} µs")
+    }
+}
+
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 14] = [
+    pub const ALL: [Scenario; 15] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
+        Scenario::SmapsGentle,
         Scenario::Fork,
         Scenario::Bigfree,
         Scenario::PressureUniform,
@@ -94,10 +146,11 @@ impl Scenario {
     ];
 
     /// Those that show what mmap_lock costs, and what it costs not to take it.
-    pub const ABOUT_THE_LOCK: [Scenario; 5] = [
+    pub const ABOUT_THE_LOCK: [Scenario; 6] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
+        Scenario::SmapsGentle,
         Scenario::Fork,
         Scenario::Bigfree,
     ];
@@ -108,6 +161,7 @@ impl Scenario {
             Scenario::Quiet => "quiet",
             Scenario::Churn => "churn",
             Scenario::Smaps => "smaps",
+            Scenario::SmapsGentle => "smaps-gentle",
             Scenario::Fork => "fork",
             Scenario::Bigfree => "bigfree",
             Scenario::PressureUniform => "pressure, uniform",
@@ -122,47 +176,78 @@ impl Scenario {
         }
     }
 
-    /// What it stands for, in a line.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Scenario::Quiet => "random reads, nothing else",
+    /// What is read, and what the neighbour does, in a line: with the numbers that are in force.
+    ///
+    /// `size` is how much data is used; `delay` is how long the storage takes to answer in every scenario, if it is not the
+    /// disk.
+    pub fn describe(self, size: ByteSize, delay: Option<Duration>) -> String {
+        let small = ByteSize::new(SMALL as u64);
+        let big = ByteSize::new(BIG as u64);
+        let held = ByteSize::new(self.ballast());
+        let group = format!(
+            "in a control group of {}, 1/{PRESSURE_FRACTION} of the data",
+            ByteSize::new(size.get() / PRESSURE_FRACTION)
+        );
+        let churn = format!(
+            "{CHURN_THREADS} threads of the process that each map, touch and unmap {small} in a loop without pause"
+        );
+        let agent = match self.disturbance().agent_every() {
+            None => String::new(),
+            Some(every) => format!(
+                "another process that reads this one's /proc/PID/smaps_rollup {}{}, with {held} touched",
+                if every.is_zero() { "in a loop " } else { "" },
+                each(every)
+            ),
+        };
+        let text = match self {
+            Scenario::Quiet => "random reads of cold pages, beside nobody".to_owned(),
             Scenario::Churn => {
-                "8 threads mmap, touch and munmap 64 KiB in a loop (an allocator under load)"
+                format!("random reads of cold pages beside {churn} (an allocator under load)")
             }
-            Scenario::Smaps => {
-                "another process reads /proc/PID/smaps_rollup in a loop (a metrics agent)"
+            Scenario::Smaps => format!(
+                "random reads of cold pages beside {agent}, and a thread that maps and unmaps {small} {} (the most eager of metrics agents)",
+                each(MAP_EVERY)
+            ),
+            Scenario::SmapsGentle => {
+                format!("random reads of cold pages beside {agent} (an ordinary metrics agent)")
             }
-            Scenario::Fork => "a thread forks and waits in a loop, with 1 GiB touched",
-            Scenario::Bigfree => {
-                "a thread allocates, touches and frees 1 GiB in a loop (a growing hash table)"
-            }
-            Scenario::PressureUniform => "random reads in a control group of an eighth of the data",
-            Scenario::PressureZipf => {
-                "Zipf (theta 0.99) in a control group of an eighth of the data"
-            }
-            Scenario::PressureScan => {
-                "Zipf (theta 0.99) with a scan beside it, in a control group of an eighth of the data"
-            }
-            Scenario::Scan => "all of the data once, in order, by words",
+            Scenario::Fork => format!(
+                "random reads of cold pages beside a thread that forks, and waits for a child that exits immediately, in a loop without pause, with {held} touched"
+            ),
+            Scenario::Bigfree => format!(
+                "random reads of cold pages beside a thread that maps, touches and unmaps {big} in a loop without pause (a growing hash table)"
+            ),
+            Scenario::PressureUniform => format!("random reads {group}"),
+            Scenario::PressureZipf => format!("Zipf (theta {THETA}) {group}"),
+            Scenario::PressureScan => format!(
+                "Zipf (theta {THETA}) with a scan beside it, which does one read of {SCAN_SHARE}, {group}"
+            ),
+            Scenario::Scan => format!("all of the data ({size}) once, in order, by words"),
             Scenario::HotInOrder => {
-                "random 8-byte loads from resident pages that were read in order"
+                "random 8-byte loads from resident pages that were read in order".to_owned()
             }
             Scenario::HotAtRandom => {
-                "random 8-byte loads from resident pages that were read at random"
+                "random 8-byte loads from resident pages that were read at random".to_owned()
             }
-            Scenario::Latency5 => "storage that answers after 5 ms, beside churn",
-            Scenario::Latency50 => "storage that answers after 50 ms, beside churn",
+            Scenario::Latency5 | Scenario::Latency50 => {
+                format!("random reads of cold pages beside {churn}")
+            }
             Scenario::Writer => {
-                "all pages are in memory; halfway somebody opens the file for writing (its p99: how long that took)"
+                "random reads of pages that are all in memory; halfway somebody opens the file for writing (its p99: how long that took)".to_owned()
             }
+        };
+        let own = self.storage_delay_us().map(Duration::from_micros);
+        match own.or(delay) {
+            Some(delay) => format!("{text}; storage that answers after {}", span(delay)),
+            None => text,
         }
     }
 
     /// Touched memory that the process holds during all measurements of the scenario, in bytes.
     pub fn ballast(self) -> u64 {
         match self {
-            Scenario::Smaps => 6 << 30,
-            Scenario::Fork => 1 << 30,
+            Scenario::Smaps | Scenario::SmapsGentle => SMAPS_BALLAST,
+            Scenario::Fork => FORK_BALLAST,
             _ => 0,
         }
     }
@@ -185,6 +270,7 @@ impl Scenario {
         match self {
             Scenario::Churn | Scenario::Latency5 | Scenario::Latency50 => Disturbance::Churn,
             Scenario::Smaps => Disturbance::Smaps,
+            Scenario::SmapsGentle => Disturbance::SmapsGentle,
             Scenario::Fork => Disturbance::Fork,
             Scenario::Bigfree => Disturbance::Bigfree,
             Scenario::Writer => Disturbance::Writer,
@@ -223,6 +309,70 @@ impl Scenario {
             }
             Scenario::Latency5 | Scenario::Latency50 => vec![64],
             _ => vec![16],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn title(scenario: Scenario) -> String {
+        scenario.describe(ByteSize::gib(4), None)
+    }
+
+    #[test]
+    fn a_title_says_what_the_neighbour_does() {
+        let smaps = title(Scenario::Smaps);
+        for part in [
+            "in a loop without pause",
+            "6 GiB",
+            "64 KiB each millisecond",
+        ] {
+            assert!(smaps.contains(part), "{smaps}");
+        }
+        let gentle = title(Scenario::SmapsGentle);
+        assert!(
+            gentle.contains("once a second") && gentle.contains("6 GiB"),
+            "{gentle}"
+        );
+        assert!(!gentle.contains("thread"), "{gentle}");
+        for scenario in Scenario::ALL {
+            let ballast = ByteSize::new(scenario.ballast());
+            let says = title(scenario).contains(&ballast.to_string());
+            assert!(says || scenario.ballast() == 0, "{}", title(scenario));
+        }
+    }
+
+    #[test]
+    fn a_title_has_the_numbers_in_force() {
+        let title = Scenario::PressureZipf.describe(ByteSize::gib(16), None);
+        assert!(title.contains("2 GiB, 1/8 of the data"), "{title}");
+        let slow = Some(Duration::from_micros(500));
+        let title = Scenario::Quiet.describe(ByteSize::gib(4), slow);
+        assert!(
+            title.ends_with("storage that answers after 500 µs"),
+            "{title}"
+        );
+        let title = Scenario::Latency5.describe(ByteSize::gib(4), slow);
+        assert!(
+            title.ends_with("storage that answers after 5 ms"),
+            "{title}"
+        );
+    }
+
+    #[test]
+    fn times_are_told_in_words() {
+        assert_eq!(each(Duration::ZERO), "without pause");
+        assert_eq!(each(Duration::from_secs(1)), "once a second");
+        assert_eq!(each(Duration::from_secs(5)), "every 5 s");
+        assert_eq!(each(Duration::from_micros(1500)), "every 1500 µs");
+    }
+
+    #[test]
+    fn the_gentle_agent_is_run_where_the_eager_one_is() {
+        for all in [&Scenario::ALL[..], &Scenario::ABOUT_THE_LOCK[..]] {
+            assert!(all.contains(&Scenario::Smaps) && all.contains(&Scenario::SmapsGentle));
         }
     }
 }

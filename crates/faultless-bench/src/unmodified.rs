@@ -1,9 +1,9 @@
 //! A plain program in C, by itself and under `faultless run`: what a program gains that was not changed.
 
-use crate::cell::{Measured, QUANTILES, Setting, WARM_PER_SECOND};
+use crate::cell::{Cell, Measured, Purpose, QUANTILES, Setting, WARM_PER_SECOND};
 use crate::contender::{self, Kind};
 use crate::machine::LockTracepoint;
-use crate::neighbour::{AGENT_COMMAND, histogram};
+use crate::neighbour::{histogram, start_agent};
 use crate::scenario::{Access, Disturbance, Scenario};
 use anyhow::{Context, bail};
 use faultless_run::read_reports;
@@ -25,6 +25,8 @@ struct Printed {
     reads: u64,
     wrong: u64,
     major_faults: u64,
+    /// Those of each reader's first read, which is not timed.
+    first_major_faults: u64,
     cpu_s: f64,
     rounds_per_s: f64,
     /// How long it took to open the file for writing.
@@ -80,7 +82,7 @@ impl Program {
     /// # Errors
     ///
     /// It fails, or what it needs cannot be started.
-    pub fn run(&self, setting: &Setting, kind: Kind, round: usize) -> anyhow::Result<Measured> {
+    pub fn run(&self, setting: &Setting, cell: &Cell) -> anyhow::Result<Measured> {
         if setting.scenario.access() == Access::Resident {
             // What readers notice of the change is the question, not the disk: afterwards the kernel finds its pages.
             fill_cache(setting)?;
@@ -88,7 +90,7 @@ impl Program {
             contender::drop_cache(&setting.file)?;
         }
         let reports = self.dir.path().join("reports.json");
-        let mut command = match kind {
+        let mut command = match cell.kind {
             Kind::ProgramServed => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command
@@ -106,11 +108,12 @@ impl Program {
             _ => Command::new(self.path()),
         };
         let pages = setting.size / PAGE as u64;
-        let rounds = setting.rounds.max(1);
-        let first = pages / rounds as u64 * (round % rounds) as u64;
+        let parts = setting.parts.max(1);
+        let first = pages / parts as u64 * (cell.part % parts) as u64;
         let disturbance = setting.scenario.disturbance();
         let neighbour = match disturbance {
-            Disturbance::None => "none",
+            // (A gentle agent has no thread beside it.)
+            Disturbance::None | Disturbance::SmapsGentle => "none",
             Disturbance::Churn => "churn",
             Disturbance::Smaps => "smaps",
             Disturbance::Fork => "fork",
@@ -118,9 +121,9 @@ impl Program {
             Disturbance::Writer => "writer",
         };
         let warm = ((setting.seconds * WARM_PER_SECOND as f64) as u64).min(setting.size);
-        // Counting costs whoever takes the lock most: the first round alone is counted.
+        // Counting costs the program that takes the lock most: it has a round of its own.
         let tracepoint = match LockTracepoint::find() {
-            Ok(id) if round == 0 => id.0,
+            Ok(id) if cell.purpose == Purpose::Counted => id.0,
             _ => 0,
         };
         let mut program = command
@@ -133,12 +136,12 @@ impl Program {
             .spawn()
             .context("cannot start the program")?;
         let out = program.stdout.take().context("the program has no output")?;
-        let printed = converse(&mut program, out, disturbance == Disturbance::Smaps);
+        let printed = converse(&mut program, out, disturbance);
         let status = program.wait()?;
         let (printed, agents) =
             printed.with_context(|| format!("the program ended with {status}"))?;
         anyhow::ensure!(status.success(), "the program ended with {status}");
-        let misses = match kind {
+        let (misses, first_misses) = match cell.kind {
             Kind::ProgramServed => {
                 let all = read_reports(&reports).context("cannot read the report")?;
                 let _ = std::fs::remove_file(&reports);
@@ -148,11 +151,14 @@ impl Program {
                     "nothing was taken over: {}",
                     all.iter().map(|r| r.to_string()).collect::<String>()
                 );
-                misses
+                // The report is of the whole process: the first reads are in it.
+                (misses, 0)
             }
-            _ => printed.major_faults,
+            _ => (printed.major_faults, printed.first_major_faults),
         };
-        measured(&printed, misses, agents, disturbance)
+        let mut measured = measured(&printed, misses, agents, disturbance)?;
+        measured.first_misses = first_misses;
+        Ok(measured)
     }
 }
 
@@ -168,7 +174,7 @@ fn fill_cache(setting: &Setting) -> anyhow::Result<()> {
 fn converse(
     program: &mut Child,
     out: ChildStdout,
-    smaps: bool,
+    disturbance: Disturbance,
 ) -> anyhow::Result<(Printed, Option<(f64, f64)>)> {
     let mut lines = BufReader::new(out).lines();
     let mut next = || {
@@ -178,24 +184,14 @@ fn converse(
             .map_err(anyhow::Error::from)
     };
     anyhow::ensure!(next()? == "ready", "it is not ready");
-    let mut agent = match smaps {
-        false => None,
-        true => Some(
-            Command::new(std::env::current_exe()?)
-                .args([AGENT_COMMAND, &program.id().to_string()])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .context("cannot start the process that reads smaps_rollup")?,
-        ),
-    };
+    let agent = start_agent(program.id(), disturbance)?;
     // Let the neighbour get going.
     std::thread::sleep(std::time::Duration::from_millis(100));
     let mut input = program.stdin.take().context("the program has no input")?;
     input.write_all(b"go\n")?;
     let line = next();
     let mut did = None;
-    if let Some(mut agent) = agent.take() {
+    if let Some(mut agent) = agent {
         // It ends when its input does.
         drop(agent.stdin.take());
         let mut text = String::new();
@@ -261,4 +257,23 @@ fn measured(
         wrong_bytes: printed.wrong,
         ..Measured::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::neighbour::{BIG, CHURN_THREADS, MAP_EVERY, SMALL};
+
+    /// A row's title has the numbers of neighbour.rs, also where the neighbour is the program's own.
+    #[test]
+    fn the_program_has_the_same_neighbours() {
+        let program = include_str!("unmodified.c");
+        for line in [
+            format!("#define CHURN_THREADS {CHURN_THREADS}\n"),
+            format!("#define SMALL ({}ul << 10)\n", SMALL >> 10),
+            format!("#define BIG ({}ul << 30)\n", BIG >> 30),
+            format!("#define MAP_EVERY_US {}\n", MAP_EVERY.as_micros()),
+        ] {
+            assert!(program.contains(&line), "{line}");
+        }
+    }
 }

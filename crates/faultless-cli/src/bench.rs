@@ -4,9 +4,10 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::ByteSize;
 use faultless_bench::contender::Kind;
-use faultless_bench::plan::{Plan, Progress, Report, Row};
+use faultless_bench::plan::{Plan, Progress, Report, Row, about_rounds};
 use faultless_bench::scenario::{Access, Scenario};
 use faultless_bench::simulate::{self, Judgement};
+use faultless_bench::spread::Range;
 use faultless_untrusted::output::Readers;
 use faultless_untrusted::printable;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,11 +21,15 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
-checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, fork, bigfree), in about three
-minutes; \"all\" takes a quarter of an hour. The data file is kept for the next run.
+checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, fork, bigfree), in
+about six minutes; \"all\" takes half an hour. The data file is kept for the next run.
 
-A row's figures are medians over the rounds; the contenders take turns within each round. \"× mmap\" is the ratio of the
-reads per second to those of the kernel's mmap.")]
+A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
+turns within each round, and each is first equally often if --rounds is a multiple of their number. \"× mmap\" is the ratio
+of the reads per second to those of the kernel's mmap in the same rounds; \"≈ 1\" where some rounds say more and some say
+less. Acquisitions of mmap_lock are counted in a further round, whose times are in no figure.
+
+What the neighbour does is in the title of each table.")]
 pub(crate) struct Args {
     /// What is read, in what order, beside whom.
     #[arg(value_enum)]
@@ -41,12 +46,13 @@ pub(crate) struct Args {
     /// Reader threads [default: 16; in quiet 1, 4, 16, 64 and 256].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
-    /// Length of one measurement, in seconds.
+    /// Length of one measurement, in seconds (pressure, latency and smaps-gentle: twice to three times as long).
     #[arg(long, default_value_t = 0.8, value_parser = seconds)]
     seconds: f64,
-    /// Measurements of each contender in each setting.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    rounds: u16,
+    /// Timed measurements of each contender in each setting [default: 3 or 4, so that each contender is first equally
+    /// often].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
     /// Serve the data by a file system of this program's own (FUSE) that answers each read after so long, such as 5ms.
     #[arg(long, value_parser = delay)]
     storage_delay: Option<Duration>,
@@ -74,8 +80,10 @@ enum ScenarioArg {
     Quiet,
     /// … beside threads that map and unmap (an allocator under load).
     Churn,
-    /// … while another process reads smaps_rollup (a metrics agent).
+    /// … while another process reads smaps_rollup without pause, beside a thread that maps (the most eager of agents).
     Smaps,
+    /// … while another process reads smaps_rollup once a second (an ordinary metrics agent).
+    SmapsGentle,
     /// … beside a thread that forks.
     Fork,
     /// … beside a thread that allocates and frees 1 GiB (a growing hash table).
@@ -102,6 +110,7 @@ impl ScenarioArg {
             ScenarioArg::Quiet => vec![Scenario::Quiet],
             ScenarioArg::Churn => vec![Scenario::Churn],
             ScenarioArg::Smaps => vec![Scenario::Smaps],
+            ScenarioArg::SmapsGentle => vec![Scenario::SmapsGentle],
             ScenarioArg::Fork => vec![Scenario::Fork],
             ScenarioArg::Bigfree => vec![Scenario::Bigfree],
             ScenarioArg::Pressure => vec![
@@ -201,12 +210,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         contenders,
         threads: args.threads.map(usize::from),
         seconds: args.seconds,
-        rounds: usize::from(args.rounds),
+        rounds: args.rounds.map(usize::from),
+        count_locks: true,
         file: args.file,
         size: args.size,
         warm: true,
         memory: args.memory,
         monitors: None,
+        part: None,
         storage_delay: args.storage_delay,
     };
     // Checked before minutes are spent: the engine itself refuses such a budget.
@@ -448,12 +459,36 @@ fn tables(report: &Report) -> String {
             "\n{}, {} threads: {}",
             first.scenario.name(),
             first.threads,
-            first.scenario.describe()
+            first.scenario.describe(
+                ByteSize::new(report.size),
+                report.storage_delay_us.map(Duration::from_micros)
+            )
         );
-        let _ = writeln!(text, "{}", table(group));
+        let _ = writeln!(text, "{}\n{}", table(group), about_rounds(group));
         rest = others;
     }
     text
+}
+
+/// A figure, and beneath it the least and the most of its rounds.
+fn with_spread(text: String, range: Option<Range>, show: impl Fn(f64) -> String) -> String {
+    match range {
+        Some(range) => format!("{text}\n{}", range.text(show)),
+        None => text,
+    }
+}
+
+/// How many times as fast as the baseline, and beneath that the least and the most of the rounds.
+fn against_baseline(row: &Row) -> String {
+    match &row.against_baseline {
+        None => "–".to_owned(),
+        // That is 1 by definition.
+        Some(ratio) if row.contender.is_baseline() => format!("{:.2}", ratio.value),
+        Some(ratio) => match ratio.spread() {
+            Some(spread) => format!("{}\n{spread}", ratio.text()),
+            None => ratio.text(),
+        },
+    }
 }
 
 fn table(rows: &[Row]) -> Table {
@@ -488,62 +523,94 @@ fn table(rows: &[Row]) -> Table {
         header.extend(["observer's CPU s", "its memory", "lost"]);
     }
     t.set_header(header);
-    let mmap = rows
-        .iter()
-        .find(|r| r.contender.is_baseline())
-        .map(|r| r.reads_per_s);
     for r in rows {
         let name = if r.variant.is_empty() {
             r.contender.name().to_owned()
         } else {
             format!("{} ({})", r.contender.name(), r.variant)
         };
-        let against_mmap =
-            mmap.map_or_else(|| "–".to_owned(), |m| format!("{:.2}", r.reads_per_s / m));
+        let spread = r.spread.as_ref();
+        let speed = with_spread(count(r.reads_per_s), spread.map(|s| s.reads_per_s), count);
         let locks = |l: Option<f64>| l.map_or_else(|| "?".to_owned(), |l| format!("{l:.4}"));
         let mut line = vec![name];
         match access {
-            Access::Hot => line.extend([
-                count(r.reads_per_s),
-                against_mmap,
-                format!("{:.1}", r.threads as f64 * 1e9 / r.reads_per_s),
-                format!("{:.1}", r.p99_us * 1e3),
-            ]),
-            Access::Scan => line.extend([
-                format!("{:.0}", r.reads_per_s * 4096.0 / f64::from(1 << 20)),
-                against_mmap,
-                format!("{:.2}", r.cpu_s),
-                locks(r.mmap_lock_per_miss),
-            ]),
+            Access::Hot => {
+                let tenths = |x: f64| format!("{x:.1}");
+                let ns_per_load = |per_s: f64| r.threads as f64 * 1e9 / per_s;
+                let p99_ns = |us: f64| us * 1e3;
+                line.extend([
+                    speed,
+                    against_baseline(r),
+                    with_spread(
+                        tenths(ns_per_load(r.reads_per_s)),
+                        spread.map(|s| s.reads_per_s.map(ns_per_load)),
+                        tenths,
+                    ),
+                    with_spread(
+                        tenths(p99_ns(r.p99_us)),
+                        spread.map(|s| s.p99_us.map(p99_ns)),
+                        tenths,
+                    ),
+                ]);
+            }
+            Access::Scan => {
+                let mib = |pages: f64| format!("{:.0}", pages * 4096.0 / f64::from(1 << 20));
+                let seconds = |s: f64| format!("{s:.2}");
+                line.extend([
+                    with_spread(mib(r.reads_per_s), spread.map(|s| s.reads_per_s), mib),
+                    against_baseline(r),
+                    with_spread(seconds(r.cpu_s), spread.map(|s| s.cpu_s), seconds),
+                    locks(r.mmap_lock_per_miss),
+                ]);
+            }
             _ => line.extend([
-                count(r.reads_per_s),
-                against_mmap,
-                micros(r.p50_us),
-                micros(r.p99_us),
-                micros(r.p999_us),
-                micros(r.max_us),
+                speed,
+                against_baseline(r),
+                with_spread(micros(r.p50_us), spread.map(|s| s.p50_us), micros),
+                with_spread(micros(r.p99_us), spread.map(|s| s.p99_us), micros),
+                with_spread(micros(r.p999_us), spread.map(|s| s.p999_us), micros),
+                with_spread(micros(r.max_us), spread.map(|s| s.max_us), micros),
                 // With a neighbour in the same process, its time cannot be told from the readers'.
                 if neighbour {
                     "–".to_owned()
                 } else {
-                    micros(r.cpu_s * 1e6 / r.misses.max(1) as f64)
+                    with_spread(
+                        micros(r.cpu_us_per_miss),
+                        spread.map(|s| s.cpu_us_per_miss),
+                        micros,
+                    )
                 },
                 locks(r.mmap_lock_per_miss),
             ]),
         }
         if pressure {
-            line.push(format!("{:.3}", r.device_reads_per_read));
+            let thousandths = |x: f64| format!("{x:.3}");
+            line.push(with_spread(
+                thousandths(r.device_reads_per_read),
+                spread.map(|s| s.device_reads_per_read),
+                thousandths,
+            ));
             line.push(locks(r.mmap_lock_per_miss_process));
         }
         if neighbour {
-            line.push(r.neighbour_per_s.map_or_else(String::new, count));
-            line.push(r.neighbour_p99_us.map_or_else(String::new, micros));
+            let per_s = spread.and_then(|s| s.neighbour_per_s);
+            let p99 = spread.and_then(|s| s.neighbour_p99_us);
+            line.push(
+                r.neighbour_per_s
+                    .map_or_else(String::new, |x| with_spread(count(x), per_s, count)),
+            );
+            line.push(
+                r.neighbour_p99_us
+                    .map_or_else(String::new, |x| with_spread(micros(x), p99, micros)),
+            );
         }
         if onlooker {
             let bytes = |b| format!("{} MiB", b >> 20);
+            let seconds = |s: f64| format!("{s:.2}");
+            let range = spread.and_then(|s| s.onlooker_cpu_s);
             line.push(
                 r.onlooker_cpu_s
-                    .map_or_else(String::new, |s| format!("{s:.2}")),
+                    .map_or_else(String::new, |s| with_spread(seconds(s), range, seconds)),
             );
             line.push(r.onlooker_resident_bytes.map_or_else(String::new, bytes));
             line.push(r.onlooker_lost.map_or_else(String::new, |n| n.to_string()));
@@ -577,6 +644,19 @@ fn micros(us: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_spread_stands_beneath_its_figure() {
+        let range = Some(Range {
+            min: 40_100.0,
+            max: 46_200.0,
+        });
+        assert_eq!(
+            with_spread(count(43_900.0), range, count),
+            "43.9 k\n40.1 k–46.2 k"
+        );
+        assert_eq!(with_spread(count(43_900.0), None, count), "43.9 k");
+    }
 
     #[test]
     fn numbers_are_short() {

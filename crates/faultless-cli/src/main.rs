@@ -43,11 +43,13 @@ enum Command {
         /// Bytes of data.
         len: u64,
     },
-    /// (internal) Reads a process's smaps_rollup in a loop.
+    /// (internal) Reads a process's smaps_rollup, again and again.
     #[command(name = faultless_bench::neighbour::AGENT_COMMAND, hide = true)]
     Agent {
         /// Whose.
         pid: u32,
+        /// How often, in milliseconds; 0: without pause.
+        every_ms: u64,
     },
 }
 
@@ -62,7 +64,9 @@ fn main() -> ExitCode {
         Command::Storage { mountpoint, len } => {
             faultless_bench::plan::serve_storage(&mountpoint, len)
         }
-        Command::Agent { pid } => faultless_bench::neighbour::agent(pid),
+        Command::Agent { pid, every_ms } => {
+            faultless_bench::neighbour::agent(pid, std::time::Duration::from_millis(every_ms))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -65,9 +65,9 @@ costs! {
     /// Zeroing a page of 4 KiB.
     zero_page: 250, "measured: memset of a page that is not in a cache";
     /// Building and sending a request for a page: file system and block layer.
-    submit_read: 4_500, "measured: processor time of a major fault, less the rest of it";
+    submit_read: 4_500, "65 % (assumed) of what was measured: processor time of a major fault, less the rest of it; calibrate: io_submit";
     /// The interrupt that ends a read, on the processor of whoever waits.
-    complete_read: 2_500, "measured with submit_read";
+    complete_read: 2_500, "35 % (assumed) of the same; calibrate: the same, less `submit_read`";
     /// The system call mmap, without locks.
     mmap: 1_300, "measured: mmap and munmap of one page";
     /// The system call munmap, without locks and pages.
@@ -99,7 +99,7 @@ costs! {
     /// Unmapping and dropping a page of the page cache, at reclaim.
     reclaim_page: 900, "estimate, from reads over a full control group";
     /// Delivering SIGBUS and returning from the handler.
-    signal: 2_200, "measured: SIGBUS and UFFDIO_COPY without I/O, less `uffd_copy`";
+    signal: 2_200, "65 % (assumed) of what was measured: a miss served from memory, less fault, read and copy; calibrate: a signal to oneself";
     /// Under the process's siglock, each of three times: force_sig, dequeue_signal, rt_sigreturn.
     siglock: 70, "estimate";
     /// Finding a place in a tree of locked ranges, under its spin lock.
@@ -119,7 +119,7 @@ costs! {
     /// pread of a page with O_DIRECT, besides `submit_read` and `complete_read`.
     pread: 1_500, "measured: processor time of a direct read, less the rest";
     /// What the engine adds to a miss: its table, its buffers, its eviction.
-    engine: 1_300, "measured: a miss served from memory, less signal and copy";
+    engine: 1_300, "35 % (assumed) of the same; calibrate: the same, less `signal`";
     /// What a reader does with a page that it has read.
     use_page: 900, "measured: checking every byte of a page";
 }

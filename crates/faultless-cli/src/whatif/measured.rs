@@ -7,7 +7,8 @@ use anyhow::Context;
 use faultless::ByteSize;
 use faultless_bench::contender::{Kind, check_direct};
 use faultless_bench::data::{is_cold, prepare, warm};
-use faultless_bench::micro::{Micro, measure};
+use faultless_bench::micro::{Micro, Replaced, measure};
+use faultless_bench::order::orders;
 use faultless_bench::plan::{Plan, Progress};
 use faultless_bench::scenario::Scenario;
 use faultless_untrusted::output::Readers;
@@ -17,6 +18,7 @@ use faultless_whatif::compare::{run_all, tail, throughput};
 use faultless_whatif::costs::Costs;
 use faultless_whatif::workload::{Machine, Workload, built_in};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -73,7 +75,7 @@ pub(super) struct Validate {
     /// Length of a measurement, in seconds.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Measurements of each contender in each setting.
+    /// Measurements of each contender in each setting; with a multiple of 3 each contender is first equally often.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Write what is measured to this file as well, after each measurement (what is in it is replaced): --from predicts it, should this be interrupted.
@@ -108,10 +110,51 @@ pub(super) fn calibrate(args: &Calibrate) -> anyhow::Result<()> {
         .collect();
     say(&format!(
         "# Measured by faultless whatif calibrate on Linux {}; but these costs, which are typical ones (faultless whatif --costs):\n\
-         # {}.\n{text}",
+         # {}.\n{}{text}",
         faultless_observe::kernel_release(),
-        defaults.join(", ")
+        defaults.join(", "),
+        comment(&replaced([&measured]))
     ))
+}
+
+/// As a comment at the beginning of a machine's file; nothing, where nothing was replaced.
+fn comment(replaced: &[String]) -> String {
+    if replaced.is_empty() {
+        return String::new();
+    }
+    let lines: String = replaced.iter().map(|r| format!("#   {r}\n")).collect();
+    format!("# {REPLACED}\n{lines}")
+}
+
+const REPLACED: &str = "These figures came out as what they cannot be, and a guess stands in their place; calibrate again:";
+
+/// What calibrations had to replace, each figure in a line.
+fn replaced<'a>(all: impl IntoIterator<Item = &'a Micro>) -> Vec<String> {
+    let mut figures: BTreeMap<&str, Vec<&Replaced>> = BTreeMap::new();
+    let mut calibrations = 0;
+    for micro in all {
+        calibrations += 1;
+        for r in &micro.replaced {
+            figures.entry(&r.what).or_default().push(r);
+        }
+    }
+    figures
+        .into_iter()
+        .map(|(what, times)| {
+            let one = times[0];
+            let often = match calibrations {
+                1 => String::new(),
+                of => format!(" in {} of {of} calibrations, for instance", times.len()),
+            };
+            format!(
+                "{}{often}: {:.1} {unit}; {:.1} {unit} is used",
+                what.replace('_', "-"),
+                one.came_out,
+                one.used,
+                unit = one.unit
+            )
+        })
+        .collect()
 }
 
 /// The data is there, and has been read once.
@@ -184,6 +227,7 @@ fn middle(all: &[Micro]) -> Micro {
                 (first.spread[i].0, shares.map(of).collect())
             })
             .collect(),
+        replaced: all.iter().flat_map(|m| m.replaced.clone()).collect(),
     }
 }
 
@@ -236,6 +280,8 @@ struct Setting {
     predicted_p99_us: f64,
     /// Measurements that were made again, because the device had become slow.
     repeated: u32,
+    /// In so many rounds it was measured before the other contenders.
+    first_in_rounds: u32,
     /// Each round's reads a second, and 99th percentile in microseconds.
     rates: Vec<f64>,
     tails: Vec<f64>,
@@ -251,8 +297,8 @@ impl Setting {
         }
     }
 
-    /// Reads a second, and the 99th percentile in microseconds.
-    fn measure(&self, args: &Validate) -> anyhow::Result<(f64, f64)> {
+    /// Reads a second, and the 99th percentile in microseconds, of one round: each begins with other pages.
+    fn measure(&self, args: &Validate, round: usize) -> anyhow::Result<(f64, f64)> {
         let (_, scenario) = SCENARIOS
             .into_iter()
             .find(|s| s.0 == self.scenario)
@@ -266,13 +312,16 @@ impl Setting {
             contenders: vec![kind],
             threads: Some(self.threads as usize),
             seconds: args.seconds,
-            rounds: 1,
+            rounds: Some(1),
+            // That would cost the contenders that take the lock most.
+            count_locks: false,
             file: args.data.file.clone(),
             size: args.data.size,
             // (That is seen to between measurements.)
             warm: false,
             memory: ByteSize::gib(2),
             monitors: Some(MONITORS),
+            part: Some((round, args.rounds as usize)),
             storage_delay: None,
         };
         let report = plan.run(&mut |_| {})?;
@@ -296,6 +345,8 @@ struct Validation {
     schema: &'static str,
     machines: Vec<Machine>,
     settings: Vec<Setting>,
+    /// Costs that came out of calibrations as what they cannot be.
+    replaced: Vec<String>,
     median_error_reads: f64,
     median_error_p99: f64,
     /// Measurements that were made again, because the device had become slow.
@@ -354,12 +405,19 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
     // By place: threads and scenario.
     let mut calibrations: Vec<Vec<Micro>> = Vec::new();
     let steps = args.rounds as usize * settings.len();
-    for round in 0..args.rounds as usize {
-        for i in 0..settings.len() {
-            let step = round * settings.len() + i;
+    let rounds = args.rounds as usize;
+    // By place and round: the contenders take turns, so that each is first equally often.
+    let turns: Vec<Vec<Vec<usize>>> = (0..settings.len() / CONTENDERS.len())
+        .map(|place| orders(CONTENDERS.len(), rounds, place as u64))
+        .collect();
+    let whose_turn = |place: usize, round: usize, turn: usize| turns[place][round][turn];
+    for round in 0..rounds {
+        for n in 0..settings.len() {
+            let step = round * settings.len() + n;
+            let (place, turn) = (n / CONTENDERS.len(), n % CONTENDERS.len());
+            let i = place * CONTENDERS.len() + whose_turn(place, round, turn);
             // The machine is not the same from minute to minute: it is calibrated beside what it is to predict.
-            let place = i / CONTENDERS.len();
-            if given.is_none() && i % CONTENDERS.len() == 0 {
+            if given.is_none() && turn == 0 {
                 let measured = micro(&args.data, step, steps, &mut bar)?;
                 check(&machine_of(&measured))?;
                 match calibrations.get_mut(place) {
@@ -368,6 +426,7 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
                 }
             }
             let setting = &mut settings[i];
+            setting.first_in_rounds += u32::from(turn == 0);
             let what = format!(
                 "{}, {} threads, {}, round {} of {}",
                 setting.scenario,
@@ -378,7 +437,7 @@ pub(super) fn validate(mut args: Validate) -> anyhow::Result<()> {
             );
             bar.show(Progress::Cell(step, steps, &what));
             for attempt in 1..=ATTEMPTS {
-                let (rate, p99) = setting.measure(&args).context(what.clone())?;
+                let (rate, p99) = setting.measure(&args, round).context(what.clone())?;
                 // The device gave out meanwhile: that says nothing of designs.
                 if attempt < ATTEMPTS && !has_cache && is_cold(&args.data.file, args.data.size)? {
                     setting.repeated += 1;
@@ -417,6 +476,9 @@ struct Before {
     /// The machine as it was when it was measured; each setting has a place here.
     machines: Vec<Machine>,
     settings: Vec<Setting>,
+    /// Costs that came out of calibrations as what they cannot be.
+    #[serde(default)]
+    replaced: Vec<String>,
 }
 
 fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Setting]) -> Before {
@@ -432,7 +494,11 @@ fn before(given: Option<&Machine>, calibrations: &[Vec<Micro>], settings: &[Sett
         let place = no / CONTENDERS.len();
         setting.machine = place.min(machines.len().saturating_sub(1));
     }
-    Before { machines, settings }
+    Before {
+        machines,
+        settings,
+        replaced: replaced(calibrations.iter().flatten()),
+    }
 }
 
 fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result<()> {
@@ -445,6 +511,7 @@ fn again(path: &Path, machine_from: Option<&Path>, json: bool) -> anyhow::Result
     if let Some(path) = machine_from {
         before.machines = vec![machine(path)?];
         before.settings.iter_mut().for_each(|s| s.machine = 0);
+        before.replaced.clear();
     }
     let of = |s: &Setting| before.machines.get(s.machine).is_none();
     if let Some(lost) = before.settings.iter().find(|s| of(s)) {
@@ -462,6 +529,7 @@ fn predict(before: Before, json: bool) -> anyhow::Result<()> {
     let Before {
         machines,
         mut settings,
+        replaced,
     } = before;
     // An interrupted run has measured some of them.
     settings.retain(|s| !s.rates.is_empty());
@@ -494,6 +562,7 @@ fn predict(before: Before, json: bool) -> anyhow::Result<()> {
         repeated: settings.iter().map(|s| s.repeated).sum(),
         machines,
         settings,
+        replaced,
         pairs,
         right_pairs,
         pairs_without_monitor,
@@ -591,5 +660,65 @@ fn tables(v: &Validation) -> String {
             v.repeated
         );
     }
+    let first = |s: &Setting| s.first_in_rounds;
+    let (least, most) = (
+        v.settings.iter().map(first).min(),
+        v.settings.iter().map(first).max(),
+    );
+    match most {
+        // (Of a file that does not say so.)
+        None | Some(0) => {}
+        Some(n) if least == most => {
+            let _ = writeln!(text, "Each contender was first in {n} of the rounds.");
+        }
+        _ => {
+            let _ = writeln!(
+                text,
+                "The contenders were not first equally often: that takes --rounds {} or a multiple, not broken off.",
+                CONTENDERS.len()
+            );
+        }
+    }
+    if !v.replaced.is_empty() {
+        let _ = writeln!(text, "{REPLACED}");
+        for r in &v.replaced {
+            let _ = writeln!(text, "  {r}");
+        }
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_replaced_is_told_in_the_file_of_a_machine() {
+        let micro = |came_out: &[f64]| Micro {
+            costs: BTreeMap::new(),
+            latency_us: Vec::new(),
+            spread: Vec::new(),
+            replaced: came_out
+                .iter()
+                .map(|&came_out| Replaced {
+                    what: "alloc_page".to_owned(),
+                    came_out,
+                    used: 100.0,
+                    unit: "ns",
+                })
+                .collect(),
+        };
+        assert!(comment(&replaced([&micro(&[])])).is_empty());
+        let text = comment(&replaced([&micro(&[-35.0])]));
+        assert!(text.lines().all(|l| l.starts_with('#')), "{text}");
+        assert!(
+            text.contains("alloc-page: -35.0 ns; 100.0 ns is used"),
+            "{text}"
+        );
+        let three = [micro(&[]), micro(&[-35.0]), micro(&[20.0])];
+        assert_eq!(
+            replaced(&three),
+            ["alloc-page in 2 of 3 calibrations, for instance: -35.0 ns; 100.0 ns is used"]
+        );
+    }
 }

@@ -6,6 +6,7 @@
 )]
 
 use super::memory::{self, PAGE};
+use super::tell;
 use super::{Answer, interrupted, read, signals, write};
 use crate::rng::mix;
 use crate::scheduler;
@@ -143,11 +144,13 @@ fn add(kind: Kind) -> Answer {
 
 /// Opens a file for the program.
 pub(crate) fn open_inode(inode: usize) -> i32 {
-    add(Kind::File {
+    let kind = Kind::File {
         inode,
         direct: false,
-    })
-    .unwrap_or(0) as i32
+    };
+    let fd = add(kind).unwrap_or(0) as i32;
+    tell(|| format!("the program opens inode {inode} as {fd}"));
+    fd
 }
 
 pub(crate) fn userfaultfd() -> Answer {
@@ -617,5 +620,6 @@ pub(crate) fn end_writing(inode: usize) {
 
 /// The program closes a number of its own table.
 pub(crate) fn close_programs(fd: i32) {
+    tell(|| format!("the program closes {fd}"));
     let _ = close_in(0, fd);
 }

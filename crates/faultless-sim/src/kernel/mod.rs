@@ -108,13 +108,18 @@ pub(crate) fn call(nr: libc::c_long, a: [usize; 6]) -> isize {
     enter(true);
     let answer = answer(nr, a);
     enter(false);
-    if with(|w| w.trace) {
-        let (clock, thread) = with(|w| (w.clock, w.scheduler.current));
-        eprintln!("{clock} thread {thread}: call {nr} {a:x?} = {answer:?}");
-    }
+    tell(|| format!("call {nr} {a:x?} = {answer:?}"));
     match answer {
         Ok(n) => n as isize,
         Err(e) => -(e as isize),
+    }
+}
+
+/// With `--trace`: tells what the running thread does.
+pub(crate) fn tell(what: impl FnOnce() -> String) {
+    if with(|w| w.trace) {
+        let (clock, thread) = with(|w| (w.clock, w.scheduler.current));
+        eprintln!("{clock} thread {thread}: {}", what());
     }
 }
 

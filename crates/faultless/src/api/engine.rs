@@ -17,6 +17,7 @@ use crate::space::last_looks::LastLooks;
 use crate::space::pool_core::{PoolCore, SOURCE_READERS_MAX};
 use crate::space::trips::Trips;
 use crate::sync::bell::Bell;
+use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
 use crate::sync::ring::Ring;
@@ -54,6 +55,7 @@ impl Engine {
             budget: Budget::new(limit),
             uffd,
             staging,
+            blocks: Blocks::default(),
             filled: ring,
             handover: Handover::new(),
             fill_bell: Bell::default(),

@@ -32,6 +32,8 @@ use std::sync::Arc;
 const LOOK_AGAIN: Nanos = Nanos::from_millis(500);
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
+/// Entries that a look for stale ones goes through before it lets go of the maps that it entered.
+const COMPACT_AT_A_TIME: u32 = 4096;
 /// Sleep without work.
 const IDLE: Nanos = Nanos::from_secs(1);
 /// Sleep when the budget is pressed but nothing can be evicted.
@@ -504,24 +506,31 @@ impl Evictor {
         unsafe { self.crew.advise(&ranges, advice) };
     }
 
-    /// Forgets entries of maps that are gone, and duplicates, when they outnumber the units that can be resident.
+    /// Forgets entries of maps that are gone, and those that were replaced, when they outnumber the units that can be resident.
     fn compact(&mut self) {
         let can_be = (self.pool.budget.limit().max(self.pool.budget.used()) / PAGE as u64) as usize;
         let live = (self.pool.budget.used() / PAGE as u64) as usize;
         if self.policy.len() < (live * 2 + 8192).min(can_be * 2 + 1024) {
             return;
         }
-        let mut maps = Batch::default();
-        let mut seen = std::collections::HashSet::new();
+        let (mut maps, mut at_a_time) = (Batch::default(), 0);
         let pool = self.pool.clone();
-        self.policy.retain(|item| {
+        self.policy.retain(|item, soft| {
+            at_a_time += 1;
+            if at_a_time == COMPACT_AT_A_TIME {
+                // A map that is being dropped waits for this thread.
+                (maps, at_a_time) = (Batch::default(), 0);
+            }
             let (id, unit) = (item.entry.map(), item.entry.unit());
-            let alive = maps.map(id).is_some_and(|core| {
-                Arc::ptr_eq(&core.pool, &pool)
-                    && unit < core.units_end()
-                    && core.page(unit).load().tracked()
-            });
-            alive && seen.insert(item.entry)
+            maps.map(id).is_some_and(|core| {
+                let ours = Arc::ptr_eq(&core.pool, &pool) && unit < core.units_end();
+                ours && {
+                    let word = core.page(unit).load();
+                    // One that was filled afresh after it was marked has another entry.
+                    let afresh = soft && word.state() == State::Resident && !word.soft();
+                    word.tracked() && !afresh
+                }
+            })
         });
     }
 }

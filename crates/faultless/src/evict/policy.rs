@@ -123,10 +123,10 @@ impl Queue {
         }
     }
 
-    fn retain(&mut self, keep: &mut impl FnMut(Item) -> bool) {
+    fn retain(&mut self, keep: &mut impl FnMut(Item, bool) -> bool) {
         let (mut at, mut looked, mut pages, mut soft_pages) = (0, 0, 0, 0);
         self.entries.retain(|e| {
-            let stays = keep(e.item);
+            let stays = keep(e.item, e.soft);
             if stays {
                 looked += usize::from(at < self.looked);
                 pages += u64::from(e.item.pages);
@@ -247,8 +247,8 @@ impl Policy {
             .sum::<usize>() as u64
     }
 
-    /// Forgets the units for which `keep` is false.
-    pub fn retain(&mut self, mut keep: impl FnMut(Item) -> bool) {
+    /// Forgets the units for which `keep` is false, which is told whether the unit was marked MADV_FREE.
+    pub fn retain(&mut self, mut keep: impl FnMut(Item, bool) -> bool) {
         self.fresh.retain(&mut keep);
         self.main.retain(&mut keep);
     }
@@ -447,7 +447,7 @@ mod tests {
         p.softened(offered);
         let (second, _) = p.next_to_soften().expect("another");
         assert_eq!((second, p.firm_pages(), p.pages()), (item(2), 3, 4));
-        p.retain(|i| i != item(2));
+        p.retain(|i, _| i != item(2));
         assert_eq!(p.next_to_soften().expect("the next").0, item(3));
         let v = p.next_victim().expect("one");
         assert_eq!((v.item, v.soft), (item(1), true));

@@ -13,47 +13,21 @@ use std::ops::Range;
 /// Largest piece of a source that is read at once, unless its blocks are larger.
 const PIECE: u64 = 256 * 1024;
 
-/// Whole blocks of a source, charged to the budget while they are held.
-struct Blocks<'a> {
-    core: &'a MapCore,
-    bytes: Vec<u8>,
-    charged: u64,
-}
-
-impl Blocks<'_> {
-    fn resize(&mut self, len: usize) {
-        self.bytes.resize(len, 0);
-        let now = self.bytes.capacity() as u64;
-        if now > self.charged {
-            self.core.pool.budget.charge_anyway(now - self.charged);
-            self.charged = now;
-        }
-    }
-}
-
-impl Drop for Blocks<'_> {
-    fn drop(&mut self) {
-        self.core.pool.budget.release(self.charged);
-    }
-}
-
 /// Fetches pieces of a user's source, whole blocks at a time. For ordinary contexts only.
 pub(crate) fn source_pieces<'a>(
     core: &'a MapCore,
     source: &'a dyn Source,
     align: u64,
 ) -> impl FnMut(Range<RegionAt>, Option<Addr>) -> Result<Piece, Refusal> + 'a {
-    let mut blocks = Blocks {
-        core,
-        bytes: Vec::new(),
-        charged: 0,
-    };
     move |range, keep| {
         // Pieces begin at multiples of the alignment, since units do.
         let want = (range.end - range.start).min(PIECE.max(align));
-        blocks.resize(want.next_multiple_of(align) as usize);
-        let bytes = &mut blocks.bytes;
-        let got = source::read_full(source, align as usize, bytes, core.source_at(range.start))
+        let len = want.next_multiple_of(align) as usize;
+        let pool = &*core.pool;
+        let mut block = pool.blocks.take(len, &pool.budget);
+        let bytes = &mut block.bytes()[..len];
+        let at = core.source_at(range.start);
+        let got = source::read_full(source, align as usize, bytes, at)
             .map_err(|e| e.raw_os_error().map_or(Refusal::Source, Refusal::Read))?;
         let filled = Filled {
             src: Addr::new(bytes.as_mut_ptr() as usize),

@@ -8,6 +8,7 @@ use crate::space::last_looks::LastLooks;
 use crate::space::streams::Requests;
 use crate::space::trips::Trips;
 use crate::sync::bell::Bell;
+use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
 use crate::sync::ring::Ring;
@@ -19,6 +20,8 @@ pub(crate) struct PoolCore {
     pub(crate) budget: Budget,
     pub(crate) uffd: Fd,
     pub(crate) staging: Staging,
+    /// Buffers for reads of users' sources.
+    pub(crate) blocks: Blocks,
     /// Units filled, on their way to the evictor.
     pub(crate) filled: Ring,
     /// Requests of faulting threads to the fill threads.
@@ -84,7 +87,10 @@ impl PoolCore {
 
     /// Bytes that are charged while the pool has no map and no thread: what its queues and buffers have come to.
     pub(crate) fn fixed_bytes(&self) -> u64 {
-        self.filled.bytes() + self.trips.bytes() + self.staging.charged_bytes()
+        self.filled.bytes()
+            + self.trips.bytes()
+            + self.staging.charged_bytes()
+            + self.blocks.charged_bytes()
     }
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.

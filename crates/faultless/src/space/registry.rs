@@ -313,6 +313,8 @@ pub(crate) fn any_inside() -> bool {
 
 /// Runs `f` on every open map.
 pub(crate) fn for_each(mut f: impl FnMut(&MapCore)) {
+    // A handler that does not return would leave the counter of those inside raised for ever.
+    let _blocked = signal::Blocked::all();
     for chunk in &GATES {
         let chunk = chunk.load(Ordering::Acquire);
         if chunk.is_null() {

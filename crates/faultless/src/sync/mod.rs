@@ -3,6 +3,8 @@
 #[cfg(not(loom))]
 pub(crate) mod bell;
 #[cfg(not(loom))]
+pub(crate) mod blocks;
+#[cfg(not(loom))]
 pub(crate) mod budget;
 #[cfg(not(loom))]
 pub(crate) mod handover;

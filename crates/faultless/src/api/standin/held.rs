@@ -151,6 +151,11 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if self.count == 0 {
+            return;
+        }
+        // A handler that does not return would leave the counter of those inside raised for ever.
+        let _blocked = signal::Blocked::all();
         for part in &self.parts[..self.count] {
             if let Some(core) = registry::gate(part.id).and_then(registry::enter)
                 && core.serial == part.serial

@@ -44,6 +44,11 @@
 //! go on to the handler that was there before). A handler that another part of the program installs *later* takes its
 //! place: [`Pool::map`] then fails with [`Error::HandlerReplaced`]. Such code must come first.
 
+#![cfg_attr(
+    loom,
+    allow(dead_code, unused_imports, reason = "the models use a part of it")
+)]
+
 #[cfg(not(loom))]
 mod api;
 mod base;

@@ -40,3 +40,32 @@ impl Bell {
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::base::primitive::AtomicBool;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    /// Time never runs out in the model: a ring that is missed is a thread that sleeps for ever.
+    #[test]
+    fn no_work_is_slept_through_however_weakly_it_is_published() {
+        loom::model(|| {
+            let shared = Arc::new((Bell::default(), AtomicBool::new(false)));
+            let rings = {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    shared.1.store(true, Ordering::Relaxed);
+                    shared.0.ring();
+                })
+            };
+            while !shared.1.load(Ordering::Relaxed) {
+                shared
+                    .0
+                    .sleep(Nanos::from_secs(1), || !shared.1.load(Ordering::Relaxed));
+            }
+            rings.join().unwrap();
+        });
+    }
+}

@@ -1,12 +1,9 @@
 //! What threads hand to each other, and wait for: lock-free, without the heap, and without any knowledge of maps.
 
-#[cfg(not(loom))]
 pub(crate) mod bell;
 #[cfg(not(loom))]
 pub(crate) mod blocks;
-#[cfg(not(loom))]
 pub(crate) mod budget;
-#[cfg(not(loom))]
 pub(crate) mod handover;
 #[cfg(not(loom))]
 pub(crate) mod ring;

@@ -86,6 +86,8 @@ pub use api::standin;
 #[cfg(not(loom))]
 pub use base::error::{Error, LeaseRefusal};
 #[cfg(not(loom))]
+pub use base::event::Event;
+#[cfg(not(loom))]
 pub use base::size::{ByteSize, ParseByteSizeError};
 #[cfg(not(loom))]
 pub use base::source::Source;

@@ -12,7 +12,7 @@ use common::{
     PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated,
     isolated_ok, open, pool,
 };
-use faultless::{Backend, ByteSize, Error, LeaseRefusal, OnBreak, Pool, Source};
+use faultless::{Backend, ByteSize, Error, Event, LeaseRefusal, OnBreak, Pool, Source};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -1151,4 +1151,88 @@ fn a_miss_fits_an_alternate_stack_of_8_kib() {
         let used = memory[STACK..].iter().take_while(|b| **b == 0xA5).count();
         assert!(used < STACK, "the handler ran on another stack");
     });
+}
+
+/// The program's own code hears of a load that fails, before the thread gets SIGBUS; the engine writes nothing.
+#[test]
+fn a_load_that_fails_is_told_to_the_program_and_not_to_stderr() {
+    let out = isolated(
+        "a_load_that_fails_is_told_to_the_program_and_not_to_stderr",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "told", 1, 8 * PAGE);
+            let pool = Pool::builder()
+                .memory(ByteSize::mib(16))
+                .on_event(|event| match event {
+                    Event::Degraded(_) => {}
+                    other => println!("told: {other}"),
+                })
+                .build()
+                .expect("a pool");
+            // SAFETY: the test means to break the promise.
+            let map = unsafe { pool.map_trusted(open(&path)) }.expect("mapped");
+            check(&map[..PAGE], 1, 0);
+            let shorter = OpenOptions::new().write(true).open(&path);
+            shorter
+                .and_then(|f| f.set_len(PAGE as u64))
+                .expect("truncated");
+            std::hint::black_box(map[5 * PAGE]);
+            std::process::exit(3);
+        },
+    );
+    assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");
+    let stdout = String::from_utf8_lossy(&out.stdout);
+    let told = stdout
+        .lines()
+        .find(|l| l.contains("told: a load failed: "))
+        .expect("told");
+    assert!(told.contains("/told ends before offset 20480"), "{told}");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(!stderr.contains("ends before"), "{stderr}");
+}
+
+/// A hook that never returns does not keep a thread from the SIGBUS that it would have had.
+#[test]
+fn a_hook_that_never_returns_keeps_no_thread_from_its_sigbus() {
+    let out = isolated(
+        "a_hook_that_never_returns_keeps_no_thread_from_its_sigbus",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, 8 * PAGE);
+            let pool = Pool::builder()
+                .memory(ByteSize::mib(16))
+                .on_event(|event| {
+                    if matches!(event, Event::LoadFailed(_)) {
+                        loop {
+                            std::thread::park();
+                        }
+                    }
+                })
+                .build()
+                .expect("a pool");
+            // SAFETY: the test means to break the promise.
+            let map = unsafe { pool.map_trusted(open(&path)) }.expect("mapped");
+            let shorter = OpenOptions::new().write(true).open(&path);
+            shorter
+                .and_then(|f| f.set_len(PAGE as u64))
+                .expect("truncated");
+            std::hint::black_box(map[5 * PAGE]);
+            std::process::exit(3);
+        },
+    );
+    assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");
+}
+
+#[test]
+fn a_pool_that_must_have_all_of_the_engine_is_not_made_of_less() {
+    let pool = Pool::builder()
+        .backend(faultless::BackendChoice::Mmap)
+        .require_full()
+        .build();
+    let error = pool.expect_err("the kernel's mmap is less");
+    assert!(matches!(error, Error::NotFull(_)), "{error}");
+    assert!(
+        error.to_string().contains("mmap (it was asked for)"),
+        "{error}"
+    );
 }

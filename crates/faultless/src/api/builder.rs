@@ -5,6 +5,7 @@ use crate::api::engine::{Engine, Shared};
 use crate::api::pool::Pool;
 use crate::api::promise::{MEMORY_MIN, Promise, check_budget};
 use crate::base::error::Error;
+use crate::base::event::{Event, Hook};
 use crate::base::memory;
 use crate::base::primitive::Mutex;
 use crate::base::size::ByteSize;
@@ -27,6 +28,8 @@ pub struct PoolBuilder {
     memory: Option<ByteSize>,
     fill_threads: Option<usize>,
     backend: BackendChoice,
+    full: bool,
+    hook: Option<Hook>,
     guest: bool,
 }
 
@@ -52,6 +55,33 @@ impl PoolBuilder {
         self
     }
 
+    /// Makes [`build`](Self::build) fail where the backend would be less than [`Backend::Full`]: for programs that would rather
+    /// not run than run with maps that are copies, or whose misses take `mmap_lock`.
+    pub fn require_full(mut self) -> Self {
+        self.full = true;
+        self
+    }
+
+    /// Tells `hook` what is otherwise written to stderr: that the backend is not [`Backend::Full`], and which plain load failed
+    /// before its thread gets SIGBUS.
+    ///
+    /// Loads that failed are told by a thread of the pool, so `hook` may do anything, except load from a page of the pool's that
+    /// fails in turn. A thread whose load failed waits for `hook`, for a second at most. If it cannot be told (more than eight
+    /// fail concurrently, or `hook` is busy for longer), it writes its line to stderr. On [`Backend::Mmap`] the kernel
+    /// serves the loads, and tells nobody.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), faultless::Error> {
+    /// let pool = faultless::Pool::builder()
+    ///     .on_event(|event| eprintln!("my program: {event}"))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn on_event(mut self, hook: impl Fn(&Event) + Send + Sync + 'static) -> Self {
+        self.hook = Some(Hook(Arc::new(hook)));
+        self
+    }
+
     /// The pool is in a process that does not know of it, and whose memory it must not be in the way of.
     #[doc(hidden)]
     pub fn guest(mut self) -> Self {
@@ -65,7 +95,8 @@ impl PoolBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidOption`] for a budget that is zero, too small, or, with those of the process's other pools,
-    /// larger than physical memory; [`Error::HandlerReplaced`]; [`Error::Kernel`] if threads or memory are refused.
+    /// larger than physical memory; [`Error::NotFull`] after [`require_full`](Self::require_full); [`Error::HandlerReplaced`];
+    /// [`Error::Kernel`] if threads or memory are refused.
     pub fn build(self) -> Result<Pool, Error> {
         let budget = self.budget()?;
         let fill_threads = self.fill_threads.unwrap_or(FILL_THREADS);
@@ -85,12 +116,21 @@ impl PoolBuilder {
             Ok(fd) => (rate(unprotected), Some(fd)),
             Err(why) => (Backend::Mmap(why), None),
         };
-        report_once(&backend);
+        if self.full && backend != Backend::Full {
+            return Err(Error::NotFull(backend.to_string()));
+        }
+        match &self.hook {
+            Some(hook) if backend != Backend::Full => {
+                (hook.0)(&Event::Degraded(backend.to_string()))
+            }
+            Some(_) => {}
+            None => report_once(&backend),
+        }
         let engine = match uffd {
             None => None,
             Some(fd) => {
                 install_handler()?;
-                Some(Engine::start(fd, budget, self.guest)?)
+                Some(Engine::start(fd, budget, self.guest, self.hook.as_ref())?)
             }
         };
         Ok(Pool(Arc::new(Shared {

@@ -4,14 +4,16 @@ use crate::api::backend::Backend;
 use crate::api::promise::Promise;
 use crate::base::descriptor::Owned;
 use crate::base::error::Error;
-use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, lock};
+use crate::base::event::{Event, Hook};
+use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, Ordering, lock};
 use crate::base::size::ByteSize;
-use crate::base::thread::Thread;
+use crate::base::thread::{self, Thread};
 use crate::base::{memory, process};
 use crate::coherence::keeper;
 use crate::evict::evictor::Evictor;
 use crate::evict::limits::{look_at_limits, reserve_of};
 use crate::evict::policy::ghost_reach;
+use crate::fault::refusal::Refusal;
 use crate::read::workers::Workers;
 use crate::space::last_looks::LastLooks;
 use crate::space::pool_core::{PoolCore, SOURCE_READERS_MAX};
@@ -20,6 +22,7 @@ use crate::sync::bell::Bell;
 use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
+use crate::sync::outbox::{Outbox, Tell};
 use crate::sync::ring::Ring;
 use crate::sync::staging::{CHUNK_MAX, Staging};
 use faultless_sys::mem;
@@ -34,10 +37,26 @@ const STAGING_MAX: u64 = 64 << 20;
 pub(crate) struct Engine {
     pub(crate) core: Arc<PoolCore>,
     evictor: Option<Thread>,
+    /// Calls the program's hook.
+    teller: Option<Thread>,
+}
+
+/// Makes events of what failed.
+fn teller(hook: Hook, budget: ByteSize) -> Tell {
+    Box::new(move |failed| {
+        let why = Refusal::decode(failed.why);
+        let error = why.into_error(&failed.name, failed.offset.get(), budget);
+        (hook.0)(&Event::LoadFailed(error));
+    })
 }
 
 impl Engine {
-    pub(crate) fn start(uffd: Owned, budget: ByteSize, guest: bool) -> Result<Self, Error> {
+    pub(crate) fn start(
+        uffd: Owned,
+        budget: ByteSize,
+        guest: bool,
+        hook: Option<&Hook>,
+    ) -> Result<Self, Error> {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
         let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
@@ -78,6 +97,7 @@ impl Engine {
             source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
             last_looks: LastLooks::new(),
             stopping: AtomicBool::new(false),
+            outbox: hook.map(|hook| Outbox::new(teller(hook.clone(), budget))),
             past: Mutex::default(),
         });
         core.budget.charge_anyway(core.fixed_bytes());
@@ -87,10 +107,47 @@ impl Engine {
             keeper::spawn(c"faultless-evict", move || Evictor::run(core))
                 .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };
-        Ok(Engine {
+        let mut engine = Engine {
             core,
             evictor: Some(evictor),
-        })
+            teller: None,
+        };
+        if engine.core.outbox.is_some() {
+            let core = engine.core.clone();
+            let run = move || core.outbox.iter().for_each(Outbox::run);
+            match thread::spawn(c"faultless-tell", run) {
+                Ok(teller) => engine.teller = Some(teller),
+                Err(e) => {
+                    engine.stop();
+                    return Err(Error::kernel(
+                        "cannot start the thread that tells events",
+                        e,
+                    ));
+                }
+            }
+        }
+        Ok(engine)
+    }
+}
+
+impl Engine {
+    /// Ends the threads that every pool has, and lets its userfaultfd go.
+    fn stop(mut self) {
+        self.core.stopping.store(true, Ordering::Release);
+        self.core.evict_bell.ring_all();
+        if let Some(evictor) = self.evictor.take() {
+            evictor.join();
+        }
+        self.core.outbox.iter().for_each(Outbox::stop);
+        // (The program's hook may have dropped the pool.)
+        if let Some(teller) = self.teller.take().filter(|t| !t.is_this()) {
+            teller.join();
+        }
+        if let Some(core) = Arc::into_inner(self.core) {
+            #[cfg(faultless_sim)]
+            core.check_settled();
+            keeper::unwatch(core.uffd);
+        }
     }
 }
 
@@ -115,7 +172,7 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let foreign = process::forked() || process::pid() != self.pid;
-        let Some(mut engine) = self.engine.take() else {
+        let Some(engine) = self.engine.take() else {
             return;
         };
         if foreign {
@@ -125,14 +182,6 @@ impl Drop for Shared {
             return;
         }
         self.workers.stop(&engine.core);
-        engine.core.evict_bell.ring_all();
-        if let Some(e) = engine.evictor.take() {
-            e.join();
-        }
-        if let Some(core) = Arc::into_inner(engine.core) {
-            #[cfg(faultless_sim)]
-            crate::api::simulation::check_settled(&core);
-            keeper::unwatch(core.uffd);
-        }
+        engine.stop();
     }
 }

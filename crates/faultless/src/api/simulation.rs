@@ -8,7 +8,7 @@ use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
 use crate::coherence::fork;
 use crate::space::page::State;
-use crate::space::pool_core::PoolCore;
+pub use crate::space::pool_core::LOSSES;
 use crate::space::registry;
 
 /// What a forking thread does before the process is copied.
@@ -51,17 +51,6 @@ pub fn look(map: &Map) -> (Vec<Look>, bool) {
 pub fn charged(pool: &Pool) -> (u64, u64) {
     let engine = pool.0.engine.as_ref();
     engine.map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.limit()))
-}
-
-/// Threads were taken out of what they did, so that what they had charged may be lost.
-pub static LOSSES: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
-
-/// All that was charged has been given back, by the maps and by the threads.
-pub(crate) fn check_settled(core: &PoolCore) {
-    if !LOSSES.load(std::sync::atomic::Ordering::Relaxed) {
-        let (used, fixed) = (core.budget.used(), core.fixed_bytes());
-        assert_eq!(used, fixed, "charged, and what the pool itself has");
-    }
 }
 
 /// The figures by which threads wait for memory.

@@ -8,6 +8,8 @@ pub(crate) mod clock;
 pub(crate) mod descriptor;
 #[cfg(not(loom))]
 pub(crate) mod error;
+#[cfg(not(loom))]
+pub(crate) mod event;
 pub(crate) mod futex;
 pub(crate) mod ids;
 #[cfg(not(loom))]

@@ -218,7 +218,17 @@ fn came_late(addr: usize) -> bool {
 
 fn report_at(core: &MapCore, addr: usize, why: Refusal) {
     let page = (Addr::new(addr) - core.start) as u64 & !(PAGE as u64 - 1);
-    report::print(core, core.source_at(RegionAt::new(page)), why);
+    let offset = core.source_at(RegionAt::new(page));
+    // (In a forked child there is no thread that could tell.)
+    let told = match &core.pool.outbox {
+        Some(outbox) if why != Refusal::Forked => {
+            outbox.post(core.name.as_bytes(), offset, why.encode())
+        }
+        _ => false,
+    };
+    if !told {
+        report::print(core, offset, why);
+    }
 }
 
 /// Does what would have been done if our handler did not exist.

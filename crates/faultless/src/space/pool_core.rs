@@ -11,6 +11,7 @@ use crate::sync::bell::Bell;
 use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
+use crate::sync::outbox::Outbox;
 use crate::sync::ring::Ring;
 use crate::sync::staging::Staging;
 use faultless_sys::raw;
@@ -63,6 +64,8 @@ pub(crate) struct PoolCore {
     pub(crate) source_reader: [AtomicU32; SOURCE_READERS_MAX],
     pub(crate) last_looks: LastLooks,
     pub(crate) stopping: AtomicBool,
+    /// Loads that failed, where the program wants to be told.
+    pub(crate) outbox: Option<Outbox>,
     /// Counters of maps that are gone. (No handler takes the lock.)
     pub(crate) past: Mutex<Stats>,
 }
@@ -115,3 +118,18 @@ pub(crate) const SOURCE_READERS_MAX: usize = FILLERS_MAX + 16;
 
 /// Bytes of new fills after which the evictor is woken though the budget is not pressed.
 pub(crate) const EVICTOR_BACKLOG: u64 = 4 << 20;
+
+/// Threads were taken out of what they did, so that what they had charged may be lost.
+#[cfg(faultless_sim)]
+pub static LOSSES: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+#[cfg(faultless_sim)]
+impl PoolCore {
+    /// All that was charged has been given back, by the maps and by the threads.
+    pub(crate) fn check_settled(&self) {
+        if !LOSSES.load(std::sync::atomic::Ordering::Relaxed) {
+            let (used, fixed) = (self.budget.used(), self.fixed_bytes());
+            assert_eq!(used, fixed, "charged, and what the pool itself has");
+        }
+    }
+}

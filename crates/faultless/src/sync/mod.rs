@@ -6,6 +6,8 @@ pub(crate) mod blocks;
 pub(crate) mod budget;
 pub(crate) mod handover;
 #[cfg(not(loom))]
+pub(crate) mod outbox;
+#[cfg(not(loom))]
 pub(crate) mod ring;
 #[cfg(not(loom))]
 pub(crate) mod staging;

@@ -974,7 +974,7 @@ fn verdict(
         .map(|(_, sums)| sums.wait)
         .sum();
     add(
-        "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then never take mmap_lock (--dry-run says which those are)"
+        "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock (--dry-run says which those are)"
             .to_owned(),
         of_files,
     );

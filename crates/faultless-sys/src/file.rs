@@ -141,6 +141,39 @@ pub struct Status {
     pub uid: u32,
 }
 
+/// Which file a descriptor is, as the kernel remembers it: asks no file server, as `fstat(2)` may (`statx(2)` with
+/// `AT_STATX_DONT_SYNC`).
+pub fn cached_id(fd: i32) -> Result<FileId, Errno> {
+    let mut st = core::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
+    let asked = check(unsafe {
+        syscall(
+            libc::SYS_statx,
+            [
+                fd as usize,
+                c"".as_ptr() as usize,
+                (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC) as usize,
+                libc::STATX_INO as usize,
+                st.as_mut_ptr() as usize,
+                0,
+            ],
+        )
+    });
+    match asked {
+        // Before Linux 4.11, or behind a filter.
+        Err(Errno(libc::ENOSYS | libc::EPERM)) => status(fd).map(|st| st.id),
+        Err(e) => Err(e),
+        Ok(_) => {
+            // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
+            let st = unsafe { st.assume_init() };
+            Ok(FileId {
+                dev: libc::makedev(st.stx_dev_major, st.stx_dev_minor),
+                ino: st.stx_ino,
+            })
+        }
+    }
+}
+
 /// `fstat(2)`.
 #[inline]
 pub fn status(fd: i32) -> Result<Status, Errno> {
@@ -474,6 +507,15 @@ pub fn direct_io(fd: i32) -> DirectIo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_the_same_by_either_call() {
+        let file = std::fs::File::open("/proc/self/exe").expect("this program");
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        let id = status(fd).expect("open").id;
+        assert_eq!(cached_id(fd), Ok(id));
+        assert_eq!(cached_id(-1), Err(Errno(libc::EBADF)));
+    }
 
     #[test]
     fn fdinfo_paths_are_spelled_in_decimal() {

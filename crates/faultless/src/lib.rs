@@ -1,9 +1,11 @@
-//! File maps whose misses never take `mmap_lock`.
+//! File maps whose misses stay off `mmap_lock`.
 //!
 //! Threads that share an address space stall each other when they take major page faults: the kernel reads the page,
 //! then retries the fault under `mmap_lock`, the one lock that every thread of the process shares. Behind a busy
 //! `mmap`/`munmap`, a `fork`, or an agent that reads `/proc/PID/smaps`, a service with mapped files falls to a fraction
-//! of its speed. This crate serves the misses itself, in the thread that faulted, and takes that lock never.
+//! of its speed. This crate serves the misses itself, in the thread that faulted, under the lock of one mapping (Linux 6.9
+//! and later). The exception is `fork`: the kernel locks every mapping while it copies the process, and a miss in that time
+//! takes `mmap_lock` as any other does.
 //!
 //! ```
 //! # let dir = tempfile::tempdir_in(std::env::current_dir().unwrap())?;
@@ -40,7 +42,7 @@
 //! # What it wants
 //!
 //! Linux 6.9 or later for all of it, no privilege. Where userfaultfd is not to be had, the same API runs on the
-//! kernel's mmap; [`Pool::backend`] tells. The process's SIGBUS handler is the engine's (faults that are not its own
+//! kernel's mmap, and a safe map is a copy in memory; [`Pool::backend`] tells, and [`PoolBuilder::require_full`] refuses. The process's SIGBUS handler is the engine's (faults that are not its own
 //! go on to the handler that was there before). A handler that another part of the program installs *later* takes its
 //! place: [`Pool::map`] then fails with [`Error::HandlerReplaced`]. Such code must come first.
 

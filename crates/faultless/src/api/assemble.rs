@@ -163,7 +163,7 @@ impl MapOptions {
             let whole = (head + len).next_multiple_of(PAGE);
             let copies = &self.pool.0.copies;
             let mmap = match leased {
-                true => Mmap::leased(fd, id, name, base, whole, copies)?,
+                true => Mmap::leased(fd, id, name, base, whole, status.len, copies)?,
                 false => Mmap::trusted(fd, id, name, base, whole)?,
             };
             let map = Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len);

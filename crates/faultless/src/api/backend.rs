@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {
-    /// The engine, with everything that it can do: misses never take `mmap_lock`.
+    /// The engine, with everything that it can do: misses stay off `mmap_lock`, except while the process forks.
     Full,
     /// The engine, short of something that this kernel lacks or refuses; the text says what.
     Partial(String),

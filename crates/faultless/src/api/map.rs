@@ -35,8 +35,11 @@ use std::ops::{Deref, RangeBounds};
 ///
 /// # What a load can meet
 ///
-/// * A read error, or a page beyond the end of a file that was truncated: the process gets SIGBUS, as with mmap, after
-///   one line on stderr. [`pin`](Self::pin) reports the same as an error value.
+/// * An absent page that cannot be had: the thread gets SIGBUS, as with mmap, after one line on stderr (or after
+///   [`on_event`](crate::PoolBuilder::on_event) was told). [`pin`](Self::pin) returns the same as an error value. The causes are
+///   a read error; a page beyond the end of a file that was truncated; a lease that was broken, because another process has opened
+///   the file for writing (see [`OnBreak`](crate::OnBreak)); a budget that pinned and kept pages have used up for ten
+///   seconds; and a map of the parent's in a forked child.
 /// * A system call that is handed a pointer to a page which is not resident fails with `EFAULT`. Pin the range first.
 /// * A thread that blocks SIGBUS and misses is killed by the kernel. Do not block SIGBUS.
 pub struct Map {

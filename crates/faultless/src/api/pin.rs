@@ -19,6 +19,11 @@ impl Map {
     /// calls, and touching them never faults. (On the mmap backend the range is read in; it stays as long as memory lasts,
     /// and system calls take it in either way.)
     ///
+    /// A page that is absent is read with all signals of the calling thread blocked, so that no signal handler leaves it half
+    /// read: signals wait for as long as the storage takes. A user's [`Source`](crate::Source) is read by the pool's fill
+    /// threads, and never by the caller: it must not count on a lock that the caller holds, nor
+    /// read another user's source in the same pool.
+    ///
     /// # Errors
     ///
     /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;

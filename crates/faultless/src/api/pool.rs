@@ -57,7 +57,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidOption`] as for [`PoolBuilder::build`]; the budget is then unchanged.
+    /// [`Error::InvalidOption`] as for [`PoolBuilder::build`](crate::PoolBuilder::build); the budget is then unchanged.
     pub fn resize(&self, budget: ByteSize) -> Result<(), Error> {
         check_budget(budget, memory::look().machine)?;
         if let Some(engine) = &self.0.engine {

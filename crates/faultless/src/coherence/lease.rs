@@ -28,10 +28,11 @@ use std::sync::Arc;
 pub enum OnBreak {
     /// The writer is held back while the rest of the file is read into memory, as far as the pool's budget and the
     /// kernel's patience (`/proc/sys/fs/lease-break-time`, 45 s by default) go. From then on nothing of the map is
-    /// evicted, and pages that are not in memory are refused.
+    /// evicted, and pages that are not in memory are refused: [`pin`](crate::Map::pin) returns
+    /// [`Error::LeaseBroken`](crate::Error::LeaseBroken), and a plain load is SIGBUS.
     #[default]
     Snapshot,
-    /// The writer goes ahead at once, and pages that are not in memory are refused from then on.
+    /// The writer goes ahead immediately, and pages that are not in memory are refused from then on.
     Fail,
 }
 

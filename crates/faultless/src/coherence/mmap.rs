@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code, reason = "maps memory by address")]
 
-use crate::base::error::Error;
+use crate::base::error::{Error, LeaseRefusal};
 use crate::base::ids::FileAt;
 use crate::base::size::ByteSize;
 use crate::base::source;
@@ -18,6 +18,7 @@ use crate::sync::budget::Budget;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{Errno, raw};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -43,6 +44,40 @@ pub(crate) struct Mmap {
     pid: u32,
 }
 
+/// What a descriptor's number named before something was done through it.
+struct Witness {
+    id: FileId,
+    noted: Option<u32>,
+}
+
+impl Witness {
+    fn of(fd: &Fd, id: FileId) -> Self {
+        Witness {
+            id,
+            noted: Fd::noted(fd.get()),
+        }
+    }
+
+    /// Whether the number has named the same open file all the while. A program that closes all descriptors may have put another
+    /// file there.
+    fn still_names(&self, fd: &Fd) -> bool {
+        let number = fd.get();
+        fd.is_kept_open_file(number)
+            && fd.owns(number) != Some(false)
+            && file::status(number).is_ok_and(|st| st.id == self.id)
+            && self.noted.is_some()
+            && Fd::noted(number) == self.noted
+    }
+}
+
+fn closed_meanwhile(name: &str) -> Error {
+    let error = io::Error::from_raw_os_error(libc::EBADF);
+    Error::kernel(
+        format!("the program closed the engine's descriptor of {name} while it was mapped"),
+        error,
+    )
+}
+
 impl Mmap {
     /// Maps `len` bytes of an open file from `base`, a multiple of the page size. Nobody may change them.
     pub(crate) fn trusted(
@@ -52,11 +87,18 @@ impl Mmap {
         base: u64,
         len: usize,
     ) -> Result<Self, Error> {
+        let witness = Witness::of(&fd, id);
         // SAFETY: the kernel chooses an unused range.
         let mapped =
             unsafe { mem::map(0, len, libc::PROT_READ, libc::MAP_PRIVATE, fd.get(), base) };
+        let ours = witness.still_names(&fd);
         keeper::retire(fd, id);
         let start = mapped.map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
+        if !ours {
+            // SAFETY: mapped just now, and shown to nobody.
+            let _ = unsafe { mem::unmap(start, len) };
+            return Err(closed_meanwhile(&name));
+        }
         Ok(Mmap {
             start,
             len,
@@ -66,35 +108,48 @@ impl Mmap {
         })
     }
 
-    /// Copies `len` bytes of an open file from `base`, while a lease keeps writers out.
+    /// Copies `len` bytes of an open file from `base`, while a lease keeps writers out. The file had `file_len` bytes before.
     pub(crate) fn leased(
         fd: Fd,
         id: FileId,
         name: String,
         base: u64,
         len: usize,
+        file_len: u64,
         budget: &Arc<Budget>,
     ) -> Result<Self, Error> {
-        let copied = Self::copy_leased(&fd, name, base, len, budget);
+        let copied = Self::copy_leased(&fd, id, name, base, len, file_len, budget);
         keeper::retire(fd, id);
         copied
     }
 
     fn copy_leased(
         fd: &Fd,
+        id: FileId,
         name: String,
         base: u64,
         len: usize,
+        file_len: u64,
         budget: &Arc<Budget>,
     ) -> Result<Self, Error> {
+        let witness = Witness::of(fd, id);
         let lease = keeper::lease(fd, Box::new(|| ()))
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
             .map_err(|e| lease::error(&name, lease::refusal(e)))?;
+        // A writer that came and went before the lease may have changed the length.
+        if file::status(fd.get()).is_ok_and(|st| st.id == id && st.len != file_len) {
+            keeper::end_lease(lease);
+            return Err(lease::error(&name, LeaseRefusal::OpenForWriting));
+        }
         let copied = Self::filled(name, len, budget, |to| read_all(fd.get(), to, base));
         // The kernel lists a lease until it is given up, or taken by force; it lets no writer in before.
         let held = file::lease_still_listed(fd.get());
+        let ours = witness.still_names(fd);
         keeper::end_lease(lease);
         let copied = copied?;
+        if !ours {
+            return Err(closed_meanwhile(&copied.name));
+        }
         if held != Ok(true) {
             return Err(Error::LeaseBroken {
                 name: copied.name.clone(),

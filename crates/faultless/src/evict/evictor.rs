@@ -419,7 +419,8 @@ impl Evictor {
             (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
         let most = self.crew.capacity();
         let (mut again, mut swept) = (false, false);
-        for _ in 0..=self.policy.len() {
+        // All of the queue, from wherever the last look ended.
+        for _ in 0..=2 * self.policy.len() {
             if excess == 0 || taken.len() >= most {
                 break;
             }

@@ -78,5 +78,6 @@ pub(crate) fn set_budget(pool: &PoolCore, bytes: u64) {
     let reach = ghost_reach(bytes / PAGE as u64);
     pool.ghost_reach.store(reach, Ordering::Relaxed);
     pool.budget.set_limit(bytes);
+    pool.blocks.trim(&pool.budget);
     pool.evict_bell.ring();
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
 
-/// Short reads in a row that bring nothing new.
+/// Short reads that bring nothing new, before the file is believed to deliver no more.
 const IN_VAIN_MAX: u32 = 64;
 
 /// Fetches a piece from the map's file, through a staging buffer.
@@ -90,7 +90,7 @@ fn read_file(
         let noted = Fd::noted(number);
         let read = read_whole(number, buf, len, data_from(core, offset), offset);
         let verified = verify(core, fd, number);
-        if Fd::noted(number) != noted {
+        if noted.is_none() || Fd::noted(number) != noted {
             // Meanwhile it may have named another file.
             last = Some(Refusal::Read(libc::EBADF));
             continue;

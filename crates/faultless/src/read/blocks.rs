@@ -1,30 +1,59 @@
 //! Reading users' sources, in whole blocks.
 
-use crate::base::ids::{Addr, RegionAt};
+use crate::base::clock;
+use crate::base::ids::{Addr, Nanos, RegionAt};
+use crate::base::primitive::Ordering;
 use crate::base::source;
 use crate::base::source::Source;
 use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
-use crate::fault::run::{Fetch, Piece};
+use crate::fault::run::{Fetch, Need, Piece};
 use crate::space::map_core::{MapCore, Reading};
+use crate::space::pool_core::PoolCore;
 use std::ops::Range;
 
 /// Largest piece of a source that is read at once, unless its blocks are larger.
 const PIECE: u64 = 256 * 1024;
+
+/// How long a load or a pin waits for room for its buffer, before it goes over the budget: a source may hold what others wait
+/// for, so no thread may wait for long here.
+const ROOM_WAIT: Nanos = Nanos::from_millis(100);
+/// How long to sleep before looking again whether there is room.
+const ROOM_LOOK: Nanos = Nanos::from_millis(2);
+
+/// Charges a buffer. What is read ahead takes only what is free.
+fn charge_buffer(pool: &PoolCore, bytes: u64, need: Need) -> Result<(), Refusal> {
+    let since = clock::now();
+    while !pool.budget.try_charge(bytes) {
+        if need == Need::Prefetch {
+            return Err(Refusal::Budget);
+        }
+        if clock::now().since(since) > ROOM_WAIT {
+            pool.budget.charge_anyway(bytes);
+            break;
+        }
+        pool.wanted.fetch_max(bytes, Ordering::Relaxed);
+        pool.evict_bell.ring();
+        pool.budget.wait(bytes, ROOM_LOOK);
+    }
+    Ok(())
+}
 
 /// Fetches pieces of a user's source, whole blocks at a time. For ordinary contexts only.
 pub(crate) fn source_pieces<'a>(
     core: &'a MapCore,
     source: &'a dyn Source,
     align: u64,
+    need: Need,
 ) -> impl FnMut(Range<RegionAt>, Option<Addr>) -> Result<Piece, Refusal> + 'a {
     move |range, keep| {
         // Pieces begin at multiples of the alignment, since units do.
         let want = (range.end - range.start).min(PIECE.max(align));
         let len = want.next_multiple_of(align) as usize;
         let pool = &*core.pool;
-        let mut block = pool.blocks.take(len, &pool.budget);
+        let charge = |bytes| charge_buffer(pool, bytes, need);
+        let mut block = pool.blocks.take(len, &pool.budget, charge)?;
         let bytes = &mut block.bytes()[..len];
         let at = core.source_at(range.start);
         let got = source::read_full(source, align as usize, bytes, at)
@@ -39,9 +68,9 @@ pub(crate) fn source_pieces<'a>(
 }
 
 /// Runs `f` with what fetches pieces of a map, whatever it is made of. For ordinary contexts only.
-pub(crate) fn with_pieces<R>(core: &MapCore, f: impl FnOnce(Fetch<'_>) -> R) -> R {
+pub(crate) fn with_pieces<R>(core: &MapCore, need: Need, f: impl FnOnce(Fetch<'_>) -> R) -> R {
     match &core.reading {
         Reading::File { fd, .. } => f(&mut |range, keep| file_piece(core, fd, range, keep)),
-        Reading::Source { source, align } => f(&mut source_pieces(core, &**source, *align)),
+        Reading::Source { source, align } => f(&mut source_pieces(core, &**source, *align, need)),
     }
 }

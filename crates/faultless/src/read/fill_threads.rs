@@ -28,11 +28,15 @@ pub(crate) fn fill_for(pool: &PoolCore) {
             });
             continue;
         };
+        // (Requests behind one that was not published yet have rung in vain.)
+        if !pool.handover.is_empty() {
+            pool.fill_bell.ring();
+        }
         let request = at as *const Handed;
         // SAFETY: the faulting thread keeps its request, and is inside the map's gate, until it is answered.
         let (core, request): (&MapCore, &Handed) = unsafe { (&*(*request).core, &*request) };
         let (run, need) = (&request.run, request.need);
-        let result = with_pieces(core, |fetch| fill(core, run, need, None, fetch));
+        let result = with_pieces(core, need, |fetch| fill(core, run, need, None, fetch));
         // SAFETY: popped from the queue, so nobody else answers it.
         unsafe { answer(request, result) };
     }

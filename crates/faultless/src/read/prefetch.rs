@@ -41,7 +41,7 @@ pub(crate) fn read_ahead(pool: &PoolCore, request: Request) {
     let mut trip = request.trip;
     while left > 0 && at < core.units_end() && !core.closing.load(Ordering::Relaxed) {
         let most = if stride == 1 { left } else { 1 };
-        let done = with_pieces(&core, |fetch| {
+        let done = with_pieces(&core, Need::Prefetch, |fetch| {
             if !std::mem::take(&mut trip) {
                 return prefetch(&core, at, most, fetch);
             }
@@ -108,7 +108,9 @@ pub(crate) fn run(job: &Prefetch) {
         if core.closing.load(Ordering::Relaxed) {
             return;
         }
-        let done = with_pieces(&core, |fetch| prefetch(&core, at, end - at, fetch));
+        let done = with_pieces(&core, Need::Prefetch, |fetch| {
+            prefetch(&core, at, end - at, fetch)
+        });
         match done {
             Ok(n) => at += n,
             Err(_) => {

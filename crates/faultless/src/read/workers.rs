@@ -167,6 +167,10 @@ impl Workers {
             // In turns: neither kind of work keeps the other waiting.
             let ahead = pool.ahead.pop().map(Request::unpack);
             if let Some(request) = ahead {
+                // (Requests behind one that was not published yet have rung in vain.)
+                if !pool.ahead.is_empty() {
+                    pool.work_bell.ring();
+                }
                 read_ahead(pool, request);
             }
             let mut jobs = lock(&self.jobs);

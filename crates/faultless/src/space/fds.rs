@@ -7,10 +7,12 @@
 
 #![allow(unsafe_code, reason = "closes descriptors by number")]
 
+use crate::base::clock;
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::base::process;
 use faultless_sys::file::FileId;
-use faultless_sys::{Errno, fdtable, file, raw};
+use faultless_sys::{Errno, fdtable, file, raw, signal};
 
 /// The keeper's thread id; 0 where there is no private table.
 static KEEPER: AtomicU32 = AtomicU32::new(0);
@@ -40,6 +42,11 @@ static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
 static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
 /// For each number, how often it was noted as the engine's.
 static NOTED: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
+/// How many threads fetch a descriptor from the keeper, which is in the table before it is noted.
+static RECOVERING: AtomicUsize = AtomicUsize::new(0);
+/// How long a look at [`NOTED`] waits for them at a time, and how often.
+const RECOVER_NAP: Nanos = Nanos::from_micros(50);
+const RECOVER_NAPS: u32 = 2000;
 /// How many userfaultfds are in the table that all threads share and not noted yet.
 static ARRIVING: AtomicUsize = AtomicUsize::new(0);
 /// The copy of a process that has closed them.
@@ -86,8 +93,11 @@ pub(crate) fn lift(number: i32) -> i32 {
     }
     match duplicate_high(number, floor) {
         Ok(high) => {
-            // SAFETY: the caller's own, and known to nobody else.
-            unsafe { file::close(number) };
+            // (The program may have closed the low one meanwhile, and have put another file there.)
+            if named(number) == named(high) {
+                // SAFETY: the caller's own, and known to nobody else.
+                unsafe { file::close(number) };
+            }
             high
         }
         Err(_) => number,
@@ -275,12 +285,24 @@ impl Fd {
         Some(owner.load(Ordering::SeqCst) == self.identity)
     }
 
-    /// How often `number` has been noted as a descriptor of the engine's. What was read through it between two equal answers,
-    /// the second of which comes after a look at what it names, came from that: to name a file of the engine's
-    /// again after it named another, it must be noted again.
-    pub(crate) fn noted(number: i32) -> u32 {
+    /// How often `number` has been noted as a descriptor of the engine's; `None` if one has been coming for long and is not
+    /// noted yet.
+    ///
+    /// What was read through a number between two equal answers, the second of which comes after a look at what the number
+    /// names, came from that: if it named another file meanwhile, the engine's has come back to it, and was noted again. (A
+    /// program can still deceive this without the engine: it closes the number, opens another file there for the time of one
+    /// read, and then opens the very file of the map there. It would have closed a number that it does not own.)
+    pub(crate) fn noted(number: i32) -> Option<u32> {
+        let mut naps = 0;
+        while RECOVERING.load(Ordering::SeqCst) > 0 {
+            if naps == RECOVER_NAPS {
+                return None;
+            }
+            naps += 1;
+            clock::nap(RECOVER_NAP);
+        }
         let noted = NOTED.get(number as usize);
-        noted.map_or(0, |n| n.load(Ordering::SeqCst))
+        Some(noted.map_or(0, |n| n.load(Ordering::SeqCst)))
     }
 
     /// The number in the program's table.
@@ -332,9 +354,19 @@ impl Fd {
         }
         // (It keeps its low number: moving it would close that one again, which may cost the program POSIX locks.)
         let _until_it_is_noted = arriving();
-        let fresh = fdtable::fetch(keeper, self.kept)?;
-        self.mark(fresh);
-        forget(lost);
+        // (First: it may get this very number, and the number may be another descriptor's by now.)
+        if self.owns(lost) == Some(true) {
+            forget(lost);
+        }
+        let fresh = {
+            // (No signal handler of this thread's may wait for what this thread does.)
+            let _blocked = signal::Blocked::all();
+            RECOVERING.fetch_add(1, Ordering::SeqCst);
+            let fresh = fdtable::fetch(keeper, self.kept);
+            let _ = fresh.map(|number| self.mark(number));
+            RECOVERING.fetch_sub(1, Ordering::SeqCst);
+            fresh?
+        };
         match self
             .shared
             .compare_exchange(lost, fresh, Ordering::AcqRel, Ordering::Acquire)

@@ -93,7 +93,7 @@ impl PoolCore {
         self.filled.bytes()
             + self.trips.bytes()
             + self.staging.charged_bytes()
-            + self.blocks.charged_bytes()
+            + self.blocks.spare_bytes()
     }
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.

@@ -1,71 +1,74 @@
 //! Buffers for reads of users' sources, which come in whole blocks of the source's alignment.
 //!
-//! All of them together are charged to the budget, and take an eighth of it at most (or what one read wants, if that is more): a
-//! thread that finds none waits until another gives one back. For ordinary contexts: there is a lock, and the heap.
+//! A buffer is charged to the budget like a page: a thread that wants one waits for room. Some are kept to be used again. For
+//! ordinary contexts: there is a lock, and the heap.
 
-use crate::base::futex::{Futex, Wake};
-use crate::base::ids::Nanos;
 use crate::base::primitive::{Mutex, lock};
 use crate::sync::budget::Budget;
 
-/// How long to wait for a buffer before looking again.
-const WAIT: Nanos = Nanos::from_millis(10);
-/// Share of the budget that the buffers take at most, as a divisor.
-const SHARE: u64 = 8;
+/// Share of the budget that buffers may take which are kept and not in use, as a divisor.
+const SPARE_SHARE: u64 = 16;
 
-/// The buffers of a pool.
+/// The buffers of a pool that are kept.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
-    state: Mutex<State>,
-    returned: Futex,
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    free: Vec<Vec<u8>>,
-    /// Bytes of all buffers, free or on loan.
-    bytes: u64,
-}
-
-/// A buffer on loan, which goes back when it is dropped.
+/// A buffer in use. It goes back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Block<'a> {
     of: &'a Blocks,
+    budget: &'a Budget,
     bytes: Vec<u8>,
 }
 
+fn bytes_of(spare: &[Vec<u8>]) -> u64 {
+    spare.iter().map(|b| b.len() as u64).sum()
+}
+
 impl Blocks {
-    /// A buffer of at least `len` bytes.
-    pub(crate) fn take(&self, len: usize, budget: &Budget) -> Block<'_> {
-        loop {
-            let ticket = self.returned.ticket();
-            if let Some(bytes) = self.try_take(len, budget) {
-                return Block { of: self, bytes };
+    /// A buffer of at least `len` bytes: one that was kept, or a new one, if `charge` finds room for it.
+    pub(crate) fn take<'a, E>(
+        &'a self,
+        len: usize,
+        budget: &'a Budget,
+        charge: impl FnOnce(u64) -> Result<(), E>,
+    ) -> Result<Block<'a>, E> {
+        let kept = {
+            let mut spare = lock(&self.spare);
+            let at = spare.iter().position(|b| b.len() >= len);
+            at.map(|at| spare.swap_remove(at))
+        };
+        let bytes = match kept {
+            Some(bytes) => bytes,
+            None => {
+                charge(len as u64)?;
+                vec![0; len]
             }
-            self.returned.wait(ticket, WAIT);
+        };
+        Ok(Block {
+            of: self,
+            budget,
+            bytes,
+        })
+    }
+
+    /// Lets go of what is kept beyond its share of the budget.
+    pub(crate) fn trim(&self, budget: &Budget) {
+        let mut spare = lock(&self.spare);
+        let mut bytes = bytes_of(&spare);
+        while bytes > budget.limit() / SPARE_SHARE
+            && let Some(gone) = spare.pop()
+        {
+            bytes -= gone.len() as u64;
+            budget.release(gone.len() as u64);
         }
     }
 
-    fn try_take(&self, len: usize, budget: &Budget) -> Option<Vec<u8>> {
-        let mut state = lock(&self.state);
-        if let Some(at) = state.free.iter().position(|b| b.len() >= len) {
-            return Some(state.free.swap_remove(at));
-        }
-        let most = (budget.limit() / SHARE).max(len as u64);
-        while state.bytes + len as u64 > most {
-            // Smaller ones make room.
-            let smaller = state.free.pop()?;
-            state.bytes -= smaller.len() as u64;
-            budget.release(smaller.len() as u64);
-        }
-        state.bytes += len as u64;
-        budget.charge_anyway(len as u64);
-        Some(vec![0; len])
-    }
-
-    /// Bytes that are charged for buffers.
-    pub(crate) fn charged_bytes(&self) -> u64 {
-        lock(&self.state).bytes
+    /// Bytes that are charged for buffers which are kept.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        bytes_of(&lock(&self.spare))
     }
 }
 
@@ -78,9 +81,8 @@ impl Block<'_> {
 
 impl Drop for Block<'_> {
     fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        lock(&self.of.state).free.push(bytes);
-        self.of.returned.bump(Wake::One);
+        lock(&self.of.spare).push(std::mem::take(&mut self.bytes));
+        self.of.trim(self.budget);
     }
 }
 
@@ -89,33 +91,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_take_a_share_of_the_budget_and_are_used_again() {
-        let (blocks, budget) = (Blocks::default(), Budget::new(8 << 20));
-        let first = blocks.take(512 << 10, &budget);
-        let second = blocks.take(512 << 10, &budget);
-        assert_eq!(budget.used(), 1 << 20);
-        assert!(blocks.try_take(4096, &budget).is_none(), "an eighth is out");
-        drop(first);
-        let mut again = blocks.take(4096, &budget);
-        assert_eq!(again.bytes().len(), 512 << 10);
-        assert_eq!(budget.used(), 1 << 20);
-        drop((second, again));
-        // What one read wants is there, though it be more than the share; smaller ones make room.
-        let large = blocks.take(2 << 20, &budget);
+    fn buffers_are_charged_and_used_again_and_a_share_of_them_is_kept() {
+        let (blocks, budget) = (Blocks::default(), Budget::new(16 << 20));
+        let charge = |bytes| match budget.try_charge(bytes) {
+            true => Ok(()),
+            false => Err("no room"),
+        };
+        let take = |len| blocks.take(len, &budget, charge);
+        let (first, second) = (take(1 << 20).expect("room"), take(1 << 20).expect("room"));
         assert_eq!(budget.used(), 2 << 20);
-        drop(large);
-        assert_eq!(blocks.charged_bytes(), 2 << 20);
-    }
-
-    #[test]
-    fn a_thread_waits_for_a_buffer_that_another_has() {
-        let (blocks, budget) = (Blocks::default(), Budget::new(1 << 20));
-        let held = blocks.take(128 << 10, &budget);
-        std::thread::scope(|s| {
-            let waits = s.spawn(|| blocks.take(128 << 10, &budget).bytes().len());
-            drop(held);
-            assert_eq!(waits.join().expect("it gets one"), 128 << 10);
-        });
-        assert_eq!(budget.used(), 128 << 10);
+        drop((first, second));
+        assert_eq!((budget.used(), blocks.spare_bytes()), (1 << 20, 1 << 20));
+        let mut again = take(4096).expect("the one that was kept");
+        assert_eq!(again.bytes().len(), 1 << 20);
+        assert_eq!(budget.used(), 1 << 20);
+        assert_eq!(
+            take(16 << 20).expect_err("all but a megabyte is free"),
+            "no room"
+        );
+        drop(again);
+        // A smaller budget keeps less.
+        budget.set_limit(8 << 20);
+        blocks.trim(&budget);
+        assert_eq!((budget.used(), blocks.spare_bytes()), (0, 0));
     }
 }

@@ -8,6 +8,7 @@ use crate::base::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 ///
 /// A thread that waits for room counts itself among the waiting and *then* looks for room; one that makes room does so and
 /// *then* looks for waiting threads. The fences put both into one order, so that no release is missed.
+/// (A charge that is refused shows for a moment as used: a thread that looks just then sleeps for its time.)
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,

@@ -1,4 +1,4 @@
-//! What threads hand to each other, and wait for: lock-free, without the heap, and without any knowledge of maps.
+//! What threads hand to each other, and wait for, without any knowledge of maps. Except for `blocks`, without locks and the heap.
 
 pub(crate) mod bell;
 #[cfg(not(loom))]

@@ -1,5 +1,5 @@
-//! Two bounded queues that the fault path may push to: [`Ring`] carries words to one consumer (the evictor), [`Handover`]
-//! carries pointers to several (the fill threads). Neither allocates after it was made, neither has a lock.
+//! A bounded queue of entries with several producers and one consumer, the evictor: how the fault path tells of units that it
+//! filled. It neither allocates after it was made nor has a lock.
 
 #![allow(
     unsafe_code,

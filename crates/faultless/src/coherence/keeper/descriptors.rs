@@ -39,7 +39,7 @@ pub(crate) fn adopt(fd: Owned, id: Option<FileId>) -> io::Result<Fd> {
         let me = raw::gettid();
         let fetch = move |_: &mut Keeper| {
             let kept = fdtable::fetch(me, number)?;
-            let same = id.is_none_or(|id| file::status(kept).is_ok_and(|st| st.id == id));
+            let same = id.is_none_or(|id| file::cached_id(kept).is_ok_and(|now| now == id));
             if !same {
                 // SAFETY: fetched just now, into this table.
                 unsafe { file::close(kept) };

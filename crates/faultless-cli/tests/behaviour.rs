@@ -559,3 +559,18 @@ fn programs_in_c_can_call_the_engine() {
     );
     let _ = std::fs::remove_file(file);
 }
+
+#[test]
+fn a_library_that_is_unloaded_leaves_no_handler_without_code() {
+    let program = compile("unloaded", &[]);
+    let empty = scratch().join("empty");
+    std::fs::write(&empty, b"").expect("writable");
+    let arguments = [library(), &empty].map(|p| p.to_str().expect("a plain path"));
+    let output = plain(&program, &arguments);
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

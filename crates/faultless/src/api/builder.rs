@@ -107,6 +107,11 @@ impl PoolBuilder {
                 remedy: "choose 1 to 1024",
             });
         }
+        // (A preloaded library is never unloaded.)
+        #[cfg(not(faultless_sim))]
+        if !self.guest {
+            crate::base::stay::stay_loaded();
+        }
         let unprotected =
             keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
         fork::watch();

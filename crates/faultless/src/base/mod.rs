@@ -25,6 +25,8 @@ pub(crate) mod size;
 pub(crate) mod source;
 #[cfg(not(loom))]
 pub(crate) mod stats;
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) mod stay;
 #[cfg(not(loom))]
 pub(crate) mod text;
 #[cfg(not(loom))]

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,6 +17,21 @@ static void fail(const char *what)
     exit(1);
 }
 
+struct calls {
+    int (*open_pool)(uint64_t, void **);
+    void (*close_pool)(void *);
+};
+
+static void *use(void *of)
+{
+    struct calls *calls = of;
+    void *pool;
+    if (calls->open_pool(16 << 20, &pool))
+        fail("no pool");
+    calls->close_pool(pool);
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -25,10 +41,12 @@ int main(int argc, char **argv)
         fail(dlerror());
     int (*open_pool)(uint64_t, void **) = (int (*)(uint64_t, void **))dlsym(library, "faultless_pool_open");
     void (*close_pool)(void *) = (void (*)(void *))dlsym(library, "faultless_pool_close");
-    void *pool;
-    if (!open_pool || !close_pool || open_pool(16 << 20, &pool))
+    /* (In a thread that ends: what it leaves for its end would keep the library by itself.) */
+    struct calls calls = {open_pool, close_pool};
+    pthread_t thread;
+    if (!open_pool || !close_pool || pthread_create(&thread, NULL, use, &calls))
         fail("no pool");
-    close_pool(pool);
+    pthread_join(thread, NULL);
     dlclose(library);
     struct sigaction now;
     sigaction(SIGBUS, NULL, &now);

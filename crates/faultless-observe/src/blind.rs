@@ -91,7 +91,11 @@ impl Observer {
     }
 }
 
-/// Whatever runs, this build cannot watch it.
-pub(crate) fn process_name(_: u32) -> anyhow::Result<String> {
-    Ok(String::new())
+/// What a process is called. (This build cannot watch it, and says so where that is asked for.)
+pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
+    let name = faultless_untrusted::input::kernel_text(format!("/proc/{pid}/comm"));
+    let name = name.map_err(|_| {
+        anyhow::anyhow!("there is no process {pid}; `pgrep -a NAME` finds the numbers of processes")
+    })?;
+    Ok(name.trim_end().to_owned())
 }

@@ -410,3 +410,63 @@ fn reason(e: &Error) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::io;
+
+    #[test]
+    fn of_a_small_mapping_every_page_is_counted_and_of_a_large_one_parts_from_end_to_end() {
+        let looked = RefCell::new(Vec::new());
+        let note = |at, len| {
+            looked.borrow_mut().push((at, len));
+            0
+        };
+        assert_eq!(cached_share(64 << 20, note), 0.0);
+        assert_eq!(looked.take(), [(0, 64 << 20)]);
+        let len = (10 << 30) + 12_345;
+        assert_eq!(cached_share(len, note), 0.0);
+        let parts = looked.take();
+        assert_eq!(parts.len(), 64);
+        assert!(parts.is_sorted() && parts.iter().all(|p| p.0.is_multiple_of(PAGE as u64)));
+        assert!(parts.iter().all(|&(at, part)| at + part <= len));
+        let last = parts.last().expect("parts").0;
+        assert!(last > len / 64 * 62, "the end is looked at too: {last}");
+        // Nothing but what is counted decides, whatever the length.
+        for len in [1, 4096, 5000, 64 << 20, (64 << 20) + 1, 1 << 40] {
+            let all = cached_share(len, |_, part| part.div_ceil(PAGE as u64));
+            assert_eq!(all, 1.0, "{len}");
+            let half = cached_share(len, |_, part| part.div_ceil(PAGE as u64) / 2);
+            assert!(half <= 0.5, "{len}: {half}");
+        }
+        assert_eq!(cached_share(0, |_, _| 0), 0.0);
+    }
+
+    #[test]
+    fn a_reason_has_no_name_of_a_file_in_it() {
+        let lease = |reason| {
+            let name = "/secret/name".to_owned();
+            super::reason(&Error::Lease { name, reason })
+        };
+        let kernel = io::Error::from_raw_os_error(libc::EAGAIN);
+        for said in [
+            lease(LeaseRefusal::OpenForWriting),
+            lease(LeaseRefusal::NotOwner),
+            lease(LeaseRefusal::FileSystem {
+                file_system: "nfs".into(),
+            }),
+            lease(LeaseRefusal::Kernel(kernel)),
+        ] {
+            assert!(said.contains("lease"), "{said}");
+            assert!(!said.contains("secret"), "{said}");
+        }
+        assert!(
+            lease(LeaseRefusal::FileSystem {
+                file_system: "nfs".into()
+            })
+            .contains("nfs")
+        );
+    }
+}

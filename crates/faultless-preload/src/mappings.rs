@@ -518,3 +518,37 @@ unsafe extern "C" fn mseal(addr: *mut c_void, len: usize, flags: std::ffi::c_ulo
     sealing(addr as usize, len);
     kernel(SYS_MSEAL, [addr as usize, len, flags as usize, 0, 0, 0]) as c_int
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_whole_pages_and_end_where_addresses_end() {
+        assert_eq!(pages(0, 0), 0..0);
+        assert_eq!(pages(0x1000, 1), 0x1000..0x2000);
+        assert_eq!(pages(0x1fff, 2), 0x1000..0x3000);
+        assert_eq!(pages(0x1000, 0x1000), 0x1000..0x2000);
+        assert_eq!(pages(0x1001, 0), 0x1000..0x2000);
+        assert_eq!(pages(usize::MAX, 1), (usize::MAX & !(PAGE - 1))..usize::MAX);
+        assert_eq!(pages(0x1000, usize::MAX), 0x1000..usize::MAX);
+    }
+
+    #[test]
+    fn only_advice_that_changes_no_mapping_is_harmless() {
+        for advice in [libc::MADV_WILLNEED, libc::MADV_DONTNEED, MADV_POPULATE_READ] {
+            assert!(harmless(advice), "{advice}");
+        }
+        for advice in [
+            libc::MADV_DONTFORK,
+            libc::MADV_WIPEONFORK,
+            libc::MADV_HUGEPAGE,
+            libc::MADV_MERGEABLE,
+            libc::MADV_REMOVE,
+            libc::MADV_HWPOISON,
+            -1,
+        ] {
+            assert!(!harmless(advice), "{advice}");
+        }
+    }
+}

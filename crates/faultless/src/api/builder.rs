@@ -65,10 +65,10 @@ impl PoolBuilder {
     /// Tells `hook` what is otherwise written to stderr: that the backend is not [`Backend::Full`], and which plain load failed
     /// before its thread gets SIGBUS.
     ///
-    /// Loads that failed are told by a thread of the pool, so `hook` may do anything, except load from a page of the pool's that
-    /// fails in turn. A thread whose load failed waits for `hook`, for a second at most. If it cannot be told (more than eight
-    /// fail concurrently, or `hook` is busy for longer), it writes its line to stderr. On [`Backend::Mmap`] the kernel
-    /// serves the loads, and tells nobody.
+    /// A thread of the pool calls `hook` with loads that failed, so `hook` may allocate, log and take locks. The thread whose load
+    /// failed waits for it, for a second at most: then, or if more than eight loads fail concurrently, it writes its line to
+    /// stderr as well and gets its SIGBUS. So `hook` should not need a lock that a thread holds while it loads. On
+    /// [`Backend::Mmap`] the kernel serves the loads, and tells nobody.
     ///
     /// ```
     /// # fn main() -> Result<(), faultless::Error> {

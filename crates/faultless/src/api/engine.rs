@@ -37,8 +37,6 @@ const STAGING_MAX: u64 = 64 << 20;
 pub(crate) struct Engine {
     pub(crate) core: Arc<PoolCore>,
     evictor: Option<Thread>,
-    /// Calls the program's hook.
-    teller: Option<Thread>,
 }
 
 /// Makes events of what failed.
@@ -107,23 +105,22 @@ impl Engine {
             keeper::spawn(c"faultless-evict", move || Evictor::run(core))
                 .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };
-        let mut engine = Engine {
+        let engine = Engine {
             core,
             evictor: Some(evictor),
-            teller: None,
         };
         if engine.core.outbox.is_some() {
             let core = engine.core.clone();
-            let run = move || core.outbox.iter().for_each(Outbox::run);
-            match thread::spawn(c"faultless-tell", run) {
-                Ok(teller) => engine.teller = Some(teller),
-                Err(e) => {
-                    engine.stop();
-                    return Err(Error::kernel(
-                        "cannot start the thread that tells events",
-                        e,
-                    ));
-                }
+            let run = move || {
+                core.outbox.iter().for_each(Outbox::run);
+                let_go(core);
+            };
+            if let Err(e) = thread::spawn(c"faultless-tell", run) {
+                engine.stop();
+                return Err(Error::kernel(
+                    "cannot start the thread that tells events",
+                    e,
+                ));
             }
         }
         Ok(engine)
@@ -138,16 +135,18 @@ impl Engine {
         if let Some(evictor) = self.evictor.take() {
             evictor.join();
         }
+        // The thread that tells events ends by itself: the program's code, which it may be in, may wait for this thread.
         self.core.outbox.iter().for_each(Outbox::stop);
-        // (The program's hook may have dropped the pool.)
-        if let Some(teller) = self.teller.take().filter(|t| !t.is_this()) {
-            teller.join();
-        }
-        if let Some(core) = Arc::into_inner(self.core) {
-            #[cfg(faultless_sim)]
-            core.check_settled();
-            keeper::unwatch(core.uffd);
-        }
+        let_go(self.core);
+    }
+}
+
+/// The last thread that has the core lets its userfaultfd go.
+fn let_go(core: Arc<PoolCore>) {
+    if let Some(core) = Arc::into_inner(core) {
+        #[cfg(faultless_sim)]
+        core.check_settled();
+        keeper::unwatch(core.uffd);
     }
 }
 

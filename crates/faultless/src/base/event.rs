@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub enum Event {
     /// The pool's backend is not [`Backend::Full`](crate::Backend::Full). The text says which one it is, and what it lacks.
     Degraded(String),
-    /// A plain load of a map failed. The thread gets SIGBUS after the call has returned, as it would from the kernel.
+    /// A plain load of a map failed. The thread gets SIGBUS after the call has returned, or after a second.
     LoadFailed(Error),
 }
 

@@ -72,7 +72,10 @@ pub(crate) fn fill(
     core.pool.nudge_evictor();
     match result {
         Err((_, why)) if filled == 0 => {
-            core.counters.add(Count::Errors, 1);
+            // (What is read ahead goes without, where there is no room: that is no failure.)
+            if !(need == Need::Prefetch && why == Refusal::Budget) {
+                core.counters.add(Count::Errors, 1);
+            }
             Err(why)
         }
         // The unit that was wanted is there; the rest of the run was a guess.

@@ -19,6 +19,10 @@ const PIECE: u64 = 256 * 1024;
 /// How long a load or a pin waits for room for its buffer, before it goes over the budget: a source may hold what others wait
 /// for, so no thread may wait for long here.
 const ROOM_WAIT: Nanos = Nanos::from_millis(100);
+/// How far buffers may go over the budget, as a divisor of it. Beyond that, a thread waits as it would for a page.
+const OVER_SHARE: u64 = 8;
+/// How long that is before it fails.
+const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long to sleep before looking again whether there is room.
 const ROOM_LOOK: Nanos = Nanos::from_millis(2);
 
@@ -29,9 +33,14 @@ fn charge_buffer(pool: &PoolCore, bytes: u64, need: Need) -> Result<(), Refusal>
         if need == Need::Prefetch {
             return Err(Refusal::Budget);
         }
-        if clock::now().since(since) > ROOM_WAIT {
+        let waited = clock::now().since(since);
+        let limit = pool.budget.limit();
+        if waited > ROOM_WAIT && pool.budget.used() <= limit + limit / OVER_SHARE {
             pool.budget.charge_anyway(bytes);
             break;
+        }
+        if waited > BUDGET_WAIT {
+            return Err(Refusal::Budget);
         }
         pool.wanted.fetch_max(bytes, Ordering::Relaxed);
         pool.evict_bell.ring();

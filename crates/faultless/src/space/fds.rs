@@ -160,9 +160,9 @@ pub(crate) fn can_note(number: i32) -> bool {
     (0..NUMBERS as i32).contains(&number)
 }
 
-/// What a number names, as far as `fstat` tells.
+/// What a number names, as far as the kernel remembers.
 fn named(number: i32) -> u64 {
-    file::status(number).map_or(0, |st| st.id.ino ^ st.id.dev.rotate_left(48) | 1 << 63)
+    file::cached_id(number).map_or(0, |id| id.ino ^ id.dev.rotate_left(48) | 1 << 63)
 }
 
 /// Whether this is a copy of the process that the fork handlers did not prepare.
@@ -195,6 +195,8 @@ pub(crate) fn forked() {
 /// In a forked child: it has closed what it has of the engine's.
 pub(crate) fn prepared() {
     PREPARED.store(process::pid(), Ordering::SeqCst);
+    // (Threads that were at it are not here.)
+    RECOVERING.store(0, Ordering::SeqCst);
     FORKING.store(0, Ordering::SeqCst);
     if ARRIVING.swap(0, Ordering::SeqCst) > 0 {
         close_arriving();
@@ -356,6 +358,10 @@ impl Fd {
         let _until_it_is_noted = arriving();
         // (First: it may get this very number, and the number may be another descriptor's by now.)
         if self.owns(lost) == Some(true) {
+            if fdtable::same_open_file(keeper, self.kept, lost) == Some(true) {
+                // Another thread was faster, and got this number.
+                return Ok(lost);
+            }
             forget(lost);
         }
         let fresh = {

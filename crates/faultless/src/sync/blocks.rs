@@ -43,6 +43,10 @@ impl Blocks {
         let bytes = match kept {
             Some(bytes) => bytes,
             None => {
+                // Those that are too small make room.
+                for small in lock(&self.spare).drain(..) {
+                    budget.release(small.len() as u64);
+                }
                 charge(len as u64)?;
                 vec![0; len]
             }

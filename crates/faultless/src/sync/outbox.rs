@@ -122,8 +122,9 @@ impl Outbox {
                 if slot.moves(POSTED, FREE) {
                     return false;
                 }
+                // (It may be told yet. Told twice is better than not at all.)
                 if slot.moves(TELLING, LEFT) {
-                    return true;
+                    return false;
                 }
             }
             slot.changed.wait(ticket, LOOK);
@@ -214,8 +215,8 @@ mod tests {
             panic!("after all");
         })));
         let teller = run(&outbox);
-        // Told, though the code has not returned.
-        assert!(outbox.post(b"first", FileAt::new(0), 1));
+        // Its code has not returned: whether it told cannot be known.
+        assert!(!outbox.post(b"first", FileAt::new(0), 1));
         entered.recv().expect("it was called");
         // The only teller is busy.
         assert!(!outbox.post(b"second", FileAt::new(0), 2));

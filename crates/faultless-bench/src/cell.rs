@@ -45,7 +45,7 @@ pub const QUANTILES: [f64; 15] = [
 /// How a failure begins that is about wrong bytes.
 pub const WRONG: &str = "wrong bytes";
 
-/// What a measurement is for.
+/// The purpose of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
@@ -402,8 +402,7 @@ impl Readers<'_> {
             .and_then(|t| Counter::tracepoint(t.0, Scope::Thread).ok());
         let locks_now = || counter.as_ref().and_then(|c| c.read().ok());
         let none = locks_now();
-        // What a thread sets up once (its first touch of its stacks) is not what is timed. What its first miss takes of
-        // mmap_lock is counted.
+        // A thread's set-up (the first touch of its stacks) is not timed. The mmap_lock that its first miss takes is counted.
         let first = match self.access {
             Access::Scan => Ok(true),
             _ => self.read_one(&mut buffer, &mut r),

@@ -9,8 +9,8 @@
 //! each; of a touch of the page of zeros three quarters are the fault; of what is left of a turn between two threads six tenths
 //! are the switch): predictions depend on the sum.
 //!
-//! Many costs are differences, and a difference can come out as nonsense. What cannot be is replaced by a guess, and
-//! [`Micro::replaced`] says so.
+//! Many costs are differences, and a difference can come out as nonsense. A guess replaces an impossible value,
+//! and [`Micro::replaced`] says so.
 
 #![allow(unsafe_code, reason = "maps, touches, unmaps, forks, pins threads")]
 
@@ -984,7 +984,7 @@ mod tests {
         );
         assert_eq!(found.costs.get("mprotect"), Some(&1));
         assert_eq!(found.costs.get("zero_page"), Some(&250));
-        // What is no number is none of anything.
+        // A value that is not a number counts as impossible.
         assert_eq!(found.at_least("fault", f64::NAN, 100.0), 100.0);
     }
 

@@ -29,7 +29,7 @@ turns within each round, and each is first equally often if --rounds is a multip
 of the reads per second to those of the kernel's mmap in the same rounds; \"≈ 1\" where some rounds say more and some say
 less. Acquisitions of mmap_lock are counted in a further round, whose times are in no figure.
 
-What the neighbour does is in the title of each table.")]
+The title of each table says what the neighbour does.")]
 pub(crate) struct Args {
     /// What is read, in what order, beside whom.
     #[arg(value_enum)]

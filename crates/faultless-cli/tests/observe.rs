@@ -1,6 +1,6 @@
 //! `faultless observe` beside processes that know who kept whom waiting.
 //!
-//! What is true is established without the observer, and not by how long something takes:
+//! The tests establish the truth without the observer, and never by how long something takes:
 //!
 //! * [`Watcher`] looks at the victims from outside, in `/proc`. A thread that sleeps in the same place, and has not left a
 //!   processor since it was looked at before, has slept all the while: it waited for mmap_lock from then until now. While all

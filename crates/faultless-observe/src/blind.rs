@@ -91,7 +91,7 @@ impl Observer {
     }
 }
 
-/// What a process is called. (This build cannot watch it, and says so where that is asked for.)
+/// The name of a process. (This build cannot watch it; the observer says so.)
 pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
     let name = faultless_untrusted::input::kernel_text(format!("/proc/{pid}/comm"));
     let name = name.map_err(|_| {

@@ -1153,31 +1153,33 @@ fn a_miss_fits_an_alternate_stack_of_8_kib() {
     });
 }
 
+/// Loads a page beyond the end of a file that was truncated after it was mapped. The pool tells `hook`.
+fn a_load_fails(hook: impl Fn(&Event) + Send + Sync + 'static) {
+    let dir = dir();
+    let path = file(dir.path(), "told", 1, 8 * PAGE);
+    let pool = Pool::builder().memory(ByteSize::mib(16)).on_event(hook);
+    let pool = pool.build().expect("a pool");
+    // SAFETY: the test means to break the promise.
+    let map = unsafe { pool.map_trusted(open(&path)) }.expect("mapped");
+    check(&map[..PAGE], 1, 0);
+    let shorter = OpenOptions::new().write(true).open(&path);
+    shorter
+        .and_then(|f| f.set_len(PAGE as u64))
+        .expect("truncated");
+    std::hint::black_box(map[5 * PAGE]);
+    std::process::exit(3);
+}
+
 /// The program's own code hears of a load that fails, before the thread gets SIGBUS; the engine writes nothing.
 #[test]
 fn a_load_that_fails_is_told_to_the_program_and_not_to_stderr() {
     let out = isolated(
         "a_load_that_fails_is_told_to_the_program_and_not_to_stderr",
         || {
-            let dir = dir();
-            let path = file(dir.path(), "told", 1, 8 * PAGE);
-            let pool = Pool::builder()
-                .memory(ByteSize::mib(16))
-                .on_event(|event| match event {
-                    Event::Degraded(_) => {}
-                    other => println!("told: {other}"),
-                })
-                .build()
-                .expect("a pool");
-            // SAFETY: the test means to break the promise.
-            let map = unsafe { pool.map_trusted(open(&path)) }.expect("mapped");
-            check(&map[..PAGE], 1, 0);
-            let shorter = OpenOptions::new().write(true).open(&path);
-            shorter
-                .and_then(|f| f.set_len(PAGE as u64))
-                .expect("truncated");
-            std::hint::black_box(map[5 * PAGE]);
-            std::process::exit(3);
+            a_load_fails(|event| match event {
+                Event::Degraded(_) => {}
+                other => println!("told: {other}"),
+            });
         },
     );
     assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");
@@ -1197,27 +1199,13 @@ fn a_hook_that_never_returns_keeps_no_thread_from_its_sigbus() {
     let out = isolated(
         "a_hook_that_never_returns_keeps_no_thread_from_its_sigbus",
         || {
-            let dir = dir();
-            let path = file(dir.path(), "a", 1, 8 * PAGE);
-            let pool = Pool::builder()
-                .memory(ByteSize::mib(16))
-                .on_event(|event| {
-                    if matches!(event, Event::LoadFailed(_)) {
-                        loop {
-                            std::thread::park();
-                        }
+            a_load_fails(|event| {
+                if matches!(event, Event::LoadFailed(_)) {
+                    loop {
+                        std::thread::park();
                     }
-                })
-                .build()
-                .expect("a pool");
-            // SAFETY: the test means to break the promise.
-            let map = unsafe { pool.map_trusted(open(&path)) }.expect("mapped");
-            let shorter = OpenOptions::new().write(true).open(&path);
-            shorter
-                .and_then(|f| f.set_len(PAGE as u64))
-                .expect("truncated");
-            std::hint::black_box(map[5 * PAGE]);
-            std::process::exit(3);
+                }
+            });
         },
     );
     assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");

@@ -146,26 +146,20 @@ impl Copy {
                 Finder::Models => ("--cfg loom", "loom", "models"),
                 _ => ("", "tests", "tests"),
             };
-            let mut tests = self.cargo(flags, target);
-            tests.args([
-                "test",
-                "--quiet",
-                "--release",
-                "-p",
-                "faultless",
-                "--lib",
-                only,
-            ]);
-            let mut build = self.cargo(flags, target);
-            build.args([
-                "test",
-                "--quiet",
-                "--release",
-                "-p",
-                "faultless",
-                "--lib",
-                "--no-run",
-            ]);
+            let test = |last| {
+                let mut cargo = self.cargo(flags, target);
+                cargo.args([
+                    "test",
+                    "--quiet",
+                    "--release",
+                    "-p",
+                    "faultless",
+                    "--lib",
+                    last,
+                ]);
+                cargo
+            };
+            let (mut build, mut tests) = (test("--no-run"), test(only));
             if !succeeds(&mut build)? {
                 return Err("it does not compile".into());
             }

@@ -65,7 +65,7 @@ pub(crate) fn word_of(version: u64, at: u64) -> u64 {
 impl Files {
     pub(crate) fn new() -> Self {
         let mut table = BTreeMap::new();
-        // What a process has open.
+        // The descriptors that every process has.
         let open = (0..3).map(|n| {
             table.insert(n, n as usize);
             Open {

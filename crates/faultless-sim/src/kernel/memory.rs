@@ -1,7 +1,7 @@
 //! Address space: mappings with their locks, userfaultfd, and pages.
 //!
-//! What the engine uses for itself is real memory at addresses of an arena. Ranges that are armed by userfaultfd are simulated: their
-//! pages lie in a table here, real accesses to their addresses crash, and loads go through [`load`].
+//! The engine's own memory is real, at addresses of an arena. Ranges that userfaultfd watches are simulated: a table here has their
+//! pages, a real access to their addresses crashes, and loads go through [`load`].
 
 #![allow(
     unsafe_code,
@@ -492,7 +492,7 @@ pub(crate) fn ioctl(fd: i32, nr: u32, arg: usize) -> Answer {
             );
             match error {
                 0 => Ok(0),
-                // What was installed before is told, and that is tried again.
+                // The call reports what it installed before, and the caller tries the rest again.
                 _ if done > 0 => Err(libc::EAGAIN),
                 e => Err(e),
             }

@@ -15,7 +15,7 @@ pub enum Backend {
     Full,
     /// The engine, short of something that this kernel lacks or refuses; the text says what.
     Partial(String),
-    /// The kernel's mmap, because userfaultfd is not to be had; the text says why.
+    /// The kernel's mmap, because there is no userfaultfd; the text says why.
     Mmap(String),
 }
 

@@ -29,7 +29,7 @@ use std::ops::{Deref, RangeBounds};
 /// assert_eq!(map[99_999], 7); // a miss: read now, by this thread
 /// let part = map.pin(5_000..6_000)?; // resident until dropped; a read error would be an Err
 /// std::io::Write::write_all(&mut std::io::sink(), &part)?; // safe to hand to a system call
-/// map.prefetch(..)?; // returns at once
+/// map.prefetch(..)?; // returns immediately
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///

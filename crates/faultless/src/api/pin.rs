@@ -28,7 +28,7 @@ impl Map {
     ///
     /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
     /// [`Error::BudgetExhausted`] if the budget has no room for it beside what is pinned already (after up to ten
-    /// seconds without any progress, or at once if the range is larger than the budget); [`Error::Forked`].
+    /// seconds without any progress, or immediately if the range is larger than the budget); [`Error::Forked`].
     pub fn pin(&self, range: impl RangeBounds<usize>) -> Result<Pinned<'_>, Error> {
         let bytes = self.range(range)?;
         self.check_process()?;

@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-/// Keeps the library that this code is part of in memory until the process ends, whoever unloads it (`dlclose`): the kernel calls
+/// Keeps the library that this code is part of in memory until the process ends, even if the program unloads it (`dlclose`): the kernel calls
 /// the SIGBUS handler by its address, and threads of the engine run on.
 ///
 /// Takes the dynamic linker's lock. The caller holds no lock that a library's constructor may wait for.

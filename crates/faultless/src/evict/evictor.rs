@@ -108,7 +108,7 @@ impl Evictor {
             evictor.look_at_limits();
             if !evictor.pass() {
                 let pool = evictor.pool.clone();
-                // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not at once.
+                // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
                 let time = if evictor.pressed() { STUCK } else { IDLE };
                 pool.evict_bell.sleep(time, || {
                     pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG

@@ -9,7 +9,7 @@ use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 
 /// How long a miss waits for a budget that nothing gives back, before it fails.
-const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
+pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// How long to sleep before looking again whether the budget has room.
@@ -35,7 +35,7 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
-    // Nobody may wait in a map that is about to go: who takes it away waits for them. And a program whose mapping this
+    // No thread may wait in a map that is about to go: the thread that takes it away waits for them. And a program whose mapping this
     // stands for knows of no budget: with the kernel's it would not have failed.
     let patience = match core.stands_for {
         Some(_) => STAND_IN_WAIT,

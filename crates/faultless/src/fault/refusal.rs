@@ -101,7 +101,7 @@ impl fmt::Display for Refusal {
 }
 
 impl Refusal {
-    /// What a failed fill of the page at `offset` means for whoever asked for it.
+    /// What a failed fill of the page at `offset` means for the thread that asked for it.
     pub(crate) fn into_error(self, name: &str, offset: u64, budget: ByteSize) -> Error {
         let name = name.to_owned();
         match self {

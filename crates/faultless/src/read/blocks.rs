@@ -5,6 +5,7 @@ use crate::base::ids::{Addr, Nanos, RegionAt};
 use crate::base::primitive::Ordering;
 use crate::base::source;
 use crate::base::source::Source;
+use crate::fault::charge::BUDGET_WAIT;
 use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
@@ -21,8 +22,6 @@ const PIECE: u64 = 256 * 1024;
 const ROOM_WAIT: Nanos = Nanos::from_millis(100);
 /// How far buffers may go over the budget, as a divisor of it. Beyond that, a thread waits as it would for a page.
 const OVER_SHARE: u64 = 8;
-/// How long that is before it fails.
-const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long to sleep before looking again whether there is room.
 const ROOM_LOOK: Nanos = Nanos::from_millis(2);
 

@@ -47,7 +47,7 @@ pub(crate) fn read_ahead(pool: &PoolCore, request: Request) {
             }
             match trip_slot(&core, at) {
                 Some(slot) => prefetch_trip(&core, at, most, slot, fetch),
-                // It stays absent: who stumbles over it reads it.
+                // It stays absent: the thread that stumbles over it reads it.
                 None => Ok(1),
             }
         });

@@ -165,6 +165,11 @@ impl Blocked {
             former: set_mask(ALL),
         }
     }
+
+    /// What was blocked before.
+    pub fn former(&self) -> SigSet {
+        self.former
+    }
 }
 
 impl Drop for Blocked {

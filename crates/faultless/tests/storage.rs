@@ -9,12 +9,15 @@
 
 mod common;
 
-use common::{PAGE, assert_sigbus, byte_at, check, eventually, isolated, isolated_ok, open, pool};
+use common::{
+    BUDGET, PAGE, assert_sigbus, byte_at, check, eventually, isolated, isolated_ok, open, pool,
+};
 use faultless::{Advice, ByteSize, Error, Map, Pool, Reads};
 use faultless_storage::{Delay, Faults, Storage};
 use proptest::prelude::*;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const LEN: u64 = 32 << 20;
@@ -318,6 +321,148 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
         });
         s.set(&Faults::default()).expect("told");
         eventually("the drop", || dropped.load(Ordering::SeqCst));
+    });
+}
+
+/// Ends with this status if SIGTERM was pending once the storage had answered, and was the program's to take.
+const TOOK_TERM: i32 = 7;
+
+/// What a program does before it loads, and what it ends with.
+type Program = (fn(), fn() -> i32);
+
+/// A program whose only thread waits for storage that does not answer. It is sent a signal, and the storage answers after some
+/// time, if the program has not ended by then. `before` and `after` run in the program.
+fn a_stuck_program(
+    s: &mut Storage,
+    signal: i32,
+    patience: Duration,
+    load: fn(&Map, usize),
+    (before, after): Program,
+) -> ExitStatus {
+    s.set(&Faults {
+        stuck: vec![0..LEN],
+        ..Faults::default()
+    })
+    .expect("told");
+    // One that no other program of the test has left in the page cache.
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) * 500;
+    let child = common::fork(|| {
+        before();
+        let pool = pool(4);
+        // (The kernel lets no process go in the middle of a direct read, not even by SIGKILL.)
+        let options = pool.options().reads(Reads::Buffered);
+        let map = unsafe { options.map_trusted(open(&s.file())) };
+        load(&map.expect("mapped"), number);
+        after()
+    });
+    eventually("a read that is stuck", || s.stuck().expect("told") > 0);
+    assert_eq!(unsafe { libc::kill(child.pid(), signal) }, 0);
+    let ended = child.ends_within(patience);
+    s.set(&Faults::default()).expect("told");
+    ended.unwrap_or_else(|| {
+        child
+            .ends_within(BUDGET)
+            .expect("it has what it waited for")
+    })
+}
+
+fn load_page(map: &Map, number: usize) {
+    check(&map[page(number)], SEED, number * PAGE);
+}
+
+fn pin_page(map: &Map, number: usize) {
+    let pinned = map.pin(page(number)).expect("answered");
+    check(&pinned, SEED, number * PAGE);
+}
+
+fn set_of_term() -> libc::sigset_t {
+    let mut set = unsafe { std::mem::zeroed() };
+    unsafe { libc::sigemptyset(&raw mut set) };
+    unsafe { libc::sigaddset(&raw mut set, libc::SIGTERM) };
+    set
+}
+
+fn block_term() {
+    let set = set_of_term();
+    let done =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    assert_eq!(done, 0);
+}
+
+fn take_term() -> i32 {
+    let (set, none) = (set_of_term(), unsafe { std::mem::zeroed() });
+    match unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const none) } {
+        libc::SIGTERM => TOOK_TERM,
+        _ => 1,
+    }
+}
+
+static CAUGHT: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_term(_: i32) {
+    CAUGHT.store(true, Ordering::SeqCst);
+}
+
+fn catch_term() {
+    let handler = on_term as extern "C" fn(i32) as libc::sighandler_t;
+    assert_ne!(
+        unsafe { libc::signal(libc::SIGTERM, handler) },
+        libc::SIG_ERR
+    );
+}
+
+fn ignore_term() {
+    let before = unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    assert_ne!(before, libc::SIG_ERR);
+}
+
+fn caught_term() -> i32 {
+    i32::from(CAUGHT.load(Ordering::SeqCst)) * TOOK_TERM
+}
+
+#[test]
+fn a_program_that_waits_for_dead_storage_can_be_ended() {
+    let name = "a_program_that_waits_for_dead_storage_can_be_ended";
+    if storage(name).is_none() {
+        return;
+    }
+    isolated_ok(name, || {
+        let mut s = storage(name).expect("as before");
+        for (signal, load) in [
+            (libc::SIGTERM, load_page as fn(&Map, usize)),
+            (libc::SIGINT, load_page),
+            (libc::SIGTERM, pin_page),
+            (libc::SIGHUP, pin_page),
+        ] {
+            let program: Program = (|| (), || 0);
+            let ended = a_stuck_program(&mut s, signal, BUDGET, load, program);
+            assert_eq!(ended.signal(), Some(signal), "{ended}");
+        }
+    });
+}
+
+#[test]
+fn a_signal_that_a_program_takes_by_itself_does_not_end_it() {
+    let name = "a_signal_that_a_program_takes_by_itself_does_not_end_it";
+    if storage(name).is_none() {
+        return;
+    }
+    isolated_ok(name, || {
+        let mut s = storage(name).expect("as before");
+        // The engine looks twice in this time, unless the machine is very busy.
+        let patience = Duration::from_millis(2500);
+        let programs: [Program; 3] = [
+            (block_term, take_term),
+            (catch_term, caught_term),
+            (ignore_term, || TOOK_TERM),
+        ];
+        for program in programs {
+            for load in [load_page as fn(&Map, usize), pin_page] {
+                let ended = a_stuck_program(&mut s, libc::SIGTERM, patience, load, program);
+                assert_eq!(ended.code(), Some(TOOK_TERM), "{ended}");
+            }
+        }
     });
 }
 

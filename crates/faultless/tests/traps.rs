@@ -9,7 +9,7 @@
 mod common;
 
 use common::{
-    PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated,
+    BUDGET, PAGE, assert_sigbus, byte_at, check, content, dir, eventually, file, is_root, isolated,
     isolated_ok, open, pool,
 };
 use faultless::{Backend, ByteSize, Error, Event, LeaseRefusal, OnBreak, Pool, Source};
@@ -104,21 +104,10 @@ fn a_moved_map_never_reads_as_zero() {
     assert_eq!(out.status.signal(), Some(libc::SIGBUS), "{out:?}");
 }
 
-/// Runs `f` in a forked child; returns its wait status.
+/// Runs `f` in a forked child; returns how it ended.
 fn forked(f: impl FnOnce() -> i32) -> std::process::ExitStatus {
-    unsafe {
-        match libc::fork() {
-            0 => {
-                let code = f();
-                libc::_exit(code)
-            }
-            pid => {
-                let mut status = 0;
-                assert_eq!(libc::waitpid(pid, &mut status, 0), pid);
-                std::process::ExitStatus::from_raw(status)
-            }
-        }
-    }
+    let child = common::fork(f);
+    child.ends_within(BUDGET).expect("the child ends")
 }
 
 #[test]

@@ -23,7 +23,8 @@ pub enum Reads {
     /// of the same bytes in the page cache would only take memory.
     #[default]
     Auto,
-    /// Directly (`O_DIRECT`), or not at all.
+    /// Directly (`O_DIRECT`), or not at all. (A process that is killed during a direct read ends when the device has answered or
+    /// failed. A buffered read ends with the process.)
     Direct,
     /// Through the page cache: right where other processes read the same file in other ways, or keep it cached.
     Buffered,

@@ -25,6 +25,7 @@ use crate::sync::handover::Handover;
 use crate::sync::outbox::{Outbox, Tell};
 use crate::sync::ring::Ring;
 use crate::sync::staging::{CHUNK_MAX, Staging};
+use crate::sync::withheld::Withheld;
 use faultless_sys::mem;
 use std::sync::Arc;
 
@@ -94,6 +95,7 @@ impl Engine {
             source_readers: AtomicU32::new(0),
             source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
             last_looks: LastLooks::new(),
+            withheld: Withheld::default(),
             stopping: AtomicBool::new(false),
             outbox: hook.map(|hook| Outbox::new(teller(hook.clone(), budget))),
             past: Mutex::default(),

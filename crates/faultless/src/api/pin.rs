@@ -20,7 +20,8 @@ impl Map {
     /// and system calls take it in either way.)
     ///
     /// A page that is absent is read with all signals of the calling thread blocked, so that no signal handler leaves it half
-    /// read: signals wait for as long as the storage takes. A user's [`Source`](crate::Source) is read by the pool's fill
+    /// read: signals wait for as long as the storage takes. (SIGHUP, SIGINT, SIGQUIT and SIGTERM, where they are neither caught nor
+    /// blocked by the program, end it after a second.) A user's [`Source`](crate::Source) is read by the pool's fill
     /// threads, and never by the caller: it must not count on a lock that the caller holds, nor
     /// read another user's source in the same pool.
     ///
@@ -80,7 +81,8 @@ fn pin_unit(core: &MapCore, unit: Unit) -> Result<(), Refusal> {
         return Ok(());
     }
     // A signal handler that does not return (longjmp), or a cancellation, would leave the unit claimed for ever.
-    let _blocked = signal::Blocked::all();
+    let blocked = signal::Blocked::all();
+    let _serving = core.pool.withheld.serving(blocked.former());
     serve(core, unit, Need::Pin)
 }
 

@@ -132,6 +132,7 @@ impl Evictor {
             return;
         }
         self.looked = Some(clock::now());
+        self.pool.withheld.take();
         (self.firm_target, self.memory) = limits::look_at_limits(&self.pool);
     }
 

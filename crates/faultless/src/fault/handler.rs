@@ -179,7 +179,11 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     if code == libc::BUS_ADRERR {
         if let Some(core) = registry::find(addr) {
             let at = Addr::new(addr);
-            let Err(why) = serve(&core, core.unit_of(at), Need::Load(at)) else {
+            // SAFETY: the context is the kernel's.
+            let serving = core.pool.withheld.serving(unsafe { interrupted(context) });
+            let served = serve(&core, core.unit_of(at), Need::Load(at));
+            drop(serving);
+            let Err(why) = served else {
                 return;
             };
             // The lease is gone before the kernel's mapping is in place: it will be soon.
@@ -205,6 +209,16 @@ extern "C" fn on_sigbus(signo: i32, info: *mut libc::siginfo_t, context: *mut li
     }
     // SAFETY: the three arguments are the kernel's own.
     unsafe { chain(signo, info, context, code) };
+}
+
+/// The signals that were blocked where a handler was called.
+///
+/// # Safety
+///
+/// The context is the one that the kernel gave the handler.
+unsafe fn interrupted(context: *mut libc::c_void) -> signal::SigSet {
+    // SAFETY: the caller's promise; uc_sigmask begins with the kernel's 8-byte set.
+    unsafe { *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast() }
 }
 
 /// How long a miss waits for the kernel's mapping before it looks again.
@@ -258,10 +272,8 @@ unsafe fn chain(signo: i32, info: *mut libc::siginfo_t, context: *mut libc::c_vo
         }
         handler => {
             // The former handler gets the signal mask that it asked for, not ours: it may never return (longjmp).
-            // SAFETY: the context is the kernel's; uc_sigmask begins with the kernel's 8-byte set.
-            let interrupted = unsafe {
-                *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<u64>()
-            };
+            // SAFETY: the context is the kernel's.
+            let interrupted = unsafe { interrupted(context) };
             let itself = if former.flags & libc::SA_NODEFER as usize != 0 {
                 0
             } else {

@@ -14,6 +14,7 @@ use crate::sync::handover::Handover;
 use crate::sync::outbox::Outbox;
 use crate::sync::ring::Ring;
 use crate::sync::staging::Staging;
+use crate::sync::withheld::Withheld;
 use faultless_sys::raw;
 
 /// What a pool's maps share.
@@ -63,6 +64,8 @@ pub(crate) struct PoolCore {
     /// Their thread ids.
     pub(crate) source_reader: [AtomicU32; SOURCE_READERS_MAX],
     pub(crate) last_looks: LastLooks,
+    /// Signals that threads which serve misses would have taken.
+    pub(crate) withheld: Withheld,
     pub(crate) stopping: AtomicBool,
     /// Loads that failed, where the program wants to be told.
     pub(crate) outbox: Option<Outbox>,

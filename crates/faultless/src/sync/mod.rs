@@ -11,3 +11,5 @@ pub(crate) mod outbox;
 pub(crate) mod ring;
 #[cfg(not(loom))]
 pub(crate) mod staging;
+#[cfg(not(loom))]
+pub(crate) mod withheld;

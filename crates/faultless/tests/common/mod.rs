@@ -9,8 +9,9 @@
 use faultless::{ByteSize, Pool};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub const PAGE: usize = 4096;
@@ -176,5 +177,47 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(began.elapsed() < BUDGET, "waited too long: {what}");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A forked child.
+pub struct Child(libc::pid_t);
+
+/// Forks a child that ends with the status that `f` returns, or with 101 if it panics.
+pub fn fork(f: impl FnOnce() -> i32) -> Child {
+    // SAFETY: tests fork where no other thread holds what the child needs.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(101);
+            // SAFETY: ends the child, without what its parent has registered to run at exit.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            assert!(pid > 0, "{}", std::io::Error::last_os_error());
+            Child(pid)
+        }
+    }
+}
+
+impl Child {
+    pub fn pid(&self) -> libc::pid_t {
+        self.0
+    }
+
+    /// How it ended, if it has or does within some time. To be asked until it has.
+    pub fn ends_within(&self, patience: Duration) -> Option<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            let mut status = 0;
+            // SAFETY: writes a status of our own.
+            match unsafe { libc::waitpid(self.0, &raw mut status, libc::WNOHANG) } {
+                0 if began.elapsed() < patience => std::thread::sleep(Duration::from_millis(1)),
+                0 => return None,
+                pid => {
+                    assert_eq!(pid, self.0);
+                    return Some(ExitStatus::from_raw(status));
+                }
+            }
+        }
     }
 }

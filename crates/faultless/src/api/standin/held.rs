@@ -85,6 +85,7 @@ impl Held {
                 at = (at + 1).next_multiple_of(registry::GRANULE);
                 continue;
             };
+            let serving = core.pool.withheld.serving(no_handler_in_between.former());
             // First counted, then looked: a hand-back does it the other way round.
             if let Some(kernel) = &core.stands_for
                 && self.count < PARTS
@@ -139,6 +140,7 @@ impl Held {
             if broken {
                 // The kernel's mapping will be here soon, and serves the rest.
                 at = core.unit_addr(held).get().max(at);
+                drop(serving);
                 drop(core);
                 drop(no_handler_in_between);
                 clock::nap(Nanos::from_millis(1));

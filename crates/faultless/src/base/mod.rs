@@ -1,8 +1,7 @@
 //! What every floor may name: numbers, sizes, errors, the trait of sources, threads, and memory of the engine's own.
 
-#[cfg(not(loom))]
 pub(crate) mod area;
-#[cfg(not(loom))]
+pub(crate) mod array;
 pub(crate) mod clock;
 #[cfg(not(loom))]
 pub(crate) mod descriptor;
@@ -15,7 +14,6 @@ pub(crate) mod ids;
 #[cfg(not(loom))]
 pub(crate) mod memory;
 pub(crate) mod primitive;
-#[cfg(not(loom))]
 pub(crate) mod process;
 #[cfg(not(any(loom, faultless_sim)))]
 pub(crate) mod pthread;

@@ -8,7 +8,7 @@ pub(crate) use faultless_sys::simulated::{
 };
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 #[cfg(not(any(loom, faultless_sim)))]
 pub(crate) use std::sync::atomic::{
@@ -17,6 +17,16 @@ pub(crate) use std::sync::atomic::{
 };
 #[cfg(not(any(loom, faultless_sim)))]
 pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
+
+/// For statics that no model is about: loom's atomics live only as long as a model.
+#[cfg(loom)]
+pub(crate) mod fixed {
+    pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32};
+}
+#[cfg(not(loom))]
+pub(crate) mod fixed {
+    pub(crate) use super::{AtomicPtr, AtomicU32};
+}
 
 /// Takes a lock, whatever became of a thread that had it.
 #[cfg(not(loom))]

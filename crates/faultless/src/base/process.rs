@@ -2,7 +2,8 @@
 
 #![allow(unsafe_code, reason = "reads a page that the kernel wipes in a child")]
 
-use crate::base::primitive::{AtomicPtr, AtomicU32, Ordering};
+use crate::base::primitive::Ordering;
+use crate::base::primitive::fixed::{AtomicPtr, AtomicU32};
 use faultless_sys::{Errno, mem, raw};
 
 /// `MADV_WIPEONFORK` (4.14): a child finds zeros.
@@ -41,7 +42,19 @@ pub(crate) fn pid() -> u32 {
 
 /// Which of `shards` (a power of two) counters this processor should use. Any answer is right; the same answer on the
 /// same processor keeps cache lines where they are.
+#[cfg(not(loom))]
 #[inline]
 pub(crate) fn shard(shards: usize) -> usize {
     raw::processor() & (shards - 1)
+}
+
+/// The same in a model, where a thread says which processor it runs on.
+#[cfg(loom)]
+pub(crate) fn shard(shards: usize) -> usize {
+    PROCESSOR.with(std::cell::Cell::get) & (shards - 1)
+}
+
+#[cfg(loom)]
+loom::thread_local! {
+    pub(crate) static PROCESSOR: std::cell::Cell<usize> = std::cell::Cell::new(0);
 }

@@ -1,7 +1,7 @@
 //! The cooling area, as the fault path sees it: slots that hold the bytes of units which were taken out of their maps a
 //! while ago. The evictor writes them; whoever claims a cool unit owns its slot, reads it, and gives it back.
 
-use crate::base::area::Area;
+use crate::base::array::Array;
 use crate::base::ids::{Addr, Slot};
 use crate::base::primitive::{AtomicU8, AtomicUsize, Ordering};
 use faultless_sys::mem::PAGE;
@@ -13,7 +13,7 @@ pub(crate) struct Cooling {
     start: AtomicUsize,
     slots: u32,
     /// For each slot, whether it holds a unit's bytes, or a rescuer still reads it.
-    busy: Area,
+    busy: Array<AtomicU8>,
 }
 
 impl Cooling {
@@ -22,7 +22,7 @@ impl Cooling {
         Ok(Cooling {
             start: AtomicUsize::new(0),
             slots,
-            busy: Area::new(slots as usize)?,
+            busy: Array::new(slots as usize)?,
         })
     }
 
@@ -38,12 +38,7 @@ impl Cooling {
     }
 
     fn flag(&self, slot: Slot) -> &AtomicU8 {
-        assert!(slot.get() < self.slots);
-        #[allow(unsafe_code, reason = "one flag for each slot, in mapped memory")]
-        // SAFETY: in bounds; zero-initialised, and lives as long as self.
-        unsafe {
-            &*self.busy.at::<AtomicU8>(slot.get() as usize)
-        }
+        self.busy.at(slot.get() as usize)
     }
 
     /// Whether somebody's bytes are in the slot, or are still being read.

@@ -26,7 +26,6 @@ pub(crate) mod region;
 pub(crate) mod registry;
 #[cfg(not(loom))]
 pub(crate) mod streams;
-#[cfg(not(loom))]
 pub(crate) mod table;
 #[cfg(not(loom))]
 pub(crate) mod trips;

@@ -157,6 +157,19 @@ pub(crate) struct Cancelled {
     pub(crate) wake: bool,
 }
 
+#[allow(unsafe_code, reason = "promises that zero is a valid word")]
+// SAFETY: a transparent atomic word, and zero is ABSENT.
+unsafe impl crate::base::array::Word for Page {
+    #[cfg(loom)]
+    fn zero() -> Self {
+        Page::new()
+    }
+    #[cfg(loom)]
+    fn clear(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
 /// One unit's word.
 #[repr(transparent)]
 #[derive(Debug)]
@@ -557,7 +570,9 @@ mod tests {
     }
 }
 
-/// The models: a few threads, one unit, and a kernel reduced to what it does to one page.
+/// The models: a few threads, one unit, and a kernel reduced to what it does to one page. `World` says in short what `fault/claim.rs`,
+/// `fault/fill.rs` and `fault/give_up.rs` do with a word; these files themselves, with all that they call, run in the simulator, which
+/// may switch threads at each of their atomic operations.
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
@@ -683,12 +698,12 @@ mod models {
             false
         }
 
-        fn check_pinned(&self) {
-            assert_eq!(
-                self.look(),
-                THERE,
-                "a pinned page is there, and not the kernel's to take"
-            );
+        /// Pins, if that can be had in so many looks. A pinned page is there, and not the kernel's to take.
+        fn pin_for_a_while(&self, me: u32, tries: usize) {
+            if self.pin(me, tries) {
+                assert_eq!(self.look(), THERE);
+                self.page.unpin();
+            }
         }
 
         fn evict(&self) {
@@ -829,10 +844,7 @@ mod models {
             resident,
             vec![
                 |w| {
-                    if w.pin(1, 4) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(1, 4);
                 },
                 |w| w.evict(),
                 |w| _ = w.load(2, 2, false),
@@ -846,10 +858,7 @@ mod models {
             resident,
             vec![
                 |w| {
-                    if w.pin(1, 4) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(1, 4);
                 },
                 |w| w.soften(),
                 |w| {
@@ -870,16 +879,10 @@ mod models {
             },
             vec![
                 |w| {
-                    if w.pin(1, 4) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(1, 4);
                 },
                 |w| {
-                    if w.pin(2, 4) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(2, 4);
                 },
                 |w| w.reclaim(),
             ],
@@ -900,10 +903,7 @@ mod models {
             vec![|w| w.evict(), |w| {
                 w.reclaim();
                 _ = w.load(1, 2, false);
-                if w.pin(1, 4) {
-                    w.check_pinned();
-                    w.page.unpin();
-                }
+                w.pin_for_a_while(1, 4);
             }],
         );
     }
@@ -917,10 +917,7 @@ mod models {
                 w.reclaim();
                 _ = w.load(1, 1, true);
                 _ = w.load(1, 2, false);
-                if w.pin(1, 4) {
-                    w.check_pinned();
-                    w.page.unpin();
-                }
+                w.pin_for_a_while(1, 4);
             }],
         );
     }
@@ -938,10 +935,7 @@ mod models {
                 },
                 |w| {
                     _ = w.load(1, 2, false);
-                    if w.pin(1, 4) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(1, 4);
                 },
             ],
         );
@@ -950,10 +944,7 @@ mod models {
             vec![|w| w.evict_in_vain(), |w| {
                 w.reclaim();
                 _ = w.load(1, 2, false);
-                if w.pin(1, 4) {
-                    w.check_pinned();
-                    w.page.unpin();
-                }
+                w.pin_for_a_while(1, 4);
             }],
         );
     }
@@ -973,10 +964,7 @@ mod models {
                 },
                 |w| _ = w.load(1, 2, false),
                 |w| {
-                    if w.pin(2, 3) {
-                        w.check_pinned();
-                        w.page.unpin();
-                    }
+                    w.pin_for_a_while(2, 3);
                 },
             ],
         );

@@ -4,17 +4,11 @@
 //! touched parts cost anything; a *group* of 512 words is one page of it. A group counts its units that are not absent,
 //! is charged to the budget on its first use, and can be given back when the count is zero.
 
-#![allow(
-    unsafe_code,
-    reason = "words live in mapped memory that is zero until first touched"
-)]
-
-use crate::base::area::Area;
+use crate::base::array::Array;
 use crate::base::clock;
 use crate::base::ids::{Nanos, Unit};
 use crate::base::primitive::{AtomicU32, Ordering};
 use crate::space::page::Page;
-use faultless_sys::mem;
 use faultless_sys::mem::PAGE;
 use std::ops::Range;
 
@@ -31,35 +25,32 @@ const COUNT: u32 = CHARGED - 1;
 
 #[derive(Debug)]
 pub(crate) struct Table {
-    words: Area,
-    groups: Area,
+    words: Array<Page>,
+    groups: Array<AtomicU32>,
     units: u64,
 }
 
 impl Table {
     pub(crate) fn new(units: u64) -> std::io::Result<Self> {
         Ok(Table {
-            words: Area::new(units as usize * size_of::<Page>())?,
-            groups: Area::new(units.div_ceil(GROUP) as usize * 4)?,
+            words: Array::new(units as usize)?,
+            groups: Array::new(units.div_ceil(GROUP) as usize)?,
             units,
         })
     }
 
     /// Bytes charged when the map is made, whatever is touched later.
     pub(crate) fn fixed_bytes(&self) -> u64 {
-        self.groups.len() as u64
+        self.groups.bytes()
     }
 
     pub(crate) fn page(&self, unit: Unit) -> &Page {
-        assert!(unit.get() < self.units);
-        // SAFETY: in bounds; the memory is zero-initialised, which is a valid word (absent), and lives as long as self.
-        unsafe { &*self.words.at::<Page>(unit.get() as usize) }
+        self.words.at(unit.get() as usize)
     }
 
+    /// The counter of a unit's group.
     fn group(&self, unit: Unit) -> &AtomicU32 {
-        assert!(unit.get() < self.units);
-        // SAFETY: one counter for each group, zero-initialised.
-        unsafe { &*self.groups.at::<AtomicU32>((unit.get() / GROUP) as usize) }
+        self.groups.at((unit.get() / GROUP) as usize)
     }
 
     /// The units of `unit`'s group.
@@ -123,12 +114,10 @@ impl Table {
             return 0;
         }
         empty();
-        let page = self.words.start() + (unit.get() / GROUP) as usize * PAGE;
-        // SAFETY: all words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow)
-        // may replace them.
-        let gone = unsafe { mem::madvise(page, PAGE, libc::MADV_DONTNEED) };
-        group.store(if gone.is_ok() { 0 } else { CHARGED }, Ordering::Release);
-        if gone.is_ok() { GROUP_BYTES } else { 0 }
+        // All words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow) may replace them.
+        let gone = self.words.discard_page((unit.get() / GROUP) as usize);
+        group.store(if gone { 0 } else { CHARGED }, Ordering::Release);
+        if gone { GROUP_BYTES } else { 0 }
     }
 
     /// Bytes charged for groups now.
@@ -142,7 +131,7 @@ impl Table {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -163,5 +152,136 @@ mod tests {
         assert_eq!(table.collect(Unit::new(0), || ()), GROUP_BYTES);
         assert_eq!(table.collect(Unit::new(0), || ()), 0, "once");
         assert!(table.enter(Unit::new(5)), "charged again");
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::space::page::{Left, State};
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU64;
+    use loom::thread;
+
+    struct Shared {
+        table: Table,
+        /// What the group's words are charged.
+        charged: AtomicU64,
+    }
+
+    impl Shared {
+        fn new() -> Arc<Self> {
+            Arc::new(Shared {
+                table: Table::new(2).expect("memory"),
+                charged: AtomicU64::new(0),
+            })
+        }
+
+        /// As a miss does it: counted in the group first, then claimed. Returns whether this thread filled the unit.
+        fn fill(&self, unit: Unit, me: u32) -> bool {
+            let page = self.table.page(unit);
+            let seen = page.load();
+            if seen.state() != State::Absent {
+                return false;
+            }
+            if self.table.enter(unit) {
+                self.charged.fetch_add(GROUP_BYTES, Ordering::Relaxed);
+            }
+            if page.claim(seen, me).is_err() {
+                self.table.leave(unit);
+                return false;
+            }
+            page.finish(me, 1, false, false, false)
+                .expect("a word that was given back is nobody's");
+            true
+        }
+
+        fn evict(&self, unit: Unit) {
+            let page = self.table.page(unit);
+            if page.begin_evict().is_none() {
+                return;
+            }
+            let (absent, _) = page.settle(Left::Shadow(1));
+            if absent && self.table.leave(unit) {
+                self.collect(unit);
+            }
+        }
+
+        fn collect(&self, unit: Unit) {
+            let gone = self.table.collect(unit, || {
+                let all = [Unit::new(0), Unit::new(1)];
+                let absent = |&u: &Unit| self.table.page(u).load().state() == State::Absent;
+                assert!(all.iter().all(absent), "a unit that is not absent");
+            });
+            self.charged.fetch_sub(gone, Ordering::Relaxed);
+        }
+
+        fn check_at_rest(&self) {
+            let all = [Unit::new(0), Unit::new(1)];
+            let present = |&&u: &&Unit| self.table.page(u).load().state() == State::Resident;
+            let present = all.iter().filter(present).count();
+            assert_eq!(self.table.live(all[0]) as usize, present);
+            assert!(present == 0 || self.table.charged_bytes() > 0);
+            assert_eq!(
+                self.charged.load(Ordering::Relaxed),
+                self.table.charged_bytes()
+            );
+        }
+    }
+
+    fn run(parts: Vec<fn(&Shared)>) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let shared = Shared::new();
+            let threads: Vec<_> = parts
+                .iter()
+                .map(|&part| {
+                    let shared = shared.clone();
+                    thread::spawn(move || part(&shared))
+                })
+                .collect();
+            for t in threads {
+                t.join().unwrap();
+            }
+            shared.check_at_rest();
+        });
+    }
+
+    #[test]
+    fn a_group_is_given_back_only_while_none_of_its_units_can_be_claimed() {
+        run(vec![
+            |s| {
+                s.fill(Unit::new(0), 1);
+                s.evict(Unit::new(0));
+            },
+            |s| _ = s.fill(Unit::new(1), 2),
+        ]);
+    }
+
+    #[test]
+    fn two_evictions_and_a_miss_of_the_same_unit() {
+        run(vec![
+            |s| {
+                s.fill(Unit::new(0), 1);
+                s.evict(Unit::new(0));
+            },
+            |s| {
+                s.fill(Unit::new(0), 2);
+                s.evict(Unit::new(0));
+            },
+        ]);
+    }
+
+    #[test]
+    fn a_group_that_is_collected_twice_is_released_once() {
+        run(vec![
+            |s| {
+                s.fill(Unit::new(0), 1);
+                s.evict(Unit::new(0));
+                s.collect(Unit::new(0));
+            },
+            |s| s.collect(Unit::new(1)),
+        ]);
     }
 }

@@ -7,9 +7,7 @@ pub(crate) mod budget;
 pub(crate) mod handover;
 #[cfg(not(loom))]
 pub(crate) mod outbox;
-#[cfg(not(loom))]
 pub(crate) mod ring;
-#[cfg(not(loom))]
 pub(crate) mod staging;
 #[cfg(not(loom))]
 pub(crate) mod withheld;

@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "hands out raw buffers, touches fresh pages")]
 
 use crate::base::area::{Area, HUGE};
+use crate::base::array::Array;
 use crate::base::futex::{Futex, Wake};
 use crate::base::ids::{Addr, Nanos};
 use crate::base::primitive::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -18,12 +19,11 @@ use crate::sync::budget::Budget;
 use faultless_sys::mem::PAGE;
 
 /// Largest buffer, in bytes: larger fills are done in pieces.
-pub(crate) const CHUNK_MAX: usize = 256 * 1024;
+pub(crate) const CHUNK_MAX: usize = PAGE << (CLASSES - 1);
 /// Most memory for largest buffers in huge pages.
 const LARGE_MAX: usize = 8 << 20;
-/// Sizes are 4 KiB shifted left by 0 to 6.
-const CLASSES: usize = 7;
-const _: () = assert!(PAGE << (CLASSES - 1) == CHUNK_MAX);
+/// Sizes are 4 KiB shifted left by 0 to 6: up to 256 KiB. (A model has buffers of one page, and few.)
+const CLASSES: usize = if cfg!(loom) { 1 } else { 7 };
 
 /// A stack of page numbers, linked through `next`. The upper half of a head is a tag that changes with every pop, so
 /// that a head seen twice is the same head (the ABA problem).
@@ -31,7 +31,10 @@ const _: () = assert!(PAGE << (CLASSES - 1) == CHUNK_MAX);
 struct Stack(AtomicU64);
 
 /// Processors that have a warm buffer of their own; with more, some share.
+#[cfg(not(loom))]
 const WARM: usize = 64;
+#[cfg(loom)]
+const WARM: usize = 2;
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -48,7 +51,7 @@ pub(crate) struct Staging {
     /// Bytes of it cut off so far.
     large_carved: AtomicUsize,
     /// Link of each page that starts a free buffer (page number + 1; 0 ends the list).
-    next: Area,
+    next: Array<AtomicU32>,
     free: [Stack; CLASSES],
     /// A free smallest buffer for each processor (page number + 1), the one that it used last.
     warm: [Warm; WARM],
@@ -95,7 +98,7 @@ impl Staging {
             large_start,
             large_len,
             large_carved: AtomicUsize::new(0),
-            next: Area::new(bytes / PAGE * 4)?,
+            next: Array::new(bytes / PAGE)?,
             free: Default::default(),
             warm: std::array::from_fn(|_| Warm::default()),
             carved: AtomicUsize::new(0),
@@ -122,8 +125,7 @@ impl Staging {
     }
 
     fn link(&self, page: u32) -> &AtomicU32 {
-        // SAFETY: `next` has one zero-initialised u32 for each page of the arena.
-        unsafe { &*self.next.at::<AtomicU32>(page as usize) }
+        self.next.at(page as usize)
     }
 
     fn pop(&self, class: usize) -> Option<u32> {
@@ -292,7 +294,7 @@ impl Staging {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -356,5 +358,75 @@ mod tests {
             .collect();
         small.into_iter().for_each(|b| staging.give(b));
         assert_eq!(staging.take(CHUNK_MAX, &budget).len(), PAGE);
+    }
+}
+
+/// Time never runs out in the models: a thread that a giver forgets sleeps for ever.
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+
+    struct Shared {
+        staging: Staging,
+        budget: Budget,
+        on_loan: Vec<AtomicBool>,
+    }
+
+    impl Shared {
+        fn new(buffers: usize) -> Arc<Self> {
+            Arc::new(Shared {
+                staging: Staging::new(buffers * PAGE).expect("memory"),
+                budget: Budget::new(1 << 30),
+                on_loan: (0..buffers).map(|_| AtomicBool::new(false)).collect(),
+            })
+        }
+
+        /// Takes a buffer as a thread on this processor, uses it, and gives it back.
+        fn use_one(&self, processor: usize) {
+            process::PROCESSOR.with(|p| p.set(processor));
+            let buffer = self.staging.take(PAGE, &self.budget);
+            let mine = &self.on_loan[self.staging.page(buffer.addr().get()) as usize];
+            assert!(!mine.swap(true, Ordering::Relaxed), "on loan twice");
+            mine.store(false, Ordering::Relaxed);
+            self.staging.give(buffer);
+        }
+    }
+
+    fn run(buffers: usize, processors: Vec<Vec<usize>>) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(move || {
+            let shared = Shared::new(buffers);
+            let threads: Vec<_> = processors
+                .iter()
+                .cloned()
+                .map(|turns| {
+                    let shared = shared.clone();
+                    thread::spawn(move || turns.iter().for_each(|&p| shared.use_one(p)))
+                })
+                .collect();
+            for t in threads {
+                t.join().unwrap();
+            }
+            assert_eq!(shared.budget.used(), shared.staging.charged_bytes());
+        });
+    }
+
+    #[test]
+    fn one_buffer_goes_round_on_one_processor() {
+        run(1, vec![vec![0, 0], vec![0, 0]]);
+    }
+
+    #[test]
+    fn one_buffer_goes_round_between_processors() {
+        run(1, vec![vec![0, 0], vec![1, 1]]);
+    }
+
+    #[test]
+    fn two_buffers_serve_three_threads() {
+        run(2, vec![vec![0], vec![1], vec![0]]);
     }
 }

@@ -90,12 +90,3 @@ impl Observer {
         match self.0 {}
     }
 }
-
-/// The name of a process. (This build cannot watch it; the observer says so.)
-pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
-    let name = faultless_untrusted::input::kernel_text(format!("/proc/{pid}/comm"));
-    let name = name.map_err(|_| {
-        anyhow::anyhow!("there is no process {pid}; `pgrep -a NAME` finds the numbers of processes")
-    })?;
-    Ok(name.trim_end().to_owned())
-}

@@ -28,6 +28,7 @@ mod names;
 mod observer;
 pub mod perfetto;
 mod privilege;
+mod process;
 mod raw;
 mod report;
 #[cfg(have_bpf)]
@@ -107,7 +108,7 @@ pub fn report_of<R: Read>(mut trace: Reader<R>) -> Result<Report, Error> {
 ///
 /// A sentence that says why not: it is not there, it is a thread, or it is the kernel's.
 pub fn check_process(pid: u32) -> anyhow::Result<()> {
-    observer::process_name(pid).map(|_| ())
+    process::name(pid).map(|_| ())
 }
 
 /// As `uname -r` has it.

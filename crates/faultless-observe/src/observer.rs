@@ -1,18 +1,18 @@
 //! Watching live processes: starts the BPF programs, and feeds what they see to the model and to whoever records it.
 
 use crate::model::Model;
+use crate::process;
 use crate::raw::{self, Raw};
 use crate::report::{self, Observed, Report};
 use crate::session::{Session, Settings};
 use crate::sums::FaultSums;
 use crate::translate::Translator;
 use crate::{HOLD_MIN, Options, WAIT_MIN};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use faultless_trace::{Ended, Event, FileNo, Header, Lost, Nanos, Process, ProcessChange, Thread};
 use faultless_untrusted::input::kernel_text;
 use faultless_untrusted::printable;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Sums are read this often, at most; seldom where there are many.
@@ -103,7 +103,7 @@ impl Observer {
     ///
     /// A sentence, when there is no such process.
     pub fn watch(&mut self, pid: u32) -> anyhow::Result<()> {
-        let name = process_name(pid)?;
+        let name = process::name(pid)?;
         self.session.watch(pid, raw::TARGET_WATCHED)?;
         self.alive.insert(pid);
         let mounts = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
@@ -394,29 +394,6 @@ impl From<&raw::Tally> for FaultSums {
             buckets: t.buckets.map(u64::from),
         }
     }
-}
-
-/// The name of a process, or why it cannot be watched.
-pub(crate) fn process_name(pid: u32) -> anyhow::Result<String> {
-    if !Path::new(&format!("/proc/{pid}")).exists() {
-        bail!("there is no process {pid}; `pgrep -a NAME` finds the numbers of processes");
-    }
-    let status = kernel_text(format!("/proc/{pid}/status"))
-        .with_context(|| format!("process {pid} has ended"))?;
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|l| l.strip_prefix(name))
-            .map(str::trim)
-    };
-    let tgid: u32 = field("Tgid:").and_then(|t| t.parse().ok()).unwrap_or(pid);
-    if tgid != pid {
-        bail!("{pid} is a thread of process {tgid}; observe process {tgid}");
-    }
-    if field("VmSize:").is_none() && field("Kthread:") == Some("1") {
-        bail!("process {pid} is a kernel thread, which has no memory of its own to fault in");
-    }
-    Ok(printable(field("Name:").unwrap_or("?")).to_string())
 }
 
 /// Whether a thread of a process lives; its first one may have ended before the others.

@@ -20,7 +20,7 @@ use crate::base::source::Source;
 use crate::base::{process, source};
 use crate::coherence::closing::{retire, retire_reading};
 use crate::coherence::lease::Broken;
-use crate::coherence::mmap::Mmap;
+use crate::coherence::mmap::{Mmap, Part};
 use crate::coherence::opening::{direct_works, reopen};
 use crate::coherence::{keeper, lease};
 use crate::space::counters::Counters;
@@ -160,11 +160,16 @@ impl MapOptions {
         let head = (self.offset % PAGE as u64) as usize;
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {
-            let whole = (head + len).next_multiple_of(PAGE);
-            let copies = &self.pool.0.copies;
+            let part = Part {
+                fd,
+                id,
+                name,
+                base,
+                len: (head + len).next_multiple_of(PAGE),
+            };
             let mmap = match leased {
-                true => Mmap::leased(fd, id, name, base, whole, status.len, copies)?,
-                false => Mmap::trusted(fd, id, name, base, whole)?,
+                true => Mmap::leased(part, status.len, &self.pool.0.copies)?,
+                false => Mmap::trusted(part)?,
             };
             let map = Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len);
             map.advise(self.advice);

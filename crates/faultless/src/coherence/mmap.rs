@@ -78,15 +78,28 @@ fn closed_meanwhile(name: &str) -> Error {
     )
 }
 
+/// A part of an open file that is to be mapped or copied.
+pub(crate) struct Part {
+    pub(crate) fd: Fd,
+    pub(crate) id: FileId,
+    /// For messages.
+    pub(crate) name: String,
+    /// Where it begins: a multiple of the page size.
+    pub(crate) base: u64,
+    /// Bytes of it.
+    pub(crate) len: usize,
+}
+
 impl Mmap {
-    /// Maps `len` bytes of an open file from `base`, a multiple of the page size. Nobody may change them.
-    pub(crate) fn trusted(
-        fd: Fd,
-        id: FileId,
-        name: String,
-        base: u64,
-        len: usize,
-    ) -> Result<Self, Error> {
+    /// Maps a part of a file. Nobody may change its bytes.
+    pub(crate) fn trusted(part: Part) -> Result<Self, Error> {
+        let Part {
+            fd,
+            id,
+            name,
+            base,
+            len,
+        } = part;
         let witness = Witness::of(&fd, id);
         // SAFETY: the kernel chooses an unused range.
         let mapped =
@@ -108,40 +121,26 @@ impl Mmap {
         })
     }
 
-    /// Copies `len` bytes of an open file from `base`, while a lease keeps writers out. The file had `file_len` bytes before.
-    pub(crate) fn leased(
-        fd: Fd,
-        id: FileId,
-        name: String,
-        base: u64,
-        len: usize,
-        file_len: u64,
-        budget: &Arc<Budget>,
-    ) -> Result<Self, Error> {
-        let copied = Self::copy_leased(&fd, id, name, base, len, file_len, budget);
-        keeper::retire(fd, id);
+    /// Copies a part of a file, while a lease keeps writers out. The file had `file_len` bytes before.
+    pub(crate) fn leased(part: Part, file_len: u64, budget: &Arc<Budget>) -> Result<Self, Error> {
+        let copied = Self::copy_leased(&part, file_len, budget);
+        keeper::retire(part.fd, part.id);
         copied
     }
 
-    fn copy_leased(
-        fd: &Fd,
-        id: FileId,
-        name: String,
-        base: u64,
-        len: usize,
-        file_len: u64,
-        budget: &Arc<Budget>,
-    ) -> Result<Self, Error> {
+    fn copy_leased(part: &Part, file_len: u64, budget: &Arc<Budget>) -> Result<Self, Error> {
+        let (fd, name, id, base) = (&part.fd, &part.name, part.id, part.base);
         let witness = Witness::of(fd, id);
         let lease = keeper::lease(fd, Box::new(|| ()))
             .map_err(|e| Error::kernel("cannot reach the keeper thread", e))?
-            .map_err(|e| lease::error(&name, lease::refusal(e)))?;
+            .map_err(|e| lease::error(name, lease::refusal(e)))?;
         // A writer that came and went before the lease may have changed the length.
         if file::status(fd.get()).is_ok_and(|st| st.id == id && st.len != file_len) {
             keeper::end_lease(lease);
-            return Err(lease::error(&name, LeaseRefusal::OpenForWriting));
+            return Err(lease::error(name, LeaseRefusal::OpenForWriting));
         }
-        let copied = Self::filled(name, len, budget, |to| read_all(fd.get(), to, base));
+        let read = |to: &mut [u8]| read_all(fd.get(), to, base);
+        let copied = Self::filled(name.clone(), part.len, budget, read);
         // The kernel lists a lease until it is given up, or taken by force; it lets no writer in before.
         let held = file::lease_still_listed(fd.get());
         let ours = witness.still_names(fd);

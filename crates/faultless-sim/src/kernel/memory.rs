@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 pub(crate) const PAGE: usize = 4096;
 
 /// The arena: addresses that are the same in each run.
-const ARENA: usize = 0x1000_0000_0000;
+const ARENA: usize = 0x2000_0000_0000;
 const ARENA_LEN: usize = 64 << 30;
 
 /// A mapping.

@@ -23,6 +23,8 @@ pub(crate) struct Handed {
 /// Has a fill thread serve a run, and sleeps until it did.
 pub(crate) fn hand_over(core: &MapCore, request: &Handed) -> Result<(), Refusal> {
     let pool = &*core.pool;
+    // (No count bounds the two loops: a source may take as long as it likes, and a fill thread has the request until it answers.
+    // SIGTERM ends a program whose source never answers: `sync/withheld.rs`.)
     while !pool.handover.push(request as *const Handed as usize) {
         pool.fill_bell.ring();
         clock::nap(Nanos::from_micros(100));

@@ -40,7 +40,8 @@ pub(crate) fn track(core: &MapCore, unit: Unit, ahead: bool) {
     pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
     let entry = Entry::of(core.id, core.unit_shift, unit);
     let entry = if ahead { entry.marked_ahead() } else { entry };
-    // The ring is large; it can be full only while the evictor is held up for long.
+    // The ring is large; it can be full only while the evictor is held up for long. No count bounds this loop, since an entry that is
+    // lost is memory that is never evicted. It ends because the evictor waits for no thread that serves a miss.
     while !pool.filled.push(entry) {
         pool.evict_bell.ring();
         clock::nap(RING_NAP);

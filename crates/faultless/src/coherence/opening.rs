@@ -1,6 +1,7 @@
 //! Opening a program's file anew, for the engine's own reads.
 
 use crate::base::area::Area;
+use crate::space::fds::Fd;
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, file, raw};
 use std::io;
@@ -13,10 +14,12 @@ pub(crate) fn reopen(fd: i32, direct: bool) -> io::Result<i32> {
         | libc::O_NONBLOCK
         | if direct { libc::O_DIRECT } else { 0 };
     // Loads from a mapping change no access time. (Only the owner may ask for that.)
-    match file::open(&path, flags | libc::O_NOATIME) {
-        Err(Errno(libc::EPERM)) => Ok(file::open(&path, flags)?),
-        other => Ok(other?),
-    }
+    let number = match file::open(&path, flags | libc::O_NOATIME) {
+        Err(Errno(libc::EPERM)) => file::open(&path, flags)?,
+        other => other?,
+    };
+    Fd::came(number);
+    Ok(number)
 }
 
 /// Whether a direct read of the first page works.

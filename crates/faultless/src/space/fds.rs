@@ -269,6 +269,14 @@ impl Fd {
         fd
     }
 
+    /// Notes that a descriptor of the engine's has come to `number`, whose it is yet to be said: a read through the number that
+    /// began before is not to be believed.
+    pub(crate) fn came(number: i32) {
+        if let Some(noted) = NOTED.get(number as usize) {
+            noted.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
     /// Notes that `number` is this descriptor's from now on. Done before a lease is taken on it, so that whoever finds
     /// a lease under a number also finds whose it is.
     fn mark(&self, number: i32) {
@@ -357,12 +365,19 @@ impl Fd {
         // (It keeps its low number: moving it would close that one again, which may cost the program POSIX locks.)
         let _until_it_is_noted = arriving();
         // (First: it may get this very number, and the number may be another descriptor's by now.)
+        let notes = || NOTED.get(lost as usize).map(|n| n.load(Ordering::SeqCst));
+        let before = notes();
         if self.owns(lost) == Some(true) {
             if fdtable::same_open_file(keeper, self.kept, lost) == Some(true) {
                 // Another thread was faster, and got this number.
                 return Ok(lost);
             }
             forget(lost);
+            if notes() != before {
+                // Another thread got this very number meanwhile.
+                TWINS[lost as usize].store(self.kept + 1, Ordering::SeqCst);
+                return Ok(self.get());
+            }
         }
         let fresh = {
             // (No signal handler of this thread's may wait for what this thread does.)

@@ -196,6 +196,17 @@ mod models {
             true
         }
 
+        /// A miss that claims the unit from a batch that is under way, and whose read fails.
+        fn fail(&self, unit: Unit, me: u32) {
+            let page = self.table.page(unit);
+            let seen = page.load();
+            if seen.state() == State::Evicting && page.claim(seen, me).is_ok() {
+                let due = page.abandon(me, 0);
+                assert!(due.is_some(), "a word that was given back is nobody's");
+                self.table.leave(unit);
+            }
+        }
+
         fn evict(&self, unit: Unit) {
             let page = self.table.page(unit);
             if page.begin_evict().is_none() {
@@ -282,6 +293,20 @@ mod models {
                 s.collect(Unit::new(0));
             },
             |s| s.collect(Unit::new(1)),
+        ]);
+    }
+
+    #[test]
+    fn a_group_with_a_unit_in_a_batch_is_not_given_back() {
+        run(vec![
+            |s| {
+                s.fill(Unit::new(0), 1);
+                s.evict(Unit::new(0));
+            },
+            |s| {
+                s.fail(Unit::new(0), 2);
+                s.collect(Unit::new(0));
+            },
         ]);
     }
 }

@@ -45,7 +45,13 @@ impl Ring {
         debug_assert!(entry.is_some());
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            if head.wrapping_sub(self.tail.load(Ordering::Acquire)) > self.mask {
+            let used = head.wrapping_sub(self.tail.load(Ordering::Acquire));
+            if used > u64::MAX / 2 {
+                // Others have pushed since, and the consumer has gone on.
+                head = self.head.load(Ordering::Relaxed);
+                continue;
+            }
+            if used > self.mask {
                 return false;
             }
             match self.head.compare_exchange_weak(

@@ -365,14 +365,15 @@ mod tests {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
+    use loom::cell::UnsafeCell;
     use loom::sync::Arc;
-    use loom::sync::atomic::AtomicBool;
     use loom::thread;
 
     struct Shared {
         staging: Staging,
         budget: Budget,
-        on_loan: Vec<AtomicBool>,
+        /// What lies in each buffer. loom tells if two threads have it, or if one does not see what the other left.
+        bytes: Vec<UnsafeCell<u32>>,
     }
 
     impl Shared {
@@ -380,22 +381,30 @@ mod models {
             Arc::new(Shared {
                 staging: Staging::new(buffers * PAGE).expect("memory"),
                 budget: Budget::new(1 << 30),
-                on_loan: (0..buffers).map(|_| AtomicBool::new(false)).collect(),
+                bytes: (0..buffers).map(|_| UnsafeCell::new(0)).collect(),
             })
         }
 
-        /// Takes a buffer as a thread on this processor, uses it, and gives it back.
-        fn use_one(&self, processor: usize) {
+        fn take(&self, processor: usize) -> Buffer {
             process::PROCESSOR.with(|p| p.set(processor));
             let buffer = self.staging.take(PAGE, &self.budget);
-            let mine = &self.on_loan[self.staging.page(buffer.addr().get()) as usize];
-            assert!(!mine.swap(true, Ordering::Relaxed), "on loan twice");
-            mine.store(false, Ordering::Relaxed);
-            self.staging.give(buffer);
+            let page = self.staging.page(buffer.addr().get()) as usize;
+            // SAFETY: the buffer is on loan to this thread; loom checks that.
+            self.bytes[page].with_mut(|b| unsafe { *b += 1 });
+            buffer
+        }
+
+        /// Takes so many buffers as a thread on this processor, and gives them back.
+        fn use_some(&self, processor: usize, buffers: usize) {
+            let taken: Vec<_> = (0..buffers).map(|_| self.take(processor)).collect();
+            for buffer in taken {
+                self.staging.give(buffer);
+            }
         }
     }
 
-    fn run(buffers: usize, processors: Vec<Vec<usize>>) {
+    /// Threads, each of which uses so many of the buffers as often as its list says, on the processor in the list.
+    fn run(buffers: usize, at_a_time: usize, processors: Vec<Vec<usize>>) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(move || {
@@ -405,7 +414,7 @@ mod models {
                 .cloned()
                 .map(|turns| {
                     let shared = shared.clone();
-                    thread::spawn(move || turns.iter().for_each(|&p| shared.use_one(p)))
+                    thread::spawn(move || turns.iter().for_each(|&p| shared.use_some(p, at_a_time)))
                 })
                 .collect();
             for t in threads {
@@ -417,16 +426,22 @@ mod models {
 
     #[test]
     fn one_buffer_goes_round_on_one_processor() {
-        run(1, vec![vec![0, 0], vec![0, 0]]);
+        run(1, 1, vec![vec![0, 0], vec![0, 0]]);
     }
 
     #[test]
     fn one_buffer_goes_round_between_processors() {
-        run(1, vec![vec![0, 0], vec![1, 1]]);
+        run(1, 1, vec![vec![0, 0], vec![1, 1]]);
     }
 
     #[test]
     fn two_buffers_serve_three_threads() {
-        run(2, vec![vec![0], vec![1], vec![0]]);
+        run(2, 1, vec![vec![0], vec![1], vec![0]]);
+    }
+
+    /// Buffers that come and go through the stack: one that is back in its place is not the one that was seen there.
+    #[test]
+    fn a_buffer_that_returns_to_the_stack_is_not_taken_for_what_it_was() {
+        run(4, 2, vec![vec![0, 0], vec![0]]);
     }
 }

@@ -7,16 +7,20 @@
 //! pending for the process, that the program neither catches nor ignores, and that such a thread had open, would have ended the
 //! process under the kernel's own fault. The evictor opens it in its own mask, and the kernel ends the process. A program that
 //! keeps a signal blocked in all of its threads (for `sigwait` or a signalfd) had it open in none, and nothing happens.
+//! (A child of `vfork` that loads from a map is counted among its parent's threads.)
 
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU64, Ordering};
-use crate::base::process;
-use crate::base::text;
+use crate::base::{clock, process, text};
 use faultless_sys::signal::{self, SigSet};
 
 /// The signals with which people and service managers end programs.
 const SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 /// Bits of a counter that belong to one of them: enough for 65,535 threads that serve misses on one shard's processors.
 const FIELD: u32 = u64::BITS / SIGNALS.len() as u32;
+
+/// How long a signal must be pending at least.
+const LOOK_AGAIN: Nanos = Nanos::from_millis(20);
 
 /// Counters, spread by processor.
 const SHARDS: usize = 16;
@@ -63,19 +67,30 @@ impl Withheld {
 
     /// Ends the process if a pending signal is to do so. Called by a thread of the engine with all of these signals blocked.
     pub(crate) fn take(&self) {
-        let open = self.open();
-        if open == 0 {
+        if self.due() == 0 {
             return;
         }
-        let Ok(status) = text::read("/proc/self/status") else {
-            return;
-        };
-        let due = due(&status, open);
+        // A thread that takes it by name (`sigwait`) may just be on its way, and a miss may just have ended.
+        clock::nap(LOOK_AGAIN);
+        let due = self.due() & self.due();
         if due != 0 {
             // The kernel delivers it before this returns. (If the program has just begun to catch it, its handler runs here.)
             let mask = signal::set_mask(signal::ALL & !due);
             signal::set_mask(mask);
         }
+    }
+}
+
+impl Withheld {
+    /// The signals that are pending for the process, and would have ended it.
+    fn due(&self) -> SigSet {
+        let before = self.open();
+        if before == 0 {
+            return 0;
+        }
+        let status = text::read("/proc/self/status");
+        // A thread that serves a miss before and after the look had the signal open while it was pending.
+        status.map_or(0, |status| due(&status, before & self.open()))
     }
 }
 

@@ -388,23 +388,30 @@ mod models {
         fn take(&self, processor: usize) -> Buffer {
             process::PROCESSOR.with(|p| p.set(processor));
             let buffer = self.staging.take(PAGE, &self.budget);
+            self.write(&buffer);
+            buffer
+        }
+
+        fn write(&self, buffer: &Buffer) {
             let page = self.staging.page(buffer.addr().get()) as usize;
             // SAFETY: the buffer is on loan to this thread; loom checks that.
             self.bytes[page].with_mut(|b| unsafe { *b += 1 });
-            buffer
+        }
+
+        fn give(&self, buffer: Buffer) {
+            self.write(&buffer);
+            self.staging.give(buffer);
         }
 
         /// Takes so many buffers as a thread on this processor, and gives them back.
         fn use_some(&self, processor: usize, buffers: usize) {
             let taken: Vec<_> = (0..buffers).map(|_| self.take(processor)).collect();
-            for buffer in taken {
-                self.staging.give(buffer);
-            }
+            taken.into_iter().for_each(|buffer| self.give(buffer));
         }
     }
 
-    /// Threads, each of which uses so many of the buffers as often as its list says, on the processor in the list.
-    fn run(buffers: usize, at_a_time: usize, processors: Vec<Vec<usize>>) {
+    /// Threads, each of which uses a buffer as often as its list says, on the processor in the list.
+    fn run(buffers: usize, processors: Vec<Vec<usize>>) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
         builder.check(move || {
@@ -414,7 +421,7 @@ mod models {
                 .cloned()
                 .map(|turns| {
                     let shared = shared.clone();
-                    thread::spawn(move || turns.iter().for_each(|&p| shared.use_some(p, at_a_time)))
+                    thread::spawn(move || turns.iter().for_each(|&p| shared.use_some(p, 1)))
                 })
                 .collect();
             for t in threads {
@@ -426,22 +433,38 @@ mod models {
 
     #[test]
     fn one_buffer_goes_round_on_one_processor() {
-        run(1, 1, vec![vec![0, 0], vec![0, 0]]);
+        run(1, vec![vec![0, 0], vec![0, 0]]);
     }
 
     #[test]
     fn one_buffer_goes_round_between_processors() {
-        run(1, 1, vec![vec![0, 0], vec![1, 1]]);
+        run(1, vec![vec![0, 0], vec![1, 1]]);
     }
 
     #[test]
     fn two_buffers_serve_three_threads() {
-        run(2, 1, vec![vec![0], vec![1], vec![0]]);
+        run(2, vec![vec![0], vec![1], vec![0]]);
     }
 
-    /// Buffers that come and go through the stack: one that is back in its place is not the one that was seen there.
+    /// A buffer that is back on top of the stack is not taken for the one that was seen there, beneath which lay another.
     #[test]
     fn a_buffer_that_returns_to_the_stack_is_not_taken_for_what_it_was() {
-        run(4, 2, vec![vec![0, 0], vec![0]]);
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let shared = Shared::new(5);
+            // One is warm on processor 1 now, and four are on the stack.
+            shared.use_some(1, 5);
+            let other = {
+                let shared = shared.clone();
+                thread::spawn(move || shared.use_some(0, 2))
+            };
+            let [warm, first, second] = [(); 3].map(|()| shared.take(1));
+            // The first goes back onto the stack as the warm one takes its place, and the second stays out.
+            shared.give(first);
+            shared.give(warm);
+            shared.give(second);
+            other.join().unwrap();
+        });
     }
 }

@@ -143,7 +143,7 @@ impl Copy {
         let err = out.try_clone().map_err(|e| e.to_string())?;
         if finder != Finder::Simulator {
             let (flags, target, only) = match finder {
-                Finder::Models => ("--cfg loom", "loom", "models"),
+                Finder::Models => ("--cfg loom -C debug-assertions", "loom", "models"),
                 _ => ("", "tests", "tests"),
             };
             let test = |last| {

@@ -212,7 +212,6 @@ mod models {
             if page.begin_evict().is_none() {
                 return;
             }
-            assert!(page.load().batch(), "the batch was forgotten");
             let (absent, _) = page.settle(Left::Shadow(1));
             if absent && self.table.leave(unit) {
                 self.collect(unit);

@@ -90,6 +90,12 @@ enum ScenarioArg {
     Bigfree,
     /// In a control group of an eighth of the data: uniform, Zipf, Zipf with a scan.
     Pressure,
+    /// The first of these alone
+    PressureUniform,
+    /// The second
+    PressureZipf,
+    /// The third
+    PressureScan,
     /// All of the data in order, by words.
     Scan,
     /// Random loads from resident pages.
@@ -113,6 +119,9 @@ impl ScenarioArg {
             ScenarioArg::SmapsGentle => vec![Scenario::SmapsGentle],
             ScenarioArg::Fork => vec![Scenario::Fork],
             ScenarioArg::Bigfree => vec![Scenario::Bigfree],
+            ScenarioArg::PressureUniform => vec![Scenario::PressureUniform],
+            ScenarioArg::PressureZipf => vec![Scenario::PressureZipf],
+            ScenarioArg::PressureScan => vec![Scenario::PressureScan],
             ScenarioArg::Pressure => vec![
                 Scenario::PressureUniform,
                 Scenario::PressureZipf,

@@ -19,6 +19,7 @@ use faultless_sys::{file, uffd};
 /// The caller is the only owner of `core`, and uses it from now on through the returned box alone.
 pub(crate) unsafe fn close(core: &'static MapCore) -> Box<MapCore> {
     core.closing.store(true, Ordering::Release);
+    core.pool.budget.line.call_all();
     ahead::give_up_all(core);
     {
         // `Pool::stats` holds this lock, so it counts the map either among the live ones or here.

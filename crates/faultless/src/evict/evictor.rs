@@ -19,6 +19,7 @@ use crate::evict::limits;
 use crate::evict::limits::{batch_bytes, reserve_bounds, reserve_of, tick};
 use crate::evict::policy::{Item, Occupant, Place, Policy};
 use crate::fault::give_up::{begin_eviction, begin_softening, collect_group, settle_evicted};
+use crate::space::counters::Count;
 use crate::space::identity;
 use crate::space::map_core::MapCore;
 use crate::space::page::{Left, State};
@@ -197,6 +198,7 @@ impl Evictor {
             self.must_stay = 0;
         }
         self.publish_firm();
+        self.pool.budget.line.call();
         self.compact();
         let now = self.policy.bytes();
         if now > self.policy_charged {
@@ -361,6 +363,7 @@ impl Evictor {
                 (None, Place::Main) => Left::Shadow(0),
             };
             let settled = settle_evicted(core, unit, left);
+            core.counters.add(Count::Released, core.charge_of(unit));
             released += core.charge_of(unit);
             if !settled.absent
                 && let (Some(cooler), Some(slot)) = (&mut self.cooler, t.slot)
@@ -371,7 +374,9 @@ impl Evictor {
                 batch.emptied.push((id, unit));
             }
         }
+        // In one step: a release of each page would call a waiting thread each time.
         self.pool.evicted.fetch_add(n as u32, Ordering::Relaxed);
+        self.pool.budget.release(released);
         self.emptied.append(&mut batch.emptied);
         drop(batch);
         self.collect_words();

@@ -4,6 +4,7 @@
 
 use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
+use crate::fault::charge::release;
 use crate::fault::give_up::{
     begin_eviction, cancel_eviction, collect_group, give_up_cool, settle_evicted,
 };
@@ -48,14 +49,19 @@ pub(crate) fn release_units(core: &MapCore, units: Range<Unit>) {
             && unsafe { mem::discard(addr.get(), len) };
         // What follows may discard as well, and a report may have come in between.
         drop(ours);
-        for u in Unit::each(first..unit) {
-            if !go {
-                cancel_eviction(core, u, soft[(u - first) as usize]);
-                // The evictor may have thrown its entry away meanwhile.
-                track(core, u, false);
-            } else if settle_evicted(core, u, Left::Shadow(0)).emptied {
-                collect_group(core, u);
+        if go {
+            for u in Unit::each(first..unit) {
+                if settle_evicted(core, u, Left::Shadow(0)).emptied {
+                    collect_group(core, u);
+                }
             }
+            release(core, len as u64);
+            continue;
+        }
+        for u in Unit::each(first..unit) {
+            cancel_eviction(core, u, soft[(u - first) as usize]);
+            // The evictor may have thrown its entry away meanwhile.
+            track(core, u, false);
         }
     }
 }
@@ -79,6 +85,7 @@ pub(crate) fn forget_units(core: &MapCore, units: Range<Unit>) {
         let _blocked = signal::Blocked::all();
         if core.page(unit).begin_evict().is_some() {
             settle_evicted(core, unit, Left::Shadow(0));
+            release(core, core.charge_of(unit));
         } else {
             release_cool(core, unit);
         }

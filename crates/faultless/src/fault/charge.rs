@@ -7,80 +7,92 @@ use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
+use crate::space::pool_core::PoolCore;
 
 /// How long a miss waits for a budget that nothing gives back, before it fails.
 pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
-/// How long to sleep before looking again whether the budget has room.
-const BUDGET_LOOK: Nanos = Nanos::from_millis(2);
-/// The same for pages that are to be marked reclaimable, where memory is short: the evictor is at it.
-const FIRM_NAP: Nanos = Nanos::from_micros(100);
+/// How long to sleep before looking again whether there is room, if no thread says so.
+const LOOK: Nanos = Nanos::from_millis(50);
 
 pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.counters.add(Count::Released, bytes);
     core.pool.budget.release(bytes);
 }
 
+/// Whether a fill may take `bytes`. Where memory is shorter than the budget, new pages wait until older ones are marked as
+/// reclaimable.
+fn has_room(pool: &PoolCore, bytes: u64) -> bool {
+    !pool.too_firm() && pool.budget.has_room(bytes)
+}
+
+fn try_charge(pool: &PoolCore, bytes: u64) -> bool {
+    !pool.too_firm() && pool.budget.try_charge(bytes)
+}
+
+/// Waits in line for room for `bytes`. `refuse` says what comes of it, if the thread is not to wait any longer; it is given the time
+/// in which nothing was evicted.
+pub(crate) fn wait_for_room(
+    pool: &PoolCore,
+    bytes: u64,
+    mut refuse: impl FnMut(Nanos) -> Option<Result<(), Refusal>>,
+) -> Result<(), Refusal> {
+    let mut since = (clock::now(), pool.evicted.load(Ordering::Relaxed));
+    let pass = || {
+        if try_charge(pool, bytes) {
+            return Some(Ok(()));
+        }
+        let (now, evicted) = (clock::now(), pool.evicted.load(Ordering::Relaxed));
+        if evicted != since.1 {
+            since = (now, evicted);
+        }
+        let refused = refuse(now.since(since.0));
+        if refused.is_none() {
+            pool.wanted.fetch_max(bytes, Ordering::Relaxed);
+            pool.evict_bell.ring();
+        }
+        refused
+    };
+    let left = || has_room(pool, bytes);
+    pool.budget.line.wait(LOOK, left, pass)
+}
+
 /// Charges `bytes`; waits for the evictor if they do not fit, unless this is a prefetch.
 pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refusal> {
     let pool = &*core.pool;
-    // Where memory is shorter than the budget, new pages wait until older ones are marked as reclaimable.
-    let firm_max = pool.firm_max.load(Ordering::Relaxed);
-    let firm = || match firm_max {
-        u64::MAX => 0,
-        _ => pool.firm.load(Ordering::Relaxed) + pool.fresh.load(Ordering::Relaxed),
-    };
-    if firm() <= firm_max && pool.budget.try_charge(bytes) {
+    if !pool.budget.line.crowded() && try_charge(pool, bytes) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
+    if need == Need::Prefetch {
+        return Err(Refusal::Budget);
+    }
+    let anyway = || {
+        pool.budget.charge_anyway(bytes);
+        Ok(())
+    };
     // No thread may wait in a map that is about to go: the thread that takes it away waits for them. And a program whose mapping this
     // stands for knows of no budget: with the kernel's it would not have failed.
     let patience = match core.stands_for {
         Some(_) => STAND_IN_WAIT,
         None => BUDGET_WAIT,
     };
-    let anyway = || {
-        core.counters.add(Count::Charged, bytes);
-        pool.budget.charge_anyway(bytes);
-        Ok(())
-    };
-    if need == Need::Prefetch {
-        return Err(Refusal::Budget);
-    }
-    if core.leaving() {
-        return anyway();
-    }
-    core.counters.add(Count::Waits, 1);
-    let mut since = (clock::now(), pool.evicted.load(Ordering::Relaxed));
-    loop {
-        pool.wanted.fetch_max(bytes, Ordering::Relaxed);
-        pool.evict_bell.ring();
-        if firm() > firm_max {
-            clock::nap(FIRM_NAP);
-        } else {
-            pool.budget.wait(bytes, BUDGET_LOOK);
-        }
-        if firm() <= firm_max && pool.budget.try_charge(bytes) {
-            core.counters.add(Count::Charged, bytes);
-            return Ok(());
-        }
+    let refuse = |idle: Nanos| {
         if core.leaving() {
-            return anyway();
+            return Some(anyway());
         }
         // Only threads of the engine's are left in a map that is being dropped, and the drop waits for them.
         if core.closing.load(Ordering::Relaxed) {
-            return Err(Refusal::Budget);
+            return Some(Err(Refusal::Budget));
         }
-        let evicted = pool.evicted.load(Ordering::Relaxed);
-        if evicted != since.1 {
-            since = (clock::now(), evicted);
-        } else if clock::now().since(since.0) > patience {
-            return match core.stands_for {
-                Some(_) => anyway(),
-                None => Err(Refusal::Budget),
-            };
-        }
-    }
+        (idle > patience).then(|| match core.stands_for {
+            Some(_) => anyway(),
+            None => Err(Refusal::Budget),
+        })
+    };
+    core.counters.add(Count::Waits, 1);
+    wait_for_room(pool, bytes, refuse)?;
+    core.counters.add(Count::Charged, bytes);
+    Ok(())
 }

@@ -134,7 +134,8 @@ pub(crate) struct Settled {
     pub(crate) emptied: bool,
 }
 
-/// Books one unit out after its memory was discarded.
+/// Books one unit out after its memory was discarded. What it was charged remains to be released, for many units in one step:
+/// [`release`].
 pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Settled {
     let page = core.page(unit);
     let (absent, due) = page.settle(left);
@@ -147,9 +148,6 @@ pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Settled 
         },
         1,
     );
-    let bytes = core.charge_of(unit);
-    core.counters.add(Count::Released, bytes);
-    core.pool.budget.release(bytes);
     if due.wake {
         core.wake(unit);
     }

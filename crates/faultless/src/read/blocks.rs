@@ -2,10 +2,9 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, Nanos, RegionAt};
-use crate::base::primitive::Ordering;
 use crate::base::source;
 use crate::base::source::Source;
-use crate::fault::charge::BUDGET_WAIT;
+use crate::fault::charge::{BUDGET_WAIT, wait_for_room};
 use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
@@ -22,30 +21,25 @@ const PIECE: u64 = 256 * 1024;
 const ROOM_WAIT: Nanos = Nanos::from_millis(100);
 /// How far buffers may go over the budget, as a divisor of it. Beyond that, a thread waits as it would for a page.
 const OVER_SHARE: u64 = 8;
-/// How long to sleep before looking again whether there is room.
-const ROOM_LOOK: Nanos = Nanos::from_millis(2);
 
 /// Charges a buffer. What is read ahead takes only what is free.
 fn charge_buffer(pool: &PoolCore, bytes: u64, need: Need) -> Result<(), Refusal> {
+    if pool.budget.try_charge(bytes) {
+        return Ok(());
+    }
+    if need == Need::Prefetch {
+        return Err(Refusal::Budget);
+    }
     let since = clock::now();
-    while !pool.budget.try_charge(bytes) {
-        if need == Need::Prefetch {
-            return Err(Refusal::Budget);
-        }
+    wait_for_room(pool, bytes, |_| {
         let waited = clock::now().since(since);
         let limit = pool.budget.limit();
         if waited > ROOM_WAIT && pool.budget.used() <= limit + limit / OVER_SHARE {
             pool.budget.charge_anyway(bytes);
-            break;
+            return Some(Ok(()));
         }
-        if waited > BUDGET_WAIT {
-            return Err(Refusal::Budget);
-        }
-        pool.wanted.fetch_max(bytes, Ordering::Relaxed);
-        pool.evict_bell.ring();
-        pool.budget.wait(bytes, ROOM_LOOK);
-    }
-    Ok(())
+        (waited > BUDGET_WAIT).then_some(Err(Refusal::Budget))
+    })
 }
 
 /// Fetches pieces of a user's source, whole blocks at a time. For ordinary contexts only.

@@ -99,6 +99,13 @@ impl PoolCore {
             + self.blocks.spare_bytes()
     }
 
+    /// Whether so much is not marked as reclaimable that new pages must wait for the marking.
+    pub(crate) fn too_firm(&self) -> bool {
+        let most = self.firm_max.load(Ordering::Relaxed);
+        most != u64::MAX
+            && self.firm.load(Ordering::Relaxed) + self.fresh.load(Ordering::Relaxed) > most
+    }
+
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
     pub(crate) fn nudge_evictor(&self) {
         let pressed =

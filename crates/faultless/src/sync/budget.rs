@@ -1,22 +1,17 @@
 //! How many bytes the pool may hold, and how many it does.
 
-use crate::base::futex::{Futex, Wake};
-use crate::base::ids::Nanos;
-use crate::base::primitive::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::base::primitive::{AtomicU64, Ordering};
+use crate::sync::turnstile::Turnstile;
 
 /// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
 ///
-/// A thread that waits for room counts itself among the waiting and *then* looks for room; one that makes room does so and
-/// *then* looks for waiting threads. The fences put both into one order, so that no release is missed.
-/// (A charge that is refused shows for a moment as used: a thread that looks just then sleeps for its time.)
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
-    /// Bumped on release while a thread waits.
-    released: Futex,
-    waiting: AtomicU32,
+    /// Threads that wait for room.
+    pub(crate) line: Turnstile,
 }
 
 impl Budget {
@@ -25,8 +20,7 @@ impl Budget {
             limit: AtomicU64::new(limit),
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
-            released: Futex::default(),
-            waiting: AtomicU32::new(0),
+            line: Turnstile::default(),
         }
     }
 
@@ -36,7 +30,7 @@ impl Budget {
 
     pub(crate) fn set_limit(&self, bytes: u64) {
         self.limit.store(bytes, Ordering::Relaxed);
-        self.wake();
+        self.line.call();
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -52,14 +46,18 @@ impl Budget {
         self.peak.fetch_max(self.used(), Ordering::Relaxed);
     }
 
+    /// Whether `bytes` would fit.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.used() + bytes <= self.limit()
+    }
+
     /// Charges `bytes` if they fit.
     pub(crate) fn try_charge(&self, bytes: u64) -> bool {
-        let before = self.used.fetch_add(bytes, Ordering::AcqRel);
-        if before + bytes <= self.limit() {
-            return true;
-        }
-        self.used.fetch_sub(bytes, Ordering::AcqRel);
-        false
+        let limit = self.limit();
+        let more = |used: u64| (used + bytes <= limit).then_some(used + bytes);
+        let used = &self.used;
+        used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more)
+            .is_ok()
     }
 
     /// Charges `bytes` whether they fit or not: for what is small, bounded and cannot wait.
@@ -70,35 +68,14 @@ impl Budget {
     pub(crate) fn release(&self, bytes: u64) {
         let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "released {bytes} of {before}");
-        self.wake_waiting();
-    }
-
-    fn wake_waiting(&self) {
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.wake();
-        }
-    }
-
-    fn wake(&self) {
-        self.released.bump(Wake::All);
-    }
-
-    /// Sleeps until something was released, for `time` at most, unless `bytes` fit already.
-    pub(crate) fn wait(&self, bytes: u64, time: Nanos) {
-        let ticket = self.released.ticket();
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.used() + bytes > self.limit() {
-            self.released.wait(ticket, time);
-        }
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.line.call();
     }
 }
 
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
+    use crate::base::ids::Nanos;
     use loom::sync::Arc;
     use loom::thread;
 
@@ -112,9 +89,10 @@ mod models {
                 let budget = budget.clone();
                 thread::spawn(move || budget.release(1))
             };
-            while !budget.try_charge(1) {
-                budget.wait(1, Nanos::from_millis(1));
-            }
+            let charge = || budget.try_charge(1).then_some(());
+            budget
+                .line
+                .wait(Nanos::from_secs(1), || budget.has_room(1), charge);
             frees.join().unwrap();
             assert_eq!(budget.used(), 2);
         });
@@ -131,9 +109,8 @@ mod models {
             };
             let mine = budget.try_charge(1);
             let others = other.join().unwrap();
-            // (Each may see the other's charge before it is taken back, so both may be refused.)
-            assert!(!(mine && others));
-            assert_eq!(budget.used(), u64::from(mine) + u64::from(others));
+            assert!(mine != others);
+            assert_eq!(budget.used(), 1);
         });
     }
 }

@@ -9,5 +9,6 @@ pub(crate) mod handover;
 pub(crate) mod outbox;
 pub(crate) mod ring;
 pub(crate) mod staging;
+pub(crate) mod turnstile;
 #[cfg(not(loom))]
 pub(crate) mod withheld;

@@ -332,6 +332,7 @@ impl StandIn {
     fn give_way(&self) {
         // (An eviction that is on its way concerns the kernel's mapping, if that is there by then, which loses nothing by it.)
         self.kernel().leaving.store(true, Ordering::SeqCst);
+        self.core().pool.budget.line.call_all();
         handler::expect_latecomers();
     }
 

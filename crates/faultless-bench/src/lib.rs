@@ -2,6 +2,7 @@
 //! and Faultless, on the same pages of the same file, interleaved.
 //!
 //! * [`data`]: the file, whose bytes are a function of their position, and the order in which its pages are read.
+//! * [`fast`]: a disk in memory, for the file.
 //! * [`contender`]: ways to read a page.
 //! * [`neighbour`]: what disturbs the readers.
 //! * [`onlooker`]: who observes them, so that its cost can be told.
@@ -19,6 +20,7 @@
 pub mod cell;
 pub mod contender;
 pub mod data;
+pub mod fast;
 pub mod group;
 pub mod html;
 pub mod machine;

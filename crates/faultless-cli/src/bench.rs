@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use comfy_table::{CellAlignment, Table, presets};
 use faultless::ByteSize;
 use faultless_bench::contender::Kind;
+use faultless_bench::fast::Fast;
 use faultless_bench::plan::{Plan, Progress, Report, Row, about_rounds};
 use faultless_bench::scenario::{Access, Scenario};
 use faultless_bench::simulate::{self, Judgement};
@@ -53,6 +54,9 @@ pub(crate) struct Args {
     /// often].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+    /// Where the data is: a file on a disk, or a disk in memory (zram with ext4; root) that is taken down afterwards.
+    #[arg(long, value_enum, default_value_t = StorageArg::Disk, conflicts_with_all = ["file", "storage_delay"])]
+    storage: StorageArg,
     /// Serve the data by a file system of this program's own (FUSE) that answers each read after so long, such as 5ms.
     #[arg(long, value_parser = delay)]
     storage_delay: Option<Duration>,
@@ -72,6 +76,12 @@ pub(crate) struct Args {
     /// Write a self-contained page with plots, too.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StorageArg {
+    Disk,
+    Fast,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -214,7 +224,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     unique(&mut scenarios);
     unique(&mut contenders);
-    let plan = Plan {
+    let mut plan = Plan {
         scenarios,
         contenders,
         threads: args.threads.map(usize::from),
@@ -257,7 +267,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let mut bar = Bar::default();
+    let fast = match args.storage {
+        StorageArg::Disk => None,
+        StorageArg::Fast => Some(Fast::start(plan.size)?),
+    };
+    if let Some(fast) = &fast {
+        plan.file = fast.file();
+        if let Some(note) = fast.note() {
+            bar.show(Progress::Note(note.to_owned()));
+        }
+    }
     let report = plan.run(&mut |p| bar.show(p))?;
+    drop(fast);
     bar.clear();
     if args.json {
         std::io::stdout().write_all(crate::output::json(&report)?.as_bytes())?;

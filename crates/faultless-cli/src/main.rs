@@ -43,6 +43,12 @@ enum Command {
         /// Bytes of data.
         len: u64,
     },
+    /// (internal) Makes a disk in memory, and takes it down.
+    #[command(name = faultless_bench::fast::COMMAND, hide = true)]
+    Fast {
+        /// Bytes of data.
+        len: u64,
+    },
     /// (internal) Reads a process's smaps_rollup, again and again.
     #[command(name = faultless_bench::neighbour::AGENT_COMMAND, hide = true)]
     Agent {
@@ -64,6 +70,7 @@ fn main() -> ExitCode {
         Command::Storage { mountpoint, len } => {
             faultless_bench::plan::serve_storage(&mountpoint, len)
         }
+        Command::Fast { len } => faultless_bench::fast::serve(len),
         Command::Agent { pid, every_ms } => {
             faultless_bench::neighbour::agent(pid, std::time::Duration::from_millis(every_ms))
         }

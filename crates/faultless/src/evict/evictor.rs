@@ -109,10 +109,12 @@ impl Evictor {
             evictor.look_at_limits();
             if !evictor.pass() {
                 let pool = evictor.pool.clone();
-                // Pressed, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
-                let time = if evictor.pressed() { STUCK } else { IDLE };
+                // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
+                let stuck = evictor.pressed() || pool.budget.line.crowded();
+                let time = if stuck { STUCK } else { IDLE };
                 pool.evict_bell.sleep(time, || {
                     pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
+                        && (stuck || !pool.budget.line.crowded())
                         && !pool.stopping.load(Ordering::Acquire)
                 });
             }
@@ -198,7 +200,10 @@ impl Evictor {
             self.must_stay = 0;
         }
         self.publish_firm();
-        self.pool.budget.line.call();
+        if busy {
+            // There may be less that is firm.
+            self.pool.budget.line.call();
+        }
         self.compact();
         let now = self.policy.bytes();
         if now > self.policy_charged {

@@ -8,12 +8,13 @@ use crate::fault::run::Need;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
+use faultless_sys::mem::PAGE;
 
 /// How long a miss waits for a budget that nothing gives back, before it fails.
 pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
-/// How long to sleep before looking again whether there is room, if no thread says so.
+/// [`Wish::look`] of a miss: long, since it is called.
 const LOOK: Nanos = Nanos::from_millis(50);
 
 pub(crate) fn release(core: &MapCore, bytes: u64) {
@@ -21,26 +22,36 @@ pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.pool.budget.release(bytes);
 }
 
-/// Whether a fill may take `bytes`. Where memory is shorter than the budget, new pages wait until older ones are marked as
-/// reclaimable.
-fn has_room(pool: &PoolCore, bytes: u64) -> bool {
-    !pool.too_firm() && pool.budget.has_room(bytes)
+/// What a thread waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) bytes: u64,
+    /// It is for pages. Where memory is shorter than the budget, new ones wait until older ones are marked as reclaimable.
+    pub(crate) pages: bool,
+    /// How long to sleep before looking again, if no thread says that there is room.
+    pub(crate) look: Nanos,
 }
 
-fn try_charge(pool: &PoolCore, bytes: u64) -> bool {
-    !pool.too_firm() && pool.budget.try_charge(bytes)
+impl Wish {
+    fn permitted(self, pool: &PoolCore) -> bool {
+        !(self.pages && pool.too_firm())
+    }
+
+    fn try_charge(self, pool: &PoolCore) -> bool {
+        self.permitted(pool) && pool.budget.try_charge(self.bytes)
+    }
 }
 
-/// Waits in line for room for `bytes`. `refuse` says what comes of it, if the thread is not to wait any longer; it is given the time
-/// in which nothing was evicted.
+/// Waits in line for room. `refuse` says what comes of it, if the thread is not to wait any longer; it is given the time in which nothing
+/// was evicted.
 pub(crate) fn wait_for_room(
     pool: &PoolCore,
-    bytes: u64,
+    wish: Wish,
     mut refuse: impl FnMut(Nanos) -> Option<Result<(), Refusal>>,
 ) -> Result<(), Refusal> {
     let mut since = (clock::now(), pool.evicted.load(Ordering::Relaxed));
     let pass = || {
-        if try_charge(pool, bytes) {
+        if wish.try_charge(pool) {
             return Some(Ok(()));
         }
         let (now, evicted) = (clock::now(), pool.evicted.load(Ordering::Relaxed));
@@ -49,19 +60,24 @@ pub(crate) fn wait_for_room(
         }
         let refused = refuse(now.since(since.0));
         if refused.is_none() {
-            pool.wanted.fetch_max(bytes, Ordering::Relaxed);
+            pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
             pool.evict_bell.ring();
         }
         refused
     };
-    let left = || has_room(pool, bytes);
-    pool.budget.line.wait(LOOK, left, pass)
+    let room = || !pool.too_firm() && pool.budget.has_room(PAGE as u64);
+    pool.budget.line.wait(wish.look, room, pass)
 }
 
 /// Charges `bytes`; waits for the evictor if they do not fit, unless this is a prefetch.
 pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refusal> {
     let pool = &*core.pool;
-    if !pool.budget.line.crowded() && try_charge(pool, bytes) {
+    let wish = Wish {
+        bytes,
+        pages: true,
+        look: LOOK,
+    };
+    if wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
@@ -92,7 +108,7 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         })
     };
     core.counters.add(Count::Waits, 1);
-    wait_for_room(pool, bytes, refuse)?;
+    wait_for_room(pool, wish, refuse)?;
     core.counters.add(Count::Charged, bytes);
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::base::clock;
 use crate::base::ids::{Addr, Nanos, RegionAt};
 use crate::base::source;
 use crate::base::source::Source;
-use crate::fault::charge::{BUDGET_WAIT, wait_for_room};
+use crate::fault::charge::{BUDGET_WAIT, Wish, wait_for_room};
 use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
@@ -21,6 +21,8 @@ const PIECE: u64 = 256 * 1024;
 const ROOM_WAIT: Nanos = Nanos::from_millis(100);
 /// How far buffers may go over the budget, as a divisor of it. Beyond that, a thread waits as it would for a page.
 const OVER_SHARE: u64 = 8;
+/// How long to sleep before looking whether it may go over the budget: no thread says so.
+const ROOM_LOOK: Nanos = Nanos::from_millis(10);
 
 /// Charges a buffer. What is read ahead takes only what is free.
 fn charge_buffer(pool: &PoolCore, bytes: u64, need: Need) -> Result<(), Refusal> {
@@ -31,7 +33,12 @@ fn charge_buffer(pool: &PoolCore, bytes: u64, need: Need) -> Result<(), Refusal>
         return Err(Refusal::Budget);
     }
     let since = clock::now();
-    wait_for_room(pool, bytes, |_| {
+    let wish = Wish {
+        bytes,
+        pages: false,
+        look: ROOM_LOOK,
+    };
+    wait_for_room(pool, wish, |_| {
         let waited = clock::now().since(since);
         let limit = pool.budget.limit();
         if waited > ROOM_WAIT && pool.budget.used() <= limit + limit / OVER_SHARE {

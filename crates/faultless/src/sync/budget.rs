@@ -66,6 +66,9 @@ impl Budget {
     }
 
     pub(crate) fn release(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
         debug_assert!(before >= bytes, "released {bytes} of {before}");
         self.line.call();

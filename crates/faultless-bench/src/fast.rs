@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The hidden subcommand that runs [`serve`].
 pub const COMMAND: &str = "bench-fast";
@@ -27,8 +27,8 @@ const CONTROL: &str = "/sys/class/zram-control";
 const REST: u64 = 64 << 20;
 /// Memory that is left to the machine.
 const SPARE: u64 = 512 << 20;
-/// How long to wait for the last process that has a file open there.
-const BUSY: Duration = Duration::from_secs(60);
+/// How long to sleep before asking again whether the last process that has a file open there has ended.
+const BUSY: Duration = Duration::from_millis(20);
 
 /// What the process says that made it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +53,7 @@ impl Fast {
     ///
     /// There is not enough memory, or the process cannot be started.
     pub fn start(size: ByteSize) -> anyhow::Result<Self> {
+        keep_mounts_apart();
         let mut child = Command::new(std::env::current_exe()?)
             .args([COMMAND, &size.get().to_string()])
             .stdin(Stdio::piped())
@@ -67,8 +68,9 @@ impl Fast {
             BufReader::new(output).read_line(&mut line)?;
         }
         let Ok(made) = serde_json::from_str(&line) else {
+            drop(input);
             let _ = child.wait();
-            bail!("fast storage cannot be made (above)");
+            bail!("there is no fast storage (above)");
         };
         Ok(Fast { child, input, made })
     }
@@ -99,7 +101,7 @@ impl Drop for Fast {
 pub fn serve(len: u64) -> anyhow::Result<()> {
     let available = meminfo("MemAvailable:").unwrap_or(0);
     ensure!(
-        available >= len + REST + SPARE,
+        available >= len.saturating_add(REST + SPARE),
         "fast storage holds {} of data in memory, and {} are available; make --size smaller",
         ByteSize::new(len),
         ByteSize::new(available)
@@ -109,15 +111,23 @@ pub fn serve(len: u64) -> anyhow::Result<()> {
     let dir = crate::private_dir().context("cannot make a directory")?;
     match Disk::new(len + REST, dir.path()) {
         Ok(disk) => {
-            let served = wait_for_the_end(dir.path(), None);
+            let served = wait_for_the_end(&dir.path().join("disk"), None);
             disk.take_down()?;
             served
         }
         Err(e) => {
             let memory = tempfile::Builder::new()
                 .prefix("faultless-")
+                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
                 .tempdir_in("/dev/shm")
-                .context("there is neither a zram device nor /dev/shm")?;
+                .with_context(|| format!("there is neither a zram device ({e:#}) nor /dev/shm"))?;
+            let free = free_bytes(memory.path())?;
+            ensure!(
+                free >= len,
+                "there is no zram device ({e:#}), and /dev/shm has room for {} and not for {}; make --size smaller",
+                ByteSize::new(free),
+                ByteSize::new(len)
+            );
             let note = format!(
                 "fast storage is a file in tmpfs, since a zram device cannot be had ({e:#}): there, no read reaches a device, and the \
                  kernel's mmap takes minor faults only"
@@ -140,6 +150,35 @@ fn wait_for_the_end(dir: &Path, note: Option<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is mounted from here on, only this process and its children see, so that no other process can hold on to it. (Without the
+/// privilege for that, nothing can be mounted either.)
+fn keep_mounts_apart() {
+    // SAFETY: changes what paths mean for this thread and its children, and mounts nothing.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) == 0 {
+            let flags = libc::MS_REC | libc::MS_SLAVE;
+            libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                flags,
+                std::ptr::null(),
+            );
+        }
+    }
+}
+
+fn free_bytes(at: &Path) -> anyhow::Result<u64> {
+    let path = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: a path that ends, and a structure that is written only.
+    let (done, stat) = unsafe {
+        let mut stat: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(path.as_ptr(), &raw mut stat), stat)
+    };
+    ensure!(done == 0, std::io::Error::last_os_error());
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 fn ignore_signals() {
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGPIPE] {
         // SAFETY: to ignore a signal needs no promise.
@@ -157,15 +196,24 @@ fn meminfo(field: &str) -> Option<u64> {
 /// A zram device with a mounted file system.
 struct Disk {
     number: u32,
+    /// It is this process that has given it a size: nobody else has taken it.
+    ours: bool,
     mounted: Option<CString>,
 }
 
 impl Disk {
     fn new(bytes: u64, at: &Path) -> anyhow::Result<Self> {
+        // First: where nothing can be removed, nothing is to be made. (To read `hot_add` makes a device.)
+        let remove = format!("{CONTROL}/hot_remove");
+        std::fs::File::options()
+            .write(true)
+            .open(&remove)
+            .with_context(|| format!("cannot write {remove}"))?;
         let add = format!("{CONTROL}/hot_add");
         let number = kernel_text(&add).with_context(|| format!("cannot read {add}"))?;
         let mut disk = Disk {
             number: number.trim().parse().context("hot_add")?,
+            ours: false,
             mounted: None,
         };
         match disk.prepare(bytes, at) {
@@ -180,6 +228,7 @@ impl Disk {
     fn prepare(&mut self, bytes: u64, at: &Path) -> anyhow::Result<()> {
         // A little more: the file system takes a part of it for itself.
         self.set("disksize", &(bytes + bytes / 16).to_string())?;
+        self.ours = true;
         let device = format!("/dev/zram{}", self.number);
         let mkfs = Command::new("mkfs.ext4")
             .args([
@@ -201,6 +250,9 @@ impl Disk {
             "mkfs.ext4 {device}: {}",
             printable(String::from_utf8_lossy(&mkfs.stderr).trim())
         );
+        // Beneath the private directory: its own permissions are the file system's as soon as that is mounted on it.
+        let at = at.join("disk");
+        std::fs::create_dir(&at).context("cannot make a directory to mount on")?;
         let target = CString::new(at.as_os_str().as_bytes())?;
         let source = CString::new(device.clone())?;
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_NOATIME;
@@ -227,35 +279,34 @@ impl Disk {
         std::fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
     }
 
-    /// Unmounts it, and gives the device and its memory back.
+    /// Unmounts it, and gives the device and its memory back, as soon as nobody uses it any more.
     fn take_down(self) -> anyhow::Result<()> {
-        let began = Instant::now();
-        let again = || {
-            std::thread::sleep(Duration::from_millis(20));
-            began.elapsed() < BUSY
-        };
         if let Some(at) = &self.mounted {
-            // SAFETY: a string that ends. Readers may still have files open, for a moment.
-            while unsafe { libc::umount2(at.as_ptr(), 0) } != 0 {
-                let e = std::io::Error::last_os_error();
-                let busy = e.raw_os_error() == Some(libc::EBUSY);
-                if !busy || !again() {
-                    return Err(e).with_context(|| {
-                        format!(
-                            "cannot unmount {}; umount it by hand",
-                            printable(at.as_bytes())
-                        )
-                    });
-                }
+            let flags = libc::UMOUNT_NOFOLLOW;
+            // SAFETY: a string that ends.
+            while unsafe { libc::umount2(at.as_ptr(), flags) } != 0 {
+                wait_if_busy(std::io::Error::last_os_error())
+                    .with_context(|| format!("cannot unmount {}", printable(at.as_bytes())))?;
             }
         }
-        while let Err(e) = self.set("reset", "1") {
-            if !again() {
-                return Err(e);
-            }
+        let disksize = format!("/sys/block/zram{}/disksize", self.number);
+        if !self.ours && kernel_text(disksize).is_ok_and(|size| size.trim() != "0") {
+            // Somebody else was faster, and has taken it.
+            return Ok(());
         }
         let remove = format!("{CONTROL}/hot_remove");
-        std::fs::write(&remove, self.number.to_string())
-            .with_context(|| format!("cannot write {} to {remove}", self.number))
+        while let Err(e) = std::fs::write(&remove, self.number.to_string()) {
+            wait_if_busy(e).with_context(|| format!("cannot write {} to {remove}", self.number))?;
+        }
+        Ok(())
     }
+}
+
+/// Sleeps for a moment, if an error says that something is in use.
+fn wait_if_busy(e: std::io::Error) -> std::io::Result<()> {
+    if e.raw_os_error() != Some(libc::EBUSY) {
+        return Err(e);
+    }
+    std::thread::sleep(BUSY);
+    Ok(())
 }

@@ -18,9 +18,9 @@ fn bench(temporary: &Path, seconds: &str) -> Command {
     bench
 }
 
-/// The devices that are mounted beneath a directory.
-fn mounted(temporary: &Path) -> Vec<String> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("proc");
+/// The devices that a process sees mounted beneath a directory.
+fn mounted(process: &str, temporary: &Path) -> Vec<String> {
+    let mounts = std::fs::read_to_string(format!("/proc/{process}/mounts")).unwrap_or_default();
     let beneath = temporary.to_str().expect("a plain path");
     let fields = |line: &str| {
         let mut fields = line.split(' ');
@@ -62,21 +62,26 @@ fn fast_storage_is_taken_down_on_every_exit() {
     assert!(output.status.success(), "{errors}");
     assert!(text.contains("ext4 on /dev/zram"), "{text}");
     let left = || std::fs::read_dir(temporary.path()).expect("ours").count();
-    assert_eq!((mounted(temporary.path()).len(), left()), (0, 0));
+    let device = text.split("ext4 on ").nth(1).expect("checked");
+    let device = device.split([' ', '"']).next().expect("a word");
+    assert!(!exists(device), "{device}");
+    assert_eq!(left(), 0);
 
     let mut killed = bench(temporary.path(), "1000")
         .stdout(Stdio::null())
         .spawn()
         .expect("it starts");
+    let process = killed.id().to_string();
     let mut device = String::new();
     eventually("it is mounted", || {
-        device = mounted(temporary.path()).pop().unwrap_or_default();
+        device = mounted(&process, temporary.path())
+            .pop()
+            .unwrap_or_default();
         !device.is_empty()
     });
     assert!(exists(&device));
+    assert!(mounted("self", temporary.path()).is_empty(), "apart");
     killed.kill().expect("ours");
     killed.wait().expect("ours");
-    eventually("it is taken down", || {
-        mounted(temporary.path()).is_empty() && !exists(&device) && left() == 0
-    });
+    eventually("it is taken down", || !exists(&device) && left() == 0);
 }

@@ -77,6 +77,9 @@ pub(crate) struct Plan {
     pub(crate) scarce: bool,
 }
 
+/// Threads of a crowd.
+const CROWD_THREADS: u64 = 64;
+
 /// Steps after which a run that has not ended does not make progress.
 pub(crate) const STEPS_MAX: u64 = 40_000_000;
 /// Simulated time that one operation may take, in nanoseconds.
@@ -114,7 +117,7 @@ impl Plan {
             resizes: r.once_in(4),
         };
         let budget = *r.pick(&[1 << 20, 1 << 20, 2 << 20]);
-        Plan {
+        let plan = Plan {
             seed,
             policy,
             faults,
@@ -126,11 +129,38 @@ impl Plan {
             maps: r.between(1, 3),
             sources: r.once_in(3),
             scarce: r.once_in(3),
+        };
+        if r.once_in(12) {
+            plan.with_a_crowd(&mut r)
+        } else {
+            plan
+        }
+    }
+
+    /// Many threads over the smallest budget, and nothing that fails: each must get its turn.
+    fn with_a_crowd(self, r: &mut Rng) -> Self {
+        Plan {
+            policy: Policy::Random(*r.pick(&[3, 20, 100])),
+            faults: Faults::default(),
+            parties: Parties {
+                reclaim: self.parties.reclaim,
+                ..Parties::default()
+            },
+            threads: CROWD_THREADS,
+            operations: r.between(10, 40),
+            budget: 1 << 20,
+            pages: *r.pick(&[600, 1200]),
+            ..self
         }
     }
 }
 
 impl Plan {
+    /// Whether many threads want more than there is.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.threads >= CROWD_THREADS
+    }
+
     /// Whether nothing fails, no party holds another up, and each thread gets its turn soon: then no operation may take long.
     pub(crate) fn is_calm(&self) -> bool {
         let Faults {

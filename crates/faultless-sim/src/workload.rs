@@ -267,7 +267,8 @@ fn thread() {
         if took > OPERATION_NS {
             fail("an operation took longer than any may");
         }
-        if plan.is_calm() && took > CALM_NS {
+        let most = CALM_NS * if plan.is_crowded() { CROWD } else { 1 };
+        if plan.is_calm() && took > most {
             fail(&format!(
                 "an operation took {} ms: a thread was forgotten",
                 took / 1_000_000
@@ -281,6 +282,8 @@ fn thread() {
 
 /// What an operation may take where nothing holds it up: less than the time after which threads look again by themselves.
 const CALM_NS: u64 = 80_000_000;
+/// How much longer it may take among many threads that want more than there is.
+const CROWD: u64 = 4;
 
 fn operation(near: &mut (usize, u64)) {
     let Some((at, mapped)) = some_map() else {
@@ -338,6 +341,11 @@ fn operation(near: &mut (usize, u64)) {
                 oracle::load(map, truth, page);
             }
             *near = (at, end);
+        }
+        // (Threads that hold pins and wait for more than all may have wait for each other.)
+        11..=13 if with(|w| w.plan.is_crowded()) => {
+            doing(format!("loads page {page} of map {at}"));
+            oracle::load(map, truth, page);
         }
         11..=13 => pin(map, truth, page, bytes(some.min(8))),
         14 => {

@@ -348,6 +348,11 @@ fn a_stuck_program(
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed) * 500;
     let child = common::fork(|| {
+        // (Whoever runs the tests may ignore it: `nohup` does.)
+        assert_ne!(
+            unsafe { libc::signal(signal, libc::SIG_DFL) },
+            libc::SIG_ERR
+        );
         before();
         let pool = pool(4);
         // (The kernel lets no process go in the middle of a direct read, not even by SIGKILL.)

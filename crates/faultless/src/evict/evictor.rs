@@ -110,11 +110,14 @@ impl Evictor {
             if !evictor.pass() {
                 let pool = evictor.pool.clone();
                 // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
-                let stuck = evictor.pressed() || pool.budget.line.crowded();
-                let time = if stuck { STUCK } else { IDLE };
-                pool.evict_bell.sleep(time, || {
+                if evictor.pressed() || pool.budget.line.crowded() {
+                    // (Not by the bell: each thread that waits rings it.)
+                    clock::nap(STUCK);
+                    continue;
+                }
+                pool.evict_bell.sleep(IDLE, || {
                     pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
-                        && (stuck || !pool.budget.line.crowded())
+                        && !pool.budget.line.crowded()
                         && !pool.stopping.load(Ordering::Acquire)
                 });
             }
@@ -200,9 +203,10 @@ impl Evictor {
             self.must_stay = 0;
         }
         self.publish_firm();
-        if busy {
-            // There may be less that is firm.
-            self.pool.budget.line.call();
+        // There may be less that is firm.
+        let line = &self.pool.budget.line;
+        if line.crowded() && self.pool.has_room(line.least()) {
+            line.call();
         }
         self.compact();
         let now = self.policy.bytes();

@@ -8,14 +8,16 @@ use crate::fault::run::Need;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
-use faultless_sys::mem::PAGE;
+use crate::sync::turnstile::Answer;
 
 /// How long a miss waits for a budget that nothing gives back, before it fails.
 pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// [`Wish::look`] of a miss: long, since it is called.
-const LOOK: Nanos = Nanos::from_millis(50);
+const LOOK: Nanos = Nanos::from_millis(100);
+/// After so long a thread that waits goes before newcomers.
+const OVERDUE: Nanos = Nanos::from_millis(50);
 
 pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.counters.add(Count::Released, bytes);
@@ -49,35 +51,47 @@ pub(crate) fn wait_for_room(
     wish: Wish,
     mut refuse: impl FnMut(Nanos) -> Option<Result<(), Refusal>>,
 ) -> Result<(), Refusal> {
-    let mut since = (clock::now(), pool.evicted.load(Ordering::Relaxed));
+    let began = clock::now();
+    let mut since = (began, pool.evicted.load(Ordering::Relaxed));
     let pass = || {
         if wish.try_charge(pool) {
-            return Some(Ok(()));
+            return Answer::Pass(Ok(()));
         }
         let (now, evicted) = (clock::now(), pool.evicted.load(Ordering::Relaxed));
         if evicted != since.1 {
             since = (now, evicted);
         }
-        let refused = refuse(now.since(since.0));
-        if refused.is_none() {
-            pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
-            pool.evict_bell.ring();
+        if let Some(refused) = refuse(now.since(since.0)) {
+            return Answer::Pass(refused);
         }
-        refused
+        pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
+        pool.evict_bell.ring();
+        match now.since(began) < OVERDUE {
+            true => Answer::Wait,
+            false => Answer::Overdue,
+        }
     };
-    let room = || !pool.too_firm() && pool.budget.has_room(PAGE as u64);
-    pool.budget.line.wait(wish.look, room, pass)
+    let room = |bytes| pool.has_room(bytes);
+    pool.budget.line.wait(wish.bytes, wish.look, room, pass)
 }
 
 /// Charges `bytes`; waits for the evictor if they do not fit, unless this is a prefetch.
 pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refusal> {
     let pool = &*core.pool;
+    // No thread may wait in a map that is about to go: the thread that takes it away waits for them. And a program whose mapping this
+    // stands for knows of no budget: with the kernel's it would not have failed.
+    let patience = match core.stands_for {
+        Some(_) => STAND_IN_WAIT,
+        None => BUDGET_WAIT,
+    };
     let wish = Wish {
         bytes,
         pages: true,
-        look: LOOK,
+        look: LOOK.min(patience),
     };
-    if wish.try_charge(pool) {
+    // (What is read ahead waits for nothing, and so takes nothing from a thread that waits for long.)
+    let others_first = need != Need::Prefetch && pool.budget.line.has_overdue();
+    if !others_first && wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }
@@ -87,12 +101,6 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
     let anyway = || {
         pool.budget.charge_anyway(bytes);
         Ok(())
-    };
-    // No thread may wait in a map that is about to go: the thread that takes it away waits for them. And a program whose mapping this
-    // stands for knows of no budget: with the kernel's it would not have failed.
-    let patience = match core.stands_for {
-        Some(_) => STAND_IN_WAIT,
-        None => BUDGET_WAIT,
     };
     let refuse = |idle: Nanos| {
         if core.leaving() {

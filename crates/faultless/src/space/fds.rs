@@ -345,11 +345,14 @@ impl Fd {
 
     /// The number in the program's table, made sure to name file `id`.
     pub(crate) fn current(&self, id: FileId) -> Result<i32, Errno> {
+        let is_it = |number: &i32| file::status(*number).is_ok_and(|st| st.id == id);
         let number = self.get();
-        match file::status(number) {
-            Ok(st) if st.id == id => Ok(number),
-            _ => self.recover(number),
+        if is_it(&number) {
+            return Ok(number);
         }
+        // (Another descriptor may have got the number in the same moment.)
+        let found = self.recover(number).map(Some)?;
+        found.filter(is_it).ok_or(Errno(libc::EBADF))
     }
 
     /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.
@@ -372,10 +375,13 @@ impl Fd {
                 // Another thread was faster, and got this number.
                 return Ok(lost);
             }
-            forget(lost);
-            if notes() != before {
+            let twin = &TWINS[lost as usize];
+            let forgotten = twin
+                .compare_exchange(self.kept + 1, 0, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok();
+            if forgotten && notes() != before && self.owns(lost) == Some(true) {
                 // Another thread got this very number meanwhile.
-                TWINS[lost as usize].store(self.kept + 1, Ordering::SeqCst);
+                twin.store(self.kept + 1, Ordering::SeqCst);
                 return Ok(self.get());
             }
         }

@@ -106,6 +106,11 @@ impl PoolCore {
             && self.firm.load(Ordering::Relaxed) + self.fresh.load(Ordering::Relaxed) > most
     }
 
+    /// Whether a fill may take so many bytes.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        !self.too_firm() && self.budget.has_room(bytes)
+    }
+
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
     pub(crate) fn nudge_evictor(&self) {
         let pressed =

@@ -48,7 +48,7 @@ impl Budget {
 
     /// Whether `bytes` would fit.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        self.used() + bytes <= self.limit()
+        self.used().saturating_add(bytes) <= self.limit()
     }
 
     /// Charges `bytes` if they fit.
@@ -79,6 +79,7 @@ impl Budget {
 mod models {
     use super::*;
     use crate::base::ids::Nanos;
+    use crate::sync::turnstile::Answer;
     use loom::sync::Arc;
     use loom::thread;
 
@@ -92,10 +93,12 @@ mod models {
                 let budget = budget.clone();
                 thread::spawn(move || budget.release(1))
             };
-            let charge = || budget.try_charge(1).then_some(());
-            budget
-                .line
-                .wait(Nanos::from_secs(1), || budget.has_room(1), charge);
+            let charge = || match budget.try_charge(1) {
+                true => Answer::Pass(()),
+                false => Answer::Wait,
+            };
+            let room = |bytes| budget.has_room(bytes);
+            budget.line.wait(1, Nanos::from_secs(1), room, charge);
             frees.join().unwrap();
             assert_eq!(budget.used(), 2);
         });

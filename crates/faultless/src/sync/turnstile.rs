@@ -9,7 +9,15 @@
 
 use crate::base::futex::{Futex, Wake};
 use crate::base::ids::Nanos;
-use crate::base::primitive::{AtomicU32, Ordering, fence};
+use crate::base::primitive::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// What a thread is told that asks whether it may pass.
+pub(crate) enum Answer<R> {
+    Pass(R),
+    Wait,
+    /// It has waited for too long: it goes before newcomers from now on.
+    Overdue,
+}
 
 /// Threads that wait for room.
 #[derive(Debug, Default)]
@@ -18,12 +26,33 @@ pub(crate) struct Turnstile {
     /// How often room was made while a thread waited.
     calls: AtomicU32,
     called: Futex,
+    /// The least that any of them wants, and 0 while it is not known.
+    least: AtomicU64,
+    /// Threads that have waited for so long that newcomers let them go first.
+    overdue: AtomicU32,
 }
 
 impl Turnstile {
     /// Whether threads wait.
     pub(crate) fn crowded(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether newcomers are to wait, though there may be room.
+    pub(crate) fn has_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed) > 0
+    }
+
+    /// The least that a waiting thread wants.
+    pub(crate) fn least(&self) -> u64 {
+        self.least.load(Ordering::Relaxed)
+    }
+
+    fn wants(&self, bytes: u64) {
+        let less = |least| (least == 0 || bytes < least).then_some(bytes);
+        let _ = self
+            .least
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// There may be room: wakes the thread that has slept longest.
@@ -51,36 +80,49 @@ impl Turnstile {
         }
     }
 
-    /// Waits until `pass` has an answer. It is asked before each sleep, and after `look` at the latest. `room` says whether there is
-    /// something left for a thread that wants little.
+    /// Waits until `pass` has an answer. It is asked before each sleep, and after `look` at the latest; it says whether the thread has
+    /// waited too long already. `room` says whether there is room for so many bytes.
     ///
     /// A thread that wants more than there is hands on a call that may be of use to another, once for each call, or two of that kind
     /// would wake each other without end.
     pub(crate) fn wait<R>(
         &self,
+        bytes: u64,
         look: Nanos,
-        room: impl Fn() -> bool,
-        mut pass: impl FnMut() -> Option<R>,
+        room: impl Fn(u64) -> bool,
+        mut pass: impl FnMut() -> Answer<R>,
     ) -> R {
+        self.wants(bytes);
         self.waiting.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let (mut slept, mut handed_on) = (false, None);
+        let (mut slept, mut handed_on, mut overdue) = (false, None, false);
         let answer = loop {
             let ticket = self.called.ticket();
-            if let Some(answer) = pass() {
-                break answer;
+            match pass() {
+                Answer::Pass(answer) => break answer,
+                Answer::Overdue if !overdue => {
+                    overdue = true;
+                    self.overdue.fetch_add(1, Ordering::Relaxed);
+                }
+                Answer::Overdue | Answer::Wait => {}
             }
             let calls = self.calls.load(Ordering::Relaxed);
-            if slept && handed_on != Some(calls) && room() {
+            if slept && handed_on != Some(calls) && room(self.least()) {
                 handed_on = Some(calls);
                 self.hand_on();
             }
             self.called.wait(ticket, look);
             slept = true;
         };
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if overdue {
+            self.overdue.fetch_sub(1, Ordering::Relaxed);
+        }
+        if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // (A thread that comes at this moment is taken for one that wants nothing: it is called too often then, not too seldom.)
+            self.least.store(0, Ordering::Relaxed);
+        }
         // (A thread that never slept was not called.)
-        if slept && room() {
+        if slept && room(self.least()) {
             self.hand_on();
         }
         answer
@@ -111,9 +153,10 @@ mod models {
         }
 
         fn wait(&self, parts: u32) {
-            let left = || self.room.load(Ordering::Relaxed) > 0;
-            self.line
-                .wait(Nanos::from_secs(1), left, || self.take(parts));
+            let left = |least: u64| u64::from(self.room.load(Ordering::Relaxed)) >= least.max(1);
+            let take = || self.take(parts).map_or(Answer::Wait, Answer::Pass);
+            let wants = u64::from(parts);
+            self.line.wait(wants, Nanos::from_secs(1), left, take);
         }
     }
 
@@ -157,6 +200,6 @@ mod models {
     #[test]
     fn a_thread_that_wants_more_than_there_is_keeps_no_other_waiting() {
         run(&[2, 1], &[1, 2], 3);
-        run(&[2, 1], &[3], 3);
+        run(&[2, 1], &[3], 2);
     }
 }

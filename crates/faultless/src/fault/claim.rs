@@ -31,17 +31,10 @@ fn wait(core: &MapCore, unit: Unit, seen: Word) {
 
 /// Claims one unit whose word was `seen`.
 fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Word> {
-    // A cool unit counts in its group as it did when it was resident.
-    let absent = seen.state() == State::Absent && !seen.cool();
-    if absent && core.table.enter(unit) {
+    core.table.claim(unit, seen, me, || {
         core.counters.add(Count::Charged, GROUP_BYTES);
         core.pool.budget.charge_anyway(GROUP_BYTES);
-    }
-    let claimed = core.page(unit).claim(seen, me);
-    if absent && claimed.is_err() {
-        core.table.leave(unit);
-    }
-    claimed
+    })
 }
 
 /// Becomes the owner of `unit`. The run stays empty if nothing is left to do: the page is there (and pinned, if that was wanted).

@@ -10,7 +10,7 @@ use crate::space::counters::Count;
 use crate::space::identity;
 use crate::space::map_core::MapCore;
 use crate::space::page::{From, Left};
-use crate::space::table::Table;
+use crate::space::table::{Gone, Table};
 use crate::space::trips::Trips;
 use faultless_sys::mem;
 
@@ -26,12 +26,11 @@ pub(crate) fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged
         // What a part of the fill has installed must not stay behind a word that says absent.
         discard_unit(core, unit);
     }
-    if let Some(due) = page.abandon(me, 0) {
+    if let Some(gone) = core.table.give_up(unit, me, 0) {
         if charged || from == Origin::Resident {
             release(core, core.charge_of(unit));
         }
-        core.table.leave(unit);
-        if due.wake {
+        if gone.wake {
             core.wake(unit);
         }
     }
@@ -125,21 +124,11 @@ pub(crate) fn collect_group(core: &MapCore, unit: Unit) {
     }
 }
 
-/// What became of a unit that was taken out.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Settled {
-    /// It is absent now: no miss was faster.
-    pub(crate) absent: bool,
-    /// Its group of words is empty now.
-    pub(crate) emptied: bool,
-}
-
 /// Books one unit out after its memory was discarded. What it was charged remains to be released, for many units in one step:
 /// [`release`].
-pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Settled {
-    let page = core.page(unit);
-    let (absent, due) = page.settle(left);
-    let cools = absent && matches!(left, Left::Slot(_));
+pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Gone {
+    let gone = core.table.settle(unit, left);
+    let cools = gone.absent && matches!(left, Left::Slot(_));
     core.counters.add(
         if cools {
             Count::Cooled
@@ -148,14 +137,10 @@ pub(crate) fn settle_evicted(core: &MapCore, unit: Unit, left: Left) -> Settled 
         },
         1,
     );
-    if due.wake {
+    if gone.wake {
         core.wake(unit);
     }
-    Settled {
-        absent,
-        // A cool unit still counts in its group.
-        emptied: absent && !cools && core.table.leave(unit),
-    }
+    gone
 }
 
 /// Gives up the bytes of a unit that cools, if it still does: in `slot`, if that is given. What remains is the shadow. `None`
@@ -168,14 +153,14 @@ pub(crate) fn give_up_cool(
     unit: Unit,
     slot: Option<Slot>,
     shadow: u32,
-) -> Option<Settled> {
+) -> Option<Gone> {
     let page = core.page(unit);
     let seen = page.load();
     if !seen.cool() || slot.is_some_and(|slot| slot != seen.slot()) {
         return None;
     }
     let me = owner();
-    let Ok(From::Cool(slot)) = page.claim(seen, me) else {
+    let Ok(From::Cool(slot)) = core.table.claim(unit, seen, me, || ()) else {
         return None;
     };
     if core.must_keep() {
@@ -184,13 +169,9 @@ pub(crate) fn give_up_cool(
     }
     give_slot(core, slot);
     core.counters.add(Count::Evictions, 1);
-    let due = page.abandon(me, shadow)?;
-    let emptied = core.table.leave(unit);
-    if due.wake {
+    let gone = core.table.give_up(unit, me, shadow)?;
+    if gone.wake {
         core.wake(unit);
     }
-    Some(Settled {
-        absent: true,
-        emptied,
-    })
+    Some(gone)
 }

@@ -29,3 +29,5 @@ pub(crate) mod streams;
 pub(crate) mod table;
 #[cfg(not(loom))]
 pub(crate) mod trips;
+#[cfg(all(test, loom))]
+mod unit_models;

@@ -8,7 +8,7 @@ use crate::base::array::Array;
 use crate::base::clock;
 use crate::base::ids::{Nanos, Unit};
 use crate::base::primitive::{AtomicU32, Ordering};
-use crate::space::page::Page;
+use crate::space::page::{From, Left, Page, State, Word};
 use faultless_sys::mem::PAGE;
 use std::ops::Range;
 
@@ -22,6 +22,17 @@ const LOCKED: u32 = 1 << 31;
 /// The group is charged to the budget.
 const CHARGED: u32 = 1 << 30;
 const COUNT: u32 = CHARGED - 1;
+
+/// What became of a unit that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Gone {
+    /// It is absent now: no miss was faster.
+    pub(crate) absent: bool,
+    /// Somebody waits on the word.
+    pub(crate) wake: bool,
+    /// Its group of words is empty now.
+    pub(crate) emptied: bool,
+}
 
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -65,7 +76,7 @@ impl Table {
     }
 
     /// Counts one more unit of the group, before its word leaves ABSENT. Returns whether the group must be charged.
-    pub(crate) fn enter(&self, unit: Unit) -> bool {
+    fn enter(&self, unit: Unit) -> bool {
         let group = self.group(unit);
         let mut now = group.load(Ordering::Acquire);
         loop {
@@ -88,10 +99,52 @@ impl Table {
 
     /// Takes the count of [`enter`](Self::enter) back, after the word became ABSENT. Returns whether the group is
     /// empty now.
-    pub(crate) fn leave(&self, unit: Unit) -> bool {
+    fn leave(&self, unit: Unit) -> bool {
         let before = self.group(unit).fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before & COUNT > 0);
         before & COUNT == 1
+    }
+
+    /// Claims a unit whose word was `seen`. `charge` is called if the words of its group must be charged.
+    pub(crate) fn claim(
+        &self,
+        unit: Unit,
+        seen: Word,
+        owner: u32,
+        charge: impl FnOnce(),
+    ) -> Result<From, Word> {
+        // A cool unit counts in its group as it did when it was resident.
+        let absent = seen.state() == State::Absent && !seen.cool();
+        if absent && self.enter(unit) {
+            charge();
+        }
+        let claimed = self.page(unit).claim(seen, owner);
+        if absent && claimed.is_err() {
+            self.leave(unit);
+        }
+        claimed
+    }
+
+    /// The owner gives a unit up: it is absent from now on. `None` if the claim was no longer the owner's.
+    pub(crate) fn give_up(&self, unit: Unit, owner: u32, shadow: u32) -> Option<Gone> {
+        let due = self.page(unit).abandon(owner, shadow)?;
+        Some(Gone {
+            absent: true,
+            wake: due.wake,
+            emptied: self.leave(unit),
+        })
+    }
+
+    /// The batch that took a unit out is through. `left` is what the unit leaves, if no miss was faster.
+    pub(crate) fn settle(&self, unit: Unit, left: Left) -> Gone {
+        let (absent, due) = self.page(unit).settle(left);
+        // A cool unit still counts in its group.
+        let leaves = absent && matches!(left, Left::Shadow(_));
+        Gone {
+            absent,
+            wake: due.wake,
+            emptied: leaves && self.leave(unit),
+        }
     }
 
     /// Gives the memory of an empty group's words back (their shadows are forgotten). Returns the bytes to release.
@@ -158,7 +211,6 @@ mod tests {
 #[cfg(all(test, loom))]
 mod models {
     use super::*;
-    use crate::space::page::{Left, State};
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU64;
     use loom::thread;
@@ -184,11 +236,8 @@ mod models {
             if seen.state() != State::Absent {
                 return false;
             }
-            if self.table.enter(unit) {
-                self.charged.fetch_add(GROUP_BYTES, Ordering::Relaxed);
-            }
-            if page.claim(seen, me).is_err() {
-                self.table.leave(unit);
+            let charge = || _ = self.charged.fetch_add(GROUP_BYTES, Ordering::Relaxed);
+            if self.table.claim(unit, seen, me, charge).is_err() {
                 return false;
             }
             page.finish(me, 1, false, false, false)
@@ -198,12 +247,11 @@ mod models {
 
         /// A miss that claims the unit from a batch that is under way, and whose read fails.
         fn fail(&self, unit: Unit, me: u32) {
-            let page = self.table.page(unit);
-            let seen = page.load();
-            if seen.state() == State::Evicting && page.claim(seen, me).is_ok() {
-                let due = page.abandon(me, 0);
-                assert!(due.is_some(), "a word that was given back is nobody's");
-                self.table.leave(unit);
+            let seen = self.table.page(unit).load();
+            let claims = || self.table.claim(unit, seen, me, || unreachable!());
+            if seen.state() == State::Evicting && claims().is_ok() {
+                let gone = self.table.give_up(unit, me, 0);
+                assert!(gone.is_some(), "a word that was given back is nobody's");
             }
         }
 
@@ -212,8 +260,7 @@ mod models {
             if page.begin_evict().is_none() {
                 return;
             }
-            let (absent, _) = page.settle(Left::Shadow(1));
-            if absent && self.table.leave(unit) {
+            if self.table.settle(unit, Left::Shadow(1)).emptied {
                 self.collect(unit);
             }
         }

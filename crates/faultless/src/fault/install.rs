@@ -71,7 +71,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
     let mut number = fd.get();
     let mut done = 0;
     let mut new = 0;
-    let (mut tries, mut busy) = (0, 0);
+    let (mut tries, mut lost, mut busy) = (0, 0, 0);
     let mut step = len;
     while done < len {
         let part = step.min(len - done);
@@ -110,13 +110,16 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
                 }
             }
             libc::ENOMEM => {
+                // (The number was the userfaultfd's at least: a program may close it again and again.)
+                lost = 0;
                 core.pool.evict_bell.ring();
                 clock::nap(Nanos::from_millis(1));
             }
             // The number is closed, or names something that is no userfaultfd, or one that was never enabled.
             libc::EBADF | libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM
-                if tries <= DESCRIPTOR_TRIES =>
+                if lost < DESCRIPTOR_TRIES =>
             {
+                lost += 1;
                 number = fd.recover(number).unwrap_or(number);
             }
             _ => return Err(Refusal::Install(error)),

@@ -348,7 +348,7 @@ fn a_stuck_program(
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed) * 500;
     let child = common::fork(|| {
-        // (Whoever runs the tests may ignore it: `nohup` does.)
+        // (The test's parent may have set it to be ignored: `nohup` does.)
         assert_ne!(
             unsafe { libc::signal(signal, libc::SIG_DFL) },
             libc::SIG_ERR

@@ -372,8 +372,9 @@ impl Evictor {
                 (None, Place::Main) => Left::Shadow(0),
             };
             let settled = settle_evicted(core, unit, left);
-            core.counters.add(Count::Released, core.charge_of(unit));
-            released += core.charge_of(unit);
+            let bytes = core.charge_of(unit);
+            core.counters.add(Count::Released, bytes);
+            released += bytes;
             if !settled.absent
                 && let (Some(cooler), Some(slot)) = (&mut self.cooler, t.slot)
             {

@@ -24,7 +24,7 @@ pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.pool.budget.release(bytes);
 }
 
-/// What a thread waits for.
+/// Room that a thread asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
     pub(crate) bytes: u64,
@@ -89,7 +89,7 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         pages: true,
         look: LOOK.min(patience),
     };
-    // (What is read ahead waits for nothing, and so takes nothing from a thread that waits for long.)
+    // (Read-ahead never waits in line, so it need not let overdue threads go first.)
     let others_first = need != Need::Prefetch && pool.budget.line.has_overdue();
     if !others_first && wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);

@@ -269,8 +269,8 @@ impl Fd {
         fd
     }
 
-    /// Notes that a descriptor of the engine's has come to `number`, whose it is yet to be said: a read through the number that
-    /// began before is not to be believed.
+    /// Notes that `number` now names a descriptor of the engine's. A reader that used the number before this must not trust what it
+    /// read.
     pub(crate) fn came(number: i32) {
         if let Some(noted) = NOTED.get(number as usize) {
             noted.fetch_add(1, Ordering::SeqCst);
@@ -281,7 +281,7 @@ impl Fd {
     /// a lease under a number also finds whose it is.
     fn mark(&self, number: i32) {
         if let Some(owner) = OWNERS.get(number as usize) {
-            NOTED[number as usize].fetch_add(1, Ordering::SeqCst);
+            Self::came(number);
             owner.store(self.identity, Ordering::SeqCst);
             NAMED[number as usize].store(named(number), Ordering::SeqCst);
             TWINS[number as usize].store(self.kept.max(-1) + 1, Ordering::SeqCst);
@@ -345,14 +345,17 @@ impl Fd {
 
     /// The number in the program's table, made sure to name file `id`.
     pub(crate) fn current(&self, id: FileId) -> Result<i32, Errno> {
-        let is_it = |number: &i32| file::status(*number).is_ok_and(|st| st.id == id);
+        let is_it = |number| file::status(number).is_ok_and(|st| st.id == id);
         let number = self.get();
-        if is_it(&number) {
+        if is_it(number) {
             return Ok(number);
         }
         // (Another descriptor may have got the number in the same moment.)
-        let found = self.recover(number).map(Some)?;
-        found.filter(is_it).ok_or(Errno(libc::EBADF))
+        let number = self.recover(number)?;
+        match is_it(number) {
+            true => Ok(number),
+            false => Err(Errno(libc::EBADF)),
+        }
     }
 
     /// Replaces `lost`, a number that turned out to be closed or foreign, by one fetched from the keeper.

@@ -12,7 +12,7 @@ use loom::thread;
 /// The unit.
 const UNIT: Unit = Unit::new(0);
 
-/// What the kernel has for the page.
+/// States of the page-table entry.
 const NONE: usize = 0;
 const THERE: usize = 1;
 const LAZY: usize = 2;
@@ -134,7 +134,7 @@ impl World {
         false
     }
 
-    /// Pins, if that can be had in so many looks. A pinned page is there, and not the kernel's to take.
+    /// Tries to pin, with so many looks. A pinned page is present, and the kernel may not take it.
     fn pin_for_a_while(&self, me: u32, tries: usize) {
         if self.pin(me, tries) {
             assert_eq!(self.look(), THERE);
@@ -280,13 +280,9 @@ fn a_failing_fill_beside_a_good_one() {
 fn a_pin_against_an_eviction() {
     run(
         resident,
-        vec![
-            |w| {
-                w.pin_for_a_while(1, 4);
-            },
-            |w| w.evict(),
-            |w| _ = w.load(2, 2, false),
-        ],
+        vec![|w| w.pin_for_a_while(1, 4), |w| w.evict(), |w| {
+            _ = w.load(2, 2, false)
+        }],
     );
 }
 
@@ -294,34 +290,20 @@ fn a_pin_against_an_eviction() {
 fn a_pin_against_softening_and_the_kernel_s_reclaim() {
     run(
         resident,
-        vec![
-            |w| {
-                w.pin_for_a_while(1, 4);
-            },
-            |w| w.soften(),
-            |w| {
-                w.reclaim();
-                _ = w.load(2, 2, false);
-            },
-        ],
+        vec![|w| w.pin_for_a_while(1, 4), |w| w.soften(), |w| {
+            w.reclaim();
+            _ = w.load(2, 2, false);
+        }],
     );
 }
 
 #[test]
 fn two_pins_of_a_soft_page() {
     run(
-        || {
-            let w = resident();
-            w.soften();
-            w
-        },
+        soft,
         vec![
-            |w| {
-                w.pin_for_a_while(1, 4);
-            },
-            |w| {
-                w.pin_for_a_while(2, 4);
-            },
+            |w| w.pin_for_a_while(1, 4),
+            |w| w.pin_for_a_while(2, 4),
             |w| w.reclaim(),
         ],
     );
@@ -401,9 +383,7 @@ fn a_cool_unit_is_rescued_by_a_load_or_a_pin_or_gives_its_slot_up() {
                 w.cool();
             },
             |w| _ = w.load(1, 2, false),
-            |w| {
-                w.pin_for_a_while(2, 3);
-            },
+            |w| w.pin_for_a_while(2, 3),
         ],
     );
     run(

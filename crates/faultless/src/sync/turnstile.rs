@@ -11,7 +11,7 @@ use crate::base::futex::{Futex, Wake};
 use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 
-/// What a thread is told that asks whether it may pass.
+/// The answer to a thread that asks to pass.
 pub(crate) enum Answer<R> {
     Pass(R),
     Wait,
@@ -64,7 +64,7 @@ impl Turnstile {
         }
     }
 
-    /// What the threads wait for has changed for all of them.
+    /// Wakes all waiting threads: the conditions under which they wait have changed.
     pub(crate) fn call_all(&self) {
         fence(Ordering::SeqCst);
         if self.crowded() {

@@ -123,9 +123,9 @@ pub fn serve(len: u64) -> anyhow::Result<()> {
                 .with_context(|| format!("there is neither a zram device ({e:#}) nor /dev/shm"))?;
             let free = free_bytes(memory.path())?;
             ensure!(
-                free >= len,
+                free.is_none_or(|free| free >= len),
                 "there is no zram device ({e:#}), and /dev/shm has room for {} and not for {}; make --size smaller",
-                ByteSize::new(free),
+                ByteSize::new(free.unwrap_or(0)),
                 ByteSize::new(len)
             );
             let note = format!(
@@ -168,7 +168,8 @@ fn keep_mounts_apart() {
     }
 }
 
-fn free_bytes(at: &Path) -> anyhow::Result<u64> {
+/// Room in the file system at a path; `None` for a tmpfs without a limit.
+fn free_bytes(at: &Path) -> anyhow::Result<Option<u64>> {
     let path = CString::new(at.as_os_str().as_bytes())?;
     // SAFETY: a path that ends, and a structure that is written only.
     let (done, stat) = unsafe {
@@ -176,7 +177,8 @@ fn free_bytes(at: &Path) -> anyhow::Result<u64> {
         (libc::statvfs(path.as_ptr(), &raw mut stat), stat)
     };
     ensure!(done == 0, std::io::Error::last_os_error());
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    Ok((stat.f_blocks > 0).then_some(free))
 }
 
 fn ignore_signals() {
@@ -289,16 +291,22 @@ impl Disk {
                     .with_context(|| format!("cannot unmount {}", printable(at.as_bytes())))?;
             }
         }
-        let disksize = format!("/sys/block/zram{}/disksize", self.number);
-        if !self.ours && kernel_text(disksize).is_ok_and(|size| size.trim() != "0") {
-            // Somebody else was faster, and has taken it.
-            return Ok(());
-        }
         let remove = format!("{CONTROL}/hot_remove");
-        while let Err(e) = std::fs::write(&remove, self.number.to_string()) {
-            wait_if_busy(e).with_context(|| format!("cannot write {} to {remove}", self.number))?;
+        // Another program may take a device that has no size yet, at any moment: it is that program's then.
+        while self.ours || self.is_unused() {
+            match std::fs::write(&remove, self.number.to_string()) {
+                Ok(()) => break,
+                Err(e) => wait_if_busy(e)
+                    .with_context(|| format!("cannot write {} to {remove}", self.number))?,
+            }
         }
         Ok(())
+    }
+
+    /// Whether the device has no size.
+    fn is_unused(&self) -> bool {
+        let disksize = format!("/sys/block/zram{}/disksize", self.number);
+        kernel_text(disksize).is_ok_and(|size| size.trim() == "0")
     }
 }
 

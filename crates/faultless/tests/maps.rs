@@ -647,6 +647,37 @@ fn a_sparse_tebibyte_is_mapped_and_read_within_the_budget() {
     );
 }
 
+/// A source of which nothing can be read.
+struct Broken;
+
+impl Source for Broken {
+    fn len(&self) -> io::Result<u64> {
+        Ok(64 << 30)
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(libc::EIO))
+    }
+}
+
+/// Each of these pages lies in another page of the map's table: 40 MiB of that, if none were given back.
+#[test]
+fn pages_that_cannot_be_read_use_no_memory_up() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 23, 64 * PAGE);
+    let memory = ByteSize::mib(16);
+    let pool = Pool::builder().memory(memory).build().expect("a pool");
+    let broken = unsafe { pool.map_trusted(Broken) }.expect("mapped");
+    for i in 0..10_000 {
+        let at = i * (2 << 20);
+        broken.pin(at..at + 1).map(drop).expect_err("EIO");
+    }
+    let whole = pool.map(open(&path)).expect("mapped");
+    check(&whole, 23, 0);
+    let s = pool.stats();
+    assert!(s.peak.get() <= memory.get() / 100 * 105, "{s:?}");
+}
+
 #[test]
 fn errno_is_kept_over_a_miss() {
     let dir = dir();

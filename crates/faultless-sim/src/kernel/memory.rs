@@ -66,6 +66,8 @@ pub(crate) struct Memory {
     reports: BTreeMap<usize, VecDeque<[usize; 2]>>,
     /// How often a fault took `mmap_lock` because the mapping was locked.
     pub(crate) fell_back: u64,
+    /// Pages that the kernel has taken back.
+    pub(crate) reclaimed: u64,
 }
 
 impl Memory {
@@ -88,6 +90,7 @@ impl Memory {
             forking: false,
             reports: BTreeMap::new(),
             fell_back: 0,
+            reclaimed: 0,
         }
     }
 
@@ -167,6 +170,7 @@ impl Memory {
             .filter(|p| self.pages[p].lazy)
             .collect();
         if !lazy.is_empty() {
+            self.reclaimed += 1;
             self.drop_page(lazy[(turn % lazy.len() as u64) as usize]);
         }
     }

@@ -61,7 +61,13 @@ impl Kernel {
                 format!("MemTotal: {kib} kB\nMemAvailable: {kib} kB\n")
             }
             "/proc/self/cgroup" => "0::/x\n".to_owned(),
-            "/sys/fs/cgroup/x/memory.max" => format!("{}\n", self.limit),
+            "/sys/fs/cgroup/x/memory.max" => "max\n".to_owned(),
+            "/sys/fs/cgroup/x/memory.high" => format!("{}\n", self.limit),
+            // Each page that was taken back is one for which a thread waited.
+            "/sys/fs/cgroup/x/memory.pressure" => {
+                let us = self.memory.reclaimed * 10_000;
+                format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={us}\n")
+            }
             "/sys/fs/cgroup/x/memory.current" => "0\n".to_owned(),
             "/sys/fs/cgroup/x/memory.stat" => "anon 0\n".to_owned(),
             "/proc/sys/kernel/osrelease" => "6.18.0\n".to_owned(),

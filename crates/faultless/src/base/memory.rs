@@ -1,20 +1,41 @@
 //! How much memory there is: of the machine, and of the control group that this process is in.
 
+use crate::base::ids::Nanos;
 use crate::base::text;
 use std::path::{Path, PathBuf};
 
 /// What is known about memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Most that this process can ever have: physical memory, or its control group's limit.
+    /// Most that this process can have without being throttled or ended: physical memory, or the least of the limits of its control
+    /// group and those above it (`memory.max` and `memory.high`; version 1: `memory.limit_in_bytes`).
     pub(crate) limit: u64,
     /// What it could have now without swapping, by the kernel's estimate.
     pub(crate) available: u64,
     /// Physical memory.
     pub(crate) machine: u64,
-    /// Anonymous memory of the control group with the smallest limit; 0 where there is none.
+    /// Anonymous memory of the control group with the smallest limit; 0 if there is none.
     pub(crate) anonymous: u64,
+    /// For how long threads of that group have waited for memory so far (`memory.pressure`); of the machine, if there is no such group.
+    /// `None` if the kernel does not say.
+    pub(crate) stalled: Option<Nanos>,
 }
+
+/// Files of a control group's directory.
+#[derive(Debug, Clone, Copy)]
+struct Files {
+    limits: &'static [&'static str],
+    usage: &'static str,
+}
+
+const VERSION_1: Files = Files {
+    limits: &["memory.limit_in_bytes"],
+    usage: "memory.usage_in_bytes",
+};
+const VERSION_2: Files = Files {
+    limits: &["memory.max", "memory.high"],
+    usage: "memory.current",
+};
 
 /// Anonymous memory of a control group, by its `memory.stat` (version 2 or 1).
 fn anonymous(dir: &Path) -> Option<u64> {
@@ -26,6 +47,18 @@ fn anonymous(dir: &Path) -> Option<u64> {
         line.split(' ').nth(1)?.parse().ok()
     };
     field("anon").or_else(|| field("total_rss"))
+}
+
+/// The time for which some thread waited, by a file of pressure stall information.
+fn stalled(path: &Path) -> Option<Nanos> {
+    stalled_by(&text_of(path).ok()?)
+}
+
+fn stalled_by(text: &str) -> Option<Nanos> {
+    let some = text.lines().find_map(|l| l.strip_prefix("some "))?;
+    let total = some.split(' ').find_map(|f| f.strip_prefix("total="))?;
+    let us: u64 = total.parse().ok()?;
+    Some(Nanos::from_micros(us))
 }
 
 fn meminfo(field: &str) -> Option<u64> {
@@ -43,9 +76,8 @@ fn number(path: PathBuf) -> Option<u64> {
     text_of(&path).ok()?.trim().parse().ok()
 }
 
-/// Directories of this process's memory control group, from its own up to the root, with the names of the files that
-/// hold limit and usage (version 1 or 2).
-fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
+/// Directories of this process's memory control group, from its own up to the root.
+fn groups() -> Vec<(PathBuf, Files)> {
     let Ok(text) = text::read("/proc/self/cgroup") else {
         return Vec::new();
     };
@@ -57,26 +89,15 @@ fn groups() -> Vec<(PathBuf, &'static str, &'static str)> {
             continue;
         };
         let path = Path::new(path.trim_start_matches('/'));
-        let (roots, limit, usage): (&[&str], _, _) = if controllers.is_empty() {
-            (
-                &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"],
-                "memory.max",
-                "memory.current",
-            )
+        let (roots, files): (&[&str], _) = if controllers.is_empty() {
+            (&["/sys/fs/cgroup", "/sys/fs/cgroup/unified"], VERSION_2)
         } else if controllers.split(',').any(|c| c == "memory") {
-            (
-                &["/sys/fs/cgroup/memory"],
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
+            (&["/sys/fs/cgroup/memory"], VERSION_1)
         } else {
             continue;
         };
         for root in roots {
-            found.extend(
-                path.ancestors()
-                    .map(|p| (Path::new(root).join(p), limit, usage)),
-            );
+            found.extend(path.ancestors().map(|p| (Path::new(root).join(p), files)));
         }
     }
     found
@@ -94,16 +115,30 @@ pub(crate) fn look() -> Memory {
         available: meminfo("MemAvailable:").unwrap_or(machine / 2),
         machine,
         anonymous: 0,
+        stalled: None,
     };
-    for (dir, limit, usage) in groups() {
-        if let Some(limit) = number(dir.join(limit)).filter(|&l| l < machine) {
-            if limit < memory.limit {
-                memory.anonymous = anonymous(&dir).unwrap_or(0);
-            }
-            memory.limit = memory.limit.min(limit);
-            let used = number(dir.join(usage)).unwrap_or(0);
-            memory.available = memory.available.min(limit.saturating_sub(used));
+    let mut smallest = None;
+    for (dir, files) in groups() {
+        let limits = files
+            .limits
+            .iter()
+            .filter_map(|file| number(dir.join(file)));
+        let Some(limit) = limits.min().filter(|&l| l < machine) else {
+            continue;
+        };
+        let used = number(dir.join(files.usage)).unwrap_or(0);
+        memory.available = memory.available.min(limit.saturating_sub(used));
+        if limit < memory.limit {
+            memory.limit = limit;
+            smallest = Some(dir);
         }
+    }
+    match smallest {
+        Some(dir) => {
+            memory.anonymous = anonymous(&dir).unwrap_or(0);
+            memory.stalled = stalled(&dir.join("memory.pressure"));
+        }
+        None => memory.stalled = stalled(Path::new("/proc/pressure/memory")),
     }
     memory
 }
@@ -121,10 +156,22 @@ pub(crate) fn page_tables() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn there_is_some_memory() {
-        let m = super::look();
+        let m = look();
         assert!(m.machine >= m.limit && m.limit > 1 << 20, "{m:?}");
-        assert!(super::page_tables() > 0);
+        assert!(page_tables() > 0);
+    }
+
+    #[test]
+    fn pressure_is_what_some_thread_waited() {
+        let text = "some avg10=0.00 avg60=1.20 avg300=0.58 total=617748\n\
+                    full avg10=0.00 avg60=0.00 avg300=0.18 total=201848\n";
+        assert_eq!(stalled_by(text), Some(Nanos::from_micros(617_748)));
+        for other in ["", "some avg10=0.00\n", "some total=x\n", "full total=1\n"] {
+            assert_eq!(stalled_by(other), None, "{other}");
+        }
     }
 }

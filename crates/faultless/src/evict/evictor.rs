@@ -8,16 +8,16 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-use crate::base::clock;
 use crate::base::ids::{Addr, MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::thread::block_signals;
+use crate::base::{clock, memory};
 use crate::evict::batch::{Batch, Taken};
 use crate::evict::cooler::Cooler;
 use crate::evict::crew::Crew;
-use crate::evict::limits;
-use crate::evict::limits::{batch_bytes, reserve_bounds, reserve_of, tick};
+use crate::evict::limits::{batch_bytes, look_at_limits, reserve_bounds, reserve_of, tick};
 use crate::evict::policy::{Item, Occupant, Place, Policy};
+use crate::evict::pressure::Pressure;
 use crate::fault::give_up::{begin_eviction, begin_softening, collect_group, settle_evicted};
 use crate::space::counters::Count;
 use crate::space::identity;
@@ -55,6 +55,7 @@ pub(crate) struct Evictor {
     emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
     firm_target: u64,
+    pressure: Pressure,
     /// Pages that cannot be marked: pinned, or kept because they cannot be read again. No fill waits for the marking of these.
     must_stay: u64,
     /// Memory of the machine or the control group, at the last look.
@@ -100,6 +101,7 @@ impl Evictor {
             emptied: Vec::new(),
             looked: None,
             firm_target: u64::MAX,
+            pressure: Pressure::default(),
             must_stay: 0,
             memory: u64::MAX,
             reserve_at: (clock::now(), pool.budget.limit()),
@@ -129,7 +131,7 @@ impl Evictor {
         evictor.crew.end();
     }
 
-    /// How much may stay unmarked, so that the kernel finds enough to take back.
+    /// Finds out how much may stay unmarked, so that the kernel finds enough to take back.
     fn look_at_limits(&mut self) {
         if self
             .looked
@@ -139,7 +141,11 @@ impl Evictor {
         }
         self.looked = Some(clock::now());
         self.pool.withheld.take();
-        (self.firm_target, self.memory) = limits::look_at_limits(&self.pool);
+        let memory = memory::look();
+        self.pressure.look(clock::now(), memory.stalled);
+        let limits = look_at_limits(&self.pool, &memory);
+        self.firm_target = self.pressure.of(limits.firm);
+        self.memory = limits.memory;
     }
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
@@ -240,9 +246,14 @@ impl Evictor {
                 && unit < core.units_end()
                 && entry.unit_bytes() == core.unit_bytes()
             {
-                let hot = core.page(unit).take_seen();
-                let pages = (core.charge_of(unit) / PAGE as u64) as u32;
-                self.policy.arrive(Item { entry, pages }, hot);
+                if core.page(unit).load().tracked() {
+                    let hot = core.page(unit).take_seen();
+                    let pages = (core.charge_of(unit) / PAGE as u64) as u32;
+                    self.policy.arrive(Item { entry, pages }, hot);
+                } else if core.table.live(unit) == 0 {
+                    // It is gone already, or its fill failed.
+                    self.emptied.push((id, unit));
+                }
             }
             // Counted in one place before it leaves the other: never less than there is.
             self.publish_firm();

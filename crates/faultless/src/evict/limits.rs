@@ -1,6 +1,6 @@
 //! How much memory the engine may use, and how much it keeps free.
 
-use crate::base::memory;
+use crate::base::memory::Memory;
 use crate::base::primitive::Ordering;
 use crate::evict::policy::ghost_reach;
 use crate::space::pool_core::PoolCore;
@@ -25,18 +25,29 @@ pub(crate) fn batch_bytes(limit: u64) -> u64 {
     (limit / 128).clamp(16 * PAGE as u64, 4 << 20)
 }
 
-/// Sets how much may be unmarked before fills wait, and says at how much to start marking, and how much memory there is.
+/// What a look at the machine and the control group says about a pool, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// From how much on units are to be marked as reclaimable.
+    pub(crate) firm: u64,
+    /// How much memory there is.
+    pub(crate) memory: u64,
+}
+
+/// Sets how much may be unmarked before fills wait.
 ///
 /// The kernel must find enough to take back where the machine or the control group has less than the budget.
-pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
-    let memory = memory::look();
+pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
     let limit = pool.budget.limit();
     if pool.guest && memory.limit < memory.machine {
         // Reclaim is the program's: what it would find of page cache, it must find of ours.
-        let max = guest_firm_max(&memory);
+        let max = guest_firm_max(memory);
         pool.firm_max.store(max, Ordering::Relaxed);
-        // (The cooling area is memory that the kernel cannot take back at all.)
-        return (max / 2, 0);
+        return Limits {
+            firm: max / 2,
+            // (The cooling area is memory that the kernel cannot take back at all.)
+            memory: 0,
+        };
     }
     // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
     let max = if memory.limit / 2 < limit {
@@ -45,14 +56,17 @@ pub(crate) fn look_at_limits(pool: &PoolCore) -> (u64, u64) {
         u64::MAX
     };
     pool.firm_max.store(max, Ordering::Relaxed);
-    ((limit / 2).min(memory.limit / 4), memory.limit)
+    Limits {
+        firm: (limit / 2).min(memory.limit / 4),
+        memory: memory.limit,
+    }
 }
 
 /// Bounds of what a guest keeps from the kernel in a control group with a limit.
 const GUEST_FIRM: std::ops::Range<u64> = 1 << 20..64 << 20;
 
 /// How much a guest may keep from the kernel: little, and less where the group's programs need nearly all that it has.
-fn guest_firm_max(memory: &memory::Memory) -> u64 {
+fn guest_firm_max(memory: &Memory) -> u64 {
     let most = if memory.anonymous > memory.limit / 4 * 3 {
         memory.limit.saturating_sub(memory.anonymous) / 16
     } else {

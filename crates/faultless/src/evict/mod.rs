@@ -6,4 +6,5 @@ mod crew;
 pub(crate) mod evictor;
 pub(crate) mod limits;
 pub mod policy;
+mod pressure;
 pub(crate) mod release;

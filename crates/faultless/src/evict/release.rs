@@ -84,8 +84,11 @@ pub(crate) fn forget_units(core: &MapCore, units: Range<Unit>) {
         // A handler that does not return would leave the unit in our hands for ever.
         let _blocked = signal::Blocked::all();
         if core.page(unit).begin_evict().is_some() {
-            settle_evicted(core, unit, Left::Shadow(0));
+            let gone = settle_evicted(core, unit, Left::Shadow(0));
             release(core, core.charge_of(unit));
+            if gone.emptied {
+                collect_group(core, unit);
+            }
         } else {
             release_cool(core, unit);
         }

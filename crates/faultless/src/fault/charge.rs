@@ -14,10 +14,10 @@ use crate::sync::turnstile::Answer;
 pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 /// How long it waits in a map that stands in for the kernel's, before it goes over the budget.
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
-/// [`Wish::look`] of a miss: long, since it is called.
-const LOOK: Nanos = Nanos::from_millis(100);
-/// After so long a thread that waits goes before newcomers.
+/// After so long a thread that waits goes before others.
 const OVERDUE: Nanos = Nanos::from_millis(50);
+/// [`Wish::look`] of a miss: long, since it is called.
+const LOOK: Nanos = OVERDUE;
 
 pub(crate) fn release(core: &MapCore, bytes: u64) {
     core.counters.add(Count::Released, bytes);
@@ -28,7 +28,8 @@ pub(crate) fn release(core: &MapCore, bytes: u64) {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wish {
     pub(crate) bytes: u64,
-    /// It is for pages. Where memory is shorter than the budget, new ones wait until older ones are marked as reclaimable.
+    /// It is for pages. Where memory is shorter than the budget, new ones wait until older ones are marked as reclaimable. And they
+    /// leave room to threads that are overdue: what is not for pages is for a fill that is under way, for which others may wait.
     pub(crate) pages: bool,
     /// How long to sleep before looking again, if no thread says that there is room.
     pub(crate) look: Nanos,
@@ -53,8 +54,8 @@ pub(crate) fn wait_for_room(
 ) -> Result<(), Refusal> {
     let began = clock::now();
     let mut since = (began, pool.evicted.load(Ordering::Relaxed));
-    let pass = || {
-        if wish.try_charge(pool) {
+    let pass = |my_turn: bool| {
+        if (my_turn || !wish.pages) && wish.try_charge(pool) {
             return Answer::Pass(Ok(()));
         }
         let (now, evicted) = (clock::now(), pool.evicted.load(Ordering::Relaxed));
@@ -89,9 +90,7 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         pages: true,
         look: LOOK.min(patience),
     };
-    // (Read-ahead never waits in line, so it need not let overdue threads go first.)
-    let others_first = need != Need::Prefetch && pool.budget.line.has_overdue();
-    if !others_first && wish.try_charge(pool) {
+    if !pool.budget.line.has_overdue() && wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }

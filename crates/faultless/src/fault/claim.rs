@@ -8,6 +8,7 @@ use crate::base::process;
 use crate::fault::ahead;
 use crate::fault::charge::{charge, release};
 use crate::fault::give_up::{abandon, cool_again};
+use crate::fault::publish::track;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{AROUND, Need, Origin, RUN_MAX, Run, owner};
 use crate::space::counters::Count;
@@ -30,11 +31,20 @@ fn wait(core: &MapCore, unit: Unit, seen: Word) {
 }
 
 /// Claims one unit whose word was `seen`.
-fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Result<From, Word> {
-    core.table.claim(unit, seen, me, || {
+fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Option<From> {
+    let charge = || {
         core.counters.add(Count::Charged, GROUP_BYTES);
         core.pool.budget.charge_anyway(GROUP_BYTES);
-    })
+    };
+    match core.table.claim(unit, seen, me, charge) {
+        Ok(from) => Some(from),
+        Err(emptied) => {
+            if emptied {
+                track(core, unit, false);
+            }
+            None
+        }
+    }
 }
 
 /// Becomes the owner of `unit`. The run stays empty if nothing is left to do: the page is there (and pinned, if that was wanted).
@@ -105,7 +115,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
             return Err(Refusal::LeaseBroken);
         }
         count_miss();
-        if let Ok(from) = claim_one(core, unit, seen, me) {
+        if let Some(from) = claim_one(core, unit, seen, me) {
             break from;
         }
     };
@@ -153,8 +163,8 @@ fn claim_more(core: &MapCore, run: &Run, unit: Unit) -> Option<Origin> {
         return None;
     }
     match claim_one(core, unit, seen, run.me) {
-        Ok(from) => Some(origin(core, from)),
-        Err(_) => {
+        Some(from) => Some(origin(core, from)),
+        None => {
             release(core, core.charge_of(unit));
             None
         }

@@ -4,7 +4,7 @@
 
 use crate::base::ids::{Slot, Unit};
 use crate::fault::charge::release;
-use crate::fault::publish::{Published, publish};
+use crate::fault::publish::{Published, publish, track};
 use crate::fault::run::{Origin, owner};
 use crate::space::counters::Count;
 use crate::space::identity;
@@ -32,6 +32,10 @@ pub(crate) fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged
         }
         if gone.wake {
             core.wake(unit);
+        }
+        if gone.emptied {
+            // Only the evictor gives the words of a group back.
+            track(core, unit, false);
         }
     }
 }

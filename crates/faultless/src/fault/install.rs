@@ -7,6 +7,7 @@ use crate::base::ids::{Addr, Nanos, RegionAt};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::counters::Count;
+use crate::space::fds::Fd;
 use crate::space::map_core::MapCore;
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, raw, uffd};
@@ -15,6 +16,8 @@ use faultless_sys::{Errno, raw, uffd};
 const INSTALL_TRIES: u32 = 5_000;
 /// Tries with another descriptor, where the program closes the engine's.
 pub(crate) const DESCRIPTOR_TRIES: u32 = 8;
+/// Naps of 1 ms while there is no memory or no number for another descriptor.
+const SCARCE_MAX: u32 = 2_000;
 /// Naps while the kernel says EAGAIN: more than a minute.
 const BUSY_NAP: Nanos = Nanos::from_micros(50);
 const BUSY_MAX: u32 = 1_000_000;
@@ -64,6 +67,22 @@ pub(crate) fn install_piece(
     })
 }
 
+/// Fetches the descriptor again whose number the program closed. That takes memory, and a number: if there is none, this thread
+/// waits for a while. Returns the number as it was, if there is no other.
+pub(crate) fn another_descriptor(core: &MapCore, fd: &Fd, number: i32) -> i32 {
+    for _ in 0..SCARCE_MAX {
+        match fd.recover(number) {
+            Ok(found) => return found,
+            Err(Errno(libc::ENOMEM | libc::EMFILE | libc::ENFILE)) => {
+                core.pool.evict_bell.ring();
+                clock::nap(Nanos::from_millis(1));
+            }
+            Err(_) => break,
+        }
+    }
+    number
+}
+
 /// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.
 pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Result<u64, Refusal> {
     let (dst, src) = (dst.get(), src.get());
@@ -79,6 +98,9 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
         let copied = unsafe { uffd::copy(number, dst + done, src + done, part, false) };
         done += copied.bytes;
         new += copied.bytes as u64;
+        if copied.bytes > 0 {
+            lost = 0;
+        }
         let Some(Errno(error)) = copied.error else {
             continue;
         };
@@ -88,6 +110,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
                 // Somebody was faster with this page, or it never went away.
                 done += PAGE;
                 tries -= 1;
+                lost = 0;
             }
             _ if tries > INSTALL_TRIES => return Err(Refusal::Install(error)),
             // The kernel's own mapping is there by now, at least for a part of the range: it serves that.
@@ -102,6 +125,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
             // A range is being unmapped or moved, and the report of it is not read yet: that is no failure.
             libc::EAGAIN if busy < BUSY_MAX => {
                 tries -= 1;
+                lost = 0;
                 busy += 1;
                 if busy < 100 {
                     raw::sched_yield();
@@ -120,7 +144,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
                 if lost < DESCRIPTOR_TRIES =>
             {
                 lost += 1;
-                number = fd.recover(number).unwrap_or(number);
+                number = another_descriptor(core, fd, number);
             }
             _ => return Err(Refusal::Install(error)),
         }

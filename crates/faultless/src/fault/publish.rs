@@ -34,7 +34,7 @@ pub(crate) fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
     }
 }
 
-/// Tells the evictor of a unit.
+/// Tells the evictor of a unit: one that was filled, or the last of its group that failed to be.
 pub(crate) fn track(core: &MapCore, unit: Unit, ahead: bool) {
     let pool = &*core.pool;
     pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);

@@ -4,7 +4,7 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, FileAt, Nanos, RegionAt};
-use crate::fault::install::{DESCRIPTOR_TRIES, Filled, install_piece};
+use crate::fault::install::{DESCRIPTOR_TRIES, Filled, another_descriptor, install_piece};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::fds::Fd;
@@ -111,7 +111,7 @@ fn read_file(
             _ => last = Some(Refusal::Read(libc::EBADF)),
         }
         // A foreign or closed number, or a lease that this number does not hold: ask for the real one.
-        number = fd.recover(number).unwrap_or(number);
+        number = another_descriptor(core, fd, number);
     }
     Err(last.unwrap_or(Refusal::Read(libc::EBADF)))
 }

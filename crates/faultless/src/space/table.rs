@@ -25,6 +25,7 @@ const COUNT: u32 = CHARGED - 1;
 
 /// What became of a unit that was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
 pub(crate) struct Gone {
     /// It is absent now: no miss was faster.
     pub(crate) absent: bool,
@@ -105,24 +106,22 @@ impl Table {
         before & COUNT == 1
     }
 
-    /// Claims a unit whose word was `seen`. `charge` is called if the words of its group must be charged.
+    /// Claims a unit whose word was `seen`. `charge` is called if the words of its group must be charged. If another thread was faster,
+    /// the error says whether the group is empty again.
     pub(crate) fn claim(
         &self,
         unit: Unit,
         seen: Word,
         owner: u32,
         charge: impl FnOnce(),
-    ) -> Result<From, Word> {
+    ) -> Result<From, bool> {
         // A cool unit counts in its group as it did when it was resident.
         let absent = seen.state() == State::Absent && !seen.cool();
         if absent && self.enter(unit) {
             charge();
         }
         let claimed = self.page(unit).claim(seen, owner);
-        if absent && claimed.is_err() {
-            self.leave(unit);
-        }
-        claimed
+        claimed.map_err(|_| absent && self.leave(unit))
     }
 
     /// The owner gives a unit up: it is absent from now on. `None` if the claim was no longer the owner's.

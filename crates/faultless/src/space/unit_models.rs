@@ -86,7 +86,7 @@ impl World {
             self.discard(); // a failed refill discards what may still be there
             self.frames.fetch_sub(1, O::AcqRel);
             self.fillers.fetch_sub(1, O::AcqRel);
-            self.table.give_up(UNIT, me, 0).expect("still ours");
+            let _ = self.table.give_up(UNIT, me, 0).expect("still ours");
             return false;
         }
         self.fillers.fetch_sub(1, O::AcqRel);
@@ -145,7 +145,7 @@ impl World {
     fn evict(&self) {
         if self.page().begin_evict().is_some() {
             self.discard();
-            self.table.settle(UNIT, Left::Shadow(1));
+            let _ = self.table.settle(UNIT, Left::Shadow(1));
             self.frames.fetch_sub(1, O::AcqRel);
         }
     }
@@ -191,14 +191,14 @@ impl World {
         if seen.cool() && self.table.claim(UNIT, seen, 8, || ()).is_ok() {
             assert_eq!(self.slot.swap(2, O::AcqRel), 1, "somebody else's slot");
             self.slot.store(0, O::Release);
-            self.table.give_up(UNIT, 8, 1).expect("still ours");
+            let _ = self.table.give_up(UNIT, 8, 1).expect("still ours");
         }
     }
 
     fn soften(&self) {
         if self.page().begin_soften() {
             self.entry(THERE, LAZY);
-            self.table.settle(UNIT, Left::Shadow(1));
+            self.page().settle(Left::Shadow(1));
         }
     }
 

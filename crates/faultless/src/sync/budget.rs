@@ -93,7 +93,7 @@ mod models {
                 let budget = budget.clone();
                 thread::spawn(move || budget.release(1))
             };
-            let charge = || match budget.try_charge(1) {
+            let charge = |_| match budget.try_charge(1) {
                 true => Answer::Pass(()),
                 false => Answer::Wait,
             };

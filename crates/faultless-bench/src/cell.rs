@@ -4,6 +4,7 @@
 
 use crate::contender::{self, Contender, Hint, Kind, PageBuffer, Terms};
 use crate::data::{Permutation, mix, word_of, wrong_bytes};
+use crate::group::lower;
 use crate::machine::LockTracepoint;
 use crate::neighbour::{Ballast, Neighbour, histogram};
 use crate::onlooker::Onlooker;
@@ -94,8 +95,21 @@ pub struct Setting {
     pub size: u64,
     /// Budget of contenders that have one, in bytes.
     pub memory: u64,
+    /// Budget of [`Kind::FaultlessOver`], in bytes.
+    pub memory_over: u64,
     /// Memory that the control group of the process is allowed, where it has one.
     pub group_memory: Option<u64>,
+    /// What that is lowered to while the readers warm up, if it is.
+    pub lowered: Option<Lowered>,
+}
+
+/// A limit of a control group that is lowered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lowered {
+    /// The file that holds the limit; known when there is a group.
+    pub file: Option<PathBuf>,
+    /// The new limit, in bytes.
+    pub to: u64,
 }
 
 /// What was measured.
@@ -479,10 +493,14 @@ impl Bench {
             .filter(|_| counting)
             .and_then(|t| Counter::tracepoint(t.0, Scope::ThreadAndDescendants).ok());
         let locks_now = || process_locks.as_ref().and_then(|c| c.read().ok());
+        let memory = match cell.kind {
+            Kind::FaultlessOver => s.memory_over,
+            _ => s.memory,
+        };
         let terms = Terms {
             path,
             len: s.size,
-            memory: ByteSize::new(s.memory),
+            memory: ByteSize::new(memory),
             variant: cell.variant,
             hint: match s.scenario.access() {
                 Access::Scan => Hint::InOrder,
@@ -543,6 +561,7 @@ impl Bench {
             contender.misses().or_else(faults)
         };
         let no_misses = misses_now();
+        let mut lowered = Ok(());
         let measured: anyhow::Result<Vec<OneReader>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..s.threads)
                 .map(|number| {
@@ -572,7 +591,16 @@ impl Bench {
             };
             if s.warm_seconds > 0.0 {
                 readers.start.wait();
-                std::thread::sleep(Duration::from_secs_f64(s.warm_seconds));
+                let warm = Duration::from_secs_f64(s.warm_seconds);
+                std::thread::sleep(warm);
+                if let Some(Lowered {
+                    file: Some(file),
+                    to,
+                }) = &s.lowered
+                {
+                    lowered = lower(file, *to);
+                    std::thread::sleep(warm);
+                }
             }
             let cpu = cpu_seconds();
             let device = proc_number("/proc/self/io", "read_bytes:");
@@ -622,6 +650,7 @@ impl Bench {
                 .map(|r| r.unwrap_or_else(|_| bail!("a reader thread panicked")))
                 .collect()
         });
+        lowered?;
         if let Some(onlooker) = onlooker {
             let done = onlooker.stop()?;
             m.onlooker_cpu_s = Some(done.cpu_s);
@@ -633,10 +662,10 @@ impl Bench {
             m.neighbour_per_s = Some(done.per_s);
             m.neighbour_p99_us = Some(done.p99_us);
         }
-        if cell.kind == Kind::Faultless
+        if cell.kind.is_engine()
             && let (Some(before), Some(after)) = (before, rollup_rss())
         {
-            m.over_budget_bytes = Some(after.saturating_sub(before + s.memory));
+            m.over_budget_bytes = Some(after.saturating_sub(before + memory));
         }
         let mut times = histogram();
         let mut locks = Some(0);

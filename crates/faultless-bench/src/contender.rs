@@ -34,6 +34,8 @@ pub enum Kind {
     UffdMonitor,
     /// This project.
     Faultless,
+    /// The same with a budget that is larger than the memory of its control group, or has become so.
+    FaultlessOver,
     /// A plain C program that maps the file.
     Program,
     /// The same program under `faultless run`.
@@ -48,7 +50,13 @@ pub enum Kind {
 
 impl Kind {
     /// Those that read within the benchmark's own process, in the order in which they are shown.
-    pub const ALL: [Kind; 4] = [Kind::Mmap, Kind::Pread, Kind::UffdMonitor, Kind::Faultless];
+    pub const ALL: [Kind; 5] = [
+        Kind::Mmap,
+        Kind::Pread,
+        Kind::UffdMonitor,
+        Kind::Faultless,
+        Kind::FaultlessOver,
+    ];
     /// A program of its own, without and with.
     pub const UNMODIFIED: [Kind; 2] = [Kind::Program, Kind::ProgramServed];
     /// The kernel's mmap, without and with somebody who looks on.
@@ -59,11 +67,12 @@ impl Kind {
         Kind::MmapRecorded,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 9] = [
+    pub const EVERY: [Kind; 10] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
         Kind::Faultless,
+        Kind::FaultlessOver,
         Kind::Program,
         Kind::ProgramServed,
         Kind::MmapObserved,
@@ -74,6 +83,11 @@ impl Kind {
     /// Whether this is the one that others are compared with.
     pub fn is_baseline(self) -> bool {
         matches!(self, Kind::Mmap | Kind::Program)
+    }
+
+    /// Whether this project's library reads the pages.
+    pub fn is_engine(self) -> bool {
+        matches!(self, Kind::Faultless | Kind::FaultlessOver)
     }
 
     /// Whether pages are read by the kernel's mmap.
@@ -98,6 +112,7 @@ impl Kind {
             Kind::Pread => "pread",
             Kind::UffdMonitor => "uffd-monitor",
             Kind::Faultless => "faultless",
+            Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
             Kind::MmapObserved => "observed",
@@ -208,7 +223,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         }
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
-        Kind::Faultless => Engine::open(terms).map(|c| Box::new(c) as _),
+        Kind::Faultless | Kind::FaultlessOver => Engine::open(terms).map(|c| Box::new(c) as _),
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }

@@ -4,11 +4,15 @@ use anyhow::Context;
 use faultless_untrusted::printable;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A control group that is removed when dropped.
 #[derive(Debug)]
-pub struct Group(PathBuf);
+pub struct Group {
+    dir: PathBuf,
+    /// The file that holds the limit.
+    limit: PathBuf,
+}
 
 impl Group {
     /// Makes a group whose processes may use `bytes` of memory.
@@ -31,18 +35,23 @@ impl Group {
                 printable(&dir)
             )
         })?;
-        let group = Group(dir);
-        let limit = group.0.join(file);
-        fs::write(&limit, bytes.to_string()).with_context(|| {
+        let limit = dir.join(file);
+        let group = Group { dir, limit };
+        fs::write(&group.limit, bytes.to_string()).with_context(|| {
             format!(
                 "cannot limit memory through {}; the memory controller is missing",
-                printable(&limit)
+                printable(&group.limit)
             )
         })?;
         // Swapping would be another measurement. Where there is none, there is nothing to forbid.
-        let _ = fs::write(group.0.join("memory.swap.max"), "0");
-        let _ = fs::write(group.0.join("memory.swappiness"), "0");
+        let _ = fs::write(group.dir.join("memory.swap.max"), "0");
+        let _ = fs::write(group.dir.join("memory.swappiness"), "0");
         Ok(group)
+    }
+
+    /// The file that holds the limit.
+    pub fn limit_file(&self) -> &Path {
+        &self.limit
     }
 
     /// Moves a process into the group.
@@ -51,8 +60,33 @@ impl Group {
     ///
     /// The kernel refuses.
     pub fn admit(&self, pid: u32) -> anyhow::Result<()> {
-        fs::write(self.0.join("cgroup.procs"), pid.to_string())
-            .with_context(|| format!("cannot move a process into {}", printable(&self.0)))
+        fs::write(self.dir.join("cgroup.procs"), pid.to_string())
+            .with_context(|| format!("cannot move a process into {}", printable(&self.dir)))
+    }
+}
+
+/// Lowers the limit of a group whose processes may have more memory than that. The kernel takes back what it can: version 1 refuses as long
+/// as that is too little, and version 2 ends processes.
+///
+/// # Errors
+///
+/// The kernel still refuses after ten seconds.
+pub fn lower(limit_file: &Path, bytes: u64) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        match fs::write(limit_file, bytes.to_string()) {
+            Err(e)
+                if e.raw_os_error() == Some(libc::EBUSY)
+                    && began.elapsed() < Duration::from_secs(10) =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => {
+                return done.with_context(|| {
+                    format!("cannot lower {} to {bytes}", printable(&limit_file))
+                });
+            }
+        }
     }
 }
 
@@ -77,7 +111,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         // A process that has just ended may still be counted.
         for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
+            if fs::remove_dir(&self.dir).is_ok() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -5,7 +5,7 @@
 //! counted, then the rounds whose times are reported. In these the contenders take turns, so that each is first equally
 //! often ([`order`](crate::order)).
 
-use crate::cell::{Bench, Cell, Measured, Purpose, Setting, WRONG, proc_number};
+use crate::cell::{Bench, Cell, Lowered, Measured, Purpose, Setting, WRONG, proc_number};
 use crate::contender::{self, Kind};
 use crate::data;
 use crate::group::Group;
@@ -239,7 +239,7 @@ pub fn serve_storage(mountpoint: &Path, len: u64) -> anyhow::Result<()> {
 /// The hidden subcommand that runs [`work`].
 pub const WORKER_COMMAND: &str = "bench-worker";
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Order {
     setting: Setting,
     cells: Vec<Cell>,
@@ -282,8 +282,22 @@ impl Plan {
             None if scenario.storage_delay_us().is_some() => (0.0, LATENCY_LONGER),
             None => (0.0, 1.0),
         };
+        // What is left of a group for a budget.
+        let fits = |bytes: u64| bytes.saturating_sub(PRESSURE_REST).max(bytes / 2);
+        let lowered = match (scenario, group_memory) {
+            (Scenario::PressureShrink, Some(bytes)) => Some(Lowered {
+                file: None,
+                to: bytes / 2,
+            }),
+            _ => None,
+        };
+        let memory_over = match (&lowered, group_memory) {
+            (Some(_), Some(bytes)) => fits(bytes),
+            (None, Some(bytes)) => bytes * 2,
+            (_, None) => 0,
+        };
         let memory = match group_memory {
-            Some(bytes) => bytes.saturating_sub(PRESSURE_REST).max(bytes / 2),
+            Some(bytes) => fits(lowered.as_ref().map_or(bytes, |l| l.to)),
             // All of the data, and what is needed beside it.
             None if scenario.access() == Access::Resident => {
                 self.size.get() + self.size.get() / 4 + PRESSURE_REST
@@ -302,7 +316,9 @@ impl Plan {
                 file: self.file.clone(),
                 size: self.size.get(),
                 memory,
+                memory_over,
                 group_memory,
+                lowered: lowered.clone(),
             })
             .collect()
     }
@@ -311,6 +327,7 @@ impl Plan {
     fn contenders(&self, scenario: Scenario) -> Vec<Kind> {
         let suits = |kind: &Kind| match (scenario.access(), kind) {
             (_, Kind::Program | Kind::ProgramServed) => unmodified::suits(scenario),
+            (_, Kind::FaultlessOver) => scenario.has_large_budget(),
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
             (Access::Scan, Kind::UffdMonitor) => false,
@@ -553,14 +570,18 @@ impl Plan {
     /// Whether the machine has the memory that a scenario takes.
     fn permitted(&self, scenario: Scenario) -> anyhow::Result<()> {
         let group = self.size.get() / PRESSURE_FRACTION;
+        let least = match scenario {
+            Scenario::PressureShrink => 2 * PRESSURE_MIN,
+            _ => PRESSURE_MIN,
+        };
         if self.contenders(scenario).is_empty() {
             bail!("no contender that was asked for suits it");
         }
-        if scenario.pressure() && group < PRESSURE_MIN {
+        if scenario.pressure() && group < least {
             bail!(
                 "1/{PRESSURE_FRACTION} of the data is {}, too little memory for a process; make --size at least {}",
                 ByteSize::new(group),
-                ByteSize::new(PRESSURE_MIN * PRESSURE_FRACTION)
+                ByteSize::new(least * PRESSURE_FRACTION)
             );
         }
         if scenario.pressure() {
@@ -684,11 +705,15 @@ fn run_order(
     cells: &mut Vec<(Cell, Measured)>,
     failures: &mut Vec<(Kind, String)>,
 ) -> anyhow::Result<()> {
-    let setting = &order.setting;
-    let group = match setting.group_memory {
+    let mut order = order.clone();
+    let group = match order.setting.group_memory {
         Some(bytes) => Some(Group::new("faultless-bench", bytes)?),
         None => None,
     };
+    if let (Some(group), Some(lowered)) = (&group, &mut order.setting.lowered) {
+        lowered.file = Some(group.limit_file().to_owned());
+    }
+    let setting = &order.setting;
     let mut child = Command::new(std::env::current_exe()?)
         .arg(WORKER_COMMAND)
         .stdin(Stdio::piped())
@@ -981,7 +1006,9 @@ mod tests {
             threads: 4,
             seconds: 1.0,
             warm_seconds: 0.0,
+            memory_over: 0,
             group_memory: None,
+            lowered: None,
             parts: 3,
             file: PathBuf::new(),
             size: 0,

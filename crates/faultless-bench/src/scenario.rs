@@ -37,6 +37,15 @@ pub enum Scenario {
     PressureZipf,
     /// The same, while another thread reads all pages in order: each fourth read is its.
     PressureScan,
+    /// As [`PressureUniform`](Scenario::PressureUniform), beside the threads of [`Churn`](Scenario::Churn).
+    PressureChurn,
+    /// The same beside the agent and the thread of [`Smaps`](Scenario::Smaps), without the 6 GiB.
+    PressureSmaps,
+    /// As [`PressureZipf`](Scenario::PressureZipf), with a budget that fits the control group and with one of twice its memory.
+    PressureOver,
+    /// The same, and the control group's memory is halved while the readers run: with a budget that fits what is left, and with one
+    /// that did fit before.
+    PressureShrink,
     /// All of the data read once in order, by words.
     Scan,
     /// Random 8-byte loads from resident pages that were read in order.
@@ -127,7 +136,7 @@ fn span(time: Duration) -> String {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 15] = [
+    pub const ALL: [Scenario; 19] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
@@ -137,6 +146,10 @@ impl Scenario {
         Scenario::PressureUniform,
         Scenario::PressureZipf,
         Scenario::PressureScan,
+        Scenario::PressureChurn,
+        Scenario::PressureSmaps,
+        Scenario::PressureOver,
+        Scenario::PressureShrink,
         Scenario::Scan,
         Scenario::HotInOrder,
         Scenario::HotAtRandom,
@@ -167,6 +180,10 @@ impl Scenario {
             Scenario::PressureUniform => "pressure, uniform",
             Scenario::PressureZipf => "pressure, Zipf",
             Scenario::PressureScan => "pressure, Zipf and scan",
+            Scenario::PressureChurn => "pressure, churn",
+            Scenario::PressureSmaps => "pressure, smaps",
+            Scenario::PressureOver => "pressure, large budget",
+            Scenario::PressureShrink => "pressure, shrinking group",
             Scenario::Scan => "scan",
             Scenario::HotInOrder => "hot, read in order",
             Scenario::HotAtRandom => "hot, read at random",
@@ -194,19 +211,23 @@ impl Scenario {
         let agent = match self.disturbance().agent_every() {
             None => String::new(),
             Some(every) => format!(
-                "another process that reads this one's /proc/PID/smaps_rollup {}{}, with {held} touched",
+                "another process that reads this one's /proc/PID/smaps_rollup {}{}{}",
                 if every.is_zero() { "in a loop " } else { "" },
-                each(every)
+                each(every),
+                match self.ballast() {
+                    0 => String::new(),
+                    _ => format!(", with {held} touched"),
+                }
             ),
         };
+        let mapper = format!("a thread that maps and unmaps {small} {}", each(MAP_EVERY));
         let text = match self {
             Scenario::Quiet => "random reads of cold pages, beside nobody".to_owned(),
             Scenario::Churn => {
                 format!("random reads of cold pages beside {churn} (an allocator under load)")
             }
             Scenario::Smaps => format!(
-                "random reads of cold pages beside {agent}, and a thread that maps and unmaps {small} {} (the most eager of metrics agents)",
-                each(MAP_EVERY)
+                "random reads of cold pages beside {agent}, and {mapper} (the most eager of metrics agents)"
             ),
             Scenario::SmapsGentle => {
                 format!("random reads of cold pages beside {agent} (an ordinary metrics agent)")
@@ -221,6 +242,16 @@ impl Scenario {
             Scenario::PressureZipf => format!("Zipf (theta {THETA}) {group}"),
             Scenario::PressureScan => format!(
                 "Zipf (theta {THETA}) with a scan beside it, which does one read of {SCAN_SHARE}, {group}"
+            ),
+            Scenario::PressureChurn => format!("random reads {group}, beside {churn}"),
+            Scenario::PressureSmaps => {
+                format!("random reads {group}, beside {agent}, and {mapper}")
+            }
+            Scenario::PressureOver => format!(
+                "Zipf (theta {THETA}) {group}; the budget of faultless-over is twice the group's memory"
+            ),
+            Scenario::PressureShrink => format!(
+                "Zipf (theta {THETA}) {group}, which is halved while they run; the budget of faultless fits what is left, and that of faultless-over what was there before"
             ),
             Scenario::Scan => format!("all of the data ({size}) once, in order, by words"),
             Scenario::HotInOrder => {
@@ -255,8 +286,12 @@ impl Scenario {
     /// What the readers do.
     pub fn access(self) -> Access {
         match self {
-            Scenario::PressureUniform => Access::Uniform,
-            Scenario::PressureZipf => Access::Zipf,
+            Scenario::PressureUniform | Scenario::PressureChurn | Scenario::PressureSmaps => {
+                Access::Uniform
+            }
+            Scenario::PressureZipf | Scenario::PressureOver | Scenario::PressureShrink => {
+                Access::Zipf
+            }
             Scenario::PressureScan => Access::ZipfAndScan,
             Scenario::Scan => Access::Scan,
             Scenario::HotInOrder | Scenario::HotAtRandom => Access::Hot,
@@ -268,8 +303,11 @@ impl Scenario {
     /// Who disturbs them.
     pub fn disturbance(self) -> Disturbance {
         match self {
-            Scenario::Churn | Scenario::Latency5 | Scenario::Latency50 => Disturbance::Churn,
-            Scenario::Smaps => Disturbance::Smaps,
+            Scenario::Churn
+            | Scenario::PressureChurn
+            | Scenario::Latency5
+            | Scenario::Latency50 => Disturbance::Churn,
+            Scenario::Smaps | Scenario::PressureSmaps => Disturbance::Smaps,
             Scenario::SmapsGentle => Disturbance::SmapsGentle,
             Scenario::Fork => Disturbance::Fork,
             Scenario::Bigfree => Disturbance::Bigfree,
@@ -284,6 +322,11 @@ impl Scenario {
             self.access(),
             Access::Uniform | Access::Zipf | Access::ZipfAndScan
         )
+    }
+
+    /// Whether the engine is measured with a second budget, which is larger than the control group's memory.
+    pub fn has_large_budget(self) -> bool {
+        matches!(self, Scenario::PressureOver | Scenario::PressureShrink)
     }
 
     /// How long the storage takes to answer, in microseconds, where that is part of the scenario.

@@ -106,6 +106,14 @@ enum ScenarioArg {
     PressureZipf,
     /// The third
     PressureScan,
+    /// The first, beside threads that map and unmap.
+    PressureChurn,
+    /// The first, while another process reads smaps_rollup without pause.
+    PressureSmaps,
+    /// The second, with a budget that is larger than the group's memory, too.
+    PressureOver,
+    /// The second, in a group whose memory is halved meanwhile.
+    PressureShrink,
     /// All of the data in order, by words.
     Scan,
     /// Random loads from resident pages.
@@ -132,6 +140,10 @@ impl ScenarioArg {
             ScenarioArg::PressureUniform => vec![Scenario::PressureUniform],
             ScenarioArg::PressureZipf => vec![Scenario::PressureZipf],
             ScenarioArg::PressureScan => vec![Scenario::PressureScan],
+            ScenarioArg::PressureChurn => vec![Scenario::PressureChurn],
+            ScenarioArg::PressureSmaps => vec![Scenario::PressureSmaps],
+            ScenarioArg::PressureOver => vec![Scenario::PressureOver],
+            ScenarioArg::PressureShrink => vec![Scenario::PressureShrink],
             ScenarioArg::Pressure => vec![
                 Scenario::PressureUniform,
                 Scenario::PressureZipf,
@@ -153,6 +165,7 @@ enum KindArg {
     Pread,
     UffdMonitor,
     Faultless,
+    FaultlessOver,
 }
 
 impl From<KindArg> for Kind {
@@ -162,6 +175,7 @@ impl From<KindArg> for Kind {
             KindArg::Pread => Kind::Pread,
             KindArg::UffdMonitor => Kind::UffdMonitor,
             KindArg::Faultless => Kind::Faultless,
+            KindArg::FaultlessOver => Kind::FaultlessOver,
         }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Kernel {
     /// Bytes of the machine's memory, and of the control group's limit.
     machine: u64,
     limit: u64,
+    /// The control group says what its memory is.
+    accounts: bool,
     /// What was written to the standard error output.
     pub(crate) stderr: String,
     /// Seconds that the kernel waits before it takes a lease.
@@ -48,6 +50,8 @@ impl Kernel {
             } else {
                 64 << 20
             },
+            // Where it does not say, a pool must let it take pages away.
+            accounts: !plan.parties.reclaim,
             stderr: String::new(),
             break_seconds: 45,
         }
@@ -69,7 +73,7 @@ impl Kernel {
                 format!("some avg10=0.00 avg60=0.00 avg300=0.00 total={us}\n")
             }
             "/sys/fs/cgroup/x/memory.current" => "0\n".to_owned(),
-            "/sys/fs/cgroup/x/memory.stat" => "anon 0\n".to_owned(),
+            "/sys/fs/cgroup/x/memory.stat" if self.accounts => "anon 0\nshmem 0\n".to_owned(),
             "/proc/sys/kernel/osrelease" => "6.18.0\n".to_owned(),
             "/proc/sys/fs/lease-break-time" => format!("{}\n", self.break_seconds),
             "/proc/self/status" => "VmPTE: 4 kB\n".to_owned(),

@@ -264,6 +264,7 @@ impl MapOptions {
             }
         };
         engine.core.budget.charge_anyway(table.fixed_bytes());
+        engine.core.largest_unit.fetch_max(unit, Ordering::Relaxed);
         let core = registry::open(Box::new(MapCore {
             id,
             serial: Serial::new(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed)),

@@ -84,6 +84,8 @@ impl Engine {
             evict_bell: Bell::default(),
             clock: AtomicU32::new(1),
             evicted: AtomicU32::new(0),
+            taken_back: AtomicU32::new(0),
+            largest_unit: AtomicU64::new(0),
             cooling: OnceLock::new(),
             fresh: AtomicU64::new(0),
             firm: AtomicU64::new(0),

@@ -14,8 +14,8 @@ pub(crate) struct Memory {
     pub(crate) available: u64,
     /// Physical memory.
     pub(crate) machine: u64,
-    /// Anonymous memory of the control group with the smallest limit; 0 if there is none.
-    pub(crate) anonymous: u64,
+    /// Memory of the control group with the smallest limit that no file on a disk backs. `None` if there is none, or if it does not say.
+    pub(crate) anonymous: Option<u64>,
     /// For how long threads of that group have waited for memory so far (`memory.pressure`); of the machine, if there is no such group.
     /// `None` if the kernel does not say.
     pub(crate) stalled: Option<Nanos>,
@@ -37,16 +37,23 @@ const VERSION_2: Files = Files {
     usage: "memory.current",
 };
 
-/// Anonymous memory of a control group, by its `memory.stat` (version 2 or 1).
+/// Memory of a control group that no file on a disk backs, by its `memory.stat` (version 2 or 1): anonymous and shared.
 fn anonymous(dir: &Path) -> Option<u64> {
-    let text = text_of(&dir.join("memory.stat")).ok()?;
+    anonymous_by(&text_of(&dir.join("memory.stat")).ok()?)
+}
+
+fn anonymous_by(text: &str) -> Option<u64> {
     let field = |name: &str| {
         let line = text
             .lines()
             .find(|l| l.strip_prefix(name).is_some_and(|r| r.starts_with(' ')))?;
-        line.split(' ').nth(1)?.parse().ok()
+        line.split(' ').nth(1)?.parse::<u64>().ok()
     };
-    field("anon").or_else(|| field("total_rss"))
+    let (anonymous, shared) = match field("anon") {
+        Some(anonymous) => (anonymous, field("shmem")),
+        None => (field("total_rss")?, field("total_shmem")),
+    };
+    Some(anonymous + shared.unwrap_or(0))
 }
 
 /// The time for which some thread waited, by a file of pressure stall information.
@@ -114,7 +121,7 @@ pub(crate) fn look() -> Memory {
         limit: machine,
         available: meminfo("MemAvailable:").unwrap_or(machine / 2),
         machine,
-        anonymous: 0,
+        anonymous: None,
         stalled: None,
     };
     let mut smallest = None;
@@ -135,7 +142,7 @@ pub(crate) fn look() -> Memory {
     }
     match smallest {
         Some(dir) => {
-            memory.anonymous = anonymous(&dir).unwrap_or(0);
+            memory.anonymous = anonymous(&dir);
             memory.stalled = stalled(&dir.join("memory.pressure"));
         }
         None => memory.stalled = stalled(Path::new("/proc/pressure/memory")),
@@ -163,6 +170,15 @@ mod tests {
         let m = look();
         assert!(m.machine >= m.limit && m.limit > 1 << 20, "{m:?}");
         assert!(page_tables() > 0);
+    }
+
+    #[test]
+    fn a_group_counts_what_no_disk_backs() {
+        let version_2 = "anon 8192\nfile 9999\nanon_thp 77\nshmem 4096\n";
+        assert_eq!(anonymous_by(version_2), Some(12_288));
+        let version_1 = "rss 1\nshmem 2\ntotal_rss 8192\ntotal_shmem 4096\n";
+        assert_eq!(anonymous_by(version_1), Some(12_288));
+        assert_eq!(anonymous_by("file 1\n"), None);
     }
 
     #[test]

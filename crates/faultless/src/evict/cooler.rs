@@ -116,6 +116,11 @@ impl Cooler {
         self.pool.cooling.get()
     }
 
+    /// Whether there is no slot.
+    pub(super) fn is_empty(&self) -> bool {
+        self.logs.len() == 0
+    }
+
     /// Makes the logs fit a budget of `limit` bytes, if it has changed. Whatever cools is given up then.
     pub(super) fn fit(&mut self, limit: u64) {
         let limit = limit.min(self.most);

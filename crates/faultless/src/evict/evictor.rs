@@ -31,6 +31,9 @@ use std::sync::Arc;
 
 /// How often limits of the machine and the control group are looked at, while there is work.
 const LOOK_AGAIN: Nanos = Nanos::from_millis(500);
+/// The same, where loads have found that the kernel took back so many pages meanwhile: there is less memory than before.
+const LOOK_SOON: Nanos = Nanos::from_millis(10);
+const TAKEN_BACK: u32 = 64;
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
 /// Entries that a look for stale ones goes through before it lets go of the maps that it entered.
@@ -54,6 +57,8 @@ pub(crate) struct Evictor {
     /// Units whose groups of words became empty.
     emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
+    /// Pages that the kernel had taken back until then.
+    taken_back: u32,
     firm_target: u64,
     pressure: Pressure,
     /// Pages that cannot be marked: pinned, or kept because they cannot be read again. No fill waits for the marking of these.
@@ -100,6 +105,7 @@ impl Evictor {
             policy_charged: 0,
             emptied: Vec::new(),
             looked: None,
+            taken_back: 0,
             firm_target: u64::MAX,
             pressure: Pressure::default(),
             must_stay: 0,
@@ -133,19 +139,23 @@ impl Evictor {
 
     /// Finds out how much may stay unmarked, so that the kernel finds enough to take back.
     fn look_at_limits(&mut self) {
-        if self
-            .looked
-            .is_some_and(|t| clock::now().since(t) < LOOK_AGAIN)
-        {
+        let taken_back = self.pool.taken_back.load(Ordering::Relaxed);
+        let pause = match taken_back.wrapping_sub(self.taken_back) >= TAKEN_BACK {
+            true => LOOK_SOON,
+            false => LOOK_AGAIN,
+        };
+        if self.looked.is_some_and(|t| clock::now().since(t) < pause) {
             return;
         }
-        self.looked = Some(clock::now());
+        (self.looked, self.taken_back) = (Some(clock::now()), taken_back);
         self.pool.withheld.take();
         let memory = memory::look();
         self.pressure.look(clock::now(), memory.stalled);
         let limits = look_at_limits(&self.pool, &memory);
         self.firm_target = self.pressure.of(limits.firm);
-        self.memory = limits.memory;
+        if std::mem::replace(&mut self.memory, limits.memory) > limits.memory {
+            self.fit_slots(true);
+        }
     }
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
@@ -185,16 +195,18 @@ impl Evictor {
         let mut busy = self.drain() > 0;
         self.pool.budget.note_peak();
         if self.pressed() {
-            if let Some(cooler) = &mut self.cooler {
-                // The kernel cannot take slots back: where memory is short, they are few.
-                cooler.fit(self.pool.budget.limit().min(self.memory / 2));
-            }
+            self.fit_slots(false);
             let (before, began) = (self.pool.budget.used(), clock::now());
             let (units, released) = self.evict();
             busy |= units > 0;
             if units == 0 && self.pressed() {
                 // Nothing is left but what cools.
                 busy |= self.give_slots_back();
+                if !busy && self.pool.budget.cap() != u64::MAX {
+                    // All of it is pinned. What the user allows, the user gets, until the next look.
+                    self.pool.budget.set_cap(u64::MAX);
+                    busy = true;
+                }
             }
             let filled = (self.pool.budget.used() + released).saturating_sub(before);
             let took = clock::now().since(began);
@@ -223,6 +235,16 @@ impl Evictor {
         }
         self.policy_charged = now;
         busy
+    }
+
+    /// Makes the slots fit the memory. The kernel cannot take them back: where memory is short, they are few. `in_use`: only if there
+    /// are any already.
+    fn fit_slots(&mut self, in_use: bool) {
+        if let Some(cooler) = &mut self.cooler
+            && !(in_use && cooler.is_empty())
+        {
+            cooler.fit(self.pool.budget.limit().min(self.memory / 2));
+        }
     }
 
     fn publish_firm(&self) {

@@ -38,7 +38,6 @@ pub(crate) struct Limits {
 ///
 /// The kernel must find enough to take back where the machine or the control group has less than the budget.
 pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
-    let limit = pool.budget.limit();
     if pool.guest && memory.limit < memory.machine {
         // Reclaim is the program's: what it would find of page cache, it must find of ours.
         let max = guest_firm_max(memory);
@@ -49,6 +48,8 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
             memory: 0,
         };
     }
+    follow_group(pool, memory);
+    let limit = pool.budget.limit();
     // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
     let max = if memory.limit / 2 < limit {
         memory.limit / 2
@@ -62,13 +63,49 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
     }
 }
 
+/// The part of a control group's memory that stays free of the budget and of the program's own, as a divisor: for what the kernel keeps for
+/// its processes, and for what the program allocates before the next look.
+const SPARE_SHARE: u64 = 16;
+/// The least part that a pool gets, whatever else is in the group.
+const LEAST_SHARE: u64 = 8;
+/// What the cap moves by at least, as a divisor: with it, all that was made to its measure is made anew.
+const STEP_SHARE: u64 = 32;
+/// Units of the largest size that any cap has room for.
+const UNITS_MIN: u64 = 8;
+
+/// Caps the budget where its control group has no room for all of it, so that the pool evicts by its own judgement, and the kernel
+/// need not take pages away.
+fn follow_group(pool: &PoolCore, memory: &Memory) {
+    let budget = &pool.budget;
+    let room = match memory.anonymous {
+        Some(anonymous) if memory.limit < memory.machine => {
+            let others = anonymous.saturating_sub(budget.used());
+            let room = memory
+                .limit
+                .saturating_sub(others + memory.limit / SPARE_SHARE);
+            let unit = pool.largest_unit.load(Ordering::Relaxed);
+            room.max(memory.limit / LEAST_SHARE).max(unit * UNITS_MIN)
+        }
+        _ => u64::MAX,
+    };
+    let (cap, step) = (budget.cap(), memory.limit / STEP_SHARE);
+    if room.saturating_add(step) >= budget.allowed() {
+        if cap != u64::MAX {
+            budget.set_cap(u64::MAX);
+        }
+    } else if room.abs_diff(cap) >= step {
+        budget.set_cap(room);
+    }
+}
+
 /// Bounds of what a guest keeps from the kernel in a control group with a limit.
 const GUEST_FIRM: std::ops::Range<u64> = 1 << 20..64 << 20;
 
 /// How much a guest may keep from the kernel: little, and less where the group's programs need nearly all that it has.
 fn guest_firm_max(memory: &Memory) -> u64 {
-    let most = if memory.anonymous > memory.limit / 4 * 3 {
-        memory.limit.saturating_sub(memory.anonymous) / 16
+    let anonymous = memory.anonymous.unwrap_or(0);
+    let most = if anonymous > memory.limit / 4 * 3 {
+        memory.limit.saturating_sub(anonymous) / 16
     } else {
         memory.limit / 64
     };

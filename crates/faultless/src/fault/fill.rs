@@ -2,6 +2,7 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, RegionAt, Slot, Unit};
+use crate::base::primitive::Ordering;
 use crate::fault::charge::release;
 use crate::fault::give_up::{abandon, discard_unit};
 use crate::fault::publish::{Published, publish};
@@ -68,6 +69,7 @@ pub(crate) fn fill(
         .record_fill_ns(clock::now().since(began).get());
     if run.from[0] == Origin::Resident && need != Need::Pin && installed_new > 0 {
         core.counters.add(Count::TakenBack, 1);
+        core.pool.taken_back.fetch_add(1, Ordering::Relaxed);
     }
     core.pool.nudge_evictor();
     match result {

@@ -44,6 +44,10 @@ pub(crate) struct PoolCore {
     pub(crate) evicted: AtomicU32,
     /// Where units cool; set by the evictor as it starts, if it can be had.
     pub(crate) cooling: OnceLock<Cooling>,
+    /// Resident units that the kernel had taken back, as loads found out.
+    pub(crate) taken_back: AtomicU32,
+    /// Bytes of the largest unit that any map of the pool has had.
+    pub(crate) largest_unit: AtomicU64,
     /// Bytes of units in the ring.
     pub(crate) fresh: AtomicU64,
     /// Bytes that the evictor knows of and can still mark MADV_FREE.

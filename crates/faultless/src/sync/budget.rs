@@ -7,7 +7,10 @@ use crate::sync::turnstile::Turnstile;
 ///
 #[derive(Debug)]
 pub(crate) struct Budget {
+    /// What its user allows.
     limit: AtomicU64,
+    /// What the control group has room for.
+    cap: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
     /// Threads that wait for room.
@@ -18,14 +21,31 @@ impl Budget {
     pub(crate) fn new(limit: u64) -> Self {
         Budget {
             limit: AtomicU64::new(limit),
+            cap: AtomicU64::new(u64::MAX),
             used: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             line: Turnstile::default(),
         }
     }
 
+    /// What may be used: what the user allows, or what there is room for if that is less.
     pub(crate) fn limit(&self) -> u64 {
+        self.allowed().min(self.cap())
+    }
+
+    /// What the user allows.
+    pub(crate) fn allowed(&self) -> u64 {
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// What there is room for.
+    pub(crate) fn cap(&self) -> u64 {
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_cap(&self, bytes: u64) {
+        self.cap.store(bytes, Ordering::Relaxed);
+        self.line.call();
     }
 
     pub(crate) fn set_limit(&self, bytes: u64) {

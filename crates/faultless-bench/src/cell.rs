@@ -4,7 +4,7 @@
 
 use crate::contender::{self, Contender, Hint, Kind, PageBuffer, Terms};
 use crate::data::{Permutation, mix, word_of, wrong_bytes};
-use crate::group::lower;
+use crate::group::Place;
 use crate::machine::LockTracepoint;
 use crate::neighbour::{Ballast, Neighbour, histogram};
 use crate::onlooker::Onlooker;
@@ -100,16 +100,7 @@ pub struct Setting {
     /// Memory that the control group of the process is allowed, where it has one.
     pub group_memory: Option<u64>,
     /// What that is lowered to while the readers warm up, if it is.
-    pub lowered: Option<Lowered>,
-}
-
-/// A limit of a control group that is lowered.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Lowered {
-    /// The file that holds the limit; known when there is a group.
-    pub file: Option<PathBuf>,
-    /// The new limit, in bytes.
-    pub to: u64,
+    pub lowered: Option<u64>,
 }
 
 /// What was measured.
@@ -463,17 +454,22 @@ impl Readers<'_> {
 /// Runs the measurements of one setting, one after the other, in this process.
 pub struct Bench {
     setting: Setting,
+    group: Option<Place>,
     tracepoint: Option<LockTracepoint>,
     _ballast: Ballast,
 }
 
 impl Bench {
-    /// Prepares the process.
-    pub fn new(setting: Setting) -> anyhow::Result<Self> {
+    /// Prepares the process: first what it holds all the time, which counts in no control group; then it joins its group.
+    pub fn new(setting: Setting, group: Option<Place>) -> anyhow::Result<Self> {
         let tracepoint = LockTracepoint::find().ok();
         let ballast = Ballast::new(setting.scenario.ballast())?;
+        if let Some(group) = &group {
+            group.join()?;
+        }
         Ok(Bench {
             setting,
+            group,
             tracepoint,
             _ballast: ballast,
         })
@@ -593,12 +589,8 @@ impl Bench {
                 readers.start.wait();
                 let warm = Duration::from_secs_f64(s.warm_seconds);
                 std::thread::sleep(warm);
-                if let Some(Lowered {
-                    file: Some(file),
-                    to,
-                }) = &s.lowered
-                {
-                    lowered = lower(file, *to);
+                if let (Some(group), Some(to)) = (&self.group, s.lowered) {
+                    lowered = group.lower(to);
                     std::thread::sleep(warm);
                 }
             }

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use faultless_untrusted::printable;
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +11,13 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub struct Group {
     dir: PathBuf,
-    /// The file that holds the limit.
+    place: Place,
+}
+
+/// Where a process joins a group, and where the group's limit is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Place {
+    processes: PathBuf,
     limit: PathBuf,
 }
 
@@ -35,12 +42,16 @@ impl Group {
                 printable(&dir)
             )
         })?;
-        let limit = dir.join(file);
-        let group = Group { dir, limit };
-        fs::write(&group.limit, bytes.to_string()).with_context(|| {
+        let place = Place {
+            processes: dir.join("cgroup.procs"),
+            limit: dir.join(file),
+        };
+        let group = Group { dir, place };
+        let limit = &group.place.limit;
+        fs::write(limit, bytes.to_string()).with_context(|| {
             format!(
                 "cannot limit memory through {}; the memory controller is missing",
-                printable(&group.limit)
+                printable(limit)
             )
         })?;
         // Swapping would be another measurement. Where there is none, there is nothing to forbid.
@@ -49,42 +60,48 @@ impl Group {
         Ok(group)
     }
 
-    /// The file that holds the limit.
-    pub fn limit_file(&self) -> &Path {
-        &self.limit
+    /// Where its files are.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
+}
 
-    /// Moves a process into the group.
+impl Place {
+    /// Moves the calling process into the group. What it has already stays charged where it was.
     ///
     /// # Errors
     ///
     /// The kernel refuses.
-    pub fn admit(&self, pid: u32) -> anyhow::Result<()> {
-        fs::write(self.dir.join("cgroup.procs"), pid.to_string())
-            .with_context(|| format!("cannot move a process into {}", printable(&self.dir)))
+    pub fn join(&self) -> anyhow::Result<()> {
+        fs::write(&self.processes, std::process::id().to_string()).with_context(|| {
+            format!(
+                "cannot move this process into a group by {}",
+                printable(&self.processes)
+            )
+        })
     }
-}
 
-/// Lowers the limit of a group whose processes may have more memory than that. The kernel takes back what it can: version 1 refuses as long
-/// as that is too little, and version 2 ends processes.
-///
-/// # Errors
-///
-/// The kernel still refuses after ten seconds.
-pub fn lower(limit_file: &Path, bytes: u64) -> anyhow::Result<()> {
-    let began = Instant::now();
-    loop {
-        match fs::write(limit_file, bytes.to_string()) {
-            Err(e)
-                if e.raw_os_error() == Some(libc::EBUSY)
-                    && began.elapsed() < Duration::from_secs(10) =>
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            done => {
-                return done.with_context(|| {
-                    format!("cannot lower {} to {bytes}", printable(&limit_file))
-                });
+    /// Lowers the limit, though the group may have more memory than that. The kernel takes back what it can: version 1 refuses as long
+    /// as that is too little, and version 2 ends processes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel still refuses after ten seconds.
+    pub fn lower(&self, bytes: u64) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            match fs::write(&self.limit, bytes.to_string()) {
+                Err(e)
+                    if e.raw_os_error() == Some(libc::EBUSY)
+                        && began.elapsed() < Duration::from_secs(10) =>
+                {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                done => {
+                    return done.with_context(|| {
+                        format!("cannot lower {} to {bytes}", printable(&self.limit))
+                    });
+                }
             }
         }
     }

@@ -5,10 +5,10 @@
 //! counted, then the rounds whose times are reported. In these the contenders take turns, so that each is first equally
 //! often ([`order`](crate::order)).
 
-use crate::cell::{Bench, Cell, Lowered, Measured, Purpose, Setting, WRONG, proc_number};
+use crate::cell::{Bench, Cell, Measured, Purpose, Setting, WRONG, proc_number};
 use crate::contender::{self, Kind};
 use crate::data;
-use crate::group::Group;
+use crate::group::{Group, Place};
 use crate::machine::Machine;
 use crate::neighbour::{AGENT_EVERY, BIG};
 use crate::order::{balanced_rounds, orders};
@@ -243,6 +243,8 @@ pub const WORKER_COMMAND: &str = "bench-worker";
 struct Order {
     setting: Setting,
     cells: Vec<Cell>,
+    /// The control group that the process is to join.
+    group: Option<Place>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -285,19 +287,16 @@ impl Plan {
         // What is left of a group for a budget.
         let fits = |bytes: u64| bytes.saturating_sub(PRESSURE_REST).max(bytes / 2);
         let lowered = match (scenario, group_memory) {
-            (Scenario::PressureShrink, Some(bytes)) => Some(Lowered {
-                file: None,
-                to: bytes / 2,
-            }),
+            (Scenario::PressureShrink, Some(bytes)) => Some(bytes / 2),
             _ => None,
         };
-        let memory_over = match (&lowered, group_memory) {
+        let memory_over = match (lowered, group_memory) {
             (Some(_), Some(bytes)) => fits(bytes),
             (None, Some(bytes)) => bytes * 2,
             (_, None) => 0,
         };
         let memory = match group_memory {
-            Some(bytes) => fits(lowered.as_ref().map_or(bytes, |l| l.to)),
+            Some(bytes) => fits(lowered.unwrap_or(bytes)),
             // All of the data, and what is needed beside it.
             None if scenario.access() == Access::Resident => {
                 self.size.get() + self.size.get() / 4 + PRESSURE_REST
@@ -318,7 +317,7 @@ impl Plan {
                 memory,
                 memory_over,
                 group_memory,
-                lowered: lowered.clone(),
+                lowered,
             })
             .collect()
     }
@@ -630,6 +629,7 @@ impl Plan {
             let order = Order {
                 setting: setting.clone(),
                 cells: turns.to_vec(),
+                group: None,
             };
             run_order(&order, starting, &mut cells, &mut failures)?;
         } else {
@@ -641,6 +641,7 @@ impl Plan {
                 let order = Order {
                     setting: setting.clone(),
                     cells: vec![trials.choose(turn.clone())],
+                    group: None,
                 };
                 let before = cells.len();
                 // A process that the kernel ends for want of memory is this contender's result.
@@ -710,9 +711,7 @@ fn run_order(
         Some(bytes) => Some(Group::new("faultless-bench", bytes)?),
         None => None,
     };
-    if let (Some(group), Some(lowered)) = (&group, &mut order.setting.lowered) {
-        lowered.file = Some(group.limit_file().to_owned());
-    }
+    order.group = group.as_ref().map(|group| group.place().clone());
     let setting = &order.setting;
     let mut child = Command::new(std::env::current_exe()?)
         .arg(WORKER_COMMAND)
@@ -721,10 +720,6 @@ fn run_order(
         .spawn()
         .context("cannot start the process that measures")?;
     let mut input = child.stdin.take().context("the worker has no input")?;
-    if let Some(group) = &group {
-        // It waits for its order: nothing of what it measures is allocated yet.
-        group.admit(child.id())?;
-    }
     serde_json::to_writer(&mut input, &order)?;
     drop(input);
     let output = child.stdout.take().context("the worker has no output")?;
@@ -955,7 +950,7 @@ pub fn work() -> anyhow::Result<()> {
         out.flush()?;
         Ok(())
     };
-    let bench = Bench::new(order.setting)?;
+    let bench = Bench::new(order.setting, order.group)?;
     let mut trials = Trials::default();
     let mut broken: Vec<Kind> = Vec::new();
     for cell in order.cells {

@@ -39,7 +39,7 @@ pub enum Scenario {
     PressureScan,
     /// As [`PressureUniform`](Scenario::PressureUniform), beside the threads of [`Churn`](Scenario::Churn).
     PressureChurn,
-    /// The same beside the agent and the thread of [`Smaps`](Scenario::Smaps), without the 6 GiB.
+    /// The same beside the agent and the thread of [`Smaps`](Scenario::Smaps). Its 6 GiB are not counted in the group.
     PressureSmaps,
     /// As [`PressureZipf`](Scenario::PressureZipf), with a budget that fits the control group and with one of twice its memory.
     PressureOver,
@@ -214,9 +214,10 @@ impl Scenario {
                 "another process that reads this one's /proc/PID/smaps_rollup {}{}{}",
                 if every.is_zero() { "in a loop " } else { "" },
                 each(every),
-                match self.ballast() {
-                    0 => String::new(),
-                    _ => format!(", with {held} touched"),
+                if self.pressure() {
+                    format!(", with {held} touched outside the group")
+                } else {
+                    format!(", with {held} touched")
                 }
             ),
         };
@@ -277,7 +278,7 @@ impl Scenario {
     /// Touched memory that the process holds during all measurements of the scenario, in bytes.
     pub fn ballast(self) -> u64 {
         match self {
-            Scenario::Smaps | Scenario::SmapsGentle => SMAPS_BALLAST,
+            Scenario::Smaps | Scenario::SmapsGentle | Scenario::PressureSmaps => SMAPS_BALLAST,
             Scenario::Fork => FORK_BALLAST,
             _ => 0,
         }

@@ -78,7 +78,7 @@ pub(crate) struct Plan {
 }
 
 /// Threads of a crowd.
-const CROWD_THREADS: u64 = 64;
+pub(crate) const CROWD_THREADS: u64 = 64;
 
 /// Steps after which a run that has not ended does not make progress.
 pub(crate) const STEPS_MAX: u64 = 40_000_000;

@@ -6,7 +6,7 @@ use crate::kernel;
 use crate::kernel::files::{self, word_of};
 use crate::kernel::memory::PAGE;
 use crate::oracle::{self, Origin, Truth};
-use crate::plan::OPERATION_NS;
+use crate::plan::{CROWD_THREADS, OPERATION_NS};
 use crate::scheduler;
 use crate::world::{fail, with};
 use faultless::{Advice, ByteSize, Error, Map, Pool, Source, Stats, simulation};
@@ -257,8 +257,17 @@ fn thread() {
         *left = left.saturating_sub(1);
         go_on
     }) {
+        let before = evictions();
         operation(&mut near);
         at_work_on(None);
+        if let (Some(before), Some(after)) = (before, evictions())
+            && after.wrapping_sub(before) > PATIENCE
+        {
+            let evicted = after.wrapping_sub(before);
+            fail(&format!(
+                "{evicted} pages were evicted during an operation: a thread starved"
+            ));
+        }
         let (took, plan) = with(|w| {
             w.operations += 1;
             let clock = w.clock;
@@ -280,10 +289,19 @@ fn thread() {
     doing("has ended".into());
 }
 
+/// Pages evicted so far, among many threads that want more than there is.
+fn evictions() -> Option<u32> {
+    let crowded = with(|w| w.plan.is_crowded());
+    crowded.then(|| simulation::evicted(pool()))
+}
+
+/// Pages that may be evicted before a thread has had its turn: all of memory once for each thread.
+const PATIENCE: u32 = (CROWD_THREADS * (1 << 20)) as u32 / PAGE as u32;
+
 /// What an operation may take where nothing holds it up: less than the time after which threads look again by themselves.
-const CALM_NS: u64 = 80_000_000;
+const CALM_NS: u64 = 40_000_000;
 /// How much longer it may take among many threads that want more than there is.
-const CROWD: u64 = 4;
+const CROWD: u64 = 8;
 
 fn operation(near: &mut (usize, u64)) {
     let Some((at, mapped)) = some_map() else {

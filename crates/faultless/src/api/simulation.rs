@@ -50,7 +50,13 @@ pub fn look(map: &Map) -> (Vec<Look>, bool) {
 /// What a pool has charged, and what it may.
 pub fn charged(pool: &Pool) -> (u64, u64) {
     let engine = pool.0.engine.as_ref();
-    engine.map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.limit()))
+    engine.map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.allowed()))
+}
+
+/// How many units the evictor has taken out of a pool's maps. The count wraps.
+pub fn evicted(pool: &Pool) -> u32 {
+    let engine = pool.0.engine.as_ref();
+    engine.map_or(0, |e| e.core.evicted.load(Ordering::Relaxed))
 }
 
 /// The figures by which threads wait for memory.

@@ -11,7 +11,7 @@ use faultless_sys::mem::IoVec;
 use faultless_sys::{Errno, mem};
 
 /// Threads that help.
-const HELPERS: usize = 7;
+const HELPERS: usize = 15;
 
 struct Work {
     ranges: Vec<IoVec>,
@@ -58,28 +58,44 @@ impl Crew {
         }
     }
 
-    /// Most ranges that are worth giving at once.
-    pub(super) fn capacity(&self) -> usize {
-        BATCH_MAX * (1 + self.helpers.len())
+    fn hands(&self) -> usize {
+        1 + self.helpers.len()
     }
 
-    /// Gives one piece of advice on all ranges.
+    /// Most ranges with one piece of advice that are worth giving at once: with helpers, so many that some are free for another.
+    pub(super) fn capacity(&self) -> usize {
+        BATCH_MAX * (self.hands() - self.hands() / 4)
+    }
+
+    /// Most ranges with a second piece of advice, beside so many with the first.
+    pub(super) fn capacity_beside(&self, ranges: usize) -> usize {
+        let taken = ranges.div_ceil(BATCH_MAX);
+        BATCH_MAX * self.hands().saturating_sub(taken).max(1)
+    }
+
+    /// Gives each piece of advice on its ranges.
     ///
     /// # Safety
     ///
     /// The ranges must be the caller's, and what the advice does to them must be right.
-    pub(super) unsafe fn advise(&self, ranges: &[IoVec], advice: i32) {
+    pub(super) unsafe fn advise(&self, all: &[(&[IoVec], i32)]) {
         let mut own = Vec::new();
         let mut given = 0;
-        for (i, chunk) in ranges.chunks(BATCH_MAX).enumerate() {
+        let chunks = all
+            .iter()
+            .flat_map(|&(ranges, advice)| ranges.chunks(BATCH_MAX).map(move |c| (c, advice)));
+        for (i, (chunk, advice)) in chunks.enumerate() {
             let helper = i.checked_sub(1).and_then(|i| self.helpers.get(i));
-            let ranges = chunk.to_vec();
-            match helper.map(|(give, _)| give.send(Work { ranges, advice })) {
+            let work = || Work {
+                ranges: chunk.to_vec(),
+                advice,
+            };
+            match helper.map(|(give, _)| give.send(work())) {
                 Some(Ok(())) => given += 1,
-                _ => own.push(chunk),
+                _ => own.push((chunk, advice)),
             }
         }
-        for chunk in own {
+        for (chunk, advice) in own {
             advise(self.pidfd, chunk, advice);
         }
         for _ in 0..given {

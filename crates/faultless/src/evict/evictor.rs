@@ -8,21 +8,19 @@
 
 #![allow(unsafe_code, reason = "discards memory by address")]
 
-use crate::base::ids::{Addr, MapId, Nanos, Serial, Unit};
+use crate::base::ids::{MapId, Nanos, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::thread::block_signals;
 use crate::base::{clock, memory};
-use crate::evict::batch::{Batch, Taken};
+use crate::evict::batch::Batch;
 use crate::evict::cooler::Cooler;
 use crate::evict::crew::Crew;
-use crate::evict::limits::{batch_bytes, look_at_limits, reserve_bounds, reserve_of, tick};
-use crate::evict::policy::{Item, Occupant, Place, Policy};
+use crate::evict::limits::{look_at_limits, reserve_bounds, reserve_of};
+use crate::evict::policy::{Item, Policy};
 use crate::evict::pressure::Pressure;
-use crate::fault::give_up::{begin_eviction, begin_softening, collect_group, settle_evicted};
-use crate::space::counters::Count;
-use crate::space::identity;
+use crate::fault::give_up::collect_group;
 use crate::space::map_core::MapCore;
-use crate::space::page::{Left, State};
+use crate::space::page::State;
 use crate::space::pool_core::{EVICTOR_BACKLOG, PoolCore};
 use crate::space::table::GROUP_BYTES;
 use faultless_sys::mem::{IoVec, PAGE};
@@ -49,20 +47,20 @@ const RESERVE_HALVES: Nanos = Nanos::from_secs(4);
 const HELD_UP: Nanos = Nanos::from_millis(5);
 
 pub(crate) struct Evictor {
-    pool: Arc<PoolCore>,
-    policy: Policy,
-    cooler: Option<Cooler>,
-    crew: Crew,
+    pub(super) pool: Arc<PoolCore>,
+    pub(super) policy: Policy,
+    pub(super) cooler: Option<Cooler>,
+    pub(super) crew: Crew,
     policy_charged: u64,
     /// Units whose groups of words became empty.
-    emptied: Vec<(MapId, Unit)>,
+    pub(super) emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
     /// Pages that the kernel had taken back until then.
     taken_back: u32,
-    firm_target: u64,
+    pub(super) firm_target: u64,
     pressure: Pressure,
     /// Pages that cannot be marked: pinned, or kept because they cannot be read again. No fill waits for the marking of these.
-    must_stay: u64,
+    pub(super) must_stay: u64,
     /// Memory of the machine or the control group, at the last look.
     memory: u64,
     /// When the reserve was last brought down, and the limit that it belongs to.
@@ -159,7 +157,7 @@ impl Evictor {
     }
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
-    fn headroom(&self) -> u64 {
+    pub(super) fn headroom(&self) -> u64 {
         let reserve = self.pool.reserve.load(Ordering::Relaxed);
         reserve.max(self.pool.wanted.load(Ordering::Relaxed))
     }
@@ -194,31 +192,23 @@ impl Evictor {
     fn pass(&mut self) -> bool {
         let mut busy = self.drain() > 0;
         self.pool.budget.note_peak();
-        if self.pressed() {
+        let pressed = self.pressed();
+        if pressed {
             self.fit_slots(false);
-            let (before, began) = (self.pool.budget.used(), clock::now());
-            let (units, released) = self.evict();
-            busy |= units > 0;
-            if units == 0 && self.pressed() {
-                // Nothing is left but what cools.
-                busy |= self.give_slots_back();
-                if !busy && self.pool.budget.cap() != u64::MAX {
-                    // All of it is pinned. What the user allows, the user gets, until the next look.
-                    self.pool.budget.set_cap(u64::MAX);
-                    busy = true;
-                }
-            }
-            let filled = (self.pool.budget.used() + released).saturating_sub(before);
-            let took = clock::now().since(began);
-            if took > HELD_UP + HELD_UP {
-                self.crew.call_helpers();
-            }
-            self.learn_reserve(before, filled, took);
         }
-        if self.policy.firm_pages() * PAGE as u64 > self.firm_target {
-            busy |= self.soften() > 0;
-        } else {
-            self.must_stay = 0;
+        let (before, began) = (self.pool.budget.used(), clock::now());
+        let done = self.turn(pressed);
+        busy |= done.left + done.softened > 0;
+        let took = clock::now().since(began);
+        if took > HELD_UP + HELD_UP {
+            self.crew.call_helpers();
+        }
+        if pressed {
+            if done.left == 0 && self.pressed() {
+                busy |= self.give_what_there_is();
+            }
+            let filled = (self.pool.budget.used() + done.released).saturating_sub(before);
+            self.learn_reserve(before, filled, took);
         }
         self.publish_firm();
         // There may be less that is firm.
@@ -227,6 +217,12 @@ impl Evictor {
             line.call();
         }
         self.compact();
+        self.charge_policy();
+        busy
+    }
+
+    /// Charges what the policy's own queues take.
+    fn charge_policy(&mut self) {
         let now = self.policy.bytes();
         if now > self.policy_charged {
             self.pool.budget.charge_anyway(now - self.policy_charged);
@@ -234,7 +230,19 @@ impl Evictor {
             self.pool.budget.release(self.policy_charged - now);
         }
         self.policy_charged = now;
-        busy
+    }
+
+    /// Memory is short, and no unit can leave. Returns whether anything came of it.
+    fn give_what_there_is(&mut self) -> bool {
+        if self.give_slots_back() {
+            return true;
+        }
+        // All of it is pinned. What the user allows, the user gets, until the next look at the control group.
+        let capped = self.pool.budget.cap() != u64::MAX;
+        if capped {
+            self.pool.budget.set_cap(u64::MAX);
+        }
+        capped
     }
 
     /// Makes the slots fit the memory. The kernel cannot take them back: where memory is short, they are few. `in_use`: only if there
@@ -287,7 +295,7 @@ impl Evictor {
     }
 
     /// Calls `begin` on the unit of an item if its map is still there and is ours to take from.
-    fn with_unit<R>(
+    pub(super) fn with_unit<R>(
         &self,
         batch: &mut Batch<'_>,
         item: Item,
@@ -305,125 +313,6 @@ impl Evictor {
             return None;
         }
         Some(f(core, unit))
-    }
-
-    /// Takes one batch of units out of their maps. Returns their number, and how many bytes were released.
-    fn evict(&mut self) -> (usize, u64) {
-        enum Try {
-            Taken(Addr, usize, Serial),
-            InUse,
-            Gone,
-        }
-        let b = &self.pool.budget;
-        let limit = b.limit();
-        let headroom = self.headroom();
-        self.pool.wanted.store(0, Ordering::Relaxed);
-        // A batch beyond it, so that the next is not due at once.
-        let want = b.used() + headroom + batch_bytes(limit);
-        let mut want = want.saturating_sub(limit);
-        let mut batch = Batch::default();
-        let mut taken: Vec<Taken> = Vec::new();
-        let mut back = Vec::new();
-        let (tracked, most) = (self.policy.len(), self.crew.capacity());
-        for _ in 0..tracked {
-            if want == 0 || taken.len() >= most {
-                break;
-            }
-            let Some(victim) = self.policy.next_victim() else {
-                break;
-            };
-            let item = victim.item;
-            let tried = self.with_unit(&mut batch, item, |core, unit| {
-                let page = core.page(unit);
-                if core.keep_all.load(Ordering::Acquire) {
-                    return Try::Gone;
-                }
-                let word = page.load();
-                if victim.soft && word.state() == State::Resident && !word.soft() {
-                    return Try::Gone; // filled afresh since: it has another entry
-                }
-                if page.take_seen() {
-                    return Try::InUse;
-                }
-                if begin_eviction(core, unit).is_some() {
-                    let (addr, len) = (core.unit_addr(unit), core.charge_of(unit) as usize);
-                    return Try::Taken(addr, len, core.serial);
-                }
-                match page.load().state() {
-                    _ if core.keep_all.load(Ordering::Acquire) => Try::Gone,
-                    State::Absent if page.untrack_absent() => Try::Gone,
-                    // Pinned, or being filled, or in a batch.
-                    _ => Try::InUse,
-                }
-            });
-            match tried {
-                Some(Try::Taken(addr, len, serial)) => {
-                    want = want.saturating_sub(len as u64);
-                    let place = victim.place;
-                    // Slots have the size of a page; larger units are few, and go at once.
-                    let slot = match &mut self.cooler {
-                        // Nor is a unit kept that was read ahead: it has been read by now, or never will be.
-                        Some(cooler)
-                            if len == PAGE
-                                && item.entry.unit_bytes() == PAGE as u64
-                                && !item.entry.ahead() =>
-                        {
-                            let entry = item.entry;
-                            cooler.slot(&mut batch, place, Occupant { entry, serial })
-                        }
-                        _ => None,
-                    };
-                    taken.push(Taken {
-                        addr,
-                        len,
-                        item,
-                        place,
-                        slot,
-                    });
-                }
-                Some(Try::InUse) => back.push(item),
-                Some(Try::Gone) | None => {}
-            }
-        }
-        for item in back {
-            self.policy.arrive(item, true);
-        }
-        if let Some(cooler) = &mut self.cooler {
-            cooler.keep(&mut taken);
-        }
-        let n = taken.len();
-        self.advise(&batch, &mut taken, libc::MADV_DONTNEED);
-        let mut released = 0;
-        for t in &taken {
-            let (id, unit) = (t.item.entry.map(), t.item.entry.unit());
-            let Some(core) = batch.maps.get(&id) else {
-                continue;
-            };
-            let left = match (t.slot, t.place) {
-                (Some(slot), _) => Left::Slot(slot),
-                (None, Place::Fresh) => Left::Shadow(tick(&self.pool, (t.len / PAGE) as u32)),
-                (None, Place::Main) => Left::Shadow(0),
-            };
-            let settled = settle_evicted(core, unit, left);
-            let bytes = core.charge_of(unit);
-            core.counters.add(Count::Released, bytes);
-            released += bytes;
-            if !settled.absent
-                && let (Some(cooler), Some(slot)) = (&mut self.cooler, t.slot)
-            {
-                cooler.unfill(slot);
-            }
-            if settled.emptied {
-                batch.emptied.push((id, unit));
-            }
-        }
-        // In one step: a release of each page would call a waiting thread each time.
-        self.pool.evicted.fetch_add(n as u32, Ordering::Relaxed);
-        self.pool.budget.release(released);
-        self.emptied.append(&mut batch.emptied);
-        drop(batch);
-        self.collect_words();
-        (n, released)
     }
 
     /// Gives up what cools, for want of anything else. Returns whether anything came of it.
@@ -444,7 +333,7 @@ impl Evictor {
 
     /// Gives the words of emptied groups back once they are a noticeable share of the budget: those of sparse maps, and
     /// of those that are read from one end to the other.
-    fn collect_words(&mut self) {
+    pub(super) fn collect_words(&mut self) {
         if self.emptied.len() as u64 * GROUP_BYTES < self.pool.budget.limit() / 128 {
             return;
         }
@@ -457,103 +346,6 @@ impl Evictor {
                 collect_group(core, unit);
             }
         }
-    }
-
-    /// Marks one batch of the oldest units MADV_FREE. Returns the number of units.
-    fn soften(&mut self) -> usize {
-        let mut batch = Batch::default();
-        let mut taken: Vec<Taken> = Vec::new();
-        let mut marked = Vec::new();
-        let mut excess =
-            (self.policy.firm_pages() * PAGE as u64).saturating_sub(self.firm_target) / PAGE as u64;
-        let most = self.crew.capacity();
-        let (mut again, mut swept) = (false, false);
-        // All of the queue, from wherever the last look ended.
-        for _ in 0..=2 * self.policy.len() {
-            if excess == 0 || taken.len() >= most {
-                break;
-            }
-            let mut next = self.policy.next_to_soften();
-            if next.is_none() && !std::mem::replace(&mut again, true) {
-                // Those that were pinned, or being filled, when they had their turn.
-                self.policy.offer_again();
-                next = self.policy.next_to_soften();
-            }
-            let Some((item, offered)) = next else {
-                swept = true;
-                break;
-            };
-            let begun = self.with_unit(&mut batch, item, |core, unit| {
-                if !core.keep_all.load(Ordering::Acquire) && begin_softening(core, unit) {
-                    let len = core.charge_of(unit) as usize;
-                    return (true, Some((core.unit_addr(unit), len)));
-                }
-                // Filled under a batch, it is soft already. Pinned, or being filled, it stays firm.
-                (core.page(unit).load().soft(), None)
-            });
-            let Some((soft, begun)) = begun else {
-                // Nothing is left of what the entry named, so nothing of it is firm.
-                excess = excess.saturating_sub(u64::from(item.pages));
-                marked.push(offered);
-                continue;
-            };
-            if soft {
-                excess = excess.saturating_sub(u64::from(item.pages));
-                marked.push(offered);
-            }
-            if let Some((addr, len)) = begun {
-                taken.push(Taken {
-                    addr,
-                    len,
-                    item,
-                    place: Place::Main,
-                    slot: None,
-                });
-            }
-        }
-        for offered in marked {
-            self.policy.softened(offered);
-        }
-        self.must_stay = match swept {
-            true => self.policy.firm_pages(),
-            false => 0,
-        };
-        let n = taken.len();
-        self.advise(&batch, &mut taken, libc::MADV_FREE);
-        for t in &taken {
-            let (id, unit) = (t.item.entry.map(), t.item.entry.unit());
-            if let Some(core) = batch.maps.get(&id) {
-                let page = core.page(unit);
-                if page.settle(Left::Shadow(0)).1.wake {
-                    core.wake(unit);
-                }
-            }
-        }
-        n
-    }
-
-    /// Gives one piece of advice on all ranges of a batch that are still their maps' own; neighbours are merged.
-    fn advise(&mut self, batch: &Batch<'_>, taken: &mut [Taken], advice: i32) {
-        taken.sort_unstable_by_key(|t| t.addr);
-        let mut ranges: Vec<IoVec> = Vec::with_capacity(taken.len());
-        let _ours = identity::discarding();
-        for &Taken {
-            addr, len, item, ..
-        } in &*taken
-        {
-            let addr = addr.get();
-            let map = batch.maps.get(&item.entry.map());
-            if !map.is_some_and(|core| core.live.covers(addr, len)) {
-                continue;
-            }
-            match ranges.last_mut() {
-                Some(r) if r.addr + r.len == addr => r.len += len,
-                _ => ranges.push(IoVec { addr, len }),
-            }
-        }
-        // SAFETY: all ranges are units of ours that `begin_eviction` or `begin_softening` put into this batch's hands:
-        // unpinned, and readable again; and still their maps' own, for as long as no report is acted on.
-        unsafe { self.crew.advise(&ranges, advice) };
     }
 
     /// Forgets entries of maps that are gone, and those that were replaced, when they outnumber the units that can be resident.

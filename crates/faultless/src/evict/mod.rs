@@ -8,3 +8,4 @@ pub(crate) mod limits;
 pub mod policy;
 mod pressure;
 pub(crate) mod release;
+mod turn;

@@ -103,7 +103,7 @@ impl Engine {
             past: Mutex::default(),
         });
         core.budget.charge_anyway(core.fixed_bytes());
-        look_at_limits(&core, &memory::look());
+        look_at_limits(&core, &memory::look(), 0);
         let evictor = {
             let core = core.clone();
             keeper::spawn(c"faultless-evict", move || Evictor::run(core))

@@ -122,17 +122,19 @@ impl Cooler {
     }
 
     /// Makes the logs fit a budget of `limit` bytes, if it has changed. Whatever cools is given up then.
-    pub(super) fn fit(&mut self, limit: u64) {
+    pub(super) fn fit(&mut self, maps: &mut Batch<'_>, limit: u64) {
         let limit = limit.min(self.most);
-        if limit == self.limit
-            || self
-                .in_use
-                .is_some_and(|t| clock::now().since(t) < FIT_AGAIN)
+        if limit == self.limit {
+            self.in_use = None;
+            return;
+        }
+        if self
+            .in_use
+            .is_some_and(|t| clock::now().since(t) < FIT_AGAIN)
         {
             return;
         }
-        let mut maps = Batch::default();
-        self.give_back(&mut maps, u64::MAX);
+        self.give_back(maps, u64::MAX);
         let pool = self.pool.clone();
         let Some(area) = pool.cooling.get() else {
             return;

@@ -55,6 +55,8 @@ pub(crate) struct Evictor {
     /// Units whose groups of words became empty.
     pub(super) emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
+    /// What cannot leave, as it was found out when memory was capped below that.
+    floor: u64,
     /// Pages that the kernel had taken back until then.
     taken_back: u32,
     pub(super) firm_target: u64,
@@ -103,6 +105,7 @@ impl Evictor {
             policy_charged: 0,
             emptied: Vec::new(),
             looked: None,
+            floor: 0,
             taken_back: 0,
             firm_target: u64::MAX,
             pressure: Pressure::default(),
@@ -149,7 +152,10 @@ impl Evictor {
         self.pool.withheld.take();
         let memory = memory::look();
         self.pressure.look(clock::now(), memory.stalled);
-        let limits = look_at_limits(&self.pool, &memory);
+        if self.pool.budget.used() < self.floor / 4 * 3 {
+            self.floor = 0;
+        }
+        let limits = look_at_limits(&self.pool, &memory, self.floor);
         self.firm_target = self.pressure.of(limits.firm);
         if std::mem::replace(&mut self.memory, limits.memory) > limits.memory {
             self.fit_slots(true);
@@ -237,12 +243,15 @@ impl Evictor {
         if self.give_slots_back() {
             return true;
         }
-        // All of it is pinned. What the user allows, the user gets, until the next look at the control group.
-        let capped = self.pool.budget.cap() != u64::MAX;
-        if capped {
-            self.pool.budget.set_cap(u64::MAX);
+        // What is left cannot leave: what the user allows, the user gets.
+        let budget = &self.pool.budget;
+        let needed = budget.used() + self.headroom();
+        if budget.cap() >= needed.min(budget.allowed()) {
+            return false;
         }
-        capped
+        self.floor = needed;
+        budget.set_cap(needed);
+        true
     }
 
     /// Makes the slots fit the memory. The kernel cannot take them back: where memory is short, they are few. `in_use`: only if there
@@ -251,7 +260,9 @@ impl Evictor {
         if let Some(cooler) = &mut self.cooler
             && !(in_use && cooler.is_empty())
         {
-            cooler.fit(self.pool.budget.limit().min(self.memory / 2));
+            let mut maps = Batch::default();
+            cooler.fit(&mut maps, self.pool.budget.limit().min(self.memory / 2));
+            self.emptied.append(&mut maps.emptied);
         }
     }
 
@@ -280,8 +291,8 @@ impl Evictor {
                     let hot = core.page(unit).take_seen();
                     let pages = (core.charge_of(unit) / PAGE as u64) as u32;
                     self.policy.arrive(Item { entry, pages }, hot);
-                } else if core.table.live(unit) == 0 {
-                    // It is gone already, or its fill failed.
+                } else if core.table.is_spent(unit) {
+                    // Its fill failed.
                     self.emptied.push((id, unit));
                 }
             }
@@ -342,8 +353,9 @@ impl Evictor {
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
                 && unit < core.units_end()
+                && !collect_group(core, unit)
             {
-                collect_group(core, unit);
+                self.emptied.push((id, unit));
             }
         }
     }

@@ -37,7 +37,9 @@ pub(crate) struct Limits {
 /// Sets how much may be unmarked before fills wait.
 ///
 /// The kernel must find enough to take back where the machine or the control group has less than the budget.
-pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
+///
+/// `floor` is what the pool has that cannot leave, as far as that is known: no cap is below it.
+pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory, floor: u64) -> Limits {
     if pool.guest && memory.limit < memory.machine {
         // Reclaim is the program's: what it would find of page cache, it must find of ours.
         let max = guest_firm_max(memory);
@@ -48,10 +50,10 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory) -> Limits {
             memory: 0,
         };
     }
-    follow_group(pool, memory);
+    follow_group(pool, memory, floor);
     let limit = pool.budget.limit();
     // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
-    let max = if memory.limit / 2 < limit {
+    let max = if memory.limit / 2 < pool.budget.allowed() {
         memory.limit / 2
     } else {
         u64::MAX
@@ -75,7 +77,7 @@ const UNITS_MIN: u64 = 8;
 
 /// Caps the budget where its control group has no room for all of it, so that the pool evicts by its own judgement, and the kernel
 /// need not take pages away.
-fn follow_group(pool: &PoolCore, memory: &Memory) {
+fn follow_group(pool: &PoolCore, memory: &Memory, floor: u64) {
     let budget = &pool.budget;
     let room = match memory.anonymous {
         Some(anonymous) if memory.limit < memory.machine => {
@@ -84,7 +86,9 @@ fn follow_group(pool: &PoolCore, memory: &Memory) {
                 .limit
                 .saturating_sub(others + memory.limit / SPARE_SHARE);
             let unit = pool.largest_unit.load(Ordering::Relaxed);
-            room.max(memory.limit / LEAST_SHARE).max(unit * UNITS_MIN)
+            room.max(memory.limit / LEAST_SHARE)
+                .max(unit * UNITS_MIN)
+                .max(floor)
         }
         _ => u64::MAX,
     };

@@ -6,7 +6,7 @@ use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
 use crate::fault::charge::release;
 use crate::fault::give_up::{
-    begin_eviction, cancel_eviction, collect_group, give_up_cool, settle_evicted,
+    begin_eviction, cancel_eviction, collect_group_or_tell, give_up_cool, settle_evicted,
 };
 use crate::fault::publish::track;
 use crate::space::identity;
@@ -52,7 +52,7 @@ pub(crate) fn release_units(core: &MapCore, units: Range<Unit>) {
         if go {
             for u in Unit::each(first..unit) {
                 if settle_evicted(core, u, Left::Shadow(0)).emptied {
-                    collect_group(core, u);
+                    collect_group_or_tell(core, u);
                 }
             }
             release(core, len as u64);
@@ -69,7 +69,7 @@ pub(crate) fn release_units(core: &MapCore, units: Range<Unit>) {
 /// Gives up the bytes of a unit, if it cools.
 fn release_cool(core: &MapCore, unit: Unit) {
     if give_up_cool(core, unit, None, 0).is_some_and(|given| given.emptied) {
-        collect_group(core, unit);
+        collect_group_or_tell(core, unit);
     }
 }
 
@@ -87,7 +87,7 @@ pub(crate) fn forget_units(core: &MapCore, units: Range<Unit>) {
             let gone = settle_evicted(core, unit, Left::Shadow(0));
             release(core, core.charge_of(unit));
             if gone.emptied {
-                collect_group(core, unit);
+                collect_group_or_tell(core, unit);
             }
         } else {
             release_cool(core, unit);

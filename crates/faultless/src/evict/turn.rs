@@ -123,9 +123,7 @@ impl Evictor {
         self.pool.budget.release(released);
         self.emptied.append(&mut batch.emptied);
         drop(batch);
-        if pressed {
-            self.collect_words();
-        }
+        self.collect_words();
         Done {
             left: leaving.len(),
             released,

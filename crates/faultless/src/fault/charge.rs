@@ -16,6 +16,9 @@ pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// After so long a thread that waits goes before others.
 const OVERDUE: Nanos = Nanos::from_millis(50);
+/// So often its turn to do so begins anew, and for half of that time it lasts: what it wants may never be there, and all others
+/// would wait for it.
+const TURN: Nanos = Nanos::from_millis(500);
 /// [`Wish::look`] of a miss: long, since it is called.
 const LOOK: Nanos = OVERDUE;
 
@@ -67,7 +70,8 @@ pub(crate) fn wait_for_room(
         }
         pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
-        match now.since(began) < OVERDUE {
+        let waited = now.since(began);
+        match waited < OVERDUE || waited.get() % TURN.get() >= TURN.get() / 2 {
             true => Answer::Wait,
             false => Answer::Overdue,
         }
@@ -90,7 +94,9 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         pages: true,
         look: LOOK.min(patience),
     };
-    if !pool.budget.line.has_overdue() && wish.try_charge(pool) {
+    // (What is read because it can be read no more after a lease is broken does not wait either.)
+    let saves = need == Need::Prefetch && core.keep_all.load(Ordering::Acquire);
+    if (saves || !pool.budget.line.has_overdue()) && wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);
         return Ok(());
     }

@@ -110,8 +110,10 @@ pub(crate) fn cool_again(core: &MapCore, unit: Unit, me: u32, slot: Slot) {
 
 /// Gives the words of an empty group back, and its page tables: a group of the smallest units is 2 MiB of the map, which is
 /// what one page of them covers. Kernels with CONFIG_PT_RECLAIM (6.14) free it when the whole range is discarded at once.
-pub(crate) fn collect_group(core: &MapCore, unit: Unit) {
-    let bytes = core.table.collect(unit, || {
+///
+/// `false` if a batch has a unit of the group, after which it is to be tried again.
+pub(crate) fn collect_group(core: &MapCore, unit: Unit) -> bool {
+    let collected = core.table.collect(unit, || {
         let units = Table::group_of(unit);
         let start = core.unit_addr(units.start).get();
         let end = core.unit_addr(units.end).get().min(core.region().end);
@@ -122,9 +124,18 @@ pub(crate) fn collect_group(core: &MapCore, unit: Unit) {
             unsafe { mem::discard(start, end - start) };
         }
     });
+    let bytes = collected.unwrap_or(0);
     if bytes > 0 {
         core.counters.add(Count::Released, bytes);
         core.pool.budget.release(bytes);
+    }
+    collected.is_some()
+}
+
+/// The same for a thread that does not come back: where a batch has a unit, the evictor is told.
+pub(crate) fn collect_group_or_tell(core: &MapCore, unit: Unit) {
+    if !collect_group(core, unit) {
+        track(core, unit, false);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, Nanos, RegionAt};
+use crate::base::primitive::Ordering;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::counters::Count;
@@ -17,7 +18,7 @@ const INSTALL_TRIES: u32 = 5_000;
 /// Tries with another descriptor, where the program closes the engine's.
 pub(crate) const DESCRIPTOR_TRIES: u32 = 8;
 /// Naps of 1 ms while there is no memory or no number for another descriptor.
-const SCARCE_MAX: u32 = 2_000;
+pub(crate) const SCARCE_MAX: u32 = 2_000;
 /// Naps while the kernel says EAGAIN: more than a minute.
 const BUSY_NAP: Nanos = Nanos::from_micros(50);
 const BUSY_MAX: u32 = 1_000_000;
@@ -68,9 +69,10 @@ pub(crate) fn install_piece(
 }
 
 /// Fetches the descriptor again whose number the program closed. That takes memory, and a number: if there is none, this thread
-/// waits for a while. Returns the number as it was, if there is no other.
-pub(crate) fn another_descriptor(core: &MapCore, fd: &Fd, number: i32) -> i32 {
-    for _ in 0..SCARCE_MAX {
+/// waits for a while, `patience` milliseconds at most. Returns the number as it was, if there is no other.
+pub(crate) fn another_descriptor(core: &MapCore, fd: &Fd, number: i32, patience: &mut u32) -> i32 {
+    while *patience > 0 && !core.leaving() && !core.closing.load(Ordering::Relaxed) {
+        *patience -= 1;
         match fd.recover(number) {
             Ok(found) => return found,
             Err(Errno(libc::ENOMEM | libc::EMFILE | libc::ENFILE)) => {
@@ -91,6 +93,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
     let mut done = 0;
     let mut new = 0;
     let (mut tries, mut lost, mut busy) = (0, 0, 0);
+    let mut patience = SCARCE_MAX;
     let mut step = len;
     while done < len {
         let part = step.min(len - done);
@@ -144,7 +147,7 @@ pub(crate) fn install(core: &MapCore, dst: Addr, src: Addr, len: usize) -> Resul
                 if lost < DESCRIPTOR_TRIES =>
             {
                 lost += 1;
-                number = another_descriptor(core, fd, number);
+                number = another_descriptor(core, fd, number, &mut patience);
             }
             _ => return Err(Refusal::Install(error)),
         }

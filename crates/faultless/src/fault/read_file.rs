@@ -4,7 +4,9 @@
 
 use crate::base::clock;
 use crate::base::ids::{Addr, FileAt, Nanos, RegionAt};
-use crate::fault::install::{DESCRIPTOR_TRIES, Filled, another_descriptor, install_piece};
+use crate::fault::install::{
+    DESCRIPTOR_TRIES, Filled, SCARCE_MAX, another_descriptor, install_piece,
+};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Piece;
 use crate::space::fds::Fd;
@@ -85,6 +87,7 @@ fn read_file(
 ) -> Result<usize, Refusal> {
     let mut number = fd.get();
     let mut last = None;
+    let mut patience = SCARCE_MAX;
     // Once with the descriptor as it is, once with one that the keeper kept; more often while the program closes descriptors.
     for _ in 0..DESCRIPTOR_TRIES {
         let noted = Fd::noted(number);
@@ -111,7 +114,7 @@ fn read_file(
             _ => last = Some(Refusal::Read(libc::EBADF)),
         }
         // A foreign or closed number, or a lease that this number does not hold: ask for the real one.
-        number = another_descriptor(core, fd, number);
+        number = another_descriptor(core, fd, number, &mut patience);
     }
     Err(last.unwrap_or(Refusal::Read(libc::EBADF)))
 }

@@ -4,7 +4,7 @@ use crate::base::ids::{MapId, Serial, Slot, Unit};
 use crate::base::primitive::Ordering;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::fill;
-use crate::fault::give_up::{collect_group, give_up_cool};
+use crate::fault::give_up::{collect_group_or_tell, give_up_cool};
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Fetch, Need, Origin, Run};
@@ -82,7 +82,7 @@ fn trip_slot(core: &MapCore, unit: Unit) -> Option<Slot> {
             return false;
         };
         if given.emptied {
-            collect_group(&owner, from.unit);
+            collect_group_or_tell(&owner, from.unit);
         }
         true
     })

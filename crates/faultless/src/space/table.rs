@@ -146,30 +146,36 @@ impl Table {
         }
     }
 
-    /// Gives the memory of an empty group's words back (their shadows are forgotten). Returns the bytes to release.
+    /// Whether the words of a unit's group are charged for nothing.
+    pub(crate) fn is_spent(&self, unit: Unit) -> bool {
+        self.group(unit).load(Ordering::Acquire) == CHARGED
+    }
+
+    /// Gives the memory of an empty group's words back (their shadows are forgotten). Returns the bytes to release; `None` if a batch
+    /// has a unit of the group, after which it is to be tried again.
     /// Takes `mmap_lock` for reading: never called in the fault path.
     ///
     /// `empty` is called while no unit of the group can be claimed, and all are absent.
-    pub(crate) fn collect(&self, unit: Unit, empty: impl FnOnce()) -> u64 {
+    pub(crate) fn collect(&self, unit: Unit, empty: impl FnOnce()) -> Option<u64> {
         let group = self.group(unit);
         if group
             .compare_exchange(CHARGED, LOCKED, Ordering::AcqRel, Ordering::Acquire)
             .is_err()
         {
-            return 0;
+            return Some(0);
         }
         let group_units = Self::group_of(unit);
         let end = group_units.end.min(Unit::new(self.units));
         if Unit::each(group_units.start..end).any(|u| self.page(u).load().batch()) {
             // Absent by a failed fill, but still in somebody's batch, who will come back to the word.
             group.store(CHARGED, Ordering::Release);
-            return 0;
+            return None;
         }
         empty();
         // All words of the group are ABSENT, and LOCKED keeps claims away, so zeros (ABSENT without a shadow) may replace them.
         let gone = self.words.discard_page((unit.get() / GROUP) as usize);
         group.store(if gone { 0 } else { CHARGED }, Ordering::Release);
-        if gone { GROUP_BYTES } else { 0 }
+        Some(if gone { GROUP_BYTES } else { 0 })
     }
 
     /// Bytes charged for groups now.
@@ -197,12 +203,14 @@ mod tests {
         assert!(!table.leave(Unit::new(0)));
         assert_eq!(
             table.collect(Unit::new(0), || panic!("it is not")),
-            0,
+            Some(0),
             "in use"
         );
         assert!(table.leave(Unit::new(1)));
-        assert_eq!(table.collect(Unit::new(0), || ()), GROUP_BYTES);
-        assert_eq!(table.collect(Unit::new(0), || ()), 0, "once");
+        assert!(table.is_spent(Unit::new(0)) && !table.is_spent(Unit::new(GROUP)));
+        assert_eq!(table.collect(Unit::new(0), || ()), Some(GROUP_BYTES));
+        assert_eq!(table.collect(Unit::new(0), || ()), Some(0), "once");
+        assert!(!table.is_spent(Unit::new(0)));
         assert!(table.enter(Unit::new(5)), "charged again");
     }
 }
@@ -270,7 +278,7 @@ mod models {
                 let absent = |&u: &Unit| self.table.page(u).load().state() == State::Absent;
                 assert!(all.iter().all(absent), "a unit that is not absent");
             });
-            self.charged.fetch_sub(gone, Ordering::Relaxed);
+            self.charged.fetch_sub(gone.unwrap_or(0), Ordering::Relaxed);
         }
 
         fn check_at_rest(&self) {

@@ -18,7 +18,7 @@ use crate::base::primitive::{AtomicU32, AtomicU64, Ordering, fence};
 pub(crate) enum Answer<R> {
     Pass(R),
     Wait,
-    /// It has waited for too long: it goes before others from now on.
+    /// It has waited for too long: it goes before others, as long as it answers so.
     Overdue,
 }
 
@@ -132,6 +132,10 @@ impl Turnstile {
         }
     }
 
+    fn leave_overdue(&self) {
+        self.overdue.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Waits until `pass` has an answer. It is asked before each sleep, and after `look` at the latest. It is told whether the thread
     /// may take room now, and says whether it has waited too long already. `room` says whether there is room for so many bytes.
     ///
@@ -162,6 +166,12 @@ impl Turnstile {
                     fence(Ordering::SeqCst);
                     continue;
                 }
+                Answer::Wait if overdue => {
+                    overdue = false;
+                    self.leave_overdue();
+                    self.hand_on(&room);
+                    continue;
+                }
                 Answer::Overdue | Answer::Wait => {}
             }
             let calls = self.calls.load(Ordering::Relaxed);
@@ -173,7 +183,7 @@ impl Turnstile {
             slept = true;
         };
         if overdue {
-            self.overdue.fetch_sub(1, Ordering::Relaxed);
+            self.leave_overdue();
         }
         self.change(Line::without_one);
         // (A thread that never slept was not called, unless it kept others from what they were called for.)
@@ -253,6 +263,17 @@ mod models {
     const TWO: fn(&Shared) = |s| s.wait(2);
     const OVERDUE_ONE: fn(&Shared) = |s| s.wait_or(1, || Answer::Overdue);
     const OVERDUE_TWO: fn(&Shared) = |s| s.wait_or(2, || Answer::Overdue);
+    /// A thread that goes before others once, and then lets them go first again.
+    const ONCE_OVERDUE_TWO: fn(&Shared) = |s| {
+        let looks = std::cell::Cell::new(0);
+        s.wait_or(2, || {
+            looks.set(looks.get() + 1);
+            match looks.get() {
+                1 | 2 => Answer::Overdue,
+                _ => Answer::Wait,
+            }
+        });
+    };
 
     #[test]
     fn room_for_all_that_is_made_in_one_step_lets_all_through() {
@@ -298,6 +319,7 @@ mod models {
         run_all(&[OVERDUE_TWO, ONE], &[1, 2], 2);
         run_all(&[OVERDUE_TWO, ONE], &[3], 2);
         run_all(&[OVERDUE_ONE, OVERDUE_TWO], &[1, 2], 2);
+        run_all(&[ONCE_OVERDUE_TWO, ONE], &[1, 2], 2);
         run_all(&[OVERDUE_ONE, ONE, ONE], &[3], 1);
     }
 

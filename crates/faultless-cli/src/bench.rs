@@ -23,7 +23,7 @@ use std::time::Duration;
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
 checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, fork, bigfree), in
-about six minutes; \"all\" takes half an hour. The data file is kept for the next run.
+about six minutes; \"all\" takes forty minutes. The data file is kept for the next run.
 
 A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
 turns within each round, and each is first equally often if --rounds is a multiple of their number. \"× mmap\" is the ratio

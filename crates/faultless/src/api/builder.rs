@@ -37,7 +37,8 @@ impl PoolBuilder {
     /// The budget: the most that frames, staging buffers and page states of all maps in the pool may take together.
     /// Without it, half of what the machine, or the control group, has available when the pool is built.
     ///
-    /// A budget larger than the control group's limit is allowed: the kernel takes cold pages back as it needs to.
+    /// A budget larger than the control group's limit is allowed, and the limit may change: the pool uses what the group has left beside
+    /// the program's own memory, if that is less than the budget.
     pub fn memory(mut self, budget: ByteSize) -> Self {
         self.memory = Some(budget);
         self

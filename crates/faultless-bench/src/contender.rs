@@ -34,7 +34,9 @@ pub enum Kind {
     UffdMonitor,
     /// This project.
     Faultless,
-    /// The same with a budget that is larger than the memory of its control group, or has become so.
+    /// The same by loads that ask first ([`Map::load`]).
+    FaultlessLoad,
+    /// Plain loads with a budget that is larger than the memory of its control group, or has become so.
     FaultlessOver,
     /// A plain C program that maps the file.
     Program,
@@ -50,11 +52,12 @@ pub enum Kind {
 
 impl Kind {
     /// Those that read within the benchmark's own process, in the order in which they are shown.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
         Kind::Faultless,
+        Kind::FaultlessLoad,
         Kind::FaultlessOver,
     ];
     /// A program of its own, without and with.
@@ -67,11 +70,12 @@ impl Kind {
         Kind::MmapRecorded,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 10] = [
+    pub const EVERY: [Kind; 11] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
         Kind::Faultless,
+        Kind::FaultlessLoad,
         Kind::FaultlessOver,
         Kind::Program,
         Kind::ProgramServed,
@@ -87,7 +91,10 @@ impl Kind {
 
     /// Whether this project's library reads the pages.
     pub fn is_engine(self) -> bool {
-        matches!(self, Kind::Faultless | Kind::FaultlessOver)
+        matches!(
+            self,
+            Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver
+        )
     }
 
     /// Whether pages are read by the kernel's mmap.
@@ -112,6 +119,7 @@ impl Kind {
             Kind::Pread => "pread",
             Kind::UffdMonitor => "uffd-monitor",
             Kind::Faultless => "faultless",
+            Kind::FaultlessLoad => "faultless-load",
             Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
@@ -224,6 +232,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless | Kind::FaultlessOver => Engine::open(terms).map(|c| Box::new(c) as _),
+        Kind::FaultlessLoad => Engine::open(terms).map(|c| Box::new(Asking(c)) as _),
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }
@@ -673,6 +682,26 @@ impl Contender for Engine {
 
     fn bytes(&self) -> Option<&[u8]> {
         Some(&self.map)
+    }
+}
+
+/// The engine, asked before each read.
+struct Asking(Engine);
+
+impl Contender for Asking {
+    fn read(
+        &self,
+        number: u64,
+        _: &mut PageBuffer,
+        check: &mut dyn FnMut(&[u8]),
+    ) -> anyhow::Result<()> {
+        let at = number as usize * PAGE;
+        check(self.0.map.load(at..at + PAGE)?);
+        Ok(())
+    }
+
+    fn misses(&self) -> Option<u64> {
+        self.0.misses()
     }
 }
 

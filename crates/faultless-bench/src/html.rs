@@ -27,6 +27,7 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::Pread => (RGBColor(4, 4, 4), "#6b7280", "#9ca3af"),
         Kind::UffdMonitor => (RGBColor(5, 5, 5), "#7c3aed", "#c4b5fd"),
         Kind::Faultless => (RGBColor(6, 6, 6), "#0f766e", "#2dd4bf"),
+        Kind::FaultlessLoad => (RGBColor(13, 13, 13), "#4338ca", "#a5b4fc"),
         Kind::FaultlessOver => (RGBColor(12, 12, 12), "#a16207", "#fde047"),
         Kind::Program => (RGBColor(7, 7, 7), "#b45309", "#fbbf24"),
         Kind::ProgramServed => (RGBColor(8, 8, 8), "#0369a1", "#38bdf8"),

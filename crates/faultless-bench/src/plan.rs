@@ -329,10 +329,11 @@ impl Plan {
             (_, Kind::FaultlessOver) => scenario.has_large_budget(),
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
+            (Access::Scan | Access::Hot, Kind::FaultlessLoad) => false,
             (Access::Scan, Kind::UffdMonitor) => false,
             (Access::Scan, _) => true,
             // A monitor that evicts nothing, and reads without a cache, have no part in these.
-            (_, kind) => kind.is_kernel_mmap() || kind == &Kind::Faultless,
+            (_, kind) => kind.is_kernel_mmap() || kind.is_engine(),
         };
         self.contenders.iter().copied().filter(suits).collect()
     }

@@ -165,6 +165,7 @@ enum KindArg {
     Pread,
     UffdMonitor,
     Faultless,
+    FaultlessLoad,
     FaultlessOver,
 }
 
@@ -175,6 +176,7 @@ impl From<KindArg> for Kind {
             KindArg::Pread => Kind::Pread,
             KindArg::UffdMonitor => Kind::UffdMonitor,
             KindArg::Faultless => Kind::Faultless,
+            KindArg::FaultlessLoad => Kind::FaultlessLoad,
             KindArg::FaultlessOver => Kind::FaultlessOver,
         }
     }

@@ -365,6 +365,7 @@ fn operation(near: &mut (usize, u64)) {
             doing(format!("loads page {page} of map {at}"));
             oracle::load(map, truth, page);
         }
+        11 if chance(2) => ask(map, truth, page, bytes(some)),
         11..=13 => pin(map, truth, page, bytes(some.min(8))),
         14 => {
             doing(format!("prefetches {some} pages from {page} of map {at}"));
@@ -410,6 +411,19 @@ fn operation(near: &mut (usize, u64)) {
             at_work_on(None);
             make_map(at);
         }
+    }
+}
+
+/// Asks for a range before it is touched.
+fn ask(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
+    let pages = page..(bytes.end as u64).div_ceil(PAGE as u64);
+    doing(format!("asks for pages {pages:?} of {:?}", truth.origin));
+    with(|w| w.scheduler.me().detour = Some(thread));
+    let asked = map.load(bytes).map(drop);
+    with(|w| w.scheduler.me().detour = None);
+    match asked {
+        Ok(()) => pages.for_each(|page| oracle::load(map, truth, page)),
+        Err(error) => oracle::check_error(truth, pages, &error),
     }
 }
 

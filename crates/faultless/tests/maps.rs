@@ -647,6 +647,72 @@ fn a_sparse_tebibyte_is_mapped_and_read_within_the_budget() {
     );
 }
 
+/// A signal would kill a thread that blocks it.
+#[test]
+fn a_range_that_was_asked_for_is_read_without_a_signal() {
+    let dir = dir();
+    let len = 1024 * PAGE + 77;
+    let path = file(dir.path(), "a", 24, len);
+    for unit in [4, 64] {
+        let pool = pool(64);
+        let options = pool.options().unit(ByteSize::kib(unit));
+        let map = options.map(open(&path)).expect("mapped");
+        // Here and there, something is there already.
+        for page in [1, 2, 40, 41, 500, 1023] {
+            assert_eq!(map[page * PAGE], common::byte_at(24, page * PAGE));
+        }
+        let blocks_sigbus = || unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&mut set, libc::SIGBUS);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            for range in [
+                0..1,
+                5..5,
+                3 * PAGE - 1..90 * PAGE + 1,
+                100 * PAGE..len,
+                0..len,
+            ] {
+                let bytes = map.load(range.clone()).expect("there");
+                assert_eq!(bytes.len(), range.len());
+                let good = |(i, &b): (usize, &u8)| b == common::byte_at(24, range.start + i);
+                assert!(bytes.iter().enumerate().all(good), "{range:?}");
+            }
+        };
+        std::thread::scope(|s| s.spawn(blocks_sigbus).join().expect("no signal"));
+        assert!(matches!(
+            map.load(0..len + 1),
+            Err(Error::OutOfRange { .. })
+        ));
+    }
+}
+
+#[test]
+fn more_than_the_budget_can_be_asked_for() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 25, 2048 * PAGE);
+    let map = pool(1).map(open(&path)).expect("mapped");
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| {
+                let bytes = map.load(..).expect("there");
+                for page in 0..2048 {
+                    assert_eq!(bytes[page * PAGE], common::byte_at(25, page * PAGE));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn what_was_asked_for_and_cannot_be_read_is_an_error() {
+    let map = unsafe { pool(16).map_trusted(Broken) }.expect("mapped");
+    let error = map.load(3 * PAGE..5 * PAGE).map(drop).expect_err("EIO");
+    assert!(
+        matches!(&error, Error::Read { offset, .. } if *offset == 3 * PAGE as u64),
+        "{error}"
+    );
+}
+
 /// A source of which nothing can be read.
 struct Broken;
 

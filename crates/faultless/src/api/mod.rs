@@ -6,6 +6,7 @@ pub(crate) mod backend;
 pub(crate) mod backing;
 pub(crate) mod builder;
 pub(crate) mod engine;
+mod load;
 pub(crate) mod map;
 pub(crate) mod options;
 pub(crate) mod pin;

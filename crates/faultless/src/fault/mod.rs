@@ -11,6 +11,7 @@
 //! check) → [`install`] (`UFFDIO_COPY`) → [`publish`] (resident; tell the evictor) → back to the load.
 
 pub(crate) mod ahead;
+pub(crate) mod ask;
 pub(crate) mod charge;
 pub(crate) mod claim;
 pub(crate) mod fill;

@@ -12,6 +12,8 @@ pub(crate) const RUN_MAX: usize = 64;
 pub(crate) enum Need {
     /// A load at this address faulted.
     Load(Addr),
+    /// It is to be resident before it is touched.
+    Ask,
     /// It is to be pinned.
     Pin,
     /// It may be wanted soon: never waits.

@@ -1,0 +1,61 @@
+//! Loads that ask first.
+
+use crate::api::backing::{Backing, units_of};
+use crate::api::map::Map;
+use crate::base::error::Error;
+use crate::fault::ask::ask;
+use std::ops::RangeBounds;
+
+impl Map {
+    /// Makes a range resident, and returns it. A miss costs what a read and the installation of its pages cost: no fault and no
+    /// signal, with which a plain load of an absent page begins and ends. A hit costs one look at a word for each fill unit. Use it
+    /// where a program knows what it is about to read.
+    ///
+    /// It pins nothing: the bytes are served by the fault path, as always, if they are evicted before they are touched. What is
+    /// handed to a system call must be pinned ([`pin`](Self::pin)).
+    ///
+    /// Neighbouring absent units are read together. What is absent is read with all signals of the calling thread blocked, as a
+    /// pin does. On the mmap backend the range is read in by the kernel.
+    ///
+    /// ```
+    /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
+    /// # std::io::Write::write_all(&mut &file, &[7u8; 100_000])?;
+    /// # let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    /// # let reader = std::fs::File::open(path)?;
+    /// # drop(file);
+    /// let pool = faultless::Pool::builder().memory(faultless::ByteSize::mib(64)).build()?;
+    /// let map = pool.map(&reader)?;
+    /// let record = map.load(5_000..6_000)?; // a read error is an Err, not a SIGBUS
+    /// assert!(record.iter().all(|&b| b == 7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
+    /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress);
+    /// [`Error::Forked`].
+    pub fn load(&self, range: impl RangeBounds<usize>) -> Result<&[u8], Error> {
+        let bytes = self.range(range)?;
+        self.check_process()?;
+        let slice = &self[bytes.start - self.head..bytes.end - self.head];
+        if bytes.is_empty() {
+            return Ok(slice);
+        }
+        match &self.backing {
+            Backing::Empty => {}
+            Backing::Mmap(mmap) => mmap.populate(&bytes).map_err(|error| Error::Read {
+                name: mmap.name.clone(),
+                offset: bytes.start as u64,
+                error,
+            })?,
+            Backing::Engine(core) => {
+                ask(core, units_of(core, &bytes)).map_err(|(unit, refusal)| {
+                    let offset = core.source_at(core.unit_start(unit)).get();
+                    refusal.into_error(&core.name, offset, self.pool.budget())
+                })?
+            }
+        }
+        Ok(slice)
+    }
+}

@@ -1,0 +1,68 @@
+//! Making a range resident before it is touched: as few reads as its gaps allow, and no signal.
+
+use crate::base::ids::Unit;
+use crate::fault::claim::{claim, extend};
+use crate::fault::fill::fill;
+use crate::fault::read_file::file_piece;
+use crate::fault::refusal::Refusal;
+use crate::fault::rescue::rescue;
+use crate::fault::run::{Need, Origin, Run};
+use crate::fault::serve::serve;
+use crate::space::map_core::{MapCore, Reading};
+use crate::space::page::State;
+use faultless_sys::signal;
+use std::ops::Range;
+
+/// Whether a unit is resident, as far as is known: the kernel may have taken it back.
+fn is_resident(core: &MapCore, unit: Unit) -> bool {
+    core.page(unit).load().state() == State::Resident
+}
+
+/// Makes units resident. What is absent is read with the signals of the calling thread blocked, one run at a time.
+///
+/// # Errors
+///
+/// The unit that could not be read, and why.
+pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refusal)> {
+    let mut unit = units.start;
+    while unit < units.end {
+        if is_resident(core, unit) {
+            unit += 1;
+            continue;
+        }
+        // A signal handler that does not return (longjmp), or a cancellation, would leave the units claimed for ever.
+        let blocked = signal::Blocked::all();
+        let _serving = core.pool.withheld.serving(blocked.former());
+        unit = ask_some(core, unit..units.end).map_err(|why| (unit, why))?;
+    }
+    Ok(())
+}
+
+/// Makes the first of some units resident, and as many of those behind it as can be read with it. Returns the unit behind them.
+fn ask_some(core: &MapCore, units: Range<Unit>) -> Result<Unit, Refusal> {
+    let first = units.start;
+    let Reading::File { fd, .. } = &core.reading else {
+        return serve(core, first, Need::Ask).map(|()| first + 1);
+    };
+    let mut run = Run::new();
+    claim(core, first, Need::Ask, &mut run)?;
+    if run.count == 0 {
+        return Ok(first + 1);
+    }
+    if run.from[0] == Origin::Cool {
+        return rescue(core, &run, Need::Ask).map(|()| first + 1);
+    }
+    while run.end() < units.end && extend(core, &mut run) {}
+    let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
+    let filled = fill(core, &run, Need::Ask, None, fetch);
+    if run.count == 1 {
+        return filled.map(|()| first + 1);
+    }
+    if filled.is_err() || !is_resident(core, first) {
+        // Something behind it could not be read: the unit alone, then.
+        serve(core, first, Need::Ask)?;
+    }
+    // The others were a guess: those that are not there are asked for by themselves.
+    let others = Unit::each(first + 1..run.end()).take_while(|&unit| is_resident(core, unit));
+    Ok(first + 1 + others.count() as u64)
+}

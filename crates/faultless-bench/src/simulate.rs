@@ -5,7 +5,7 @@
 
 use crate::data::{STEP, mix};
 use faultless::internals::policy::{Item, Logs, Occupant, Place, Policy, Worth, ghost_reach};
-use faultless::internals::{Entry, Serial};
+use faultless::internals::{Entry, Serial, Slot};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -430,7 +430,7 @@ impl Engine {
             };
             let page = victim.item.entry.get() as usize - 1;
             if std::mem::take(&mut self.seen[page]) {
-                self.policy.arrive(victim.item, true);
+                self.policy.arrive(victim.item, true, 0);
                 continue;
             }
             let fresh = victim.place == Place::Fresh;
@@ -470,13 +470,15 @@ impl Cache for Engine {
     fn touch(&mut self, page: u32) -> bool {
         let i = page as usize;
         let was = self.state[i];
+        let mut credit = 0;
         let (hit, proved) = match was {
             State::Mapped => {
                 self.seen[i] |= self.seen_loads;
                 return true;
             }
-            State::Cools(_) => {
+            State::Cools(slot) => {
                 self.rescues += 1;
+                credit = self.logs.credit(Slot::new(slot));
                 (true, true)
             }
             State::Absent(0) => (false, false),
@@ -488,7 +490,7 @@ impl Cache for Engine {
             entry: Entry::new(u64::from(page) + 1),
             pages: 1,
         };
-        self.policy.arrive(item, proved);
+        self.policy.arrive(item, proved, credit);
         self.make_room();
         hit
     }

@@ -103,6 +103,6 @@ pub use coherence::lease::OnBreak;
 #[doc(hidden)]
 pub mod internals {
     pub use crate::api::builder::default_budget;
-    pub use crate::base::ids::{Entry, Serial};
+    pub use crate::base::ids::{Entry, Serial, Slot};
     pub use crate::evict::policy;
 }

@@ -136,7 +136,8 @@ impl Add for Nanos {
     }
 }
 
-const UNIT_BITS: u32 = 40;
+/// Enough for pages of any address that a process has without asking for more than 47 bits.
+const UNIT_BITS: u32 = 38;
 const ID_BITS: u32 = 17;
 const SHIFT_BITS: u32 = 6;
 /// Most gates that an entry can tell apart.
@@ -150,6 +151,9 @@ number! {
 impl Entry {
     /// Marks a unit that was read ahead.
     const AHEAD: u64 = 1 << 63;
+    /// Where the credit is, and the most of it.
+    const CREDIT_AT: u32 = UNIT_BITS + ID_BITS + SHIFT_BITS;
+    const CREDIT_MAX: u64 = 3;
 
     /// The entry of a unit.
     pub(crate) fn of(map: MapId, unit_shift: u32, unit: Unit) -> Self {
@@ -161,6 +165,16 @@ impl Entry {
     /// The same, of a unit that was read ahead.
     pub(crate) fn marked_ahead(self) -> Self {
         Entry(self.0 | Self::AHEAD)
+    }
+
+    /// The same, of a unit that has so much credit: see [`Policy::arrive`](crate::evict::policy::Policy::arrive).
+    pub(crate) fn with_credit(self, credit: u8) -> Self {
+        Entry(self.0 | u64::from(credit).min(Self::CREDIT_MAX) << Self::CREDIT_AT)
+    }
+
+    /// Its credit.
+    pub(crate) fn credit(self) -> u8 {
+        (self.0 >> Self::CREDIT_AT & Self::CREDIT_MAX) as u8
     }
 
     /// Whether it is one.
@@ -186,7 +200,7 @@ impl Entry {
 
     /// The size of the unit, in bytes.
     pub(crate) fn unit_bytes(self) -> u64 {
-        1 << ((self.0 & !Self::AHEAD) >> (UNIT_BITS + ID_BITS))
+        1 << (self.0 >> (UNIT_BITS + ID_BITS) & ((1 << SHIFT_BITS) - 1))
     }
 }
 
@@ -207,12 +221,14 @@ mod tests {
     fn an_entry_gives_back_what_it_was_made_of() {
         for (map, shift, unit) in [(0, 12, 0), (65_535, 21, (1 << 34) - 1), (7, 12, 99)] {
             let entry = Entry::of(MapId(map), shift, Unit(unit));
-            for entry in [entry, entry.marked_ahead()] {
+            for entry in [entry, entry.marked_ahead(), entry.with_credit(2)] {
                 assert!(entry.is_some());
                 assert_eq!((entry.map().0, entry.unit().0), (map, unit));
                 assert_eq!(entry.unit_bytes(), 1 << shift);
             }
             assert!(!entry.ahead() && entry.marked_ahead().ahead());
+            assert_eq!((entry.credit(), entry.with_credit(9).credit()), (0, 3));
+            assert_eq!(entry.with_credit(2).marked_ahead().credit(), 2);
         }
         assert!(!Entry::default().is_some());
     }

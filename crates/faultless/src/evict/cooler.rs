@@ -208,6 +208,7 @@ impl Cooler {
         }
         for _ in 0..TRIES {
             let (slot, occupant) = self.logs.turn(place)?;
+            area.set_main(self.logs.main_slots());
             let dropped = drop_from_slot(&pool, maps, slot, occupant, place);
             if place == Place::Fresh && occupant.entry.is_some() {
                 self.worth.came_round(!dropped);

@@ -32,6 +32,9 @@ const LOOK_AGAIN: Nanos = Nanos::from_millis(500);
 /// The same, where loads have found that the kernel took back so many pages meanwhile: there is less memory than before.
 const LOOK_SOON: Nanos = Nanos::from_millis(10);
 const TAKEN_BACK: u32 = 64;
+/// And in a control group, after this part of its memory was filled, as a divisor: so much, at most, is firm beyond what may be, after the
+/// group was made smaller.
+const LOOK_SHARE: u64 = 16;
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
 /// Entries that a look for stale ones goes through before it lets go of the maps that it entered.
@@ -57,6 +60,9 @@ pub(crate) struct Evictor {
     looked: Option<Nanos>,
     /// What cannot leave, as it was found out when memory was capped below that.
     floor: u64,
+    /// Bytes that were filled since then, and how many are to be before the next look.
+    filled: u64,
+    look_after: u64,
     /// Pages that the kernel had taken back until then.
     taken_back: u32,
     pub(super) firm_target: u64,
@@ -106,6 +112,8 @@ impl Evictor {
             emptied: Vec::new(),
             looked: None,
             floor: 0,
+            filled: 0,
+            look_after: u64::MAX,
             taken_back: 0,
             firm_target: u64::MAX,
             pressure: Pressure::default(),
@@ -145,12 +153,19 @@ impl Evictor {
             true => LOOK_SOON,
             false => LOOK_AGAIN,
         };
-        if self.looked.is_some_and(|t| clock::now().since(t) < pause) {
+        let due = self.filled >= self.look_after
+            || self.looked.is_none_or(|t| clock::now().since(t) >= pause);
+        if !due {
             return;
         }
         (self.looked, self.taken_back) = (Some(clock::now()), taken_back);
         self.pool.withheld.take();
         let memory = memory::look();
+        self.filled = 0;
+        self.look_after = match memory.limit < memory.machine {
+            true => memory.limit / LOOK_SHARE,
+            false => u64::MAX,
+        };
         self.pressure.look(clock::now(), memory.stalled);
         if self.pool.budget.used() < self.floor / 4 * 3 {
             self.floor = 0;
@@ -281,6 +296,7 @@ impl Evictor {
                 break;
             };
             n += 1;
+            self.filled += entry.unit_bytes();
             let (id, unit) = (entry.map(), entry.unit());
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
@@ -290,7 +306,8 @@ impl Evictor {
                 if core.page(unit).load().tracked() {
                     let hot = core.page(unit).take_seen();
                     let pages = (core.charge_of(unit) / PAGE as u64) as u32;
-                    self.policy.arrive(Item { entry, pages }, hot);
+                    self.policy
+                        .arrive(Item { entry, pages }, hot, entry.credit());
                 } else if core.table.is_spent(unit) {
                     // Its fill failed.
                     self.emptied.push((id, unit));

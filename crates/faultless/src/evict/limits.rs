@@ -52,9 +52,10 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory, floor: u64) -> Li
     }
     follow_group(pool, memory, floor);
     let limit = pool.budget.limit();
-    // Fills beyond this wait for the marking to catch up. It can bind only where memory is short.
+    // Fills beyond this wait for the marking to catch up. It can bind only where memory is short. With the slots (an eighth) and the
+    // program's own, it is what must still fit after the group was halved between two looks.
     let max = if memory.limit / 2 < pool.budget.allowed() {
-        memory.limit / 2
+        memory.limit / 8 * 3
     } else {
         u64::MAX
     };

@@ -24,6 +24,7 @@
 //! Where no cooling area can be had, units are given up at once, and the share of `fresh` is that of S3-FIFO's paper.
 
 use crate::base::ids::{Entry, Serial, Slot};
+use crate::space::cooling::credit;
 use std::collections::VecDeque;
 
 /// Share of all units that stay in `fresh`, with a cooling area and without, as a divisor.
@@ -32,6 +33,8 @@ const FRESH_SHARE_UNCOOLED: u64 = 10;
 /// Shares of the budget that the cooling logs take, in thousandths.
 const FRESH_LOG: u64 = 20;
 const MAIN_LOG: u64 = 120;
+/// Most credit that a unit has.
+const CREDIT_MAX: u8 = 3;
 /// Share of the budget that ghosts reach back, in percent.
 const GHOSTS: u64 = 60;
 
@@ -81,6 +84,8 @@ pub struct Policy {
 struct Queued {
     item: Item,
     soft: bool,
+    /// How often it stays when its turn to go comes.
+    credit: u8,
 }
 
 /// First in, first out. The oldest `looked` entries have been offered for softening.
@@ -93,9 +98,19 @@ struct Queue {
 }
 
 impl Queue {
-    fn push(&mut self, item: Item) {
-        self.pages += u64::from(item.pages);
-        self.entries.push_back(Queued { item, soft: false });
+    fn push(&mut self, item: Item, credit: u8) {
+        self.push_back(Queued {
+            item,
+            soft: false,
+            credit,
+        });
+    }
+
+    fn push_back(&mut self, e: Queued) {
+        let pages = u64::from(e.item.pages);
+        self.pages += pages;
+        self.soft_pages += if e.soft { pages } else { 0 };
+        self.entries.push_back(e);
     }
 
     fn pop(&mut self) -> Option<Queued> {
@@ -157,31 +172,45 @@ impl Policy {
         }
     }
 
-    /// A unit was filled; `proved` if it was rescued, or seen before.
-    pub fn arrive(&mut self, item: Item, proved: bool) {
-        if proved {
-            self.main.push(item)
-        } else {
-            self.fresh.push(item)
+    /// A unit was filled; `proved` if it was rescued, or seen before. With `credit` it stays so often when its turn to go comes.
+    pub fn arrive(&mut self, item: Item, proved: bool, credit: u8) {
+        match proved {
+            true => self.main.push(item, credit),
+            false => self.fresh.push(item, 0),
         }
     }
 
     /// The next unit to take out of its map. If that cannot be done (it is pinned, or was seen), it goes back to
-    /// [`arrive`](Self::arrive), as proved.
+    /// [`arrive`](Self::arrive), as proved and without credit.
     pub fn next_victim(&mut self) -> Option<Victim> {
+        // Each unit has had its credit by then.
+        for _ in 0..=self.len() * usize::from(CREDIT_MAX) {
+            let place = self.place_of_next();
+            let Queued { item, soft, credit } = self.queue(place).pop()?;
+            match credit.checked_sub(1) {
+                None => return Some(Victim { item, place, soft }),
+                // (It is marked already, if it was.)
+                Some(less) => self.main.push_back(Queued {
+                    item,
+                    soft,
+                    credit: less,
+                }),
+            }
+        }
+        None
+    }
+
+    /// Which queue the next unit leaves.
+    fn place_of_next(&self) -> Place {
         let share = if self.cooling {
             FRESH_SHARE
         } else {
             FRESH_SHARE_UNCOOLED
         };
-        let fresh = self.fresh.pages > self.pages() / share || self.main.entries.is_empty();
-        let (queue, place) = if fresh {
-            (&mut self.fresh, Place::Fresh)
-        } else {
-            (&mut self.main, Place::Main)
-        };
-        let Queued { item, soft } = queue.pop()?;
-        Some(Victim { item, place, soft })
+        match self.fresh.pages > self.pages() / share || self.main.entries.is_empty() {
+            true => Place::Fresh,
+            false => Place::Main,
+        }
     }
 
     /// The next unit to mark MADV_FREE: the oldest of the longer queue. It stays where it is; say
@@ -379,6 +408,18 @@ impl Logs {
         }
     }
 
+    /// The slots of main: their first, their number, and which of them is due next.
+    pub fn main_slots(&self) -> [u32; 3] {
+        let len = self.slots.len() - self.fresh_len;
+        [self.fresh_len, len, self.main_at].map(|n| n as u32)
+    }
+
+    /// The credit of a unit that is rescued from a slot now.
+    pub fn credit(&self, slot: Slot) -> u8 {
+        let [first, len, next] = self.main_slots();
+        credit(slot, first, len, next)
+    }
+
     /// What lies in a slot.
     pub fn at(&self, slot: Slot) -> Occupant {
         self.slots[slot.get() as usize]
@@ -423,25 +464,41 @@ mod tests {
     #[test]
     fn what_has_not_proved_itself_goes_first_and_oldest_first() {
         let mut p = Policy::new(true);
-        (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0));
+        (1..=6).for_each(|i| p.arrive(item(i), i % 3 == 0, 0));
         assert_eq!(order(&mut p), [1, 2, 4, 5, 3, 6]);
+        assert_eq!((p.pages(), p.firm_pages()), (0, 0));
+    }
+
+    #[test]
+    fn credit_lets_a_unit_stay_so_often() {
+        let mut p = Policy::new(true);
+        for (i, credit) in [(1, 2), (2, 0), (3, 1), (4, 0)] {
+            p.arrive(item(i), true, credit);
+        }
+        let (first, offered) = p.next_to_soften().expect("one");
+        assert_eq!(first, item(1));
+        p.softened(offered);
+        assert_eq!((p.len(), p.pages(), p.firm_pages()), (4, 4, 3));
+        let all: Vec<_> = std::iter::from_fn(|| p.next_victim()).collect();
+        let order: Vec<_> = all.iter().map(|v| (v.item.entry.get(), v.soft)).collect();
+        assert_eq!(order, [(2, false), (4, false), (3, false), (1, true)]);
         assert_eq!((p.pages(), p.firm_pages()), (0, 0));
     }
 
     #[test]
     fn without_a_cooling_area_the_fresh_keep_a_tenth() {
         let mut p = Policy::new(false);
-        (1..=100).for_each(|i| p.arrive(item(i), i > 5));
+        (1..=100).for_each(|i| p.arrive(item(i), i > 5, 0));
         let first = p.next_victim().expect("one");
         assert_eq!((first.item.entry.get(), first.place), (6, Place::Main));
-        (101..=110).for_each(|i| p.arrive(item(i), false));
+        (101..=110).for_each(|i| p.arrive(item(i), false, 0));
         assert_eq!(p.next_victim().expect("one").item, item(1));
     }
 
     #[test]
     fn the_oldest_are_softened_where_they_are() {
         let mut p = Policy::new(true);
-        (1..=4).for_each(|i| p.arrive(item(i), false));
+        (1..=4).for_each(|i| p.arrive(item(i), false, 0));
         let (first, offered) = p.next_to_soften().expect("one");
         assert_eq!(first, item(1));
         p.softened(offered);
@@ -458,7 +515,7 @@ mod tests {
     #[test]
     fn what_could_not_be_softened_is_offered_again() {
         let mut p = Policy::new(true);
-        (1..=3).for_each(|i| p.arrive(item(i), false));
+        (1..=3).for_each(|i| p.arrive(item(i), false, 0));
         let (_, pinned) = p.next_to_soften().expect("one");
         let (_, second) = p.next_to_soften().expect("another");
         p.softened(second);

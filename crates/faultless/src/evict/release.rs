@@ -61,7 +61,7 @@ pub(crate) fn release_units(core: &MapCore, units: Range<Unit>) {
         for u in Unit::each(first..unit) {
             cancel_eviction(core, u, soft[(u - first) as usize]);
             // The evictor may have thrown its entry away meanwhile.
-            track(core, u, false);
+            track(core, u);
         }
     }
 }

@@ -171,7 +171,7 @@ impl Evictor {
             }
         }
         for item in back {
-            self.policy.arrive(item, true);
+            self.policy.arrive(item, true, 0);
         }
         if let Some(cooler) = &mut self.cooler {
             cooler.keep(&mut taken);

@@ -40,7 +40,7 @@ fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Option<From> {
         Ok(from) => Some(from),
         Err(emptied) => {
             if emptied {
-                track(core, unit, false);
+                track(core, unit);
             }
             None
         }

@@ -46,6 +46,7 @@ pub(crate) fn fill(
                 // A unit of several pages, some of which were there: those may still be marked MADV_FREE.
                 soft: run.from[i] == Origin::Resident && installed_new < backed.end - backed.start,
                 ahead: need == Need::Prefetch,
+                credit: 0,
             };
             match trip {
                 Some(slot) if i == 0 => park(core, unit, run, slot),

@@ -35,7 +35,7 @@ pub(crate) fn abandon(core: &MapCore, unit: Unit, from: Origin, me: u32, charged
         }
         if gone.emptied {
             // Only the evictor gives the words of a group back.
-            track(core, unit, false);
+            track(core, unit);
         }
     }
 }
@@ -135,7 +135,7 @@ pub(crate) fn collect_group(core: &MapCore, unit: Unit) -> bool {
 /// The same for a thread that does not come back: where a batch has a unit, the evictor is told.
 pub(crate) fn collect_group_or_tell(core: &MapCore, unit: Unit) {
     if !collect_group(core, unit) {
-        track(core, unit, false);
+        track(core, unit);
     }
 }
 

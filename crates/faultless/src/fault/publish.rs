@@ -16,6 +16,8 @@ pub(crate) struct Published {
     pub(crate) soft: bool,
     /// It was read ahead.
     pub(crate) ahead: bool,
+    /// See [`Policy::arrive`](crate::evict::policy::Policy::arrive).
+    pub(crate) credit: u8,
 }
 
 /// Makes a filled unit resident.
@@ -30,16 +32,29 @@ pub(crate) fn publish(core: &MapCore, unit: Unit, me: u32, how: Published) {
         core.wake(unit);
     }
     if due.track {
-        track(core, unit, how.ahead);
+        let entry = entry(core, unit).with_credit(how.credit);
+        tell(
+            core,
+            match how.ahead {
+                true => entry.marked_ahead(),
+                false => entry,
+            },
+        );
     }
 }
 
+fn entry(core: &MapCore, unit: Unit) -> Entry {
+    Entry::of(core.id, core.unit_shift, unit)
+}
+
 /// Tells the evictor of a unit: one that was filled, or the last of its group that failed to be.
-pub(crate) fn track(core: &MapCore, unit: Unit, ahead: bool) {
+pub(crate) fn track(core: &MapCore, unit: Unit) {
+    tell(core, entry(core, unit));
+}
+
+fn tell(core: &MapCore, entry: Entry) {
     let pool = &*core.pool;
     pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
-    let entry = Entry::of(core.id, core.unit_shift, unit);
-    let entry = if ahead { entry.marked_ahead() } else { entry };
     // The ring is large; it can be full only while the evictor is held up for long. No count bounds this loop, since an entry that is
     // lost is memory that is never evicted. It ends because the evictor waits for no thread that serves a miss.
     while !pool.filled.push(entry) {

@@ -26,6 +26,8 @@ pub(crate) fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Refusa
     };
     match installed {
         Ok(_) => {
+            let cooling = core.pool.cooling.get().filter(|_| !trip);
+            let credit = cooling.map_or(0, |c| c.credit(run.slot));
             give_slot(core, run.slot);
             let how = Published {
                 pin: need == Need::Pin,
@@ -33,6 +35,7 @@ pub(crate) fn rescue(core: &MapCore, run: &Run, need: Need) -> Result<(), Refusa
                 hot: !trip,
                 ahead: trip,
                 soft: false,
+                credit,
             };
             publish(core, run.first, run.me, how);
             let what = if trip { Count::Fills } else { Count::Rescued };

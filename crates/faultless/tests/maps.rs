@@ -866,7 +866,7 @@ fn scans_of_many_times_the_budget_leave_room_for_data() {
 }
 
 #[test]
-fn a_pin_beyond_the_end_is_refused_whatever_the_unit() {
+fn what_lies_beyond_the_end_is_refused_whatever_the_unit() {
     let dir = dir();
     let path = file(dir.path(), "a", 23, 5000);
     let pool = pool(4);
@@ -881,6 +881,11 @@ fn a_pin_beyond_the_end_is_refused_whatever_the_unit() {
             map.pin(0..16_384),
             Err(Error::PastEnd { offset: 8192, .. })
         ));
+        assert!(matches!(
+            map.load(0..16_384),
+            Err(Error::PastEnd { offset: 8192, .. })
+        ));
+        check(map.load(0..8192).map(|b| &b[..5000]).expect("there"), 23, 0);
         check(&map.pin(0..5000).expect("there"), 23, 0);
         assert!(
             map.pin(0..8192).expect("the rest of the last page")[5000..]

@@ -11,8 +11,9 @@ impl Map {
     /// signal, with which a plain load of an absent page begins and ends. A hit costs one look at a word for each fill unit. Use it
     /// where a program knows what it is about to read.
     ///
-    /// It pins nothing: the bytes are served by the fault path, as always, if they are evicted before they are touched. What is
-    /// handed to a system call must be pinned ([`pin`](Self::pin)).
+    /// It pins nothing: the bytes are served by the fault path, as always, if they are evicted before they are touched; and so are pages
+    /// that the kernel has taken back because memory was short, which a look at the words does not show. What is handed to a system
+    /// call, or must not be SIGBUS on any account, is to be pinned ([`pin`](Self::pin)).
     ///
     /// Neighbouring absent units are read together. What is absent is read with all signals of the calling thread blocked, as a
     /// pin does. On the mmap backend the range is read in by the kernel.
@@ -32,9 +33,9 @@ impl Map {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
+    /// [`Error::OutOfRange`]; [`Error::Kernel`] if pages cannot be installed; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
     /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress);
-    /// [`Error::Forked`].
+    /// [`Error::Recursion`] in a source that reads its own pool; [`Error::Forked`].
     pub fn load(&self, range: impl RangeBounds<usize>) -> Result<&[u8], Error> {
         let bytes = self.range(range)?;
         self.check_process()?;
@@ -50,6 +51,12 @@ impl Map {
                 error,
             })?,
             Backing::Engine(core) => {
+                if bytes.end as u64 > core.pages_end().get() {
+                    return Err(Error::PastEnd {
+                        name: core.name.to_string(),
+                        offset: core.source_at(core.pages_end()).get(),
+                    });
+                }
                 ask(core, units_of(core, &bytes)).map_err(|(unit, refusal)| {
                     let offset = core.source_at(core.unit_start(unit)).get();
                     refusal.into_error(&core.name, offset, self.pool.budget())

@@ -58,12 +58,13 @@ pub(crate) struct Evictor {
     /// Units whose groups of words became empty.
     pub(super) emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
-    /// What cannot leave, as it was found out when memory was capped below that.
+    /// What cannot leave, as it was found out when memory was capped below that, and whether that was since the last look.
     floor: u64,
-    /// Bytes that were filled since then, and how many are to be before the next look.
+    stuck: bool,
+    /// Bytes that were filled since the last look, and how many are to be before the next.
     filled: u64,
     look_after: u64,
-    /// Pages that the kernel had taken back until then.
+    /// Pages that the kernel had taken back until the last look.
     taken_back: u32,
     pub(super) firm_target: u64,
     pressure: Pressure,
@@ -112,6 +113,7 @@ impl Evictor {
             emptied: Vec::new(),
             looked: None,
             floor: 0,
+            stuck: false,
             filled: 0,
             look_after: u64::MAX,
             taken_back: 0,
@@ -167,8 +169,9 @@ impl Evictor {
             false => u64::MAX,
         };
         self.pressure.look(clock::now(), memory.stalled);
-        if self.pool.budget.used() < self.floor / 4 * 3 {
-            self.floor = 0;
+        if !std::mem::replace(&mut self.stuck, false) {
+            // What could not leave then, may now. (By degrees: with a cap far too low, all that can leave would go each time.)
+            self.floor -= self.floor / 32;
         }
         let limits = look_at_limits(&self.pool, &memory, self.floor);
         self.firm_target = self.pressure.of(limits.firm);
@@ -264,7 +267,7 @@ impl Evictor {
         if budget.cap() >= needed.min(budget.allowed()) {
             return false;
         }
-        self.floor = needed;
+        (self.floor, self.stuck) = (needed, true);
         budget.set_cap(needed);
         true
     }

@@ -1,12 +1,13 @@
 //! Making a range resident before it is touched: as few reads as its gaps allow, and no signal.
 
 use crate::base::ids::Unit;
+use crate::fault::ahead;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::fill;
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
-use crate::fault::run::{Need, Origin, Run};
+use crate::fault::run::{Need, Origin, RUN_MAX, Run};
 use crate::fault::serve::serve;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
@@ -33,36 +34,43 @@ pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refus
         // A signal handler that does not return (longjmp), or a cancellation, would leave the units claimed for ever.
         let blocked = signal::Blocked::all();
         let _serving = core.pool.withheld.serving(blocked.former());
-        unit = ask_some(core, unit..units.end).map_err(|why| (unit, why))?;
+        unit = ask_some(core, &units, unit)?;
     }
     Ok(())
 }
 
+/// Bytes that are read in one run: as much as what is read ahead.
+const PART: u64 = 256 << 10;
+
 /// Makes the first of some units resident, and as many of those behind it as can be read with it. Returns the unit behind them.
-fn ask_some(core: &MapCore, units: Range<Unit>) -> Result<Unit, Refusal> {
-    let first = units.start;
+fn ask_some(core: &MapCore, units: &Range<Unit>, first: Unit) -> Result<Unit, (Unit, Refusal)> {
+    let alone = |unit| serve(core, unit, Need::Ask).map_err(|why| (unit, why));
     let Reading::File { fd, .. } = &core.reading else {
-        return serve(core, first, Need::Ask).map(|()| first + 1);
+        return alone(first).map(|()| first + 1);
     };
     let mut run = Run::new();
-    claim(core, first, Need::Ask, &mut run)?;
+    claim(core, first, Need::Ask, &mut run).map_err(|why| (first, why))?;
     if run.count == 0 {
         return Ok(first + 1);
     }
     if run.from[0] == Origin::Cool {
-        return rescue(core, &run, Need::Ask).map(|()| first + 1);
+        let rescued = rescue(core, &run, Need::Ask);
+        return rescued.map(|()| first + 1).map_err(|why| (first, why));
     }
-    while run.end() < units.end && extend(core, &mut run) {}
+    if units.end - units.start == 1 {
+        // (Of longer ranges, the caller knows best what is read next.)
+        ahead::on_miss(core, first, run.me);
+    }
+    let most = (PART / core.unit_bytes()).clamp(1, RUN_MAX as u64) as usize;
+    while run.count < most && run.end() < units.end && extend(core, &mut run) {}
     let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
     let filled = fill(core, &run, Need::Ask, None, fetch);
     if run.count == 1 {
-        return filled.map(|()| first + 1);
+        return filled.map(|()| run.end()).map_err(|why| (first, why));
     }
-    if filled.is_err() || !is_resident(core, first) {
-        // Something behind it could not be read: the unit alone, then.
-        serve(core, first, Need::Ask)?;
+    // Where something could not be read, each is read by itself.
+    for unit in Unit::each(run.units()).filter(|&unit| !is_resident(core, unit)) {
+        alone(unit)?;
     }
-    // The others were a guess: those that are not there are asked for by themselves.
-    let others = Unit::each(first + 1..run.end()).take_while(|&unit| is_resident(core, unit));
-    Ok(first + 1 + others.count() as u64)
+    Ok(run.end())
 }

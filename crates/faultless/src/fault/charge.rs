@@ -16,8 +16,8 @@ pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// After so long a thread that waits goes before others.
 const OVERDUE: Nanos = Nanos::from_millis(50);
-/// So often its turn to do so begins anew, and for half of that time it lasts: what it wants may never be there, and all others
-/// would wait for it.
+/// So often the turn of all such threads begins anew, and for half of that time it lasts: what one of them wants may never be there, and
+/// all others would wait for it.
 const TURN: Nanos = Nanos::from_millis(500);
 /// [`Wish::look`] of a miss: long, since it is called.
 const LOOK: Nanos = OVERDUE;
@@ -71,7 +71,7 @@ pub(crate) fn wait_for_room(
         pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
         let waited = now.since(began);
-        match waited < OVERDUE || waited.get() % TURN.get() >= TURN.get() / 2 {
+        match waited < OVERDUE || now.get() % TURN.get() >= TURN.get() / 2 {
             true => Answer::Wait,
             false => Answer::Overdue,
         }

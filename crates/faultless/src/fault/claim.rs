@@ -51,7 +51,6 @@ fn claim_one(core: &MapCore, unit: Unit, seen: Word, me: u32) -> Option<From> {
 pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Result<(), Refusal> {
     // A child's handler finds no maps; other callers may come from what the child inherited.
     let load = matches!(need, Need::Load(_));
-    let touches = load || need == Need::Ask;
     if !load && (process::forked() || core.pid != process::pid()) {
         return Err(Refusal::Forked);
     }
@@ -74,7 +73,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
     let mut count_miss = || {
         if !std::mem::replace(&mut counted, true) {
             core.counters.add(Count::Misses, 1);
-            if touches {
+            if load {
                 ahead::on_miss(core, unit, me);
             }
         }

@@ -71,18 +71,20 @@ pub(crate) fn install_piece(
 /// Fetches the descriptor again whose number the program closed. That takes memory, and a number: if there is none, this thread
 /// waits for a while, `patience` milliseconds at most. Returns the number as it was, if there is no other.
 pub(crate) fn another_descriptor(core: &MapCore, fd: &Fd, number: i32, patience: &mut u32) -> i32 {
-    while *patience > 0 && !core.leaving() && !core.closing.load(Ordering::Relaxed) {
-        *patience -= 1;
+    loop {
         match fd.recover(number) {
             Ok(found) => return found,
-            Err(Errno(libc::ENOMEM | libc::EMFILE | libc::ENFILE)) => {
+            // (No thread is kept waiting in a map that is about to go.)
+            Err(Errno(libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+                if *patience > 0 && !core.leaving() && !core.closing.load(Ordering::Relaxed) =>
+            {
+                *patience -= 1;
                 core.pool.evict_bell.ring();
                 clock::nap(Nanos::from_millis(1));
             }
-            Err(_) => break,
+            Err(_) => return number,
         }
     }
-    number
 }
 
 /// Installs `len` bytes at `dst`; pages that are there already stay. Returns how many bytes were installed.

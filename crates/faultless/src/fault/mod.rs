@@ -1,4 +1,4 @@
-//! The fault path: what serves a miss, in the SIGBUS handler or for a pin or a prefetch.
+//! The fault path: what serves a miss, in the SIGBUS handler or for a pin, a prefetch or a load that asks first.
 //!
 //! Code on this floor, and what it calls on the floors below, may run at any instruction of any thread. It keeps these
 //! rules: raw system calls, atomics and futexes only; no heap, no lock, no thread-local, no panic that a caller could provoke;

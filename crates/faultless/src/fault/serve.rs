@@ -1,6 +1,6 @@
 //! Serving a miss: claim, charge, read, check, install, publish.
 //!
-//! [`serve`] is called by the SIGBUS handler (`Need::Load`), by pins and by prefetches. Everything here is safe in a
+//! [`serve`] is called by the SIGBUS handler (`Need::Load`), by pins and prefetches, and for what is asked for ([`ask`](crate::fault::ask)). Everything here is safe in a
 //! signal handler, with one exception that the types enforce: a user's [`Source`](crate::Source) is read only through
 //! [`serve_from`], with a closure that ordinary contexts supply.
 

@@ -230,8 +230,9 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         }
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
-        Kind::Faultless | Kind::FaultlessOver => Engine::open(terms).map(|c| Box::new(c) as _),
-        Kind::FaultlessLoad => Engine::open(terms).map(|c| Box::new(Asking(c)) as _),
+        Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver => {
+            Engine::open(terms, kind == Kind::FaultlessLoad).map(|c| Box::new(c) as _)
+        }
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }
@@ -639,10 +640,12 @@ impl Drop for Monitor {
 
 struct Engine {
     map: Map,
+    /// Each read asks first.
+    asks: bool,
 }
 
 impl Engine {
-    fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
+    fn open(terms: &Terms<'_>, asks: bool) -> anyhow::Result<Self> {
         let pool = Pool::builder().memory(terms.memory).build()?;
         if let faultless::Backend::Mmap(why) = pool.backend() {
             anyhow::bail!("the engine is not to be had here: {why}");
@@ -659,7 +662,7 @@ impl Engine {
             Err(faultless::Error::Lease { .. }) => unsafe { options.map_trusted(file)? },
             Err(e) => return Err(e.into()),
         };
-        Ok(Engine { map })
+        Ok(Engine { map, asks })
     }
 }
 
@@ -671,7 +674,11 @@ impl Contender for Engine {
         check: &mut dyn FnMut(&[u8]),
     ) -> anyhow::Result<()> {
         let at = number as usize * PAGE;
-        check(&self.map[at..at + PAGE]);
+        let bytes = match self.asks {
+            true => self.map.load(at..at + PAGE)?,
+            false => &self.map[at..at + PAGE],
+        };
+        check(bytes);
         Ok(())
     }
 
@@ -681,26 +688,6 @@ impl Contender for Engine {
 
     fn bytes(&self) -> Option<&[u8]> {
         Some(&self.map)
-    }
-}
-
-/// The engine, asked before each read.
-struct Asking(Engine);
-
-impl Contender for Asking {
-    fn read(
-        &self,
-        number: u64,
-        _: &mut PageBuffer,
-        check: &mut dyn FnMut(&[u8]),
-    ) -> anyhow::Result<()> {
-        let at = number as usize * PAGE;
-        check(self.0.map.load(at..at + PAGE)?);
-        Ok(())
-    }
-
-    fn misses(&self) -> Option<u64> {
-        self.0.misses()
     }
 }
 

@@ -138,3 +138,23 @@ pub(crate) fn units_of(core: &MapCore, bytes: &Range<usize>) -> Range<Unit> {
     let unit = |at: usize| core.unit_at(RegionAt::new(at as u64));
     unit(bytes.start)..unit(bytes.end - 1) + 1
 }
+
+/// Fails if some bytes of a map's region lie behind the pages of its source.
+pub(crate) fn check_end(core: &MapCore, bytes: &Range<usize>) -> Result<(), Error> {
+    if bytes.end as u64 <= core.pages_end().get() {
+        return Ok(());
+    }
+    Err(Error::PastEnd {
+        name: core.name.to_string(),
+        offset: core.source_at(core.pages_end()).get(),
+    })
+}
+
+/// Has the kernel read some bytes of a map in.
+pub(crate) fn read_in(mmap: &Mmap, bytes: &Range<usize>) -> Result<(), Error> {
+    mmap.populate(bytes).map_err(|error| Error::Read {
+        name: mmap.name.clone(),
+        offset: bytes.start as u64,
+        error,
+    })
+}

@@ -1,6 +1,6 @@
 //! Loads that ask first.
 
-use crate::api::backing::{Backing, units_of};
+use crate::api::backing::{Backing, check_end, read_in, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::fault::ask::ask;
@@ -15,8 +15,8 @@ impl Map {
     /// that the kernel has taken back because memory was short, which a look at the words does not show. What is handed to a system
     /// call, or must not be SIGBUS on any account, is to be pinned ([`pin`](Self::pin)).
     ///
-    /// Neighbouring absent units are read together. What is absent is read with all signals of the calling thread blocked, as a
-    /// pin does. On the mmap backend the range is read in by the kernel.
+    /// It reads neighbouring absent units together, and blocks all signals of the calling thread meanwhile, as a pin does. On the
+    /// mmap backend the kernel reads the range in.
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -33,7 +33,8 @@ impl Map {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfRange`]; [`Error::Kernel`] if pages cannot be installed; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
+    /// [`Error::OutOfRange`]; [`Error::Kernel`] if pages cannot be installed; [`Error::Read`], [`Error::PastEnd`],
+    /// [`Error::LeaseBroken`] if a page cannot be read;
     /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress);
     /// [`Error::Recursion`] in a source that reads its own pool; [`Error::Forked`].
     pub fn load(&self, range: impl RangeBounds<usize>) -> Result<&[u8], Error> {
@@ -45,18 +46,9 @@ impl Map {
         }
         match &self.backing {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => mmap.populate(&bytes).map_err(|error| Error::Read {
-                name: mmap.name.clone(),
-                offset: bytes.start as u64,
-                error,
-            })?,
+            Backing::Mmap(mmap) => read_in(mmap, &bytes)?,
             Backing::Engine(core) => {
-                if bytes.end as u64 > core.pages_end().get() {
-                    return Err(Error::PastEnd {
-                        name: core.name.to_string(),
-                        offset: core.source_at(core.pages_end()).get(),
-                    });
-                }
+                check_end(core, &bytes)?;
                 ask(core, units_of(core, &bytes)).map_err(|(unit, refusal)| {
                     let offset = core.source_at(core.unit_start(unit)).get();
                     refusal.into_error(&core.name, offset, self.pool.budget())

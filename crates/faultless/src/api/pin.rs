@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "makes slices of mapped memory")]
 
-use crate::api::backing::{Backing, units_of};
+use crate::api::backing::{Backing, check_end, read_in, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::base::ids::Unit;
@@ -44,23 +44,14 @@ impl Map {
         }
         match &self.backing {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => mmap.populate(&bytes).map_err(|error| Error::Read {
-                name: mmap.name.clone(),
-                offset: bytes.start as u64,
-                error,
-            })?,
+            Backing::Mmap(mmap) => read_in(mmap, &bytes)?,
             Backing::Engine(core) => {
                 let units = units_of(core, &bytes);
                 let budget = self.pool.budget();
                 if (units.end - units.start).saturating_mul(core.unit_bytes()) > budget.get() {
                     return Err(Error::BudgetExhausted { budget });
                 }
-                if bytes.end as u64 > core.pages_end().get() {
-                    return Err(Error::PastEnd {
-                        name: core.name.to_string(),
-                        offset: core.source_at(core.pages_end()).get(),
-                    });
-                }
+                check_end(core, &bytes)?;
                 pinned.units = units.start..units.start;
                 for unit in Unit::each(units) {
                     pin_unit(core, unit).map_err(|refusal| {

@@ -153,7 +153,7 @@ impl Entry {
     const AHEAD: u64 = 1 << 63;
     /// Where the credit is, and the most of it.
     const CREDIT_AT: u32 = UNIT_BITS + ID_BITS + SHIFT_BITS;
-    const CREDIT_MAX: u64 = 3;
+    pub(crate) const CREDIT_MAX: u64 = 3;
 
     /// The entry of a unit.
     pub(crate) fn of(map: MapId, unit_shift: u32, unit: Unit) -> Self {

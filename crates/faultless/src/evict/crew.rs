@@ -62,7 +62,7 @@ impl Crew {
         1 + self.helpers.len()
     }
 
-    /// Most ranges with one piece of advice that are worth giving at once: with helpers, so many that some are free for another.
+    /// The most ranges to choose for one piece of advice. It leaves a quarter of the helpers free for a second piece.
     pub(super) fn capacity(&self) -> usize {
         BATCH_MAX * (self.hands() - self.hands() / 4)
     }

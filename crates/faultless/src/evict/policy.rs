@@ -33,8 +33,6 @@ const FRESH_SHARE_UNCOOLED: u64 = 10;
 /// Shares of the budget that the cooling logs take, in thousandths.
 const FRESH_LOG: u64 = 20;
 const MAIN_LOG: u64 = 120;
-/// Most credit that a unit has.
-const CREDIT_MAX: u8 = 3;
 /// Share of the budget that ghosts reach back, in percent.
 const GHOSTS: u64 = 60;
 
@@ -184,7 +182,7 @@ impl Policy {
     /// [`arrive`](Self::arrive), as proved and without credit.
     pub fn next_victim(&mut self) -> Option<Victim> {
         // Each unit has had its credit by then.
-        for _ in 0..=self.len() * usize::from(CREDIT_MAX) {
+        for _ in 0..=self.len() * Entry::CREDIT_MAX as usize {
             let place = self.place_of_next();
             let Queued { item, soft, credit } = self.queue(place).pop()?;
             match credit.checked_sub(1) {

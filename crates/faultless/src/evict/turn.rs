@@ -17,7 +17,7 @@ use crate::space::map_core::MapCore;
 use crate::space::page::{Left, State};
 use faultless_sys::mem::{IoVec, PAGE};
 
-/// What a turn has done.
+/// The results of a turn.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Done {
     /// Units that left, and the bytes that were released by it.
@@ -137,7 +137,7 @@ impl Evictor {
         let limit = b.limit();
         let headroom = self.headroom();
         self.pool.wanted.store(0, Ordering::Relaxed);
-        // A batch beyond it, so that the next is not due at once.
+        // One batch more, so that the next turn is not due immediately.
         let want = b.used() + headroom + batch_bytes(limit);
         let mut want = want.saturating_sub(limit);
         let mut taken: Vec<Taken> = Vec::new();
@@ -179,8 +179,8 @@ impl Evictor {
         taken
     }
 
-    /// Where a unit of `len` bytes that leaves is to cool, if it is. Slots have the size of a page; larger units are few, and go at once. Nor
-    /// is a unit kept that was read ahead: it has been read by now, or never will be.
+    /// The slot in which a unit of `len` bytes that leaves is to cool. `None` for a unit larger than a page, since slots are pages and such
+    /// units are few, and for a unit that was read ahead: the program has touched it by now, or never will.
     fn slot_for(
         &mut self,
         batch: &mut Batch<'_>,

@@ -115,7 +115,7 @@ fn advance(core: &MapCore, s: &StreamGuard<'_>) {
     let (mut at, mut left) = (first, window);
     // The parts are for several threads at once; where units are left out, each is a read of its own.
     let part = if stride == 1 {
-        PART_UNITS.min((256 << 10 >> core.unit_shift).max(1))
+        part_units(core)
     } else {
         window.div_ceil(8)
     };
@@ -136,4 +136,9 @@ fn advance(core: &MapCore, s: &StreamGuard<'_>) {
         at = at.at_distance(stride * units as i64);
         left -= units;
     }
+}
+
+/// Units of a part that one thread reads at a time: 256 KiB, or one unit if that is larger.
+pub(crate) fn part_units(core: &MapCore) -> u64 {
+    PART_UNITS.min((256 << 10 >> core.unit_shift).max(1))
 }

@@ -7,7 +7,7 @@ use crate::fault::fill::fill;
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
-use crate::fault::run::{Need, Origin, RUN_MAX, Run};
+use crate::fault::run::{Need, Origin, Run};
 use crate::fault::serve::serve;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
@@ -19,7 +19,7 @@ fn is_resident(core: &MapCore, unit: Unit) -> bool {
     core.page(unit).load().state() == State::Resident
 }
 
-/// Makes units resident. What is absent is read with the signals of the calling thread blocked, one run at a time.
+/// Makes units resident. It reads absent units one run at a time, and blocks the signals of the calling thread during each.
 ///
 /// # Errors
 ///
@@ -38,9 +38,6 @@ pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refus
     }
     Ok(())
 }
-
-/// Bytes that are read in one run: as much as what is read ahead.
-const PART: u64 = 256 << 10;
 
 /// Makes the first of some units resident, and as many of those behind it as can be read with it. Returns the unit behind them.
 fn ask_some(core: &MapCore, units: &Range<Unit>, first: Unit) -> Result<Unit, (Unit, Refusal)> {
@@ -61,8 +58,8 @@ fn ask_some(core: &MapCore, units: &Range<Unit>, first: Unit) -> Result<Unit, (U
         // (Of longer ranges, the caller knows best what is read next.)
         ahead::on_miss(core, first, run.me);
     }
-    let most = (PART / core.unit_bytes()).clamp(1, RUN_MAX as u64) as usize;
-    while run.count < most && run.end() < units.end && extend(core, &mut run) {}
+    let most = ahead::part_units(core);
+    while (run.count as u64) < most && run.end() < units.end && extend(core, &mut run) {}
     let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
     let filled = fill(core, &run, Need::Ask, None, fetch);
     if run.count == 1 {

@@ -94,7 +94,7 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
         pages: true,
         look: LOOK.min(patience),
     };
-    // (What is read because it can be read no more after a lease is broken does not wait either.)
+    // (A map whose lease is being broken saves its pages now or never, so it does not leave room to others.)
     let saves = need == Need::Prefetch && core.keep_all.load(Ordering::Acquire);
     if (saves || !pool.budget.line.has_overdue()) && wish.try_charge(pool) {
         core.counters.add(Count::Charged, bytes);

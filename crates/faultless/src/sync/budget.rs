@@ -9,7 +9,7 @@ use crate::sync::turnstile::Turnstile;
 pub(crate) struct Budget {
     /// What its user allows.
     limit: AtomicU64,
-    /// What the control group has room for.
+    /// The bytes for which the control group has room.
     cap: AtomicU64,
     used: AtomicU64,
     peak: AtomicU64,
@@ -38,7 +38,7 @@ impl Budget {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// What there is room for.
+    /// The bytes for which the control group has room.
     pub(crate) fn cap(&self) -> u64 {
         self.cap.load(Ordering::Relaxed)
     }

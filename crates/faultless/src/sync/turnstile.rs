@@ -233,19 +233,18 @@ mod models {
         }
     }
 
+    fn spawn(shared: &Arc<Shared>, wait: fn(&Shared)) -> thread::JoinHandle<()> {
+        let shared = shared.clone();
+        thread::spawn(move || wait(&shared))
+    }
+
     /// Threads that each do their part, and one that makes all of the room in steps.
     fn run_all(threads: &'static [fn(&Shared)], steps: &'static [u32], preemptions: usize) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(preemptions);
         builder.check(move || {
             let shared = Arc::new(Shared::default());
-            let threads: Vec<_> = threads
-                .iter()
-                .map(|wait| {
-                    let shared = shared.clone();
-                    thread::spawn(move || wait(&shared))
-                })
-                .collect();
+            let threads: Vec<_> = threads.iter().map(|&wait| spawn(&shared, wait)).collect();
             for &step in steps {
                 shared.room.fetch_add(step, Ordering::Relaxed);
                 shared.line.call();
@@ -300,10 +299,7 @@ mod models {
         builder.preemption_bound = Some(2);
         builder.check(|| {
             let shared = Arc::new(Shared::default());
-            let [two, one] = [TWO, ONE].map(|wait| {
-                let shared = shared.clone();
-                thread::spawn(move || wait(&shared))
-            });
+            let [two, one] = [TWO, ONE].map(|wait| spawn(&shared, wait));
             shared.room.fetch_add(1, Ordering::Relaxed);
             shared.line.call();
             one.join().unwrap();
@@ -330,18 +326,12 @@ mod models {
         builder.preemption_bound = Some(2);
         builder.check(|| {
             let shared = Arc::new(Shared::default());
-            let late = {
-                let shared = shared.clone();
-                thread::spawn(move || OVERDUE_TWO(&shared))
-            };
+            let late = spawn(&shared, OVERDUE_TWO);
             while !shared.line.has_overdue() {
                 thread::yield_now();
             }
             shared.room.fetch_add(1, Ordering::Relaxed);
-            let newcomer = {
-                let shared = shared.clone();
-                thread::spawn(move || ONE(&shared))
-            };
+            let newcomer = spawn(&shared, ONE);
             shared.line.call();
             // The newcomer leaves this part alone: with it, there are two.
             shared.room.fetch_add(1, Ordering::Relaxed);

@@ -6,6 +6,7 @@
     reason = "contenders are made of mmap, pread and userfaultfd"
 )]
 
+use crate::floor::Floor;
 use crate::onlooker::Way;
 use anyhow::Context;
 use faultless::{Advice, ByteSize, Map, Pool};
@@ -32,6 +33,10 @@ pub enum Kind {
     Pread,
     /// userfaultfd, whose events monitor threads read.
     UffdMonitor,
+    /// userfaultfd whose faults are signals, and a handler that does nothing but read and install the page.
+    Floor,
+    /// The kernel's mmap, each page asked for by `MADV_POPULATE_READ` before it is touched.
+    Populate,
     /// This project.
     Faultless,
     /// The same by loads that ask first ([`Map::load`]).
@@ -69,10 +74,12 @@ impl Kind {
         Kind::MmapRecorded,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 11] = [
+    pub const EVERY: [Kind; 13] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
+        Kind::Floor,
+        Kind::Populate,
         Kind::Faultless,
         Kind::FaultlessLoad,
         Kind::FaultlessOver,
@@ -98,7 +105,7 @@ impl Kind {
 
     /// Whether pages are read by the kernel's mmap.
     pub fn is_kernel_mmap(self) -> bool {
-        self == Kind::Mmap || self.way().is_some()
+        matches!(self, Kind::Mmap | Kind::Populate) || self.way().is_some()
     }
 
     /// How somebody looks on.
@@ -117,6 +124,8 @@ impl Kind {
             Kind::Mmap => "mmap",
             Kind::Pread => "pread",
             Kind::UffdMonitor => "uffd-monitor",
+            Kind::Floor => "floor",
+            Kind::Populate => "populate",
             Kind::Faultless => "faultless",
             Kind::FaultlessLoad => "faultless-load",
             Kind::FaultlessOver => "faultless-over",
@@ -204,7 +213,7 @@ pub struct Terms<'a> {
     /// Budget of contenders that have one.
     pub memory: ByteSize,
     /// Which of several ways: the number of monitor threads of [`Kind::UffdMonitor`]; 1 for a [`Kind::Mmap`] that is told
-    /// nothing.
+    /// nothing, and for a [`Kind::Floor`] that blocks no signals.
     pub variant: usize,
     /// What the contender is told.
     pub hint: Hint,
@@ -225,9 +234,14 @@ impl PageBuffer {
 /// Opens a contender.
 pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>> {
     let opened: anyhow::Result<Box<dyn Contender>> = match kind {
-        Kind::Mmap | Kind::MmapObserved | Kind::MmapTraced | Kind::MmapRecorded => {
-            KernelMmap::open(terms).map(|c| Box::new(c) as _)
+        Kind::Mmap
+        | Kind::Populate
+        | Kind::MmapObserved
+        | Kind::MmapTraced
+        | Kind::MmapRecorded => {
+            KernelMmap::open(terms, kind == Kind::Populate).map(|c| Box::new(c) as _)
         }
+        Kind::Floor => Floor::open(terms).map(|c| Box::new(c) as _),
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver => {
@@ -262,13 +276,13 @@ pub(crate) fn open_direct(path: &Path) -> anyhow::Result<File> {
 }
 
 /// A range of address space that is given back when dropped.
-struct Mapping {
-    start: usize,
-    len: usize,
+pub(crate) struct Mapping {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
 }
 
 impl Mapping {
-    fn page(&self, number: u64) -> &[u8] {
+    pub(crate) fn page(&self, number: u64) -> &[u8] {
         let at = number as usize * PAGE;
         assert!(at + PAGE <= self.len);
         // SAFETY: inside the mapping, which lives as long as self; nobody writes to the file during a benchmark.
@@ -310,12 +324,14 @@ impl Drop for Mapping {
 
 struct KernelMmap {
     map: Mapping,
-    /// For who reads in order beside others.
+    /// For a thread that reads in order beside others.
     in_order: Option<Mapping>,
+    /// Each page is asked for before it is touched.
+    populates: bool,
 }
 
 impl KernelMmap {
-    fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
+    fn open(terms: &Terms<'_>, populates: bool) -> anyhow::Result<Self> {
         let file = File::open(terms.path)?;
         let random = match terms.variant {
             0 => libc::MADV_RANDOM,
@@ -337,6 +353,7 @@ impl KernelMmap {
         Ok(KernelMmap {
             map: Mapping::of_file(&file, len, advice)?,
             in_order,
+            populates,
         })
     }
 }
@@ -348,7 +365,13 @@ impl Contender for KernelMmap {
         _: &mut PageBuffer,
         check: &mut dyn FnMut(&[u8]),
     ) -> anyhow::Result<()> {
-        check(self.map.page(number));
+        let page = self.map.page(number);
+        if self.populates {
+            // SAFETY: changes no contents.
+            unsafe { mem::madvise(page.as_ptr() as usize, PAGE, libc::MADV_POPULATE_READ) }
+                .context("MADV_POPULATE_READ")?;
+        }
+        check(page);
         Ok(())
     }
 

@@ -26,6 +26,8 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::Mmap => (RGBColor(3, 3, 3), "#c2410c", "#fb923c"),
         Kind::Pread => (RGBColor(4, 4, 4), "#6b7280", "#9ca3af"),
         Kind::UffdMonitor => (RGBColor(5, 5, 5), "#7c3aed", "#c4b5fd"),
+        Kind::Floor => (RGBColor(14, 14, 14), "#831843", "#fbcfe8"),
+        Kind::Populate => (RGBColor(15, 15, 15), "#57534e", "#d6d3d1"),
         Kind::Faultless => (RGBColor(6, 6, 6), "#0f766e", "#2dd4bf"),
         Kind::FaultlessLoad => (RGBColor(13, 13, 13), "#4338ca", "#a5b4fc"),
         Kind::FaultlessOver => (RGBColor(12, 12, 12), "#a16207", "#fde047"),

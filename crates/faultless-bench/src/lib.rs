@@ -4,6 +4,7 @@
 //! * [`data`]: the file, whose bytes are a function of their position, and the order in which its pages are read.
 //! * [`fast`]: a disk in memory, for the file.
 //! * [`contender`]: ways to read a page.
+//! * `floor`: what a miss costs at least that a signal serves.
 //! * [`neighbour`]: what disturbs the readers.
 //! * [`onlooker`]: who observes them, so that its cost can be told.
 //! * [`cell`]: one measurement: one contender beside one neighbour.
@@ -21,6 +22,7 @@ pub mod cell;
 pub mod contender;
 pub mod data;
 pub mod fast;
+mod floor;
 pub mod group;
 pub mod html;
 pub mod machine;

@@ -8,6 +8,7 @@
 use crate::cell::{Bench, Cell, Measured, Purpose, Setting, WRONG, proc_number};
 use crate::contender::{self, Kind};
 use crate::data;
+use crate::floor;
 use crate::group::{Group, Place};
 use crate::machine::Machine;
 use crate::neighbour::{AGENT_EVERY, BIG};
@@ -329,10 +330,10 @@ impl Plan {
             (_, Kind::FaultlessOver) => scenario.has_large_budget(),
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
-            (Access::Scan | Access::Hot, Kind::FaultlessLoad) => false,
-            (Access::Scan, Kind::UffdMonitor) => false,
+            (Access::Scan | Access::Hot, Kind::FaultlessLoad | Kind::Populate) => false,
+            (Access::Scan, Kind::UffdMonitor | Kind::Floor) => false,
             (Access::Scan, _) => true,
-            // A monitor that evicts nothing, and reads without a cache, have no part in these.
+            // What evicts nothing, and reads without a cache, have no part in these.
             (_, kind) => kind.is_kernel_mmap() || kind.is_engine(),
         };
         self.contenders.iter().copied().filter(suits).collect()
@@ -352,6 +353,7 @@ impl Plan {
                 }
                 counts
             }
+            Kind::Floor => floor::VARIANTS.to_vec(),
             // MADV_RANDOM reads nothing ahead, but makes the kernel forget which pages are in use.
             kind if kind.is_kernel_mmap() && scenario.pressure() => vec![0, 1],
             _ => vec![0],
@@ -821,6 +823,7 @@ fn row(setting: &Setting, kind: Kind, cells: &[(Cell, Measured)]) -> Option<Row>
         contender: kind,
         variant: match (kind, variant) {
             (Kind::UffdMonitor, n) => format!("monitors={n}"),
+            (Kind::Floor, n) => floor::variant_name(n).to_owned(),
             (kind, 1) if kind.is_kernel_mmap() => "no MADV_RANDOM".to_owned(),
             _ => String::new(),
         },

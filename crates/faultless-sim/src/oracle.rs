@@ -102,6 +102,18 @@ pub(crate) fn load(map: &Map, truth: &Truth, page: u64) {
     }
 }
 
+/// Checks pages that were asked for: each has been there. (They may have been evicted since, or taken back before, unseen.)
+pub(crate) fn check_asked(map: &Map, truth: &Truth, pages: std::ops::Range<u64>) {
+    for page in pages {
+        let addr = map.as_ptr() as usize + page as usize * PAGE;
+        if !with(|w| w.kernel.memory.has_been_there(addr)) {
+            fail(&format!(
+                "a page that was asked for was never read: {truth:?}, page {page}"
+            ));
+        }
+    }
+}
+
 /// Checks pages that are pinned: they are there, they are not the kernel's to take, and touching them raises nothing.
 pub(crate) fn check_pinned(map: &Map, truth: &Truth, pages: std::ops::Range<u64>) {
     for page in pages {

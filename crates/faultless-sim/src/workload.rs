@@ -422,7 +422,10 @@ fn ask(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
     let asked = map.load(bytes).map(drop);
     with(|w| w.scheduler.me().detour = None);
     match asked {
-        Ok(()) => pages.for_each(|page| oracle::load(map, truth, page)),
+        Ok(()) => {
+            oracle::check_asked(map, truth, pages.clone());
+            pages.for_each(|page| oracle::load(map, truth, page));
+        }
         Err(error) => oracle::check_error(truth, pages, &error),
     }
 }

@@ -36,7 +36,7 @@
 //! | the same, for files that cannot be leased | `unsafe { pool.map_trusted(file) }` |
 //! | memory use is the kernel's affair | [`Pool`] has a budget, shared by all its maps |
 //! | a fault for each absent page | [`Map::load`] asks first: a miss without a fault and a signal |
-//! | a read error is SIGBUS | [`Map::load`] and [`Map::pin`] return it; on a plain load it is SIGBUS, with a line on stderr |
+//! | a read error is SIGBUS | [`Map::load`] and [`Map::pin`] return an error of their own reads; on a plain load it is SIGBUS, with a line on stderr |
 //! | `advise(WillNeed)` | [`Map::prefetch`] |
 //! | files | files, and whatever implements [`Source`] |
 //!

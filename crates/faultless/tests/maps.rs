@@ -694,7 +694,9 @@ fn more_than_the_budget_can_be_asked_for() {
     std::thread::scope(|s| {
         for _ in 0..4 {
             s.spawn(|| {
+                let before = map.stats().fills;
                 let bytes = map.load(..).expect("there");
+                assert!(map.stats().fills - before >= 1024, "most of it was read");
                 for page in 0..2048 {
                     assert_eq!(bytes[page * PAGE], common::byte_at(25, page * PAGE));
                 }
@@ -1056,6 +1058,39 @@ fn who_reads_in_order_is_read_ahead_of() {
             s.bytes_read < (PAGES / 7 * PAGE) as u64 * 11 / 10,
             "only what is read: {s:?}"
         );
+    }
+}
+
+/// Loads that ask first, in pieces of one page and of several, with no thread that touches an absent page.
+#[test]
+fn loads_in_order_that_ask_first_are_read_ahead_of() {
+    let dir = dir();
+    const PAGES: usize = 8192;
+    let path = file(dir.path(), "a", 32, PAGES * PAGE);
+    let pool = pool(64);
+    for pages in [1, 4, 100] {
+        let map = pool.map(open(&path)).expect("mapped");
+        for from in (0..PAGES).step_by(pages) {
+            let range = from * PAGE..(from + pages).min(PAGES) * PAGE;
+            check(map.load(range.clone()).expect("there"), 32, range.start);
+        }
+        let s = map.stats();
+        assert!(
+            s.read_ahead_used > PAGES as u64 * 8 / 10,
+            "{pages} pages: {s:?}"
+        );
+    }
+    // A source that is said to be read in order; one that is not is never read ahead of.
+    for (advice, ahead) in [(Advice::Sequential, true), (Advice::Normal, false)] {
+        let source = Generated::new((PAGES * PAGE) as u64, 33);
+        let options = pool.options().advice(advice);
+        let map = unsafe { options.map_trusted(source) }.expect("mapped");
+        for page in 0..PAGES {
+            let range = page * PAGE..(page + 1) * PAGE;
+            check(map.load(range).expect("there"), 33, page * PAGE);
+        }
+        let used = map.stats().read_ahead_used;
+        assert_eq!(used > PAGES as u64 * 8 / 10, ahead, "{:?}", map.stats());
     }
 }
 

@@ -154,6 +154,18 @@ fn a_broken_sector_is_an_error_where_it_lies_and_nowhere_else() {
             assert!(!map.is_resident(page(100)));
         }
     }
+    // The same by loads that ask first: what lies before it is there, and what lies behind it can be had.
+    for advice in [Advice::Random, Advice::Normal] {
+        let map = map(&pool, &s, advice);
+        let around = 90 * PAGE..110 * PAGE;
+        for _ in 0..2 {
+            assert_eio(&map.load(around.clone()).expect_err("broken"), 100);
+            assert!(map.is_resident(90 * PAGE..100 * PAGE));
+        }
+        assert_eio(&map.load(page(1001)).expect_err("broken"), 1001);
+        let behind = map.load(101 * PAGE..400 * PAGE).expect("good");
+        check(behind, SEED, 101 * PAGE);
+    }
     // A sector that recovers is read again; nothing remembers that it was broken.
     let map = map(&pool, &s, Advice::Normal);
     assert_eio(&map.pin(page(100)).expect_err("broken"), 100);

@@ -13,7 +13,7 @@ use super::signals::bus_error;
 use super::{Answer, read, write};
 use crate::scheduler;
 use crate::world::{fail, with};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -54,6 +54,8 @@ struct Lock {
 pub(crate) struct Memory {
     vmas: BTreeMap<usize, Vma>,
     pages: HashMap<usize, Page>,
+    /// Pages that were there once, and are not any more.
+    gone: HashSet<usize>,
     /// Pages in the order of their addresses, for choices that must be the same in each run.
     order: std::collections::BTreeSet<usize>,
     next: usize,
@@ -82,6 +84,7 @@ impl Memory {
         Memory {
             vmas: BTreeMap::new(),
             pages: HashMap::new(),
+            gone: HashSet::new(),
             order: Default::default(),
             // Not at a multiple of everything.
             next: ARENA + 7 * PAGE,
@@ -145,7 +148,9 @@ impl Memory {
     }
 
     fn drop_page(&mut self, page: usize) {
-        self.pages.remove(&page);
+        if self.pages.remove(&page).is_some() {
+            self.gone.insert(page);
+        }
         self.order.remove(&page);
     }
 
@@ -192,6 +197,12 @@ impl Memory {
     /// Reads one.
     pub(crate) fn take_report(&mut self, uffd: usize) -> Option<[usize; 2]> {
         self.reports.get_mut(&uffd)?.pop_front()
+    }
+
+    /// Whether the simulated page at an address is present, or was there once.
+    pub(crate) fn has_been_there(&self, addr: usize) -> bool {
+        let page = addr & !(PAGE - 1);
+        self.pages.contains_key(&page) || self.gone.contains(&page)
     }
 
     /// Whether the simulated page at an address is present, and not the kernel's to take.

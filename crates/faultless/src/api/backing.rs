@@ -149,12 +149,3 @@ pub(crate) fn check_end(core: &MapCore, bytes: &Range<usize>) -> Result<(), Erro
         offset: core.source_at(core.pages_end()).get(),
     })
 }
-
-/// Has the kernel read some bytes of a map in.
-pub(crate) fn read_in(mmap: &Mmap, bytes: &Range<usize>) -> Result<(), Error> {
-    mmap.populate(bytes).map_err(|error| Error::Read {
-        name: mmap.name.clone(),
-        offset: bytes.start as u64,
-        error,
-    })
-}

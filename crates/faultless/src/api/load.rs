@@ -1,6 +1,6 @@
 //! Loads that ask first.
 
-use crate::api::backing::{Backing, check_end, read_in, units_of};
+use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::fault::ask::ask;
@@ -11,12 +11,13 @@ impl Map {
     /// signal, with which a plain load of an absent page begins and ends. A hit costs one look at a word for each fill unit. Use it
     /// where a program knows what it is about to read.
     ///
-    /// It pins nothing: the bytes are served by the fault path, as always, if they are evicted before they are touched; and so are pages
-    /// that the kernel has taken back because memory was short, which a look at the words does not show. What is handed to a system
-    /// call, or must not be SIGBUS on any account, is to be pinned ([`pin`](Self::pin)).
+    /// It pins nothing. If a page is evicted before it is touched, or the kernel takes it back because memory is short, the touch is a
+    /// plain load, with the fault and the signal of one, and SIGBUS if the page cannot be read again. So ask for little at a time,
+    /// against the budget; and pin what is handed to a system call, or must not be SIGBUS on any account ([`pin`](Self::pin)).
     ///
-    /// It reads neighbouring absent units together, and blocks all signals of the calling thread meanwhile, as a pin does. On the
-    /// mmap backend the kernel reads the range in.
+    /// It reads neighbouring absent units together (256 KiB at a time), and blocks all signals of the calling thread during each read,
+    /// as a pin does. Loads in order are read ahead of, as plain loads are. On the mmap backend the kernel reads the range in (since
+    /// Linux 5.14; before, nothing is read until it is touched).
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -26,7 +27,7 @@ impl Map {
     /// # drop(file);
     /// let pool = faultless::Pool::builder().memory(faultless::ByteSize::mib(64)).build()?;
     /// let map = pool.map(&reader)?;
-    /// let record = map.load(5_000..6_000)?; // a read error is an Err, not a SIGBUS
+    /// let record = map.load(5_000..6_000)?; // an error of this read is an Err, not a SIGBUS
     /// assert!(record.iter().all(|&b| b == 7));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -35,7 +36,8 @@ impl Map {
     ///
     /// [`Error::OutOfRange`]; [`Error::Kernel`] if pages cannot be installed; [`Error::Read`], [`Error::PastEnd`],
     /// [`Error::LeaseBroken`] if a page cannot be read;
-    /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress);
+    /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress, or more beside
+    /// threads that go on);
     /// [`Error::Recursion`] in a source that reads its own pool; [`Error::Forked`].
     pub fn load(&self, range: impl RangeBounds<usize>) -> Result<&[u8], Error> {
         let bytes = self.range(range)?;
@@ -46,7 +48,7 @@ impl Map {
         }
         match &self.backing {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => read_in(mmap, &bytes)?,
+            Backing::Mmap(mmap) => mmap.populate(&bytes)?,
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;
                 ask(core, units_of(core, &bytes)).map_err(|(unit, refusal)| {

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "makes slices of mapped memory")]
 
-use crate::api::backing::{Backing, check_end, read_in, units_of};
+use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::base::ids::Unit;
@@ -28,8 +28,8 @@ impl Map {
     /// # Errors
     ///
     /// [`Error::OutOfRange`]; [`Error::Read`], [`Error::PastEnd`], [`Error::LeaseBroken`] if a page cannot be read;
-    /// [`Error::BudgetExhausted`] if the budget has no room for it beside what is pinned already (after up to ten
-    /// seconds without any progress, or immediately if the range is larger than the budget); [`Error::Forked`].
+    /// [`Error::BudgetExhausted`] if the budget has no room for it beside what is pinned already (after ten
+    /// seconds without any progress, or more beside threads that go on; immediately if the range is larger than the budget); [`Error::Forked`].
     pub fn pin(&self, range: impl RangeBounds<usize>) -> Result<Pinned<'_>, Error> {
         let bytes = self.range(range)?;
         self.check_process()?;
@@ -44,7 +44,7 @@ impl Map {
         }
         match &self.backing {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => read_in(mmap, &bytes)?,
+            Backing::Mmap(mmap) => mmap.populate(&bytes)?,
             Backing::Engine(core) => {
                 let units = units_of(core, &bytes);
                 let budget = self.pool.budget();

@@ -40,6 +40,8 @@ pub(crate) struct Mmap {
     pub(crate) start: usize,
     pub(crate) len: usize,
     pub(crate) name: String,
+    /// Where in its source it begins.
+    base: u64,
     content: Content,
     pid: u32,
 }
@@ -116,6 +118,7 @@ impl Mmap {
             start,
             len,
             name,
+            base,
             content: Content::File,
             pid: raw::getpid(),
         })
@@ -140,7 +143,7 @@ impl Mmap {
             return Err(lease::error(name, LeaseRefusal::OpenForWriting));
         }
         let read = |to: &mut [u8]| read_all(fd.get(), to, base);
-        let copied = Self::filled(name.clone(), part.len, budget, read);
+        let copied = Self::filled(name.clone(), base, part.len, budget, read);
         // The kernel lists a lease until it is given up, or taken by force; it lets no writer in before.
         let held = file::lease_still_listed(fd.get());
         let ours = witness.still_names(fd);
@@ -166,17 +169,9 @@ impl Mmap {
         len: usize,
         budget: &Arc<Budget>,
     ) -> Result<Self, Error> {
-        Self::filled(name, len, budget, |to| {
+        Self::filled(name, base, len, budget, |to| {
             let align = source.alignment().max(1);
             source::read_full(source, align, to, FileAt::new(base))
-        })
-        .map_err(|e| match e {
-            Error::Read { name, error, .. } => Error::Read {
-                name,
-                offset: base,
-                error,
-            },
-            other => other,
         })
     }
 
@@ -184,6 +179,7 @@ impl Mmap {
     /// those of a file behind its end.
     fn filled(
         name: String,
+        base: u64,
         len: usize,
         budget: &Arc<Budget>,
         fill: impl FnOnce(&mut [u8]) -> std::io::Result<usize>,
@@ -206,6 +202,7 @@ impl Mmap {
             start,
             len,
             name,
+            base,
             content: Content::Copy(budget.clone()),
             pid: raw::getpid(),
         };
@@ -213,7 +210,7 @@ impl Mmap {
         let bytes = unsafe { std::slice::from_raw_parts_mut(start as *mut u8, len) };
         let got = fill(bytes).map_err(|error| Error::Read {
             name: map.name.clone(),
-            offset: 0,
+            offset: base,
             error,
         })?;
         // SAFETY: ours; nobody writes to it any more.
@@ -228,14 +225,28 @@ impl Mmap {
     }
 
     /// Makes a range of bytes resident, and says so if it cannot be.
-    pub(crate) fn populate(&self, bytes: &Range<usize>) -> Result<(), std::io::Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PastEnd`] or [`Error::Read`], with the place of the first page that could not be read.
+    pub(crate) fn populate(&self, bytes: &Range<usize>) -> Result<(), Error> {
         let (at, len) = self.pages(bytes);
-        // SAFETY: reads pages in; changes no contents.
-        match unsafe { mem::madvise(at, len, MADV_POPULATE_READ) } {
-            // Before 5.14 there is no way to learn of an error but to touch the pages.
-            Err(e) if e.0 != libc::EINVAL => Err(e.into()),
-            _ => Ok(()),
-        }
+        let Err(error) = populate(at, len) else {
+            return Ok(());
+        };
+        // Each page by itself, to find the one.
+        let pages = (at..at + len).step_by(PAGE);
+        let first = |&page: &usize| populate(page, PAGE.min(at + len - page)).is_err();
+        let offset = self.base + (pages.clone().find(first).unwrap_or(at) - self.start) as u64;
+        let name = self.name.clone();
+        Err(match error.0 {
+            libc::EFAULT => Error::PastEnd { name, offset },
+            _ => Error::Read {
+                name,
+                offset,
+                error: error.into(),
+            },
+        })
     }
 
     /// Gives the kernel advice on a range that changes no contents.
@@ -280,6 +291,15 @@ impl Drop for Mmap {
         if let Content::Copy(budget) = &self.content {
             budget.release(self.len as u64);
         }
+    }
+}
+
+/// Has the kernel read pages in. (Before Linux 5.14 there is no way to learn of an error but to touch them: it does nothing then.)
+fn populate(start: usize, len: usize) -> Result<(), Errno> {
+    // SAFETY: reads pages in; changes no contents.
+    match unsafe { mem::madvise(start, len, MADV_POPULATE_READ) } {
+        Err(Errno(libc::EINVAL)) => Ok(()),
+        done => done,
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) static OWN_EFAULTS: AtomicU64 = AtomicU64::new(0);
 const TRIES: usize = 16;
 /// How long to leave logs as they are whose slots are in use.
 const FIT_AGAIN: Nanos = Nanos::from_millis(100);
+/// By what part of it the memory must have changed before they are made anew, as a divisor: all that cools goes with them.
+const FIT_SHARE: u64 = 4;
 
 pub(super) struct Cooler {
     pool: Arc<PoolCore>,
@@ -121,10 +123,10 @@ impl Cooler {
         self.logs.len() == 0
     }
 
-    /// Makes the logs fit a budget of `limit` bytes, if it has changed. Whatever cools is given up then.
+    /// Makes the logs fit a budget of `limit` bytes, if it has changed by much. Whatever cools is given up then.
     pub(super) fn fit(&mut self, maps: &mut Batch<'_>, limit: u64) {
         let limit = limit.min(self.most);
-        if limit == self.limit {
+        if limit.abs_diff(self.limit) <= self.limit / FIT_SHARE {
             self.in_use = None;
             return;
         }
@@ -134,11 +136,15 @@ impl Cooler {
         {
             return;
         }
-        self.give_back(maps, u64::MAX);
         let pool = self.pool.clone();
         let Some(area) = pool.cooling.get() else {
             return;
         };
+        for slot in (0..self.logs.len() as u32).map(Slot::new) {
+            if self.prepared[slot.get() as usize] != Prepared::Not {
+                self.clear(&pool, maps, slot);
+            }
+        }
         let used = |slot: Slot, o: Occupant| area.busy(slot) && owner_lives(o);
         if self.logs.slots().any(|(slot, o)| used(slot, o)) {
             // A rescuer still reads it, or it belongs to a map of which nothing may be given up: another time.
@@ -162,27 +168,34 @@ impl Cooler {
         pool.budget.charge_anyway(self.charged);
     }
 
+    /// Gives up what lies in a slot. Returns whether the slot is free then.
+    fn clear(&mut self, pool: &Arc<PoolCore>, maps: &mut Batch<'_>, slot: Slot) -> bool {
+        let Some(area) = pool.cooling.get() else {
+            return false;
+        };
+        let occupant = self.logs.at(slot);
+        let free = drop_from_slot(pool, maps, slot, occupant, Place::Main)
+            || !area.busy(slot)
+            || !owner_lives(occupant);
+        if free {
+            area.give(slot);
+            self.logs.put(slot, Occupant::default());
+        }
+        free
+    }
+
     /// Gives up what cools, and the memory of its slots, up to `want` bytes. Returns how many were released.
     pub(super) fn give_back(&mut self, maps: &mut Batch<'_>, want: u64) -> u64 {
         let pool = self.pool.clone();
-        let Some(area) = pool.cooling.get() else {
-            return 0;
-        };
         let mut given = 0;
         for slot in (0..self.logs.len() as u32).map(Slot::new) {
             if given >= want || self.prepared[slot.get() as usize] == Prepared::Not {
                 continue;
             }
-            let occupant = self.logs.at(slot);
-            let free = drop_from_slot(&pool, maps, slot, occupant, Place::Main)
-                || !area.busy(slot)
-                || !owner_lives(occupant);
-            if free
+            if self.clear(&pool, maps, slot)
                 && file::punch_hole(self.file, u64::from(slot.get()) * PAGE as u64, PAGE as u64)
                     .is_ok()
             {
-                area.give(slot);
-                self.logs.put(slot, Occupant::default());
                 self.prepared[slot.get() as usize] = Prepared::Not;
                 self.charged -= PAGE as u64;
                 pool.budget.release(PAGE as u64);

@@ -43,6 +43,12 @@ const COMPACT_AT_A_TIME: u32 = 4096;
 const IDLE: Nanos = Nanos::from_secs(1);
 /// Sleep when the budget is pressed but nothing can be evicted.
 const STUCK: Nanos = Nanos::from_millis(2);
+/// Turns in which nothing can leave, before the pool is believed to have nothing that can.
+const IN_VAIN: u32 = 3;
+/// What the rest of the pool gets beside what cannot leave, as a divisor of the group's memory.
+const FLOOR_SHARE: u64 = 16;
+/// What the floor comes down by with each look, as a divisor.
+const FLOOR_STEP: u64 = 128;
 /// Time in which a reserve that is not needed halves.
 const RESERVE_HALVES: Nanos = Nanos::from_secs(4);
 
@@ -58,9 +64,12 @@ pub(crate) struct Evictor {
     /// Units whose groups of words became empty.
     pub(super) emptied: Vec<(MapId, Unit)>,
     looked: Option<Nanos>,
-    /// What cannot leave, as it was found out when memory was capped below that, and whether that was since the last look.
+    /// The least to which memory is capped, since less would leave no room beside what cannot leave; and whether that was found out
+    /// since the last look.
     floor: u64,
     stuck: bool,
+    /// Turns in which memory was short and no unit could leave, since one did.
+    in_vain: u32,
     /// Bytes that were filled since the last look, and how many are to be before the next.
     filled: u64,
     look_after: u64,
@@ -114,6 +123,7 @@ impl Evictor {
             looked: None,
             floor: 0,
             stuck: false,
+            in_vain: 0,
             filled: 0,
             look_after: u64::MAX,
             taken_back: 0,
@@ -171,7 +181,7 @@ impl Evictor {
         self.pressure.look(clock::now(), memory.stalled);
         if !std::mem::replace(&mut self.stuck, false) {
             // What could not leave then, may now. (By degrees: with a cap far too low, all that can leave would go each time.)
-            self.floor -= self.floor / 32;
+            self.floor -= self.floor / FLOOR_STEP;
         }
         let limits = look_at_limits(&self.pool, &memory, self.floor);
         self.firm_target = self.pressure.of(limits.firm);
@@ -228,8 +238,9 @@ impl Evictor {
             self.crew.call_helpers();
         }
         if pressed {
-            if done.left == 0 && self.pressed() {
-                busy |= self.give_what_there_is();
+            match done.left == 0 && self.pressed() {
+                true => busy |= self.give_what_there_is(),
+                false => self.in_vain = 0,
             }
             let filled = (self.pool.budget.used() + done.released).saturating_sub(before);
             self.learn_reserve(before, filled, took);
@@ -261,9 +272,15 @@ impl Evictor {
         if self.give_slots_back() {
             return true;
         }
-        // What is left cannot leave: what the user allows, the user gets.
+        // (Units that are being used now, or are still in the ring, can leave in a moment.)
+        self.in_vain += 1;
+        if self.in_vain < IN_VAIN || self.pool.fresh.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        // What is left cannot leave. Beside it, the rest of the map is to have room.
         let budget = &self.pool.budget;
-        let needed = budget.used() + self.headroom();
+        let share = self.memory.min(budget.allowed()) / FLOOR_SHARE;
+        let needed = budget.used() + self.headroom() + share;
         if budget.cap() >= needed.min(budget.allowed()) {
             return false;
         }

@@ -6,6 +6,8 @@ use crate::base::ids::Nanos;
 /// part below which it counts as sufficient again. In percent.
 const SHORT: u64 = 10;
 const SUFFICIENT: u64 = 1;
+/// The shortest interval that says anything: one thread that waits once for a moment is a large part of a short one.
+const INTERVAL: Nanos = Nanos::from_millis(250);
 /// The whole of what is kept firm where memory suffices, and the least that remains of it.
 const WHOLE: u64 = 64;
 const LEAST: u64 = 8;
@@ -30,7 +32,7 @@ impl Default for Pressure {
 
 impl Pressure {
     /// Takes a look at `now`. `stalled` is the time in total for which threads have waited for memory so far; `None` where the kernel
-    /// does not say. Where threads wait, less is kept firm: half as much after each look, down to an eighth.
+    /// does not say. Where threads wait, less is kept firm: half as much after each interval, down to an eighth.
     pub(super) fn look(&mut self, now: Nanos, stalled: Option<Nanos>) {
         let Some(stalled) = stalled else {
             *self = Pressure::default();
@@ -38,6 +40,9 @@ impl Pressure {
         };
         if let Some((then, before)) = self.last {
             let (waited, passed) = (stalled.since(before).get(), now.since(then).get());
+            if passed < INTERVAL.get() {
+                return;
+            }
             if waited > passed / 100 * SHORT {
                 self.share = (self.share / 2).max(LEAST);
             } else if waited <= passed / 100 * SUFFICIENT {
@@ -79,6 +84,17 @@ mod tests {
         assert_eq!(after(&[400, 400, 20]), 1_600, "as it was");
         assert_eq!(after(&[400, 400, 0]), 2_400);
         assert_eq!(after(&[400, 400, 0, 0, 0, 0, 0]), 6_400);
+    }
+
+    #[test]
+    fn a_moment_is_no_pressure_however_often_it_is_looked_at() {
+        let mut pressure = Pressure::default();
+        for ms in (0..=1_000).step_by(10) {
+            // A thread waited for 2 ms once.
+            let stalled = if ms < 500 { 7 } else { 9 };
+            pressure.look(Nanos::from_millis(ms), Some(Nanos::from_millis(stalled)));
+            assert_eq!(pressure.of(6_400), 6_400, "after {ms} ms");
+        }
     }
 
     #[test]

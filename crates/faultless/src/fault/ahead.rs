@@ -17,32 +17,63 @@ use crate::space::map_core::MapCore;
 use crate::space::streams::{
     FAR_FIRST, FAR_MAX, Mode, NO_UNIT, PART_UNITS, Request, StreamGuard, WINDOW_FIRST, WINDOW_MAX,
 };
+use std::ops::Range;
 
-/// A thread missed a unit.
+/// A thread touched a unit that was absent.
 pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
-    let streams = &*core.streams;
-    let Some(mode) = streams.mode().filter(|&mode| mode != Mode::Off) else {
-        return;
-    };
-    if let Some(s) = streams.at_trip(unit) {
-        if let Some(held) = s.hold()
-            && held.trip.load(Ordering::Relaxed) == unit.get()
-        {
-            let entered = held.window.load(Ordering::Relaxed);
-            core.counters.add(Count::AheadUsed, entered);
-            advance(core, &held);
-        }
+    let trip = on_trip(core, unit);
+    if trip {
         return;
     }
-    // A reader that is faster than the device waits for units that are on their way: nothing new.
-    if streams.asked_for(unit) {
-        return;
-    }
-    if let Some(stride) = streams.stride_of(unit, thread, mode == Mode::Eager) {
+    if let Some(stride) = stride_of(core, unit..unit + 1, thread) {
         // Where each miss brings what lies around it, a reader in order misses once in each window.
         let in_order = core.reads_around() && (1..=AROUND as i64).contains(&stride);
         start(core, unit, if in_order { 1 } else { stride });
     }
+}
+
+/// A thread asks for some units, the first of which is absent.
+pub(crate) fn on_ask(core: &MapCore, units: Range<Unit>, thread: u32) {
+    // (The thread that claims a trip sees to it.)
+    if core.streams.at_trip(units.start).is_some() {
+        return;
+    }
+    let single = units.end - units.start == 1;
+    let last = units.start + (units.end - units.start - 1);
+    match stride_of(core, units, thread) {
+        // Of larger pieces, only those that follow each other are expected.
+        Some(stride) if stride == 1 || single => start(core, last, stride),
+        _ => {}
+    }
+}
+
+/// If a unit is the trip of a stream, the next window is asked for. Returns whether it is.
+pub(crate) fn on_trip(core: &MapCore, unit: Unit) -> bool {
+    let Some(s) = core.streams.at_trip(unit) else {
+        return false;
+    };
+    if let Some(held) = s.hold()
+        && held.trip.load(Ordering::Relaxed) == unit.get()
+    {
+        let entered = held.window.load(Ordering::Relaxed);
+        core.counters.add(Count::AheadUsed, entered);
+        match core.streams.mode() {
+            None | Some(Mode::Off) => held.trip.store(NO_UNIT, Ordering::Relaxed),
+            Some(_) => advance(core, &held),
+        }
+    }
+    true
+}
+
+/// The distance at which a thread reads that misses some units now, if it is known.
+fn stride_of(core: &MapCore, units: Range<Unit>, thread: u32) -> Option<i64> {
+    let streams = &*core.streams;
+    let mode = streams.mode().filter(|&mode| mode != Mode::Off)?;
+    // A reader that is faster than the device waits for units that are on their way: nothing new.
+    if streams.asked_for(units.start) {
+        return None;
+    }
+    streams.stride_of(units, thread, mode == Mode::Eager)
 }
 
 /// Follows a new stream, which has come to `unit`.

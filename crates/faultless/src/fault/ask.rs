@@ -1,14 +1,16 @@
 //! Making a range resident before it is touched: as few reads as its gaps allow, and no signal.
 
 use crate::base::ids::Unit;
+use crate::base::primitive::AtomicU32;
 use crate::fault::ahead;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::fill;
+use crate::fault::hand_over::{Handed, hand_over};
 use crate::fault::read_file::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
-use crate::fault::run::{Need, Origin, Run};
-use crate::fault::serve::serve;
+use crate::fault::run::{Need, Origin, Run, owner};
+use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
 use faultless_sys::signal;
@@ -26,6 +28,9 @@ fn is_resident(core: &MapCore, unit: Unit) -> bool {
 /// The unit that could not be read, and why.
 pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refusal)> {
     let mut unit = units.start;
+    // Units below this are read by themselves: together they could not be.
+    let mut alone = units.start;
+    let mut told = false;
     while unit < units.end {
         if is_resident(core, unit) {
             unit += 1;
@@ -34,40 +39,55 @@ pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refus
         // A signal handler that does not return (longjmp), or a cancellation, would leave the units claimed for ever.
         let blocked = signal::Blocked::all();
         let _serving = core.pool.withheld.serving(blocked.former());
-        unit = ask_some(core, &units, unit)?;
+        if !std::mem::replace(&mut told, true) {
+            ahead::on_ask(core, unit..units.end, owner());
+        }
+        let most = if unit < alone { unit + 1 } else { units.end };
+        let end = ask_some(core, unit..most).map_err(|why| (unit, why))?;
+        if end - unit == 1 {
+            unit = end;
+            continue;
+        }
+        let missing = Unit::each(unit..end).find(|&unit| !is_resident(core, unit));
+        if missing.is_some() {
+            alone = end;
+        }
+        unit = missing.unwrap_or(end);
     }
     Ok(())
 }
 
-/// Makes the first of some units resident, and as many of those behind it as can be read with it. Returns the unit behind them.
-fn ask_some(core: &MapCore, units: &Range<Unit>, first: Unit) -> Result<Unit, (Unit, Refusal)> {
-    let alone = |unit| serve(core, unit, Need::Ask).map_err(|why| (unit, why));
-    let Reading::File { fd, .. } = &core.reading else {
-        return alone(first).map(|()| first + 1);
+/// Makes the first of some units resident, and as many of those behind it as can be read with it. Returns the unit behind them. Where
+/// several were read, some of them may not have come.
+fn ask_some(core: &MapCore, units: Range<Unit>) -> Result<Unit, Refusal> {
+    let first = units.start;
+    let mut request = Handed {
+        core,
+        need: Need::Ask,
+        run: Run::new(),
+        done: AtomicU32::new(0),
     };
-    let mut run = Run::new();
-    claim(core, first, Need::Ask, &mut run).map_err(|why| (first, why))?;
+    let run = &mut request.run;
+    claim(core, first, Need::Ask, run)?;
     if run.count == 0 {
         return Ok(first + 1);
     }
     if run.from[0] == Origin::Cool {
-        let rescued = rescue(core, &run, Need::Ask);
-        return rescued.map(|()| first + 1).map_err(|why| (first, why));
-    }
-    if units.end - units.start == 1 {
-        // (Of longer ranges, the caller knows best what is read next.)
-        ahead::on_miss(core, first, run.me);
+        return rescue(core, run, Need::Ask).map(|()| first + 1);
     }
     let most = ahead::part_units(core);
-    while (run.count as u64) < most && run.end() < units.end && extend(core, &mut run) {}
-    let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
-    let filled = fill(core, &run, Need::Ask, None, fetch);
-    if run.count == 1 {
-        return filled.map(|()| run.end()).map_err(|why| (first, why));
+    while (run.count as u64) < most && run.end() < units.end && extend(core, run) {}
+    let (end, count) = (run.end(), run.count as u64);
+    core.counters.add(Count::Misses, count - 1);
+    let filled = match &core.reading {
+        Reading::File { fd, .. } => {
+            let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
+            fill(core, &request.run, Need::Ask, None, fetch)
+        }
+        Reading::Source { .. } => hand_over(core, &request),
+    };
+    if count == 1 {
+        filled?;
     }
-    // Where something could not be read, each is read by itself.
-    for unit in Unit::each(run.units()).filter(|&unit| !is_resident(core, unit)) {
-        alone(unit)?;
-    }
-    Ok(run.end())
+    Ok(end)
 }

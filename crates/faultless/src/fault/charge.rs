@@ -48,32 +48,62 @@ impl Wish {
     }
 }
 
-/// Waits in line for room. `refuse` says what comes of it, if the thread is not to wait any longer; it is given the time in which nothing
-/// was evicted.
+/// For how long nothing has happened that could help a thread which waits.
+struct Hope {
+    /// When a unit was last seen to leave, and the count of those that left.
+    since: (Nanos, u32),
+    /// The last look, if the thread went before others then.
+    before_others: Option<Nanos>,
+    /// All of the time in which it went before others, and nothing left.
+    in_vain: Nanos,
+}
+
+impl Hope {
+    fn new(now: Nanos, evicted: u32) -> Self {
+        Hope {
+            since: (now, evicted),
+            before_others: None,
+            in_vain: Nanos::from_millis(0),
+        }
+    }
+
+    /// A look. Returns the time without hope: since any unit left its map, or in all of the thread's own turns. What the others fill
+    /// between two turns leaves in the next, which is no progress for this thread.
+    fn look(&mut self, now: Nanos, evicted: u32) -> Nanos {
+        if evicted != self.since.1 {
+            self.since = (now, evicted);
+        } else if let Some(then) = self.before_others {
+            self.in_vain = self.in_vain + now.since(then);
+        }
+        now.since(self.since.0).max(self.in_vain)
+    }
+}
+
+/// Waits in line for room. `refuse` says what comes of it, if the thread is not to wait any longer; it is given the time without hope
+/// ([`Hope`]).
 pub(crate) fn wait_for_room(
     pool: &PoolCore,
     wish: Wish,
     mut refuse: impl FnMut(Nanos) -> Option<Result<(), Refusal>>,
 ) -> Result<(), Refusal> {
     let began = clock::now();
-    let mut since = (began, pool.evicted.load(Ordering::Relaxed));
+    let mut hope = Hope::new(began, pool.evicted.load(Ordering::Relaxed));
     let pass = |my_turn: bool| {
         if (my_turn || !wish.pages) && wish.try_charge(pool) {
             return Answer::Pass(Ok(()));
         }
         let (now, evicted) = (clock::now(), pool.evicted.load(Ordering::Relaxed));
-        if evicted != since.1 {
-            since = (now, evicted);
-        }
-        if let Some(refused) = refuse(now.since(since.0)) {
+        if let Some(refused) = refuse(hope.look(now, evicted)) {
             return Answer::Pass(refused);
         }
         pool.wanted.fetch_max(wish.bytes, Ordering::Relaxed);
         pool.evict_bell.ring();
         let waited = now.since(began);
-        match waited < OVERDUE || now.get() % TURN.get() >= TURN.get() / 2 {
-            true => Answer::Wait,
-            false => Answer::Overdue,
+        let overdue = waited >= OVERDUE && now.get() % TURN.get() < TURN.get() / 2;
+        hope.before_others = overdue.then_some(now);
+        match overdue {
+            true => Answer::Overdue,
+            false => Answer::Wait,
         }
     };
     let room = |bytes| pool.has_room(bytes);
@@ -124,4 +154,50 @@ pub(crate) fn charge(core: &MapCore, bytes: u64, need: Need) -> Result<(), Refus
     wait_for_room(pool, wish, refuse)?;
     core.counters.add(Count::Charged, bytes);
     Ok(())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Looks each 50 ms, for so long. `at` says for each whether the thread goes before others, and whether a unit has left since the
+    /// last. The time without hope at the end.
+    fn without_hope(millis: u64, at: impl Fn(u64) -> (bool, bool)) -> Nanos {
+        let mut evicted = 7;
+        let mut hope = Hope::new(Nanos::from_millis(0), evicted);
+        let mut idle = Nanos::from_millis(0);
+        for ms in (50..=millis).step_by(50) {
+            let (before_others, left) = at(ms);
+            evicted += u32::from(left);
+            let now = Nanos::from_millis(ms);
+            idle = hope.look(now, evicted);
+            hope.before_others = before_others.then_some(now);
+        }
+        idle
+    }
+
+    #[test]
+    fn a_thread_has_hope_while_units_leave() {
+        assert_eq!(
+            without_hope(30_000, |_| (false, true)),
+            Nanos::from_millis(0)
+        );
+        assert_eq!(
+            without_hope(30_000, |_| (true, true)),
+            Nanos::from_millis(0)
+        );
+        let stuck = without_hope(30_000, |ms| (false, ms <= 20_000));
+        assert_eq!(stuck, Nanos::from_secs(10));
+    }
+
+    /// Others fill between its turns, and what they filled leaves as each turn begins.
+    #[test]
+    fn what_others_fill_between_its_turns_is_no_hope() {
+        let others = |ms: u64| {
+            let turn = ms % 500 < 250;
+            (turn, !turn || ms.is_multiple_of(500))
+        };
+        assert!(without_hope(5_000, others) < BUDGET_WAIT);
+        assert!(without_hope(60_000, others) > BUDGET_WAIT);
+    }
 }

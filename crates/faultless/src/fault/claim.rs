@@ -73,8 +73,10 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
     let mut count_miss = || {
         if !std::mem::replace(&mut counted, true) {
             core.counters.add(Count::Misses, 1);
-            if load {
-                ahead::on_miss(core, unit, me);
+            match need {
+                Need::Load(_) => ahead::on_miss(core, unit, me),
+                Need::Ask => _ = ahead::on_trip(core, unit),
+                Need::Pin | Need::Prefetch => {}
             }
         }
     };

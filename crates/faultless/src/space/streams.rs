@@ -3,7 +3,7 @@
 use crate::base::ids::{MapId, Unit};
 use crate::base::primitive::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::sync::handover::Handover;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 /// Streams that are followed in one map.
 const STREAMS: usize = 32;
@@ -168,8 +168,9 @@ impl Streams {
         self.mode.load(Ordering::Relaxed) == Mode::Detect as u8
     }
 
-    /// Notes a miss. The distance at which its thread reads, if this miss confirms one.
-    pub(crate) fn stride_of(&self, unit: Unit, thread: u32, eager: bool) -> Option<i64> {
+    /// Notes that a thread misses some units in order. The distance at which it reads, if this miss confirms one.
+    pub(crate) fn stride_of(&self, units: Range<Unit>, thread: u32, eager: bool) -> Option<i64> {
+        let unit = units.start;
         let hash = thread.wrapping_mul(0x9E37_79B9);
         let set = &self.recent[(hash >> 26) as usize % SETS];
         let seen = |way: &AtomicU64| Recent::unpack(way.load(Ordering::Relaxed));
@@ -206,7 +207,7 @@ impl Streams {
             .or_else(near)
             .unwrap_or_else(|| (least_useful(), 0, 0));
         let now = Recent {
-            unit: unit.get(),
+            unit: units.end.get() - 1,
             stride,
             equal,
         };
@@ -306,6 +307,10 @@ pub(crate) type Requests = Handover;
 mod tests {
     use super::*;
 
+    fn one(unit: u64) -> Range<Unit> {
+        Unit::new(unit)..Unit::new(unit + 1)
+    }
+
     #[test]
     fn requests_survive_their_packing() {
         for units in [1, 2, 63, 64] {
@@ -326,7 +331,7 @@ mod tests {
         let streams = Streams::new();
         misses
             .iter()
-            .filter_map(|&u| streams.stride_of(Unit::new(u), 77, eager))
+            .filter_map(|&u| streams.stride_of(one(u), 77, eager))
             .last()
     }
 
@@ -348,7 +353,7 @@ mod tests {
         let starts = [1u64 << 20, 1 << 25, 1 << 30, 1 << 33];
         let found: Vec<Option<i64>> = (0..4)
             .flat_map(|i| starts.map(|s| s + i + (s >> 19)))
-            .map(|u| streams.stride_of(Unit::new(u), 3, false))
+            .map(|u| streams.stride_of(one(u), 3, false))
             .collect();
         assert!(found[12..].contains(&Some(1)), "{found:?}");
     }
@@ -360,7 +365,7 @@ mod tests {
         for _ in 0..1_000_000 {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             assert_eq!(
-                streams.stride_of(Unit::new((x >> 40) % (1 << 20)), 1, false),
+                streams.stride_of(one((x >> 40) % (1 << 20)), 1, false),
                 None
             );
         }

@@ -169,6 +169,8 @@ impl Turnstile {
                 Answer::Wait if overdue => {
                     overdue = false;
                     self.leave_overdue();
+                    // For the others, room that was made meanwhile is news.
+                    self.calls.fetch_add(1, Ordering::Relaxed);
                     self.hand_on(&room);
                     continue;
                 }
@@ -184,6 +186,7 @@ impl Turnstile {
         };
         if overdue {
             self.leave_overdue();
+            self.calls.fetch_add(1, Ordering::Relaxed);
         }
         self.change(Line::without_one);
         // (A thread that never slept was not called, unless it kept others from what they were called for.)

@@ -43,10 +43,7 @@ pub(crate) fn variant_name(variant: usize) -> &'static str {
 extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo for the time of the handler.
     let addr = unsafe { (*info).si_addr() as usize };
-    let (start, len) = (
-        START.load(Ordering::Relaxed),
-        LEN.load(Ordering::Relaxed),
-    );
+    let (start, len) = (START.load(Ordering::Relaxed), LEN.load(Ordering::Relaxed));
     if addr.wrapping_sub(start) >= len || start == 0 {
         end(b"floor: SIGBUS at a foreign address\n");
     }
@@ -63,8 +60,15 @@ extern "C" fn on_sigbus(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void
         end(b"floor: cannot read the data file\n");
     }
     // SAFETY: a page of the registered region, which nobody writes to.
-    let copied =
-        unsafe { uffd::copy(UFFD.load(Ordering::Relaxed), start + at, buffer, PAGE, false) };
+    let copied = unsafe {
+        uffd::copy(
+            UFFD.load(Ordering::Relaxed),
+            start + at,
+            buffer,
+            PAGE,
+            false,
+        )
+    };
     match copied.error.map(|e| e.0) {
         None | Some(libc::EEXIST) => {}
         // (The load runs again, and comes back.)

@@ -366,6 +366,7 @@ fn operation(near: &mut (usize, u64)) {
             oracle::load(map, truth, page);
         }
         11 if chance(2) => ask(map, truth, page, bytes(some)),
+        12 if chance(3) => batch(map, truth),
         11..=13 => pin(map, truth, page, bytes(some.min(8))),
         14 => {
             doing(format!("prefetches {some} pages from {page} of map {at}"));
@@ -427,6 +428,50 @@ fn ask(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
             pages.for_each(|page| oracle::load(map, truth, page));
         }
         Err(error) => oracle::check_error(truth, pages, &error),
+    }
+}
+
+/// Asks for several ranges at once, or pins them.
+fn batch(map: &Map, truth: &Truth) {
+    let some = |_| {
+        let page = below(truth.pages);
+        page..(page + with(|w| w.rng.between(1, 40))).min(truth.pages)
+    };
+    let pages: Vec<std::ops::Range<u64>> = (0..with(|w| w.rng.between(1, 4))).map(some).collect();
+    let bytes = |pages: &std::ops::Range<u64>| {
+        let end = (pages.end * PAGE as u64).min(map.len() as u64);
+        pages.start as usize * PAGE..end as usize
+    };
+    let ranges: Vec<std::ops::Range<usize>> = pages.iter().map(bytes).collect();
+    let pins = chance(2);
+    doing(format!(
+        "{} pages {pages:?} of {:?}",
+        if pins { "pins" } else { "asks for" },
+        truth.origin
+    ));
+    with(|w| w.scheduler.me().detour = Some(thread));
+    if pins {
+        let pinned = map.pin_many(&ranges);
+        with(|w| w.scheduler.me().detour = None);
+        for (pinned, pages) in pinned.iter().zip(&pages) {
+            match pinned {
+                Ok(_) => oracle::check_pinned(map, truth, pages.clone()),
+                Err(faultless::Error::BudgetExhausted { .. }) => {}
+                Err(error) => oracle::check_error(truth, pages.clone(), error),
+            }
+        }
+        return;
+    }
+    let asked = map.load_many(&ranges);
+    with(|w| w.scheduler.me().detour = None);
+    for (asked, pages) in asked.iter().zip(pages) {
+        match asked {
+            Ok(_) => {
+                oracle::check_asked(map, truth, pages.clone());
+                pages.for_each(|page| oracle::load(map, truth, page));
+            }
+            Err(error) => oracle::check_error(truth, pages, error),
+        }
     }
 }
 

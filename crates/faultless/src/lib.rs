@@ -79,7 +79,7 @@ pub use api::options::MapOptions;
 #[cfg(not(loom))]
 pub use api::pin::Pinned;
 #[cfg(not(loom))]
-pub use api::pool::{Pool, PoolStats};
+pub use api::pool::{Batches, Pool, PoolStats};
 #[cfg(faultless_sim)]
 #[doc(hidden)]
 pub use api::simulation;

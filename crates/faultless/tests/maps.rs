@@ -1230,3 +1230,111 @@ fn a_pin_has_the_room_that_the_cooling_area_took() {
     let pinned = map.pin(..most).expect("nothing else is pinned");
     check(&pinned, 35, 0);
 }
+
+/// Ranges here and there: of one page and of many, that overlap, are empty, and come in no order.
+fn scattered(pages: usize) -> Vec<std::ops::Range<usize>> {
+    let mut random = 9u64;
+    let mut next = move |below: usize| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+        (random >> 33) as usize % below
+    };
+    let mut all = vec![5..5, 0..pages * PAGE, 7..8];
+    for i in 0..3000 {
+        let start = next(pages * PAGE);
+        let len = [100, PAGE, 9 * PAGE, 200 * PAGE][if i % 50 == 0 { 3 } else { i % 3 }];
+        all.push(start..(start + len).min(pages * PAGE));
+    }
+    all
+}
+
+#[test]
+fn many_ranges_are_loaded_and_pinned_in_their_order() {
+    let dir = dir();
+    const PAGES: usize = 4096;
+    let path = file(dir.path(), "a", 41, PAGES * PAGE);
+    for (memory, unit) in [(64, 4), (64, 64), (2, 4)] {
+        let pool = pool(memory);
+        let options = pool.options().unit(ByteSize::kib(unit));
+        let map = options.map(open(&path)).expect("mapped");
+        let ranges = scattered(PAGES);
+        std::thread::scope(|s| {
+            for part in ranges.chunks(ranges.len() / 3) {
+                let map = &map;
+                s.spawn(move || {
+                    let loaded = map.load_many(part);
+                    assert_eq!(loaded.len(), part.len());
+                    for (bytes, range) in loaded.into_iter().zip(part) {
+                        let bytes = bytes.expect("there");
+                        assert_eq!(bytes.len(), range.len());
+                        check(bytes, 41, range.start);
+                    }
+                });
+            }
+        });
+        let few: Vec<_> = ranges[3..].iter().step_by(40).cloned().collect();
+        for (pinned, range) in map.pin_many(&few).into_iter().zip(&few) {
+            // (The small budget has no room for all that is pinned.)
+            match pinned {
+                Ok(bytes) => check(&bytes, 41, range.start),
+                Err(Error::BudgetExhausted { .. }) => assert_eq!(memory, 2),
+                Err(e) => panic!("{e}"),
+            }
+        }
+        assert_eq!(pool.stats().batches, faultless::Batches::Uring);
+    }
+}
+
+/// Each error stands where its range does.
+#[test]
+fn ranges_that_cannot_be_loaded_are_errors_and_the_others_are_not() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 42, 64 * PAGE);
+    let map = pool(16).map(open(&path)).expect("mapped");
+    let all = [0..100, 60 * PAGE..65 * PAGE, 5 * PAGE..6 * PAGE];
+    let loaded = map.load_many(&all);
+    check(loaded[0].as_ref().expect("there"), 42, 0);
+    assert!(matches!(loaded[1], Err(Error::OutOfRange { .. })));
+    check(loaded[2].as_ref().expect("there"), 42, 5 * PAGE);
+    let source = Generated {
+        fail_at: Some(10 * PAGE as u64),
+        ..Generated::new(64 * PAGE as u64, 43)
+    };
+    let map = unsafe { pool(16).map_trusted(source) }.expect("mapped");
+    let all = [0..PAGE, 9 * PAGE..12 * PAGE, 20 * PAGE..40 * PAGE];
+    let pinned = map.pin_many(&all);
+    check(pinned[0].as_ref().expect("there"), 43, 0);
+    assert!(
+        matches!(&pinned[1], Err(Error::Read { offset, .. }) if *offset == 10 * PAGE as u64),
+        "{:?}",
+        pinned[1]
+    );
+    check(pinned[2].as_ref().expect("there"), 43, 20 * PAGE);
+}
+
+/// A signal would kill a thread that blocks it.
+#[test]
+fn a_batch_is_read_without_a_signal_and_by_neighbours_together() {
+    let dir = dir();
+    const PAGES: usize = 4096;
+    let path = file(dir.path(), "a", 44, PAGES * PAGE);
+    let map = pool(64).map(open(&path)).expect("mapped");
+    let every_other: Vec<_> = (0..PAGES / 4)
+        .map(|i| i * 4 * PAGE..(i * 4 + 2) * PAGE)
+        .collect();
+    let blocks_sigbus = || unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&mut set, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        for (bytes, range) in map.load_many(&every_other).into_iter().zip(&every_other) {
+            check(bytes.expect("there"), 44, range.start);
+        }
+        // What lies between them.
+        check(map.load(..).expect("there"), 44, 0);
+        let pinned = map.pin(..).expect("room");
+        check(&pinned, 44, 0);
+    };
+    std::thread::scope(|s| s.spawn(blocks_sigbus).join().expect("no signal"));
+    let s = map.stats();
+    assert_eq!((s.fills, s.errors), (PAGES as u64, 0), "{s:?}");
+    assert!(s.fill_latency.count() <= PAGES as u64 / 2 + 16, "{s:?}");
+}

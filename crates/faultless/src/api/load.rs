@@ -15,8 +15,8 @@ impl Map {
     /// plain load, with the fault and the signal of one, and SIGBUS if the page cannot be read again. So ask for little at a time,
     /// against the budget; and pin what is handed to a system call, or must not be SIGBUS on any account ([`pin`](Self::pin)).
     ///
-    /// It reads neighbouring absent units together (256 KiB at a time), and blocks all signals of the calling thread during each read,
-    /// as a pin does. Loads in order are read ahead of, as plain loads are. On the mmap backend the kernel reads the range in (since
+    /// It reads neighbouring absent units together, 256 KiB at a time and several such parts concurrently, and blocks all signals of
+    /// the calling thread meanwhile, as a pin does. Loads in order are read ahead of, as plain loads are. On the mmap backend the kernel reads the range in (since
     /// Linux 5.14; before, nothing is read until it is touched).
     ///
     /// ```
@@ -51,7 +51,9 @@ impl Map {
             Backing::Mmap(mmap) => mmap.populate(&bytes)?,
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;
-                ask(core, units_of(core, &bytes)).map_err(|(unit, refusal)| {
+                let units = units_of(core, &bytes);
+                self.fetch_units(core, std::slice::from_ref(&units), true);
+                ask(core, units, true).map_err(|(unit, refusal)| {
                     let offset = core.source_at(core.unit_start(unit)).get();
                     refusal.into_error(&core.name, offset, self.pool.budget())
                 })?

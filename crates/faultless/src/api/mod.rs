@@ -4,6 +4,7 @@ pub(crate) mod advice;
 mod assemble;
 pub(crate) mod backend;
 pub(crate) mod backing;
+pub(crate) mod batch;
 pub(crate) mod builder;
 pub(crate) mod engine;
 mod load;

@@ -6,6 +6,7 @@ use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::base::ids::Unit;
+use crate::fault::ask::ask;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::fault::serve::serve;
@@ -53,6 +54,12 @@ impl Map {
                 }
                 check_end(core, &bytes)?;
                 pinned.units = units.start..units.start;
+                let several = units.end - units.start > 1;
+                if several && self.leaves_room_for_buffers(bytes.len() as u64) {
+                    // (What cannot be read is found out below.)
+                    self.fetch_units(core, std::slice::from_ref(&units), false);
+                    let _ = ask(core, units.clone(), false);
+                }
                 for unit in Unit::each(units) {
                     pin_unit(core, unit).map_err(|refusal| {
                         let offset = core.source_at(core.unit_start(unit)).get();

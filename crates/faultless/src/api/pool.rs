@@ -9,6 +9,7 @@ use crate::base::primitive::{Ordering, lock};
 use crate::base::size::ByteSize;
 use crate::base::stats::Stats;
 use crate::evict::limits;
+use crate::read::rings::Way;
 use crate::space::pool_core::PoolCore;
 use crate::space::registry;
 use std::fmt;
@@ -94,6 +95,11 @@ impl Pool {
             budget: self.budget(),
             used: ByteSize::new(used),
             peak: ByteSize::new(peak),
+            batches: match self.0.workers.rings.way() {
+                Way::Unknown => Batches::None,
+                Way::Uring => Batches::Uring,
+                Way::Blocking(why) => Batches::Blocking(why),
+            },
             page_tables: ByteSize::new(memory::page_tables()),
         }
     }
@@ -124,8 +130,23 @@ pub struct PoolStats {
     pub used: ByteSize,
     /// The most that was ever charged at once.
     pub peak: ByteSize,
+    /// How batches are read.
+    pub batches: Batches,
     /// Page tables of the whole process, which the kernel allocates beside the budget (`VmPTE`).
     pub page_tables: ByteSize,
+}
+
+/// How a pool does many reads at a time ([`Map::load_many`](crate::Map::load_many)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Batches {
+    /// There were none yet.
+    #[default]
+    None,
+    /// By io_uring: up to 64 in flight for each thread.
+    Uring,
+    /// One after the other, and why.
+    Blocking(String),
 }
 
 const _: fn() = || {

@@ -21,8 +21,7 @@ use std::ops::Range;
 
 /// A thread touched a unit that was absent.
 pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
-    let trip = on_trip(core, unit);
-    if trip {
+    if on_trip(core, unit..unit + 1) {
         return;
     }
     if let Some(stride) = stride_of(core, unit..unit + 1, thread) {
@@ -34,8 +33,7 @@ pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
 
 /// A thread asks for some units, the first of which is absent.
 pub(crate) fn on_ask(core: &MapCore, units: Range<Unit>, thread: u32) {
-    // (The thread that claims a trip sees to it.)
-    if core.streams.at_trip(units.start).is_some() {
+    if on_trip(core, units.clone()) {
         return;
     }
     let single = units.end - units.start == 1;
@@ -47,14 +45,19 @@ pub(crate) fn on_ask(core: &MapCore, units: Range<Unit>, thread: u32) {
     }
 }
 
-/// If a unit is the trip of a stream, the next window is asked for. Returns whether it is.
-pub(crate) fn on_trip(core: &MapCore, unit: Unit) -> bool {
-    let Some(s) = core.streams.at_trip(unit) else {
+/// If the trip of a stream is among some units that a thread touches, the next window is asked for. Returns whether it is.
+pub(crate) fn on_trip(core: &MapCore, units: Range<Unit>) -> bool {
+    let Some(s) = core.streams.trip_in(&units) else {
         return false;
     };
     if let Some(held) = s.hold()
-        && held.trip.load(Ordering::Relaxed) == unit.get()
+        && (units.start.get()..units.end.get()).contains(&held.trip.load(Ordering::Relaxed))
     {
+        if held.stride.load(Ordering::Relaxed) == 1 {
+            // (A large piece may reach beyond what was to be next.)
+            let next = held.next.load(Ordering::Relaxed).max(units.end.get());
+            held.next.store(next, Ordering::Relaxed);
+        }
         let entered = held.window.load(Ordering::Relaxed);
         core.counters.add(Count::AheadUsed, entered);
         match core.streams.mode() {

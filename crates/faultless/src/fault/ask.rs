@@ -21,16 +21,17 @@ fn is_resident(core: &MapCore, unit: Unit) -> bool {
     core.page(unit).load().state() == State::Resident
 }
 
-/// Makes units resident. It reads absent units one run at a time, and blocks the signals of the calling thread during each.
+/// Makes units resident. It reads absent units one run at a time, and blocks the signals of the calling thread during each. `follow`:
+/// threads that ask in order are read ahead of.
 ///
 /// # Errors
 ///
 /// The unit that could not be read, and why.
-pub(crate) fn ask(core: &MapCore, units: Range<Unit>) -> Result<(), (Unit, Refusal)> {
+pub(crate) fn ask(core: &MapCore, units: Range<Unit>, follow: bool) -> Result<(), (Unit, Refusal)> {
     let mut unit = units.start;
     // Units below this are read by themselves: together they could not be.
     let mut alone = units.start;
-    let mut told = false;
+    let mut told = !follow;
     while unit < units.end {
         if is_resident(core, unit) {
             unit += 1;

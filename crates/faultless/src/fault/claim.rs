@@ -75,7 +75,7 @@ pub(crate) fn claim(core: &MapCore, unit: Unit, need: Need, run: &mut Run) -> Re
             core.counters.add(Count::Misses, 1);
             match need {
                 Need::Load(_) => ahead::on_miss(core, unit, me),
-                Need::Ask => _ = ahead::on_trip(core, unit),
+                Need::Ask => _ = ahead::on_trip(core, unit..unit + 1),
                 Need::Pin | Need::Prefetch => {}
             }
         }

@@ -1,7 +1,7 @@
 //! Filling: a run that a thread owns is read, installed and published.
 
 use crate::base::clock;
-use crate::base::ids::{Addr, RegionAt, Slot, Unit};
+use crate::base::ids::{Addr, Nanos, RegionAt, Slot, Unit};
 use crate::base::primitive::Ordering;
 use crate::fault::charge::release;
 use crate::fault::give_up::{abandon, discard_unit};
@@ -28,9 +28,25 @@ pub(crate) fn fill(
         // Renewal: what is there may be marked MADV_FREE; only a fresh page can be pinned.
         discard_unit(core, run.first);
     }
-    let backed = core.backed(run.units());
     let keep = trip.map(|slot| core.pool.trips.addr(slot));
-    let result = read_and_install(&backed, keep, fetch);
+    let result = read_and_install(&core.backed(run.units()), keep, fetch);
+    settle(core, run, need, trip, began, result)
+}
+
+/// What came of reading a run: the end of what is installed, and how many bytes were not there before; or the end of what was
+/// installed before an error.
+pub(crate) type Outcome = Result<(RegionAt, u64), (RegionAt, Refusal)>;
+
+/// Publishes the units of a run that are there, and gives the others up. The run was begun at `began`.
+pub(crate) fn settle(
+    core: &MapCore,
+    run: &Run,
+    need: Need,
+    trip: Option<Slot>,
+    began: Nanos,
+    result: Outcome,
+) -> Result<(), Refusal> {
+    let backed = core.backed(run.units());
     let (good, installed_new) = match result {
         Ok((end, new)) => (end, new),
         Err((end, _)) => (end, 0),
@@ -105,13 +121,8 @@ fn park(core: &MapCore, unit: Unit, run: &Run, slot: Slot) {
 }
 
 /// Reads `range` (bytes of the region, whole pages) in pieces and installs them, but for the first page if it is to be
-/// kept elsewhere. Returns the end of what is installed, and how many bytes were not there before; with an error, the end
-/// of what was installed before it.
-fn read_and_install(
-    range: &Range<RegionAt>,
-    mut keep: Option<Addr>,
-    fetch: Fetch<'_>,
-) -> Result<(RegionAt, u64), (RegionAt, Refusal)> {
+/// kept elsewhere.
+fn read_and_install(range: &Range<RegionAt>, mut keep: Option<Addr>, fetch: Fetch<'_>) -> Outcome {
     let mut at = range.start;
     let mut new = 0;
     while at < range.end {

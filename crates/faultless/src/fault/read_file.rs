@@ -119,6 +119,35 @@ fn read_file(
     Err(last.unwrap_or(Refusal::Read(libc::EBADF)))
 }
 
+/// A descriptor's number as it is before a read that another thread, or the kernel, does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) number: i32,
+    noted: Option<u32>,
+}
+
+impl Seen {
+    pub(crate) fn of(fd: &Fd) -> Self {
+        let number = fd.get();
+        Seen {
+            number,
+            noted: Fd::noted(number),
+        }
+    }
+
+    /// Whether reads that ended before now were of the map's file, under its lease. (If not, [`file_piece`] finds out why.)
+    pub(crate) fn was_right(self, core: &MapCore, fd: &Fd) -> bool {
+        self.noted.is_some()
+            && verify(core, fd, self.number).is_ok()
+            && Fd::noted(self.number) == self.noted
+    }
+}
+
+/// Whether `got` bytes are all that a read of `len` from `offset` on is to bring.
+pub(crate) fn is_whole(core: &MapCore, got: usize, len: usize, offset: FileAt) -> bool {
+    got as u64 >= data_from(core, offset).min(len as u64)
+}
+
 /// Takes a short read for the end of the file only if the file says so: zeros in the place of bytes that a storage did
 /// not deliver would be wrong bytes.
 fn whole_or_end(
@@ -128,7 +157,7 @@ fn whole_or_end(
     len: usize,
     offset: FileAt,
 ) -> Result<usize, Refusal> {
-    if got as u64 >= data_from(core, offset).min(len as u64) {
+    if is_whole(core, got, len, offset) {
         return Ok(got);
     }
     let ours = |st: &file::Status| match &core.reading {

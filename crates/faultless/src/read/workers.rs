@@ -14,6 +14,7 @@ use crate::read::fill_threads::fill_for;
 use crate::read::prefetch;
 use crate::read::prefetch::read_ahead;
 use crate::read::prefetch::{PART, Prefetch};
+use crate::read::rings::Rings;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
@@ -45,6 +46,7 @@ struct Jobs {
 /// which a signal handler can ring as well.
 #[derive(Default)]
 pub(crate) struct Workers {
+    pub(crate) rings: Rings,
     jobs: Mutex<Jobs>,
     threads: Mutex<Threads>,
 }

@@ -112,6 +112,11 @@ impl MapCore {
             && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
     }
 
+    /// Whether user code reads it.
+    pub(crate) fn is_source(&self) -> bool {
+        matches!(self.reading, Reading::Source { .. })
+    }
+
     /// Whether the kernel's own mapping will take this map's place soon, now that its lease is broken. Not for ever: who hands
     /// the map back may itself be held up by who waits for that.
     pub(crate) fn being_handed_back(&self) -> bool {

@@ -135,11 +135,13 @@ impl Streams {
             .copied()
     }
 
-    /// The stream whose next window a miss of this unit asks for.
-    pub(crate) fn at_trip(&self, unit: Unit) -> Option<&Stream> {
-        self.active
-            .iter()
-            .find(|s| s.trip.load(Ordering::Relaxed) == unit.get())
+    /// A stream whose next window a miss of one of these units asks for.
+    pub(crate) fn trip_in(&self, units: &Range<Unit>) -> Option<&Stream> {
+        let among = |s: &&Stream| {
+            let trip = s.trip.load(Ordering::Relaxed);
+            (units.start.get()..units.end.get()).contains(&trip)
+        };
+        self.active.iter().find(among)
     }
 
     /// Whether a unit lies in a window that was asked for.

@@ -80,6 +80,12 @@ impl Buffer {
     }
 }
 
+/// The smallest class whose buffers have `bytes`; the largest, if none has.
+fn class_of(bytes: usize) -> usize {
+    let pages = bytes.clamp(PAGE, CHUNK_MAX).div_ceil(PAGE);
+    pages.next_power_of_two().trailing_zeros() as usize
+}
+
 impl Staging {
     /// Buffers of at most `bytes` together (at least one largest buffer).
     pub(crate) fn new(bytes: usize) -> std::io::Result<Self> {
@@ -227,16 +233,11 @@ impl Staging {
     /// A buffer of `bytes` if there is one, else of any size: callers read in pieces of [`Buffer::len`]. Waits if all
     /// are on loan.
     pub(crate) fn take(&self, bytes: usize, budget: &Budget) -> Buffer {
-        let want = (bytes.clamp(PAGE, CHUNK_MAX) / PAGE)
-            .next_power_of_two()
-            .trailing_zeros() as usize;
+        let want = class_of(bytes);
         if want == 0 {
             let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
             if let Some(page) = page.checked_sub(1) {
-                return Buffer {
-                    addr: self.addr(page),
-                    class: 0,
-                };
+                return self.buffer(page, want);
             }
         }
         loop {
@@ -255,10 +256,7 @@ impl Staging {
                         .find_map(|c| Some((self.carve(c, budget)?, c)))
                 });
             if let Some((page, class)) = found {
-                return Buffer {
-                    addr: self.addr(page),
-                    class,
-                };
+                return self.buffer(page, class);
             }
             self.waiting.fetch_add(1, Ordering::SeqCst);
             // Look again now that givers can see us; then sleep, at most for a moment.
@@ -272,6 +270,26 @@ impl Staging {
                 self.returned.wait(ticket, Nanos::from_millis(10));
             }
             self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A buffer of `bytes`, if there is one of that size. Never waits, so that a thread may have several.
+    pub(crate) fn try_take(&self, bytes: usize, budget: &Budget) -> Option<Buffer> {
+        let class = class_of(bytes);
+        if class == 0 {
+            let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
+            if let Some(page) = page.checked_sub(1) {
+                return Some(self.buffer(page, class));
+            }
+        }
+        let page = self.pop(class).or_else(|| self.carve(class, budget))?;
+        Some(self.buffer(page, class))
+    }
+
+    fn buffer(&self, page: u32, class: usize) -> Buffer {
+        Buffer {
+            addr: self.addr(page),
+            class,
         }
     }
 

@@ -1,0 +1,334 @@
+//! Reading many units at the depth at which a device works best, in the calling thread.
+//!
+//! It is a first pass, and does what can be done without waiting for other threads: the thread has many units claimed at once, and
+//! others may wait for them. What another thread is at, what the budget has no room for, and what cannot be read is left to a
+//! second pass, which serves units one by one ([`ask`](crate::fault::ask), pins) and finds out what is wrong.
+
+#![allow(
+    unsafe_code,
+    reason = "has the kernel read into buffers given by address"
+)]
+
+use crate::base::clock;
+use crate::base::ids::{Nanos, Unit};
+use crate::fault::ahead::part_units;
+use crate::fault::claim::{claim, extend};
+use crate::fault::fill::{fill, settle};
+use crate::fault::give_up::abandon;
+use crate::fault::install::{Filled, install_piece};
+use crate::fault::read_file::{Seen, file_piece, is_whole};
+use crate::fault::refusal::Refusal;
+use crate::fault::run::{Need, Origin, Run};
+use crate::read::rings::{DEPTH, Rings};
+use crate::read::uring::Uring;
+use crate::space::counters::Count;
+use crate::space::fds::Fd;
+use crate::space::map_core::{MapCore, Reading};
+use crate::space::page::State;
+use crate::sync::staging::{Buffer, CHUNK_MAX};
+use faultless_sys::signal;
+use std::ops::Range;
+
+/// Units that are read between two moments at which no unit is claimed and the thread's signals are open.
+const WAVE: u64 = 1024;
+
+/// Units of a map that are wanted, to be touched ([`Need::Ask`]) or perhaps ([`Need::Prefetch`]).
+pub(crate) struct Wanted<'a> {
+    pub(crate) core: &'a MapCore,
+    pub(crate) units: Range<Unit>,
+    pub(crate) need: Need,
+}
+
+/// A place in a list of wanted units.
+struct Cursor<'a, 'w> {
+    wanted: &'w [Wanted<'a>],
+    at: usize,
+    unit: Unit,
+}
+
+impl<'a, 'w> Cursor<'a, 'w> {
+    fn new(wanted: &'w [Wanted<'a>]) -> Self {
+        let unit = wanted.first().map_or(Unit::new(0), |w| w.units.start);
+        Cursor {
+            wanted,
+            at: 0,
+            unit,
+        }
+    }
+
+    /// Goes on to the next unit that is absent, and that nobody reads. The units from there on that belong to the same range.
+    fn next_absent(&mut self) -> Option<(&'w Wanted<'a>, Range<Unit>)> {
+        loop {
+            let wanted = self.wanted.get(self.at)?;
+            let Wanted { core, units, .. } = wanted;
+            let gathers = core.unit_bytes() <= CHUNK_MAX as u64
+                && matches!(core.reading, Reading::File { .. });
+            while gathers && self.unit < units.end {
+                if is_absent(core, self.unit) {
+                    return Some((wanted, self.unit..units.end));
+                }
+                self.unit += 1;
+            }
+            self.at += 1;
+            self.unit = self.wanted.get(self.at)?.units.start;
+        }
+    }
+}
+
+fn is_absent(core: &MapCore, unit: Unit) -> bool {
+    let word = core.page(unit).load();
+    word.state() == State::Absent && !word.cool() && !word.batch()
+}
+
+/// Reads what is absent of the wanted units, as far as nothing has to be waited for but the device. `alone` serves a unit that there
+/// is no room for, which may take its time, and says whether to go on.
+pub(crate) fn gather(
+    rings: &Rings,
+    wanted: &[Wanted<'_>],
+    mut alone: impl FnMut(&MapCore, Unit) -> bool,
+) {
+    let mut cursor = Cursor::new(wanted);
+    let mut ring = None;
+    while let Some((&Wanted { core, need, .. }, units)) = cursor.next_absent() {
+        let before = (cursor.at, cursor.unit);
+        if ring.is_none() {
+            ring = rings.take();
+        }
+        {
+            // A signal handler that does not return (longjmp), or a cancellation, would leave units claimed for ever.
+            let blocked = signal::Blocked::all();
+            let _serving = core.pool.withheld.serving(blocked.former());
+            match ring.take() {
+                Some(uring) => ring = wave(rings, uring, &mut cursor),
+                None => run_by_itself(core, units, need, &mut cursor),
+            }
+        }
+        if before == (cursor.at, cursor.unit) {
+            let unit = cursor.unit;
+            cursor.unit += 1;
+            if is_absent(core, unit) && !alone(core, unit) {
+                break;
+            }
+        }
+    }
+    if let Some(ring) = ring {
+        rings.give(ring);
+    }
+}
+
+/// Reads one run, where there is no ring. The cursor stays where it is if there is no room.
+fn run_by_itself(core: &MapCore, units: Range<Unit>, need: Need, cursor: &mut Cursor<'_, '_>) {
+    let Reading::File { fd, .. } = &core.reading else {
+        return;
+    };
+    match claim_run(core, units, part_units(core)) {
+        Claimed::Run(run) => {
+            let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
+            let _ = fill(core, &run, need, None, fetch);
+            cursor.unit = run.end();
+        }
+        Claimed::Nothing => cursor.unit += 1,
+        Claimed::NoRoom => {}
+    }
+}
+
+enum Claimed {
+    Run(Run),
+    /// The unit is there by now, or another thread's.
+    Nothing,
+    NoRoom,
+}
+
+/// Claims a run of absent units, so many at most.
+fn claim_run(core: &MapCore, units: Range<Unit>, most: u64) -> Claimed {
+    let mut run = Run::new();
+    match claim(core, units.start, Need::Prefetch, &mut run) {
+        Err(Refusal::Budget) => return Claimed::NoRoom,
+        Ok(()) if run.count > 0 && run.from[0] != Origin::Cool => {}
+        _ => return Claimed::Nothing,
+    }
+    while (run.count as u64) < most && run.end() < units.end && extend(core, &mut run) {}
+    core.counters.add(Count::Misses, run.count as u64 - 1);
+    Claimed::Run(run)
+}
+
+/// A read that the kernel is at.
+struct Flight<'a> {
+    core: &'a MapCore,
+    fd: &'a Fd,
+    need: Need,
+    run: Run,
+    buffer: Buffer,
+    want: usize,
+    seen: Seen,
+    began: Nanos,
+}
+
+impl Flight<'_> {
+    /// The read has ended.
+    fn land(self, got: Option<usize>) {
+        let Flight { core, run, .. } = &self;
+        let start = core.backed(run.units()).start;
+        let installed = got.map(|got| {
+            let src = self.buffer.addr();
+            let filled = Filled {
+                src,
+                got,
+                want: self.want,
+            };
+            install_piece(core, start, &filled, None)
+        });
+        match installed {
+            Some(Ok(piece)) => {
+                let outcome = Ok((start + piece.present, piece.new));
+                let _ = settle(core, run, self.need, None, self.began, outcome);
+            }
+            // The second pass finds out what is wrong.
+            _ => self.give_up(),
+        }
+        core.pool.staging.give(self.buffer);
+    }
+
+    fn give_up(&self) {
+        for (unit, &from) in Unit::each(self.run.units()).zip(&self.run.from) {
+            abandon(self.core, unit, from, self.run.me, true);
+        }
+    }
+}
+
+/// What came of an attempt to begin a read.
+enum Begun {
+    /// So many units are on their way, or need not be.
+    Units(u64),
+    /// All buffers are in use.
+    NoBuffer,
+    NoRoom,
+}
+
+/// Reads what comes next, many runs at a time, until all that it has claimed is there. Gives the ring back, unless it is of no use any
+/// more.
+fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<Uring> {
+    let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
+    let (mut flying, mut left) = (0, WAVE);
+    loop {
+        while flying < DEPTH
+            && left > 0
+            && let Some((wanted, units)) = cursor.next_absent()
+        {
+            let Some(free) = flights.iter().position(Option::is_none) else {
+                break;
+            };
+            match begin(&mut ring, wanted, units, free, &mut flights[free]) {
+                Begun::Units(n) => {
+                    cursor.unit += n;
+                    flying += usize::from(flights[free].is_some());
+                    left = left.saturating_sub(n);
+                }
+                Begun::NoBuffer if flying > 0 => break,
+                Begun::NoBuffer | Begun::NoRoom => left = 0,
+            }
+        }
+        if flying == 0 {
+            return Some(ring);
+        }
+        if let Err(e) = ring.submit_and_wait() {
+            rings.refuse(format!("io_uring_enter: {e}"));
+            for flight in flights.iter().flatten() {
+                // (The buffers are not given back: the kernel may yet write to them.)
+                flight.give_up();
+            }
+            return None;
+        }
+        let mut landed: [Option<Option<usize>>; DEPTH] = [None; DEPTH];
+        ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
+        // All of these reads have ended: one look at each descriptor is good for all that were done through it.
+        let mut right: Option<(Seen, bool)> = None;
+        for (slot, got) in landed.into_iter().enumerate() {
+            let Some(got) = got else { continue };
+            let Some(flight) = flights[slot].take() else {
+                continue;
+            };
+            flying -= 1;
+            let (core, seen) = (flight.core, flight.seen);
+            let offset = core.source_at(core.backed(flight.run.units()).start);
+            let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
+            let is_right = match right {
+                Some((of, right)) if of == seen => right,
+                _ => seen.was_right(core, flight.fd),
+            };
+            right = Some((seen, is_right));
+            flight.land(got.filter(|_| is_right));
+        }
+    }
+}
+
+/// Claims what comes next, and queues the read of it.
+fn begin<'a>(
+    ring: &mut Uring,
+    &Wanted { core, need, .. }: &Wanted<'a>,
+    units: Range<Unit>,
+    slot: usize,
+    flight: &mut Option<Flight<'a>>,
+) -> Begun {
+    let Reading::File { fd, .. } = &core.reading else {
+        return Begun::Units(1);
+    };
+    let most = part_units(core).min(units.end - units.start);
+    let absent = Unit::each(units.start..units.start + most).take_while(|&u| is_absent(core, u));
+    let mut most = (absent.count() as u64).max(1);
+    let pool = &core.pool;
+    let take = |units: u64| {
+        let bytes = (units << core.unit_shift) as usize;
+        pool.staging.try_take(bytes, &pool.budget)
+    };
+    let mut buffer = take(most);
+    if buffer.is_none() && most > 1 {
+        most = 1;
+        buffer = take(1);
+    }
+    let Some(buffer) = buffer else {
+        return Begun::NoBuffer;
+    };
+    let run = match claim_run(core, units, most) {
+        Claimed::Run(run) => run,
+        Claimed::Nothing => {
+            pool.staging.give(buffer);
+            return Begun::Units(1);
+        }
+        Claimed::NoRoom => {
+            pool.staging.give(buffer);
+            return Begun::NoRoom;
+        }
+    };
+    let count = run.count as u64;
+    let backed = core.backed(run.units());
+    let want = (backed.end - backed.start) as usize;
+    let begun = Flight {
+        core,
+        fd,
+        need,
+        run,
+        want,
+        seen: Seen::of(fd),
+        began: clock::now(),
+        buffer,
+    };
+    let offset = core.source_at(backed.start).get();
+    // SAFETY: the buffer is on loan to this thread, has room for the units, and is given back once the read has ended, or never.
+    let queued = unsafe {
+        ring.queue(
+            slot as u64,
+            begun.seen.number,
+            begun.buffer.addr(),
+            want,
+            offset,
+        )
+    };
+    if queued {
+        *flight = Some(begun);
+    } else {
+        begun.give_up();
+        pool.staging.give(begun.buffer);
+    }
+    Begun::Units(count)
+}

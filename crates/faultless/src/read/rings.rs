@@ -1,0 +1,83 @@
+//! The rings of a pool: each is lent to one thread at a time.
+
+use crate::base::primitive::{Mutex, lock};
+use crate::read::uring::Uring;
+
+/// Reads that one thread has in flight.
+pub(crate) const DEPTH: usize = 64;
+
+/// How a pool does reads of which it has many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// It has had none yet.
+    Unknown,
+    Uring,
+    /// One after the other, and why.
+    Blocking(String),
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Uring>,
+    /// Rings that there are, lent ones included.
+    made: usize,
+    /// Why there will be none.
+    refused: Option<String>,
+}
+
+/// Rings that are not lent, and whether there can be more.
+#[derive(Default)]
+pub(crate) struct Rings(Mutex<State>);
+
+/// As many threads as have processors can keep a device busy, and as many may wait for theirs meanwhile.
+fn rings_max() -> usize {
+    2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Rings {
+    /// A ring, unless io_uring is refused or others have all that there may be.
+    pub(crate) fn take(&self) -> Option<Uring> {
+        let mut state = lock(&self.0);
+        if state.refused.is_some() {
+            return None;
+        }
+        if let Some(ring) = state.idle.pop() {
+            if ring.is_open() {
+                return Some(ring);
+            }
+            state.refused = Some("the program closed its descriptor".to_owned());
+            return None;
+        }
+        if state.made == rings_max() {
+            return None;
+        }
+        match Uring::new(DEPTH as u32) {
+            Ok(ring) => {
+                state.made += 1;
+                Some(ring)
+            }
+            Err(e) => {
+                state.refused = Some(format!("io_uring_setup: {e}"));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn give(&self, ring: Uring) {
+        lock(&self.0).idle.push(ring);
+    }
+
+    /// No more rings are lent.
+    pub(crate) fn refuse(&self, why: String) {
+        lock(&self.0).refused = Some(why);
+    }
+
+    pub(crate) fn way(&self) -> Way {
+        let state = lock(&self.0);
+        match &state.refused {
+            Some(why) => Way::Blocking(why.clone()),
+            None if state.made > 0 => Way::Uring,
+            None => Way::Unknown,
+        }
+    }
+}

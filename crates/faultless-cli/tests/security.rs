@@ -322,12 +322,12 @@ fn more_memory_than_there_is_is_a_usage_error() {
 
 // ---- the C interface
 
-#[test]
-fn the_engine_can_be_called_when_a_threads_own_data_are_gone() {
+/// Compiles a program that calls the engine, runs it on a file of its own, and returns what it printed.
+fn calls_the_engine(name: &str) -> Vec<u8> {
     let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../faultless-preload/include");
     let libraries = library().parent().expect("in a directory");
     let program = compile(
-        "last",
+        name,
         &[
             &format!("-I{}", include.display()),
             &format!("-L{}", libraries.display()),
@@ -335,14 +335,24 @@ fn the_engine_can_be_called_when_a_threads_own_data_are_gone() {
             "-lfaultless_preload",
         ],
     );
-    let data = scratch().join("last.data");
+    let data = scratch().join(format!("{name}.data"));
     let output = plain(&program, &[data.to_str().expect("a plain path")]);
     assert!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert_eq!(output.stdout, b"called\n");
+    output.stdout
+}
+
+#[test]
+fn the_engine_can_be_called_when_a_threads_own_data_are_gone() {
+    assert_eq!(calls_the_engine("last"), b"called\n");
+}
+
+#[test]
+fn programs_in_c_can_ask_first_and_for_many_ranges() {
+    assert_eq!(calls_the_engine("ask"), b"asked\n");
 }
 
 #[test]

@@ -63,11 +63,30 @@ size_t faultless_map_len(const faultless_map *map);
 /* Unmaps. Pins of it must have been dropped. NULL is ignored. */
 void faultless_map_close(faultless_map *map);
 
+/* Makes a range resident: a miss costs no fault and no signal, and a read error is an error here. It pins nothing: if a page is
+ * evicted before it is touched, the touch is served as any other. */
+int faultless_load(faultless_map *map, size_t offset, size_t len);
+
+/* A part of a map, in bytes. */
+struct faultless_range {
+    size_t offset;
+    size_t len;
+};
+
+/* Loads count ranges, with many reads in flight. failed: NULL, or room for a byte for each range, which is set to 1 if the range
+ * could not be loaded, and to 0 if it was. -1 if any failed: then faultless_error() is about the first. */
+int faultless_load_many(faultless_map *map, const struct faultless_range *ranges, size_t count, unsigned char *failed);
+
 /* Makes a range resident, and keeps it so until faultless_unpin: it can then be handed to system calls, and a read error is
  * an error here, not SIGBUS later. */
 int faultless_pin_range(faultless_map *map, size_t offset, size_t len, faultless_pin **pin);
+/* The same for count ranges, with many reads in flight. pins: room for a pointer for each range; NULL where a range could not be
+ * pinned. -1 if any failed: then faultless_error() is about the first, and the pins of the others are the caller's all the same. */
+int faultless_pin_many(faultless_map *map, const struct faultless_range *ranges, size_t count, faultless_pin **pins);
 /* NULL is ignored. */
 void faultless_unpin(faultless_pin *pin);
+/* Writes a range to a file, a pipe or a socket, all of it, piece by piece. What was written before an error stays written. */
+int faultless_write_to(faultless_map *map, int fd, size_t offset, size_t len);
 /* Asks for a range to be read soon; returns at once. */
 int faultless_prefetch(faultless_map *map, size_t offset, size_t len);
 /* Gives the memory of a range back now. It is read again when touched. */

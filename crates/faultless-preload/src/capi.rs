@@ -2,10 +2,13 @@
 
 #![allow(unsafe_code, reason = "pointers of C programs")]
 
-use faultless::{Advice, ByteSize, Map, Pinned, Pool, PoolStats, Reads, Source, Stats, standin};
+use faultless::{
+    Advice, ByteSize, Map, PinnedOwned, Pool, PoolStats, Reads, Source, Stats, standin,
+};
 use faultless_untrusted::printable;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -21,9 +24,15 @@ pub(crate) struct CMap(Arc<Map>);
 
 /// `faultless_pin`.
 pub(crate) struct CPin {
-    // Dropped before the map that it is of.
-    _pinned: Pinned<'static>,
-    _map: Arc<Map>,
+    _pinned: PinnedOwned,
+}
+
+/// `struct faultless_range`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct CRange {
+    offset: usize,
+    len: usize,
 }
 
 thread_local! {
@@ -256,13 +265,8 @@ extern "C" fn faultless_pin_range(
     pin: *mut *mut CPin,
 ) -> c_int {
     let made = handle(map).and_then(|map| {
-        let pinned = map.0.pin(range(offset, len)?).map_err(text)?;
-        // SAFETY: the map does not move, and lives at least as long: `CPin` holds it, and drops the pin first.
-        let pinned = unsafe { std::mem::transmute::<Pinned<'_>, Pinned<'static>>(pinned) };
-        Ok(CPin {
-            _pinned: pinned,
-            _map: map.0.clone(),
-        })
+        let pinned = map.0.pin_owned(range(offset, len)?).map_err(text)?;
+        Ok(CPin { _pinned: pinned })
     });
     hand_out(pin, made)
 }
@@ -270,6 +274,108 @@ extern "C" fn faultless_pin_range(
 #[unsafe(no_mangle)]
 extern "C" fn faultless_unpin(pin: *mut CPin) {
     close(pin);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn faultless_load(map: *mut CMap, offset: usize, len: usize) -> c_int {
+    let loaded = |m: &CMap| m.0.load(range(offset, len)?).map(drop).map_err(text);
+    done(handle(map).and_then(loaded))
+}
+
+/// The ranges that a program passes in.
+///
+/// # Safety
+///
+/// By the program's promise `ranges` points to so many, unless there are none.
+unsafe fn ranges(ranges: *const CRange, count: usize) -> Result<Vec<Range<usize>>, String> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if ranges.is_null() {
+        return Err("the pointer to the ranges is NULL".to_owned());
+    }
+    // SAFETY: the caller's promise; not NULL.
+    let ranges = unsafe { std::slice::from_raw_parts(ranges, count) };
+    ranges.iter().map(|r| range(r.offset, r.len)).collect()
+}
+
+/// Writes what came of each range, and says why the first failed that did.
+fn each<T>(
+    results: Vec<Result<T, faultless::Error>>,
+    mut put: impl FnMut(usize, Option<T>),
+) -> Result<(), String> {
+    let mut first = Ok(());
+    for (i, result) in results.into_iter().enumerate() {
+        if let (Err(e), Ok(())) = (&result, &first) {
+            first = Err(format!("range {i}: {e}"));
+        }
+        put(i, result.ok());
+    }
+    first
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn faultless_load_many(
+    map: *mut CMap,
+    of: *const CRange,
+    count: usize,
+    failed: *mut u8,
+) -> c_int {
+    // SAFETY: the program's promise.
+    let asked = unsafe { ranges(of, count) };
+    done(handle(map).and_then(|m| {
+        each(m.0.load_many(&asked?), |i, loaded| {
+            if !failed.is_null() {
+                // SAFETY: by the program's promise it has room for one byte for each range.
+                unsafe { *failed.add(i) = u8::from(loaded.is_none()) };
+            }
+        })
+    }))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn faultless_pin_many(
+    map: *mut CMap,
+    of: *const CRange,
+    count: usize,
+    pins: *mut *mut CPin,
+) -> c_int {
+    // SAFETY: the program's promise.
+    let asked = unsafe { ranges(of, count) };
+    done(handle(map).and_then(|m| {
+        if pins.is_null() && count > 0 {
+            return Err("the pointer for the results is NULL".to_owned());
+        }
+        each(m.0.pin_many_owned(&asked?), |i, pinned| {
+            let pin = pinned.map(|pinned| Box::into_raw(Box::new(CPin { _pinned: pinned })));
+            // SAFETY: by the program's promise it has room for one pointer for each range.
+            unsafe { *pins.add(i) = pin.unwrap_or(std::ptr::null_mut()) };
+        })
+    }))
+}
+
+/// A descriptor of the program's, to write to.
+struct Out(c_int);
+
+impl std::io::Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // SAFETY: the bytes are readable for their length.
+        let n = unsafe { libc::write(self.0, bytes.as_ptr().cast(), bytes.len()) };
+        usize::try_from(n).map_err(|_| std::io::Error::last_os_error())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn faultless_write_to(map: *mut CMap, fd: c_int, offset: usize, len: usize) -> c_int {
+    let write = |m: &CMap| {
+        let written = m.0.write_to(Out(fd), range(offset, len)?);
+        written.map(drop).map_err(text)
+    };
+    done(handle(map).and_then(write))
 }
 
 #[unsafe(no_mangle)]

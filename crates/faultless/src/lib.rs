@@ -77,6 +77,7 @@ pub use api::map::Map;
 #[cfg(not(loom))]
 pub use api::options::MapOptions;
 #[cfg(not(loom))]
+pub use api::owned::PinnedOwned;
 pub use api::pin::Pinned;
 #[cfg(not(loom))]
 pub use api::pool::{Batches, Pool, PoolStats};

@@ -1338,3 +1338,98 @@ fn a_batch_is_read_without_a_signal_and_by_neighbours_together() {
     assert_eq!((s.fills, s.errors), (PAGES as u64, 0), "{s:?}");
     assert!(s.fill_latency.count() <= PAGES as u64 / 2 + 16, "{s:?}");
 }
+
+/// It keeps the map, the map keeps the pool, and its pages stay as long as any part of it does.
+#[test]
+fn an_owned_pin_keeps_its_map_and_its_pages() {
+    let dir = dir();
+    const PAGES: usize = 1024;
+    let path = file(dir.path(), "a", 45, PAGES * PAGE);
+    let map = Arc::new(pool(2).map(open(&path)).expect("mapped"));
+    let part = map.pin_owned(10 * PAGE..90 * PAGE).expect("room");
+    let many = map.pin_many_owned(&[0..PAGE, 500 * PAGE..501 * PAGE]);
+    let look = map.clone();
+    drop(map);
+    std::thread::spawn(move || {
+        check(&part, 45, 10 * PAGE);
+        // Everything else passes through the budget.
+        check(part.map(), 45, 0);
+        assert!(part.map().is_resident(10 * PAGE..90 * PAGE));
+        check(&part, 45, 10 * PAGE);
+    })
+    .join()
+    .expect("right bytes");
+    drop(many);
+    // Nothing is pinned any more: there is room for what would not fit beside it.
+    let most = look.pin(100 * PAGE..500 * PAGE).expect("room");
+    check(&most, 45, 100 * PAGE);
+}
+
+#[cfg(feature = "bytes")]
+#[test]
+fn an_owned_pin_becomes_bytes() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 46, 256 * PAGE);
+    let map = Arc::new(pool(2).map(open(&path)).expect("mapped"));
+    let bytes = bytes::Bytes::from(map.pin_owned(3 * PAGE..90 * PAGE).expect("room"));
+    let part = bytes.slice(PAGE..2 * PAGE);
+    drop(bytes);
+    check(&part, 46, 4 * PAGE);
+    assert_eq!(Arc::strong_count(&map), 2);
+    drop(part);
+    assert_eq!(Arc::strong_count(&map), 1);
+}
+
+/// A writer that takes little at a time, and fails after so much.
+struct Slow {
+    taken: Vec<u8>,
+    most: usize,
+}
+
+impl io::Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(1000).min(self.most - self.taken.len());
+        if n == 0 {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.taken.extend_from_slice(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_range_is_written_as_far_as_it_can_be_read_and_the_writer_takes_it() {
+    let dir = dir();
+    const LEN: usize = 700 * PAGE + 5;
+    let path = file(dir.path(), "a", 47, LEN);
+    let map = pool(1).map(open(&path)).expect("mapped");
+    let to = |most| Slow {
+        taken: Vec::new(),
+        most,
+    };
+    let mut all = to(usize::MAX);
+    assert_eq!(
+        map.write_to(&mut all, 77..).expect("written"),
+        LEN as u64 - 77
+    );
+    assert_eq!(all.taken.len(), LEN - 77);
+    check(&all.taken, 47, 77);
+    let mut full = to(300 * PAGE);
+    let error = map.write_to(&mut full, ..).expect_err("ENOSPC");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    check(&full.taken, 47, 0);
+    let source = Generated {
+        fail_at: Some(400 * PAGE as u64),
+        ..Generated::new(LEN as u64, 48)
+    };
+    let map = unsafe { pool(1).map_trusted(source) }.expect("mapped");
+    let mut some = to(usize::MAX);
+    let error = map.write_to(&mut some, ..).expect_err("EIO");
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    assert!(matches!(inner, Some(Error::Read { .. })), "{error}");
+    check(&some.taken, 48, 0);
+}

@@ -2,6 +2,7 @@
 
 use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
+use crate::api::owned::PinnedOwned;
 use crate::api::pin::Pinned;
 use crate::base::error::Error;
 use crate::base::ids::Unit;
@@ -13,6 +14,7 @@ use crate::space::map_core::MapCore;
 use crate::space::page::State;
 use faultless_sys::signal;
 use std::ops::Range;
+use std::sync::Arc;
 
 impl Map {
     /// [`load`](Self::load)s many ranges: results in their order, an error for each that has one.
@@ -67,6 +69,17 @@ impl Map {
             }
         };
         ranges.iter().map(pin).collect()
+    }
+
+    /// As [`pin_many`](Self::pin_many); the results keep the map.
+    pub fn pin_many_owned(
+        self: &Arc<Self>,
+        ranges: &[Range<usize>],
+    ) -> Vec<Result<PinnedOwned, Error>> {
+        let own = |pinned: Result<Pinned<'_>, Error>| {
+            pinned.map(|pinned| PinnedOwned::new(self.clone(), pinned))
+        };
+        self.pin_many(ranges).into_iter().map(own).collect()
     }
 
     /// Whether so many bytes can be pinned without the memory that buffers for several reads take for good.

@@ -10,9 +10,11 @@ pub(crate) mod engine;
 mod load;
 pub(crate) mod map;
 pub(crate) mod options;
+pub(crate) mod owned;
 pub(crate) mod pin;
 pub(crate) mod pool;
 pub(crate) mod promise;
 #[cfg(faultless_sim)]
 pub mod simulation;
 pub mod standin;
+mod write_to;

@@ -87,8 +87,8 @@ fn pin_unit(core: &MapCore, unit: Unit) -> Result<(), Refusal> {
 /// A part of a map that is resident and stays so until this is dropped. See [`Map::pin`].
 pub struct Pinned<'a> {
     map: &'a Map,
-    slice: (usize, usize),
-    units: Range<Unit>,
+    pub(crate) slice: (usize, usize),
+    pub(crate) units: Range<Unit>,
 }
 
 impl Deref for Pinned<'_> {
@@ -117,10 +117,17 @@ impl fmt::Debug for Pinned<'_> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        if let Some(core) = self.map.core()
-            && self.map.check_process().is_ok()
+        self.map.unpin(self.units.clone());
+    }
+}
+
+impl Map {
+    /// Units that were pinned need not stay any more.
+    pub(crate) fn unpin(&self, units: Range<Unit>) {
+        if let Some(core) = self.core()
+            && self.check_process().is_ok()
         {
-            for unit in Unit::each(self.units.clone()) {
+            for unit in Unit::each(units) {
                 core.page(unit).unpin();
             }
         }

@@ -178,7 +178,8 @@ pub(crate) fn check_kept(map: &Map, kept: &mut Option<Vec<bool>>) {
         return;
     }
     with(|w| w.kept_maps = true);
-    let now: Vec<bool> = looks.iter().map(|l| l.kept).collect();
+    // (Once absent pages are refused, only what is kept is being filled: it is rescued.)
+    let now: Vec<bool> = looks.iter().map(|l| l.kept || l.filling).collect();
     match kept {
         None => *kept = Some(looks.iter().map(|l| l.kept && !l.soft).collect()),
         Some(before) => {

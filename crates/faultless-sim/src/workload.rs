@@ -367,6 +367,7 @@ fn operation(near: &mut (usize, u64)) {
         }
         11 if chance(2) => ask(map, truth, page, bytes(some)),
         12 if chance(3) => batch(map, truth),
+        13 if chance(3) => future(map, truth, page, bytes(some.min(8))),
         11..=13 => pin(map, truth, page, bytes(some.min(8))),
         14 => {
             doing(format!("prefetches {some} pages from {page} of map {at}"));
@@ -431,11 +432,42 @@ fn ask(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
     }
 }
 
+/// Pins a range as a task does: polls again and again, or loses interest.
+fn future(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
+    let pages = page..(bytes.end as u64).div_ceil(PAGE as u64);
+    doing(format!("waits for pages {pages:?} of {:?}", truth.origin));
+    let mut future = std::pin::pin!(map.pin_async(bytes));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let patience = match chance(4) {
+        true => below(3),
+        false => u64::MAX,
+    };
+    for _ in 0..patience {
+        with(|w| w.scheduler.me().detour = Some(thread));
+        let polled = future.as_mut().poll(&mut context);
+        with(|w| w.scheduler.me().detour = None);
+        match polled {
+            std::task::Poll::Pending => scheduler::sleep(with(|w| w.rng.between(1_000, 200_000))),
+            std::task::Poll::Ready(Ok(pinned)) => {
+                oracle::check_pinned(map, truth, pages);
+                drop(pinned);
+                return;
+            }
+            std::task::Poll::Ready(Err(error)) => {
+                return oracle::check_error(truth, pages, &error);
+            }
+        }
+    }
+}
+
 /// Asks for several ranges at once, or pins them.
 fn batch(map: &Map, truth: &Truth) {
+    let pins = chance(2);
+    // (A small budget has no room for more pins of several threads.)
+    let most = if pins { 3 } else { 40 };
     let some = |_| {
         let page = below(truth.pages);
-        page..(page + with(|w| w.rng.between(1, 40))).min(truth.pages)
+        page..(page + with(|w| w.rng.between(1, most))).min(truth.pages)
     };
     let pages: Vec<std::ops::Range<u64>> = (0..with(|w| w.rng.between(1, 4))).map(some).collect();
     let bytes = |pages: &std::ops::Range<u64>| {
@@ -443,7 +475,6 @@ fn batch(map: &Map, truth: &Truth) {
         pages.start as usize * PAGE..end as usize
     };
     let ranges: Vec<std::ops::Range<usize>> = pages.iter().map(bytes).collect();
-    let pins = chance(2);
     doing(format!(
         "{} pages {pages:?} of {:?}",
         if pins { "pins" } else { "asks for" },
@@ -684,15 +715,24 @@ fn end(plan: &crate::plan::Plan) {
     doing("drops the pool".into());
     let pool = shared(|p| p.pool.take());
     drop(pool);
-    let left = with(|w| {
-        let engine = w
-            .scheduler
-            .threads
-            .iter()
-            .filter(|t| t.name.starts_with("faultless"));
-        let left = engine.filter(|t| !matches!(t.state, scheduler::State::Dead));
-        left.map(|t| t.name.clone()).collect::<Vec<_>>()
-    });
+    let left = || {
+        with(|w| {
+            let engine = w
+                .scheduler
+                .threads
+                .iter()
+                .filter(|t| t.name.starts_with("faultless"));
+            let left = engine.filter(|t| !matches!(t.state, scheduler::State::Dead));
+            left.map(|t| t.name.clone()).collect::<Vec<_>>()
+        })
+    };
+    // Threads that serve futures end by themselves.
+    let mut looks = 0;
+    while looks < 100 && left().iter().any(|name| name == "faultless-async") {
+        looks += 1;
+        scheduler::sleep(1_000_000);
+    }
+    let left = left();
     if left
         .iter()
         .any(|n| n != "faultless-keep" && n != "faultless-move")

@@ -73,10 +73,11 @@ pub use api::backend::{Backend, BackendChoice};
 #[cfg(not(loom))]
 pub use api::builder::PoolBuilder;
 #[cfg(not(loom))]
+pub use api::futures::{LoadFuture, PinFuture};
+#[cfg(not(loom))]
 pub use api::map::Map;
 #[cfg(not(loom))]
 pub use api::options::MapOptions;
-#[cfg(not(loom))]
 pub use api::owned::PinnedOwned;
 pub use api::pin::Pinned;
 #[cfg(not(loom))]

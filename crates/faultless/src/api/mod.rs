@@ -7,6 +7,7 @@ pub(crate) mod backing;
 pub(crate) mod batch;
 pub(crate) mod builder;
 pub(crate) mod engine;
+pub(crate) mod futures;
 mod load;
 pub(crate) mod map;
 pub(crate) mod options;

@@ -42,7 +42,7 @@ impl Map {
 
 /// A part of a map that is resident and stays so until this is dropped, which keeps the map as well. See [`Map::pin_owned`].
 ///
-/// With the feature `bytes` it converts to [`bytes::Bytes`], whose clones and slices share the one pin.
+/// With the feature `bytes` it converts to `bytes::Bytes`, whose clones and slices share the one pin.
 pub struct PinnedOwned {
     map: Arc<Map>,
     slice: (usize, usize),

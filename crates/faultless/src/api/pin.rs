@@ -34,12 +34,7 @@ impl Map {
     pub fn pin(&self, range: impl RangeBounds<usize>) -> Result<Pinned<'_>, Error> {
         let bytes = self.range(range)?;
         self.check_process()?;
-        let slice = (self.ptr - self.head + bytes.start, bytes.len());
-        let mut pinned = Pinned {
-            map: self,
-            slice,
-            units: Unit::new(0)..Unit::new(0),
-        };
+        let mut pinned = Pinned::of(self, &bytes, Unit::new(0)..Unit::new(0));
         if bytes.is_empty() {
             return Ok(pinned);
         }
@@ -89,6 +84,17 @@ pub struct Pinned<'a> {
     map: &'a Map,
     pub(crate) slice: (usize, usize),
     pub(crate) units: Range<Unit>,
+}
+
+impl<'a> Pinned<'a> {
+    /// Some bytes of the map's region, whose units are pinned.
+    pub(crate) fn of(map: &'a Map, bytes: &Range<usize>, units: Range<Unit>) -> Self {
+        Pinned {
+            map,
+            slice: (map.ptr - map.head + bytes.start, bytes.len()),
+            units,
+        }
+    }
 }
 
 impl Deref for Pinned<'_> {

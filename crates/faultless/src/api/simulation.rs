@@ -26,6 +26,8 @@ pub fn after_fork() {
 pub struct Look {
     /// Its bytes are in memory: installed, or in a slot.
     pub kept: bool,
+    /// A thread fills it, from its slot or anew.
+    pub filling: bool,
     /// The kernel may take it, or a batch may discard it.
     pub soft: bool,
     pub pins: u64,
@@ -40,6 +42,7 @@ pub fn look(map: &Map) -> (Vec<Look>, bool) {
         let word = core.page(unit).load();
         Look {
             kept: word.state() == State::Resident || word.cool(),
+            filling: word.state() == State::Filling,
             soft: word.soft() || word.batch(),
             pins: word.pins(),
         }

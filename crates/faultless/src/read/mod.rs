@@ -4,6 +4,7 @@ pub(crate) mod blocks;
 pub(crate) mod fill_threads;
 pub(crate) mod gather;
 pub(crate) mod prefetch;
+pub(crate) mod requests;
 pub(crate) mod rings;
 pub(crate) mod uring;
 pub(crate) mod workers;

@@ -14,6 +14,7 @@ use crate::read::fill_threads::fill_for;
 use crate::read::prefetch;
 use crate::read::prefetch::read_ahead;
 use crate::read::prefetch::{PART, Prefetch};
+use crate::read::requests::{Host, Requests};
 use crate::read::rings::Rings;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
@@ -47,6 +48,7 @@ struct Jobs {
 #[derive(Default)]
 pub(crate) struct Workers {
     pub(crate) rings: Rings,
+    pub(crate) requests: Requests,
     jobs: Mutex<Jobs>,
     threads: Mutex<Threads>,
 }
@@ -56,6 +58,16 @@ struct Threads {
     handles: Vec<Thread>,
     workers: usize,
     fillers: usize,
+}
+
+impl Host for Workers {
+    fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    fn rings(&self) -> &Rings {
+        &self.rings
+    }
 }
 
 impl Workers {
@@ -195,6 +207,7 @@ impl Workers {
     /// Stops all threads and waits for them.
     pub(crate) fn stop(&self, pool: &PoolCore) {
         lock(&self.jobs).stopping = true;
+        self.requests.stop();
         pool.work_bell.ring_all();
         pool.save_bell.ring_all();
         pool.stopping.store(true, Ordering::Release);

@@ -312,6 +312,7 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
     })
     .expect("told");
     map.prefetch(..1 << 20).expect("queued");
+    eventually("it has begun", || map.stats().misses > 0);
     // A reader that waits for the prefetch's unit shows that the storage was asked.
     let waits = map.stats().waits;
     std::thread::scope(|scope| {

@@ -11,6 +11,7 @@
 
 use crate::base::clock;
 use crate::base::ids::{Nanos, Unit};
+use crate::base::primitive::Ordering;
 use crate::fault::ahead::part_units;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::{fill, settle};
@@ -62,7 +63,8 @@ impl<'a, 'w> Cursor<'a, 'w> {
             let wanted = self.wanted.get(self.at)?;
             let Wanted { core, units, .. } = wanted;
             let gathers = core.unit_bytes() <= CHUNK_MAX as u64
-                && matches!(core.reading, Reading::File { .. });
+                && matches!(core.reading, Reading::File { .. })
+                && !core.closing.load(Ordering::Relaxed);
             while gathers && self.unit < units.end {
                 if is_absent(core, self.unit) {
                     return Some((wanted, self.unit..units.end));
@@ -75,7 +77,7 @@ impl<'a, 'w> Cursor<'a, 'w> {
     }
 }
 
-fn is_absent(core: &MapCore, unit: Unit) -> bool {
+pub(crate) fn is_absent(core: &MapCore, unit: Unit) -> bool {
     let word = core.page(unit).load();
     word.state() == State::Absent && !word.cool() && !word.batch()
 }

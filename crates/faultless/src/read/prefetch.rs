@@ -9,6 +9,8 @@ use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Fetch, Need, Origin, Run};
 use crate::read::blocks::with_pieces;
+use crate::read::gather::{Wanted, gather, is_absent};
+use crate::read::rings::Rings;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
@@ -26,6 +28,8 @@ pub(crate) struct Prefetch {
     pub(crate) serial: Serial,
     pub(crate) unit: Unit,
     pub(crate) count: u64,
+    /// User code reads the map.
+    pub(crate) source: bool,
 }
 
 /// Reads a part of a window.
@@ -95,6 +99,7 @@ pub(crate) fn run(job: &Prefetch) {
         serial,
         unit,
         count,
+        ..
     } = job;
     let Some(core) = registry::gate(id)
         .and_then(registry::enter)
@@ -117,6 +122,32 @@ pub(crate) fn run(job: &Prefetch) {
                 core.counters.add(Count::PrefetchDropped, 1);
                 return;
             }
+        }
+    }
+}
+
+/// Reads in what several prefetches ask for, many at a time. What there is no room for is dropped.
+pub(crate) fn run_together(rings: &Rings, jobs: &[Prefetch]) {
+    let enter = |job: &Prefetch| {
+        let core = registry::gate(job.id)
+            .and_then(registry::enter)
+            .filter(|c| c.serial == job.serial)?;
+        let end = (job.unit + job.count).min(core.units_end());
+        Some((core, job.unit..end))
+    };
+    let entered: Vec<_> = jobs.iter().filter_map(enter).collect();
+    let wanted: Vec<Wanted<'_>> = entered
+        .iter()
+        .map(|(core, units)| Wanted {
+            core,
+            units: units.clone(),
+            need: Need::Prefetch,
+        })
+        .collect();
+    gather(rings, &wanted, |_, _| false);
+    for Wanted { core, units, .. } in wanted {
+        if Unit::each(units).any(|unit| is_absent(core, unit)) {
+            core.counters.add(Count::PrefetchDropped, 1);
         }
     }
 }

@@ -72,6 +72,11 @@ impl Rings {
         lock(&self.0).refused = Some(why);
     }
 
+    /// Whether there are rings, as far as is known.
+    pub(crate) fn are_lent(&self) -> bool {
+        lock(&self.0).refused.is_none()
+    }
+
     pub(crate) fn way(&self) -> Way {
         let state = lock(&self.0);
         match &state.refused {

@@ -30,6 +30,9 @@ const PREFETCHERS: usize = 8;
 /// Parts of prefetches that may wait; more are dropped, as advice may be.
 const JOBS_MAX: usize = 8192;
 
+/// Parts of prefetches that one thread reads together.
+const TOGETHER: usize = 64;
+
 /// How long a worker sleeps before it looks by itself.
 const IDLE: Nanos = Nanos::from_secs(1);
 
@@ -125,6 +128,7 @@ impl Workers {
                 serial: core.serial,
                 unit,
                 count,
+                source: core.is_source(),
             };
             if !self.push(&core.pool, job) {
                 let dropped = (end - unit).div_ceil(step);
@@ -191,15 +195,23 @@ impl Workers {
             if jobs.stopping {
                 return;
             }
-            let job = jobs.prefetches.pop_front();
+            // (Users' sources are read by several threads.)
+            let together = match jobs.prefetches.front() {
+                Some(first) if !first.source && self.rings.are_lent() => TOGETHER,
+                _ => 1,
+            };
+            let n = jobs.prefetches.iter().take(together);
+            let n = n.take_while(|job| together == 1 || !job.source).count();
+            let some: Vec<Prefetch> = jobs.prefetches.drain(..n).collect();
             drop(jobs);
-            match job {
-                Some(job) => prefetch::run(&job),
-                None if ahead.is_none() => pool.work_bell.sleep(IDLE, || {
+            match &some[..] {
+                [job] => prefetch::run(job),
+                [_, ..] => prefetch::run_together(&self.rings, &some),
+                [] if ahead.is_none() => pool.work_bell.sleep(IDLE, || {
                     let jobs = lock(&self.jobs);
                     pool.ahead.is_empty() && jobs.prefetches.is_empty() && !jobs.stopping
                 }),
-                None => {}
+                [] => {}
             }
         }
     }

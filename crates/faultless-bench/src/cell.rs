@@ -83,6 +83,8 @@ pub struct Setting {
     pub scenario: Scenario,
     /// Reader threads.
     pub threads: usize,
+    /// Reads that a thread has in flight, by contenders that have several.
+    pub depth: usize,
     /// Length of a measurement.
     pub seconds: f64,
     /// How long to read before it.
@@ -337,6 +339,25 @@ impl Readers<'_> {
         Ok(true)
     }
 
+    /// Reads and checks the next pages, as many as the contender takes at a time. `false` if there are none.
+    fn read_some(&self, buffer: &mut PageBuffer, r: &mut OneReader) -> anyhow::Result<bool> {
+        let depth = self.contender.depth();
+        if depth == 1 {
+            return self.read_one(buffer, r);
+        }
+        let numbers: Vec<u64> = (0..depth).map_while(|_| self.next_page(r)).collect();
+        if numbers.is_empty() {
+            return Ok(false);
+        }
+        let began = Instant::now();
+        let check = &mut |number: u64, bytes: &[u8]| r.wrong += wrong_bytes(bytes, number);
+        self.contender.read_many(&numbers, check)?;
+        for _ in numbers {
+            self.record(r, began);
+        }
+        Ok(true)
+    }
+
     fn record(&self, r: &mut OneReader, began: Instant) {
         if self.counts.load(Ordering::Relaxed) {
             r.times.saturating_record(began.elapsed().as_nanos() as u64);
@@ -417,7 +438,7 @@ impl Readers<'_> {
         self.start.wait();
         first?;
         while !self.counts.load(Ordering::Relaxed) {
-            self.read_one(&mut buffer, &mut r)?;
+            self.read_some(&mut buffer, &mut r)?;
         }
         r.times.reset();
         r.reads = 0;
@@ -427,7 +448,7 @@ impl Readers<'_> {
             Access::Hot => self.hot(&mut r)?,
             _ => {
                 while !self.stop.load(Ordering::Relaxed) {
-                    if !self.read_one(&mut buffer, &mut r)? {
+                    if !self.read_some(&mut buffer, &mut r)? {
                         break;
                     }
                 }
@@ -498,6 +519,7 @@ impl Bench {
             len: s.size,
             memory: ByteSize::new(memory),
             variant: cell.variant,
+            depth: s.depth,
             hint: match s.scenario.access() {
                 Access::Scan => Hint::InOrder,
                 Access::Hot if s.scenario == Scenario::HotInOrder => Hint::InOrder,

@@ -6,6 +6,7 @@
     reason = "contenders are made of mmap, pread and userfaultfd"
 )]
 
+use crate::deep::{Batch, Futures, Uring};
 use crate::floor::Floor;
 use crate::onlooker::Way;
 use anyhow::Context;
@@ -41,6 +42,12 @@ pub enum Kind {
     Faultless,
     /// The same by loads that ask first ([`Map::load`]).
     FaultlessLoad,
+    /// The same by [`Map::load_many`], [`Terms::depth`] pages at a time in each thread.
+    FaultlessBatch,
+    /// The same by [`Map::load_async`], so many futures at a time in each thread.
+    FaultlessAsync,
+    /// A raw loop of io_uring, so many direct reads at a time in each thread.
+    Uring,
     /// Plain loads with a budget that is larger than the memory of its control group, or has become so.
     FaultlessOver,
     /// A plain C program that maps the file.
@@ -73,8 +80,20 @@ impl Kind {
         Kind::MmapTraced,
         Kind::MmapRecorded,
     ];
+    /// Those that show what a read costs by each way to ask for it.
+    pub const READS: [Kind; 9] = [
+        Kind::Mmap,
+        Kind::Pread,
+        Kind::Uring,
+        Kind::Populate,
+        Kind::Floor,
+        Kind::Faultless,
+        Kind::FaultlessLoad,
+        Kind::FaultlessBatch,
+        Kind::FaultlessAsync,
+    ];
     /// All of these.
-    pub const EVERY: [Kind; 13] = [
+    pub const EVERY: [Kind; 16] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -82,6 +101,9 @@ impl Kind {
         Kind::Populate,
         Kind::Faultless,
         Kind::FaultlessLoad,
+        Kind::FaultlessBatch,
+        Kind::FaultlessAsync,
+        Kind::Uring,
         Kind::FaultlessOver,
         Kind::Program,
         Kind::ProgramServed,
@@ -99,7 +121,11 @@ impl Kind {
     pub fn is_engine(self) -> bool {
         matches!(
             self,
-            Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver
+            Kind::Faultless
+                | Kind::FaultlessLoad
+                | Kind::FaultlessBatch
+                | Kind::FaultlessAsync
+                | Kind::FaultlessOver
         )
     }
 
@@ -128,6 +154,9 @@ impl Kind {
             Kind::Populate => "populate",
             Kind::Faultless => "faultless",
             Kind::FaultlessLoad => "faultless-load",
+            Kind::FaultlessBatch => "faultless-batch",
+            Kind::FaultlessAsync => "faultless-async",
+            Kind::Uring => "uring",
             Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
@@ -147,6 +176,20 @@ pub trait Contender: Send + Sync {
         buffer: &mut PageBuffer,
         check: &mut dyn FnMut(&[u8]),
     ) -> anyhow::Result<()>;
+
+    /// Pages that a thread asks for at a time.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// As [`read`](Self::read), for several pages that are asked for together, in any order. Contenders that do no such thing read one
+    /// after the other.
+    fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
+        let mut buffer = PageBuffer::new();
+        numbers
+            .iter()
+            .try_for_each(|&n| self.read(n, &mut buffer, &mut |bytes| check(n, bytes)))
+    }
 
     /// Misses served so far, where the contender counts them itself.
     fn misses(&self) -> Option<u64> {
@@ -217,6 +260,8 @@ pub struct Terms<'a> {
     pub variant: usize,
     /// What the contender is told.
     pub hint: Hint,
+    /// Reads that a thread has in flight, where the contender has several.
+    pub depth: usize,
 }
 
 /// A page-aligned page, present in memory.
@@ -228,6 +273,14 @@ impl PageBuffer {
     /// A zeroed page.
     pub fn new() -> Box<Self> {
         Box::new(PageBuffer([0; PAGE]))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr()
     }
 }
 
@@ -247,6 +300,9 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver => {
             Engine::open(terms, kind == Kind::FaultlessLoad).map(|c| Box::new(c) as _)
         }
+        Kind::FaultlessBatch => Batch::open(terms).map(|c| Box::new(c) as _),
+        Kind::FaultlessAsync => Futures::open(terms).map(|c| Box::new(c) as _),
+        Kind::Uring => Uring::open(terms).map(|c| Box::new(c) as _),
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }
@@ -667,25 +723,33 @@ struct Engine {
     asks: bool,
 }
 
+/// Maps the data file by this project's engine.
+pub(crate) fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
+    let pool = Pool::builder().memory(terms.memory).build()?;
+    if let faultless::Backend::Mmap(why) = pool.backend() {
+        anyhow::bail!("the engine is not to be had here: {why}");
+    }
+    let file = File::open(terms.path)?;
+    let advice = match terms.hint {
+        Hint::Random => Advice::Random,
+        Hint::InOrder | Hint::Both => Advice::Normal,
+    };
+    let options = pool.options().advice(advice).len(terms.len as usize);
+    let map = match options.map(&file) {
+        Ok(map) => map,
+        // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
+        Err(faultless::Error::Lease { .. }) => unsafe { options.map_trusted(file)? },
+        Err(e) => return Err(e.into()),
+    };
+    Ok(map)
+}
+
 impl Engine {
     fn open(terms: &Terms<'_>, asks: bool) -> anyhow::Result<Self> {
-        let pool = Pool::builder().memory(terms.memory).build()?;
-        if let faultless::Backend::Mmap(why) = pool.backend() {
-            anyhow::bail!("the engine is not to be had here: {why}");
-        }
-        let file = File::open(terms.path)?;
-        let advice = match terms.hint {
-            Hint::Random => Advice::Random,
-            Hint::InOrder | Hint::Both => Advice::Normal,
-        };
-        let options = pool.options().advice(advice).len(terms.len as usize);
-        let map = match options.map(&file) {
-            Ok(map) => map,
-            // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
-            Err(faultless::Error::Lease { .. }) => unsafe { options.map_trusted(file)? },
-            Err(e) => return Err(e.into()),
-        };
-        Ok(Engine { map, asks })
+        Ok(Engine {
+            map: open_map(terms)?,
+            asks,
+        })
     }
 }
 

@@ -110,7 +110,8 @@ impl Floor {
         let map = Mapping { start, len };
         // SAFETY: our own mapping.
         unsafe { uffd::register(number, start, len).context("userfaultfd")? };
-        if START.swap(start, Ordering::Relaxed) != 0 {
+        let free = START.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
+        if free.is_err() {
             bail!("a process has one bare handler");
         }
         LEN.store(len, Ordering::Relaxed);

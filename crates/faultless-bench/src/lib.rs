@@ -5,6 +5,7 @@
 //! * [`fast`]: a disk in memory, for the file.
 //! * [`contender`]: ways to read a page.
 //! * `floor`: what a miss costs at least that a signal serves.
+//! * `deep`: contenders with many reads in flight.
 //! * [`neighbour`]: what disturbs the readers.
 //! * [`onlooker`]: who observes them, so that its cost can be told.
 //! * [`cell`]: one measurement: one contender beside one neighbour.
@@ -21,6 +22,7 @@
 pub mod cell;
 pub mod contender;
 pub mod data;
+mod deep;
 pub mod fast;
 mod floor;
 pub mod group;

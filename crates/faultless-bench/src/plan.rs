@@ -49,6 +49,8 @@ pub struct Plan {
     pub contenders: Vec<Kind>,
     /// Reader threads; `None` for the scenario's own.
     pub threads: Option<usize>,
+    /// Reads that a thread has in flight, by contenders that have several.
+    pub depth: usize,
     /// Length of one measurement.
     pub seconds: f64,
     /// Timed measurements of each contender in each setting; the row has their medians. `None`: as many as let each
@@ -309,6 +311,7 @@ impl Plan {
             .map(|threads| Setting {
                 scenario,
                 threads,
+                depth: self.depth,
                 seconds: seconds * longer,
                 warm_seconds,
                 // (Set when the turns are known.)
@@ -330,7 +333,14 @@ impl Plan {
             (_, Kind::FaultlessOver) => scenario.has_large_budget(),
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
-            (Access::Scan | Access::Hot, Kind::FaultlessLoad | Kind::Populate) => false,
+            (
+                Access::Scan | Access::Hot,
+                Kind::FaultlessLoad
+                | Kind::FaultlessBatch
+                | Kind::FaultlessAsync
+                | Kind::Populate
+                | Kind::Uring,
+            ) => false,
             (Access::Scan, Kind::UffdMonitor | Kind::Floor) => false,
             (Access::Scan, _) => true,
             // What evicts nothing, and reads without a cache, have no part in these.
@@ -986,6 +996,7 @@ mod tests {
             scenarios: Vec::new(),
             contenders: contenders.to_vec(),
             threads: Some(4),
+            depth: 8,
             seconds: 0.8,
             rounds,
             count_locks: true,
@@ -1003,6 +1014,7 @@ mod tests {
         Setting {
             scenario: Scenario::Quiet,
             threads: 4,
+            depth: 8,
             seconds: 1.0,
             warm_seconds: 0.0,
             memory_over: 0,

@@ -46,6 +46,8 @@ pub enum Scenario {
     /// The same, and the control group's memory is halved while the readers run: with a budget that fits what is left, and with one
     /// that did fit before.
     PressureShrink,
+    /// As [`Quiet`](Scenario::Quiet), by all ways to ask for a page.
+    Reads,
     /// All of the data read once in order, by words.
     Scan,
     /// Random 8-byte loads from resident pages that were read in order.
@@ -136,7 +138,7 @@ fn span(time: Duration) -> String {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 19] = [
+    pub const ALL: [Scenario; 20] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
@@ -150,6 +152,7 @@ impl Scenario {
         Scenario::PressureSmaps,
         Scenario::PressureOver,
         Scenario::PressureShrink,
+        Scenario::Reads,
         Scenario::Scan,
         Scenario::HotInOrder,
         Scenario::HotAtRandom,
@@ -184,6 +187,7 @@ impl Scenario {
             Scenario::PressureSmaps => "pressure, smaps",
             Scenario::PressureOver => "pressure, large budget",
             Scenario::PressureShrink => "pressure, shrinking group",
+            Scenario::Reads => "reads",
             Scenario::Scan => "scan",
             Scenario::HotInOrder => "hot, read in order",
             Scenario::HotAtRandom => "hot, read at random",
@@ -223,7 +227,9 @@ impl Scenario {
         };
         let mapper = format!("a thread that maps and unmaps {small} {}", each(MAP_EVERY));
         let text = match self {
-            Scenario::Quiet => "random reads of cold pages, beside nobody".to_owned(),
+            Scenario::Quiet | Scenario::Reads => {
+                "random reads of cold pages, beside nobody".to_owned()
+            }
             Scenario::Churn => {
                 format!("random reads of cold pages beside {churn} (an allocator under load)")
             }
@@ -344,6 +350,7 @@ impl Scenario {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         match self {
             Scenario::Quiet => vec![1, 4, 16, 64, 256],
+            Scenario::Reads => vec![1, 4, 16, 64],
             Scenario::PressureUniform => vec![16, 64],
             Scenario::Scan => vec![1, 4],
             Scenario::HotInOrder | Scenario::HotAtRandom => {

@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Reader threads [default: 16; in quiet 1, 4, 16, 64 and 256].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
+    /// Reads that each thread has in flight, by the contenders that have several: uring, faultless-batch, faultless-async.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    depth: u16,
     /// Length of one measurement, in seconds (pressure, latency and smaps-gentle: twice to three times as long).
     #[arg(long, default_value_t = 0.8, value_parser = seconds)]
     seconds: f64,
@@ -114,6 +117,8 @@ enum ScenarioArg {
     PressureOver,
     /// The second, in a group whose memory is halved meanwhile.
     PressureShrink,
+    /// Quiet, by every way to ask for a page: faults, MADV_POPULATE_READ, loads that ask first, batches, futures, pread, io_uring.
+    Reads,
     /// All of the data in order, by words.
     Scan,
     /// Random loads from resident pages.
@@ -122,7 +127,7 @@ enum ScenarioArg {
     Latency,
     /// With --unmodified: all pages are in memory, and halfway somebody opens the file for writing.
     Writer,
-    /// All of these.
+    /// All of these, but for reads.
     All,
     /// Eviction alone, judged by generated traces in a simulator.
     Policy,
@@ -149,11 +154,15 @@ impl ScenarioArg {
                 Scenario::PressureZipf,
                 Scenario::PressureScan,
             ],
+            ScenarioArg::Reads => vec![Scenario::Reads],
             ScenarioArg::Scan => vec![Scenario::Scan],
             ScenarioArg::Hot => vec![Scenario::HotInOrder, Scenario::HotAtRandom],
             ScenarioArg::Latency => vec![Scenario::Latency5, Scenario::Latency50],
             ScenarioArg::Writer => vec![Scenario::Writer],
-            ScenarioArg::All => Scenario::ALL.to_vec(),
+            ScenarioArg::All => {
+                let all = Scenario::ALL.into_iter();
+                all.filter(|&s| s != Scenario::Reads).collect()
+            }
             ScenarioArg::Policy => Vec::new(),
         }
     }
@@ -168,6 +177,9 @@ enum KindArg {
     Populate,
     Faultless,
     FaultlessLoad,
+    FaultlessBatch,
+    FaultlessAsync,
+    Uring,
     FaultlessOver,
 }
 
@@ -181,6 +193,9 @@ impl From<KindArg> for Kind {
             KindArg::Populate => Kind::Populate,
             KindArg::Faultless => Kind::Faultless,
             KindArg::FaultlessLoad => Kind::FaultlessLoad,
+            KindArg::FaultlessBatch => Kind::FaultlessBatch,
+            KindArg::FaultlessAsync => Kind::FaultlessAsync,
+            KindArg::Uring => Kind::Uring,
             KindArg::FaultlessOver => Kind::FaultlessOver,
         }
     }
@@ -240,7 +255,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     } else if args.observed {
         contenders = Kind::OBSERVED.to_vec();
     } else if contenders.is_empty() {
-        contenders = Kind::ALL.to_vec();
+        contenders = match scenarios[..] {
+            [Scenario::Reads] => Kind::READS.to_vec(),
+            _ => Kind::ALL.to_vec(),
+        };
     }
     unique(&mut scenarios);
     unique(&mut contenders);
@@ -248,6 +266,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         scenarios,
         contenders,
         threads: args.threads.map(usize::from),
+        depth: usize::from(args.depth),
         seconds: args.seconds,
         rounds: args.rounds.map(usize::from),
         count_locks: true,

@@ -85,7 +85,8 @@ int faultless_pin_range(faultless_map *map, size_t offset, size_t len, faultless
 int faultless_pin_many(faultless_map *map, const struct faultless_range *ranges, size_t count, faultless_pin **pins);
 /* NULL is ignored. */
 void faultless_unpin(faultless_pin *pin);
-/* Writes a range to a file, a pipe or a socket, all of it, piece by piece. What was written before an error stays written. */
+/* Writes a range to a file, a pipe or a socket, all of it, piece by piece. What was written before an error stays written; a
+ * descriptor that does not block is an error when it would. */
 int faultless_write_to(faultless_map *map, int fd, size_t offset, size_t len);
 /* Asks for a range to be read soon; returns at once. */
 int faultless_prefetch(faultless_map *map, size_t offset, size_t len);

@@ -288,6 +288,8 @@ extern "C" fn faultless_load(map: *mut CMap, offset: usize, len: usize) -> c_int
 ///
 /// By the program's promise `ranges` points to so many, unless there are none.
 unsafe fn ranges(ranges: *const CRange, count: usize) -> Result<Vec<Range<usize>>, String> {
+    // (A range that ends beyond all addresses is out of every map's range.)
+    let whole = |r: &CRange| r.offset..r.offset.saturating_add(r.len);
     if count == 0 {
         return Ok(Vec::new());
     }
@@ -296,7 +298,7 @@ unsafe fn ranges(ranges: *const CRange, count: usize) -> Result<Vec<Range<usize>
     }
     // SAFETY: the caller's promise; not NULL.
     let ranges = unsafe { std::slice::from_raw_parts(ranges, count) };
-    ranges.iter().map(|r| range(r.offset, r.len)).collect()
+    Ok(ranges.iter().map(whole).collect())
 }
 
 /// Writes what came of each range, and says why the first failed that did.
@@ -323,6 +325,10 @@ extern "C" fn faultless_load_many(
 ) -> c_int {
     // SAFETY: the program's promise.
     let asked = unsafe { ranges(of, count) };
+    if !failed.is_null() {
+        // SAFETY: by the program's promise it has room for one byte for each range.
+        unsafe { std::ptr::write_bytes(failed, 1, count) };
+    }
     done(handle(map).and_then(|m| {
         each(m.0.load_many(&asked?), |i, loaded| {
             if !failed.is_null() {
@@ -342,6 +348,10 @@ extern "C" fn faultless_pin_many(
 ) -> c_int {
     // SAFETY: the program's promise.
     let asked = unsafe { ranges(of, count) };
+    if !pins.is_null() {
+        // SAFETY: by the program's promise it has room for one pointer for each range.
+        unsafe { std::ptr::write_bytes(pins, 0, count) };
+    }
     done(handle(map).and_then(|m| {
         if pins.is_null() && count > 0 {
             return Err("the pointer for the results is NULL".to_owned());

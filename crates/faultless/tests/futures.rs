@@ -9,7 +9,7 @@
 mod common;
 
 use common::{PAGE, byte_at, check, dir, eventually, file, open, pool};
-use faultless::{Error, Map, Source};
+use faultless::{BackendChoice, ByteSize, Error, Map, Pool, Source};
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,8 +59,12 @@ fn any_executor_can_wait_for_pages() {
     const PAGES: usize = 4096;
     let dir = dir();
     let path = file(dir.path(), "a", 61, PAGES * PAGE);
-    for memory in [64, 2] {
-        let fresh = || Arc::new(pool(memory).map(open(&path)).expect("mapped"));
+    for (memory, rings) in [(64, true), (64, false), (2, true)] {
+        let fresh = || {
+            let pool = Pool::builder().memory(ByteSize::mib(memory));
+            let pool = pool.io_uring(rings).build().expect("a pool");
+            Arc::new(pool.map(open(&path)).expect("mapped"))
+        };
         let map = fresh();
         block_on(read_all_over(map, 61, 0, PAGES));
 
@@ -191,6 +195,9 @@ fn a_future_can_be_dropped_at_any_point_and_leaves_nothing_pinned() {
     let map = unsafe { pool(16).map_trusted(source) }.expect("mapped");
     let mut context = Context::from_waker(Waker::noop());
     drop(map.pin_async(..));
+    let mut before = Box::pin(map.pin_async(20 * PAGE..21 * PAGE));
+    assert!(before.as_mut().poll(&mut context).is_pending());
+    drop(before);
     let mut during = Box::pin(map.pin_async(16 * PAGE..17 * PAGE));
     assert!(during.as_mut().poll(&mut context).is_pending());
     eventually("the read has begun", || reads.load(Ordering::SeqCst) > 0);
@@ -280,4 +287,44 @@ fn thousands_of_futures_are_served_in_a_small_budget() {
         }
     });
     assert!(map.stats().misses >= PAGES as u64);
+}
+
+/// On the mmap backend the kernel reads the pages in, in another thread.
+#[test]
+fn the_mmap_backend_has_futures_too() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 65, 256 * PAGE);
+    let pool = Pool::builder().backend(BackendChoice::Mmap).build();
+    let map = pool.expect("a pool").map(open(&path)).expect("mapped");
+    check(block_on(map.load_async(3..)).expect("there"), 65, 3);
+    let mut forgotten = Box::pin(map.pin_async(..));
+    let _ = forgotten
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()));
+    drop(forgotten);
+    check(&block_on(map.pin_async(PAGE..)).expect("there"), 65, PAGE);
+}
+
+/// A program's source that reads another one of the same pool would wait for itself.
+#[test]
+fn a_source_cannot_wait_for_its_own_pool() {
+    struct Outer(Arc<Map>);
+    impl Source for Outer {
+        fn len(&self) -> io::Result<u64> {
+            Ok(1 << 16)
+        }
+        fn read_at(&self, buf: &mut [u8], _: u64) -> io::Result<usize> {
+            let inner = block_on(self.0.load_async(..PAGE));
+            match inner {
+                Err(Error::Recursion { .. }) => buf.fill(7),
+                other => panic!("{other:?}"),
+            }
+            Ok(buf.len())
+        }
+    }
+    let pool = Pool::builder().memory(ByteSize::mib(16)).fill_threads(1);
+    let pool = pool.build().expect("a pool");
+    let inner = unsafe { pool.map_trusted(Gated::new()) }.expect("mapped");
+    let outer = unsafe { pool.map_trusted(Outer(Arc::new(inner))) }.expect("mapped");
+    assert_eq!(outer[100], 7);
 }

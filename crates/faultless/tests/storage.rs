@@ -10,7 +10,8 @@
 mod common;
 
 use common::{
-    BUDGET, PAGE, assert_sigbus, byte_at, check, eventually, isolated, isolated_ok, open, pool,
+    BUDGET, PAGE, assert_sigbus, byte_at, check, dir, eventually, file, isolated, isolated_ok,
+    open, pool,
 };
 use faultless::{Advice, ByteSize, Error, Map, Pool, Reads};
 use faultless_storage::{Delay, Faults, Storage};
@@ -18,6 +19,7 @@ use proptest::prelude::*;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 const LEN: u64 = 32 << 20;
@@ -296,6 +298,57 @@ fn a_request_that_is_never_answered_holds_up_only_those_who_want_it() {
             });
         });
     });
+}
+
+/// One thread that serves futures waits for storage that does not answer; the futures of another map do not.
+#[test]
+fn storage_that_never_answers_holds_up_no_other_maps_futures() {
+    let Some(mut s) = storage("storage_that_never_answers_holds_up_no_other_maps_futures") else {
+        return;
+    };
+    let pool = pool(16);
+    let stuck = map(&pool, &s, Advice::Random);
+    let dir = dir();
+    let path = file(dir.path(), "a", 71, 256 * PAGE);
+    let good = pool.map(open(&path)).expect("mapped");
+    s.set(&Faults {
+        stuck: vec![0..LEN],
+        ..Faults::default()
+    })
+    .expect("told");
+    let mut context = Context::from_waker(Waker::noop());
+    let mut waiting: Vec<_> = (0..100)
+        .map(|i| Box::pin(stuck.pin_async(page(i * 3))))
+        .collect();
+    for future in &mut waiting {
+        assert!(future.as_mut().poll(&mut context).is_pending());
+    }
+    eventually("reads have begun", || stuck.stats().misses > 0);
+    for number in 0..200 {
+        let mut future = Box::pin(good.load_async(page(number)));
+        let mut there = None;
+        eventually("the other map's page", || {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(bytes) => there = Some(bytes.expect("good")),
+                Poll::Pending => return false,
+            }
+            true
+        });
+        check(there.expect("there"), 71, number * PAGE);
+    }
+    // The good map can go meanwhile.
+    drop(good);
+    s.set(&Faults::default()).expect("told");
+    for (i, future) in waiting.iter_mut().enumerate() {
+        let mut there = false;
+        eventually("the page", || {
+            if let Poll::Ready(pinned) = future.as_mut().poll(&mut context) {
+                check(&pinned.expect("good"), SEED, i * 3 * PAGE);
+                there = true;
+            }
+            there
+        });
+    }
 }
 
 #[test]

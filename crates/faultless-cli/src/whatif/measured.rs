@@ -311,6 +311,7 @@ impl Setting {
             scenarios: vec![scenario],
             contenders: vec![kind],
             threads: Some(self.threads as usize),
+            depth: 1,
             seconds: args.seconds,
             rounds: Some(1),
             // That would cost the contenders that take the lock most.

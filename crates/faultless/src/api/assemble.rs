@@ -109,7 +109,12 @@ impl MapOptions {
             // Whole blocks: a source is never asked for less.
             let whole = (head + len).next_multiple_of(PAGE.max(align));
             let mmap = Mmap::copy(&*source, name, base, whole, &self.pool.0.copies)?;
-            return Ok(Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len));
+            return Ok(Map::new(
+                self.pool.clone(),
+                Backing::Mmap(mmap.into()),
+                head,
+                len,
+            ));
         };
         self.pool
             .0
@@ -171,7 +176,7 @@ impl MapOptions {
                 true => Mmap::leased(part, status.len, &self.pool.0.copies)?,
                 false => Mmap::trusted(part)?,
             };
-            let map = Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len);
+            let map = Map::new(self.pool.clone(), Backing::Mmap(mmap.into()), head, len);
             map.advise(self.advice);
             return Ok(map);
         };

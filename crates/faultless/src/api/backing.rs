@@ -11,11 +11,13 @@ use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
 use crate::space::streams::Mode;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What serves a map. Ranges are bytes of its region, and not empty.
 pub(crate) enum Backing {
     Engine(&'static MapCore),
-    Mmap(Mmap),
+    /// Shared with threads that read it in.
+    Mmap(Arc<Mmap>),
     Empty,
 }
 

@@ -51,7 +51,9 @@ impl Map {
     /// [`pin`](Self::pin)s many ranges, which are read as [`load_many`](Self::load_many) reads them: results in their order, an error
     /// for each that has one. Once the budget has no room for one, those behind it are not waited for.
     pub fn pin_many(&self, ranges: &[Range<usize>]) -> Vec<Result<Pinned<'_>, Error>> {
-        let bytes = ranges.iter().map(|range| range.len() as u64).sum();
+        let bytes = ranges
+            .iter()
+            .fold(0, |sum: u64, range| sum.saturating_add(range.len() as u64));
         if self.leaves_room_for_buffers(bytes) {
             self.fetch(ranges);
         }

@@ -11,6 +11,7 @@ use crate::base::primitive::Mutex;
 use crate::base::size::ByteSize;
 use crate::coherence::{fork, keeper};
 use crate::fault::handler;
+use crate::read::workers::Workers;
 use crate::space::fds;
 use crate::space::pool_core::FILLERS_MAX;
 use crate::sync::budget::Budget;
@@ -31,6 +32,7 @@ pub struct PoolBuilder {
     full: bool,
     hook: Option<Hook>,
     guest: bool,
+    no_rings: bool,
 }
 
 impl PoolBuilder {
@@ -80,6 +82,13 @@ impl PoolBuilder {
     /// ```
     pub fn on_event(mut self, hook: impl Fn(&Event) + Send + Sync + 'static) -> Self {
         self.hook = Some(Hook(Arc::new(hook)));
+        self
+    }
+
+    /// Whether batches may be read by io_uring (default: where the kernel permits it). Switch it off in a process whose system-call
+    /// filter ends it for a call of `io_uring_setup`.
+    pub fn io_uring(mut self, permitted: bool) -> Self {
+        self.no_rings = !permitted;
         self
     }
 
@@ -139,10 +148,15 @@ impl PoolBuilder {
                 Some(Engine::start(fd, budget, self.guest, self.hook.as_ref())?)
             }
         };
+        let workers = Arc::<Workers>::default();
+        if self.guest || self.no_rings {
+            // (A ring has a descriptor, which a program that knows of no pool might close, or take for its own.)
+            workers.rings.refuse("it is switched off".to_owned());
+        }
         Ok(Pool(Arc::new(Shared {
             engine,
             backend,
-            workers: Arc::default(),
+            workers,
             fill_threads,
             copies: Arc::new(Budget::new(budget.get())),
             promise: Mutex::new(promise),

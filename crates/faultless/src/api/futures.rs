@@ -5,8 +5,9 @@ use crate::api::map::Map;
 use crate::api::owned::PinnedOwned;
 use crate::api::pin::Pinned;
 use crate::base::error::Error;
-use crate::base::ids::Unit;
-use crate::read::requests::{Request, Requests, What, are_resident, pin_resident};
+use crate::base::ids::{RegionAt, Unit};
+use crate::base::primitive::Mutex;
+use crate::read::requests::{Failure, Job, Request, Requests, What, are_resident, pin_resident};
 use crate::space::map_core::MapCore;
 use std::fmt;
 use std::ops::{Bound, Range, RangeBounds};
@@ -73,6 +74,22 @@ impl Map {
 
 /// Bytes of the region that are there, and the units that are pinned.
 type There = (Range<usize>, Range<Unit>);
+impl Map {
+    fn failed(&self, why: Failure) -> Error {
+        match (why, &self.backing) {
+            (Failure::Unit(unit, why), Backing::Engine(core)) => {
+                let offset = core.source_at(core.unit_start(unit)).get();
+                why.into_error(&core.name, offset, self.pool.budget())
+            }
+            (Failure::Unit(..), _) => Error::Forked,
+            (Failure::Other(error), _) => error,
+            (Failure::NoThread(error), _) => {
+                Error::kernel("cannot start a thread for futures", error)
+            }
+        }
+    }
+}
+
 type Bounds = (Bound<usize>, Bound<usize>);
 
 fn bounds(range: &impl RangeBounds<usize>) -> Bounds {
@@ -125,17 +142,12 @@ impl<'a> Fetch<'a> {
                 return Poll::Pending;
             };
             self.stage = Stage::Done;
-            return Poll::Ready(match &map.backing {
-                Backing::Engine(core) => outcome
-                    .map(|()| (bytes.clone(), units_of(core, &bytes)))
-                    .map_err(|(unit, why)| {
-                        let offset = core.source_at(core.unit_start(unit)).get();
-                        why.into_error(&core.name, offset, map.pool.budget())
-                    }),
-                // It has been read in; an error comes again, and immediately.
-                Backing::Mmap(mmap) => mmap.populate(&bytes).map(|()| (bytes, none)),
-                Backing::Empty => Ok((bytes, none)),
-            });
+            let units = match &map.backing {
+                Backing::Engine(core) => units_of(core, &bytes),
+                Backing::Mmap(_) | Backing::Empty => none,
+            };
+            let there = outcome.map(|()| (bytes, units));
+            return Poll::Ready(there.map_err(|why| map.failed(why)));
         }
         assert!(
             matches!(self.stage, Stage::Begin),
@@ -148,11 +160,18 @@ impl<'a> Fetch<'a> {
         let what = match &map.backing {
             Backing::Empty => return Poll::Ready(Ok((bytes, none))),
             Backing::Mmap(mmap) => {
-                let read_in = mmap.reader(&bytes);
-                What::Other(crate::base::primitive::Mutex::new(Some(Box::new(read_in))))
+                let (mmap, bytes) = (mmap.clone(), bytes.clone());
+                let job: Job = Box::new(move || mmap.populate(&bytes));
+                What::Other(Mutex::new(Some(job)))
             }
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;
+                if core.is_source() && core.pool.reads_sources() {
+                    return Poll::Ready(Err(Error::Recursion {
+                        name: core.name.to_string(),
+                        offset: core.source_at(RegionAt::new(bytes.start as u64)).get(),
+                    }));
+                }
                 let units = units_of(core, &bytes);
                 let budget = map.pool.budget();
                 if self.pins
@@ -173,8 +192,7 @@ impl<'a> Fetch<'a> {
             }
         };
         let request = Request::new(what, context.waker().clone());
-        Requests::push(&map.pool.0.workers, request.clone())
-            .map_err(|e| Error::kernel("cannot start a thread for futures", e))?;
+        Requests::push(&map.pool.0.workers, request.clone());
         self.stage = Stage::Waiting(request);
         Poll::Pending
     }
@@ -192,7 +210,7 @@ impl Drop for Fetch<'_> {
     fn drop(&mut self) {
         if let Stage::Waiting(request) = &self.stage
             && self.map.check_process().is_ok()
-            && let Some(pinned) = request.abandon()
+            && let Some(pinned) = self.map.pool.0.workers.requests.abandon(request)
         {
             self.map.unpin(pinned);
         }

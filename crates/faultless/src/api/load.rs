@@ -52,7 +52,10 @@ impl Map {
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;
                 let units = units_of(core, &bytes);
-                self.fetch_units(core, std::slice::from_ref(&units), true);
+                // (Of more than the budget, the first would be gone when the last has come.)
+                if self.leaves_room_for_buffers(bytes.len() as u64) {
+                    self.fetch_units(core, std::slice::from_ref(&units), true);
+                }
                 ask(core, units, true).map_err(|(unit, refusal)| {
                     let offset = core.source_at(core.unit_start(unit)).get();
                     refusal.into_error(&core.name, offset, self.pool.budget())

@@ -40,6 +40,12 @@ pub(crate) fn pid() -> u32 {
     PID.load(Ordering::Relaxed)
 }
 
+/// Processors that the process may use. (The standard library reads files to find out: once is enough.)
+pub(crate) fn processors() -> usize {
+    static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Which of `shards` (a power of two) counters this processor should use. Any answer is right; the same answer on the
 /// same processor keeps cache lines where they are.
 #[cfg(not(loom))]

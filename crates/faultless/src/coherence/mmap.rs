@@ -249,12 +249,6 @@ impl Mmap {
         })
     }
 
-    /// What reads a range of bytes in, for a thread that the map may not outlive: reading in what is there by then changes no contents.
-    pub(crate) fn reader(&self, bytes: &Range<usize>) -> impl FnOnce() + Send + 'static {
-        let (at, len) = self.pages(bytes);
-        move || _ = populate(at, len)
-    }
-
     /// Gives the kernel advice on a range that changes no contents.
     pub(crate) fn advise(&self, bytes: &Range<usize>, advice: i32) {
         debug_assert!(advice != libc::MADV_DONTNEED);

@@ -16,6 +16,8 @@ pub(crate) const BUDGET_WAIT: Nanos = Nanos::from_secs(10);
 const STAND_IN_WAIT: Nanos = Nanos::from_millis(100);
 /// After so long a thread that waits goes before others.
 const OVERDUE: Nanos = Nanos::from_millis(50);
+/// After so long without one unit that leaves, a thread's turn is in vain. (Beside a busy `mmap_lock` they leave slowly.)
+const LULL: Nanos = Nanos::from_millis(100);
 /// So often the turn of all such threads begins anew, and for half of that time it lasts: what one of them wants may never be there, and
 /// all others would wait for it.
 const TURN: Nanos = Nanos::from_millis(500);
@@ -54,7 +56,7 @@ struct Hope {
     since: (Nanos, u32),
     /// The last look, if the thread went before others then.
     before_others: Option<Nanos>,
-    /// All of the time in which it went before others, and nothing left.
+    /// All of the time in which it went before others in vain.
     in_vain: Nanos,
 }
 
@@ -72,8 +74,10 @@ impl Hope {
     fn look(&mut self, now: Nanos, evicted: u32) -> Nanos {
         if evicted != self.since.1 {
             self.since = (now, evicted);
-        } else if let Some(then) = self.before_others {
-            self.in_vain = self.in_vain + now.since(then);
+        } else if let Some(then) = self.before_others
+            && now.since(self.since.0) > LULL
+        {
+            self.in_vain = self.in_vain + now.since(then).min(LOOK);
         }
         now.since(self.since.0).max(self.in_vain)
     }

@@ -20,16 +20,20 @@ use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::{Seen, file_piece, is_whole};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Need, Origin, Run};
-use crate::read::rings::{DEPTH, Rings};
+use crate::read::rings::{DEPTH, Rings, rings_max};
 use crate::read::uring::Uring;
 use crate::space::counters::Count;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
-use crate::sync::staging::{Buffer, CHUNK_MAX};
+use crate::sync::staging::{Buffer, CHUNK_MAX, Staging};
+use faultless_sys::mem::PAGE;
 use faultless_sys::signal;
 use std::ops::Range;
 
+/// How long to wait for reads that the kernel was told of, where it takes no more calls; and how often to look.
+const END_WAIT: Nanos = Nanos::from_secs(10);
+const END_NAP: Nanos = Nanos::from_millis(1);
 /// Units that are read between two moments at which no unit is claimed and the thread's signals are open.
 const WAVE: u64 = 1024;
 
@@ -198,6 +202,11 @@ impl Flight<'_> {
     }
 }
 
+/// The buffers that one wave may have. All waves together leave half to misses, whose storage may be another, and faster.
+fn buffers_of_a_wave(staging: &Staging) -> usize {
+    (staging.bytes() / (2 * rings_max())).max(PAGE)
+}
+
 /// What came of an attempt to begin a read.
 enum Begun {
     /// So many units are on their way, or need not be.
@@ -211,7 +220,8 @@ enum Begun {
 /// more.
 fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<Uring> {
     let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
-    let (mut flying, mut left) = (0, WAVE);
+    let (mut flying, mut left, mut in_flight) = (0, WAVE, 0);
+    let mut failed: Option<Nanos> = None;
     loop {
         while flying < DEPTH
             && left > 0
@@ -220,8 +230,10 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
             let Some(free) = flights.iter().position(Option::is_none) else {
                 break;
             };
-            match begin(&mut ring, wanted, units, free, &mut flights[free]) {
+            let room = buffers_of_a_wave(&wanted.core.pool.staging).saturating_sub(in_flight);
+            match begin(&mut ring, wanted, units, free, room, &mut flights[free]) {
                 Begun::Units(n) => {
+                    in_flight += flights[free].as_ref().map_or(0, |f| f.buffer.len());
                     cursor.unit += n;
                     flying += usize::from(flights[free].is_some());
                     left = left.saturating_sub(n);
@@ -231,34 +243,46 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
             }
         }
         if flying == 0 {
-            return Some(ring);
+            return failed.is_none().then_some(ring);
         }
-        if let Err(e) = ring.submit_and_wait() {
-            rings.refuse(format!("io_uring_enter: {e}"));
-            for flight in flights.iter().flatten() {
-                // (The buffers are not given back: the kernel may yet write to them.)
-                flight.give_up();
-            }
-            return None;
-        }
+        let submitted = ring.submit_and_wait();
         let mut landed: [Option<Option<usize>>; DEPTH] = [None; DEPTH];
         ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
+        if let Err(e) = submitted {
+            rings.refuse(format!("io_uring_enter: {e}"));
+            // What the kernel was never told of is over. What it was told of ends by itself.
+            ring.never_told(|token| landed[token as usize] = Some(None));
+            failed = Some(failed.unwrap_or_else(clock::now));
+            left = 0;
+            if landed.iter().all(Option::is_none) {
+                if clock::now().since(failed.unwrap_or_default()) > END_WAIT {
+                    for flight in flights.iter().flatten() {
+                        // (The buffers are not given back: the kernel may yet write to them.)
+                        flight.give_up();
+                    }
+                    ring.leave();
+                    return None;
+                }
+                clock::nap(END_NAP);
+            }
+        }
         // All of these reads have ended: one look at each descriptor is good for all that were done through it.
-        let mut right: Option<(Seen, bool)> = None;
+        let mut right: Option<(&Fd, Seen, bool)> = None;
         for (slot, got) in landed.into_iter().enumerate() {
             let Some(got) = got else { continue };
             let Some(flight) = flights[slot].take() else {
                 continue;
             };
             flying -= 1;
+            in_flight -= flight.buffer.len();
             let (core, seen) = (flight.core, flight.seen);
             let offset = core.source_at(core.backed(flight.run.units()).start);
             let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
             let is_right = match right {
-                Some((of, right)) if of == seen => right,
+                Some((fd, of, right)) if std::ptr::eq(fd, flight.fd) && of == seen => right,
                 _ => seen.was_right(core, flight.fd),
             };
-            right = Some((seen, is_right));
+            right = Some((flight.fd, seen, is_right));
             flight.land(got.filter(|_| is_right));
         }
     }
@@ -270,6 +294,7 @@ fn begin<'a>(
     &Wanted { core, need, .. }: &Wanted<'a>,
     units: Range<Unit>,
     slot: usize,
+    room: usize,
     flight: &mut Option<Flight<'a>>,
 ) -> Begun {
     let Reading::File { fd, .. } = &core.reading else {
@@ -281,7 +306,9 @@ fn begin<'a>(
     let pool = &core.pool;
     let take = |units: u64| {
         let bytes = (units << core.unit_shift) as usize;
-        pool.staging.try_take(bytes, &pool.budget)
+        (bytes.next_power_of_two() <= room)
+            .then(|| pool.staging.try_take(bytes, &pool.budget))
+            .flatten()
     };
     let mut buffer = take(most);
     if buffer.is_none() && most > 1 {

@@ -4,10 +4,13 @@
 //! at the depth of the device ([`gather`](crate::read::gather)). A request that has to wait for another thread or for room is served
 //! by itself. So one that is held up holds up no other.
 
+use crate::base::error::Error;
 use crate::base::ids::{MapId, Nanos, Serial, Unit};
-use crate::base::primitive::{Mutex, lock};
+use crate::base::primitive::{Mutex, MutexGuard, Ordering, lock};
 use crate::base::thread;
 use crate::base::thread::block_signals;
+use crate::base::{clock, process};
+use crate::fault::ahead::part_units;
 use crate::fault::ask::ask;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
@@ -29,11 +32,26 @@ use std::task::Waker;
 const TOGETHER: usize = 64;
 /// Threads that each serve one request which has to wait.
 const WAITING_MAX: usize = 32;
+/// Threads that serve new requests, those included that a device holds up; and after how long a thread counts as held up.
+const SERVING_MAX: usize = 32;
+const SLOW: Nanos = Nanos::from_millis(20);
 /// How long a thread without work stays.
 const IDLE: Nanos = Nanos::from_secs(2);
 
-/// What came of a request. An error names the first unit, or page, that could not be had.
-pub(crate) type Outcome = Result<(), (Unit, Refusal)>;
+/// Why a request cannot be served.
+pub(crate) enum Failure {
+    /// The first unit that could not be had.
+    Unit(Unit, Refusal),
+    Other(Error),
+    /// The system refuses the thread that was to serve it.
+    NoThread(io::Error),
+}
+
+/// What came of a request.
+pub(crate) type Outcome = Result<(), Failure>;
+
+/// Work for a thread that may wait.
+pub(crate) type Job = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
 /// Something that a future waits for.
 pub(crate) enum What {
@@ -45,7 +63,16 @@ pub(crate) enum What {
         pins: bool,
     },
     /// Something else that takes time.
-    Other(Mutex<Option<Box<dyn FnOnce() + Send>>>),
+    Other(Mutex<Option<Job>>),
+}
+
+impl What {
+    fn map(&self) -> Option<(MapId, Serial)> {
+        match self {
+            What::Units { map, serial, .. } => Some((*map, *serial)),
+            What::Other(_) => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -88,7 +115,7 @@ impl Request {
     }
 
     /// No future waits any more. Returns the units whose pins are the caller's.
-    pub(crate) fn abandon(&self) -> Option<Range<Unit>> {
+    fn abandon(&self) -> Option<Range<Unit>> {
         let mut state = lock(&self.state);
         state.abandoned = true;
         state.waker = None;
@@ -124,36 +151,56 @@ struct Queue {
     new: VecDeque<Arc<Request>>,
     /// Those that have to wait for something.
     waiting: VecDeque<Arc<Request>>,
-    /// Threads that there are; that sleep; that serve new requests; and that serve one of the others.
+    /// Threads that there are; that sleep; and that serve one request which has to wait.
     threads: usize,
     idle: usize,
-    serving: usize,
     held_up: usize,
+    /// Since when the threads serve that serve new requests.
+    serving: Vec<Nanos>,
+    /// Of those that are queued, so many no future waits for, at most.
+    abandoned: usize,
     stopping: bool,
 }
 
 enum Work {
-    Together(Vec<Arc<Request>>),
+    Together(Nanos, Vec<Arc<Request>>),
     ByItself(Arc<Request>),
 }
 
 impl Queue {
     /// How many further threads would find work.
     fn work(&self) -> usize {
-        let new = !self.new.is_empty() && self.serving < serving_max();
-        usize::from(new) + self.waiting.len().min(WAITING_MAX - self.held_up)
+        let waiting = self.waiting.len().min(WAITING_MAX - self.held_up);
+        waiting + usize::from(!self.new.is_empty() && self.serving.len() < SERVING_MAX)
+    }
+
+    /// Whether a further thread may serve new requests now: few do, or those that do are held up by a device.
+    fn may_serve(&self) -> bool {
+        let now = clock::now();
+        let busy = self.serving.iter().filter(|&&then| now.since(then) < SLOW);
+        !self.new.is_empty() && self.serving.len() < SERVING_MAX && busy.count() < serving_max()
+    }
+
+    /// How many further threads have work now.
+    fn work_now(&self) -> usize {
+        let waiting = self.waiting.len().min(WAITING_MAX - self.held_up);
+        waiting + usize::from(self.may_serve())
     }
 
     /// Threads that will look for work, or sleep until there is some.
     fn unoccupied(&self) -> usize {
-        self.threads - self.serving - self.held_up
+        self.threads - self.serving.len() - self.held_up
     }
 
     fn take(&mut self) -> Option<Work> {
-        if !self.new.is_empty() && self.serving < serving_max() {
-            self.serving += 1;
-            let n = self.new.len().min(TOGETHER);
-            return Some(Work::Together(self.new.drain(..n).collect()));
+        if self.may_serve() {
+            let now = clock::now();
+            self.serving.push(now);
+            // (Of one map: what holds up one map's requests holds up no other's.)
+            let map = self.new.front().and_then(|request| request.what.map());
+            let same = |request: &&Arc<Request>| request.what.map() == map;
+            let n = self.new.iter().take(TOGETHER).take_while(same).count();
+            return Some(Work::Together(now, self.new.drain(..n).collect()));
         }
         if self.held_up < WAITING_MAX
             && let Some(request) = self.waiting.pop_front()
@@ -165,9 +212,9 @@ impl Queue {
     }
 }
 
-/// Threads that serve new requests: they are busy all the time, and are to leave processors to the program.
+/// Threads that serve new requests and are not held up: they are busy all the time, and are to leave processors to the program.
 fn serving_max() -> usize {
-    (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1)
+    (process::processors() / 2).max(1)
 }
 
 /// The requests of a pool's futures.
@@ -177,25 +224,56 @@ pub(crate) struct Requests {
     bell: Bell,
 }
 
+/// What a thread is at, as it is counted.
+enum At {
+    Nothing,
+    Serving(Nanos),
+    HeldUp,
+}
+
 /// A thread that serves requests; however it ends, it is counted no more.
 struct Server<'a> {
     requests: &'a Requests,
-    /// The counter of what it does.
-    at: Option<fn(&mut Queue) -> &mut usize>,
+    at: At,
+    left: bool,
 }
 
 impl Server<'_> {
     fn done(&mut self) {
-        if let Some(counter) = self.at.take() {
-            *counter(&mut lock(&self.requests.queue)) -= 1;
+        match std::mem::replace(&mut self.at, At::Nothing) {
+            At::Nothing => {}
+            At::HeldUp => lock(&self.requests.queue).held_up -= 1,
+            At::Serving(since) => {
+                let serving = &mut lock(&self.requests.queue).serving;
+                if let Some(i) = serving.iter().position(|&then| then == since) {
+                    serving.swap_remove(i);
+                }
+            }
         }
+    }
+}
+
+impl Server<'_> {
+    /// The thread ends. A request that comes from now on starts another.
+    fn leave(mut self, mut queue: MutexGuard<'_, Queue>) {
+        queue.threads -= 1;
+        self.left = true;
     }
 }
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
         self.done();
-        lock(&self.requests.queue).threads -= 1;
+        if !self.left {
+            lock(&self.requests.queue).threads -= 1;
+        }
+    }
+}
+
+/// Wakes tasks. That is the program's code: it may take its time, and may panic.
+fn wake(wakers: Vec<Waker>) {
+    for waker in wakers {
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
     }
 }
 
@@ -207,38 +285,41 @@ pub(crate) trait Host: Send + Sync + 'static {
 
 impl Requests {
     /// Queues a request.
-    ///
-    /// # Errors
-    ///
-    /// No thread serves requests, and the system refuses one.
-    pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) -> io::Result<()> {
+    pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
         let mut queue = lock(&host.requests().queue);
         match &request.what {
             What::Units { .. } => queue.new.push_back(request.clone()),
             What::Other(_) => queue.waiting.push_back(request.clone()),
         }
         drop(queue);
-        let started = Self::start(host);
-        if started.is_err() && lock(&host.requests().queue).threads == 0 {
-            // (The others' futures were told, or will be.)
-            let mut queue = lock(&host.requests().queue);
-            queue.new.retain(|r| !Arc::ptr_eq(r, &request));
-            queue.waiting.retain(|r| !Arc::ptr_eq(r, &request));
-            return started;
-        }
-        Ok(())
+        Self::start(host);
     }
 
-    /// Wakes a thread for what is queued, or starts one.
-    fn start(host: &Arc<impl Host>) -> io::Result<()> {
+    /// A future does not wait any more. Returns the units whose pins are the caller's.
+    pub(crate) fn abandon(&self, request: &Request) -> Option<Range<Unit>> {
+        let pinned = request.abandon();
+        let mut queue = lock(&self.queue);
+        queue.abandoned += 1;
+        if queue.abandoned > (queue.new.len() + queue.waiting.len()) / 2 {
+            queue.abandoned = 0;
+            queue.new.retain(|request| !request.is_abandoned());
+            queue.waiting.retain(|request| !request.is_abandoned());
+        }
+        pinned
+    }
+
+    /// Wakes a thread for what is queued, or starts one. If none can be had, the futures are told.
+    fn start(host: &Arc<impl Host>) {
         let requests = host.requests();
         let mut queue = lock(&requests.queue);
+        if queue.work_now() > queue.unoccupied() - queue.idle && queue.idle > 0 {
+            drop(queue);
+            requests.bell.ring();
+            return;
+        }
+        // (A thread that has to wait until it may serve is there in time.)
         if queue.work() <= queue.unoccupied() {
-            if queue.work() > 0 && queue.idle > 0 {
-                drop(queue);
-                requests.bell.ring();
-            }
-            return Ok(());
+            return;
         }
         queue.threads += 1;
         drop(queue);
@@ -248,53 +329,74 @@ impl Requests {
             move || Self::serve(&host)
         });
         // (It runs by itself: the program's code, which it may be in, may wait for the thread that drops the pool.)
-        spawned.map(drop).inspect_err(|_| {
-            lock(&host.requests().queue).threads -= 1;
-        })
+        let Err(error) = spawned.map(drop) else {
+            return;
+        };
+        let mut queue = lock(&host.requests().queue);
+        queue.threads -= 1;
+        if queue.threads > 0 {
+            return;
+        }
+        let all: Vec<_> = queue.new.drain(..).collect();
+        let all: Vec<_> = all.into_iter().chain(queue.waiting.drain(..)).collect();
+        drop(queue);
+        let code = error.raw_os_error().unwrap_or(libc::EAGAIN);
+        let told = all.iter().filter_map(|request| {
+            let error = io::Error::from_raw_os_error(code);
+            request.finish(Err(Failure::NoThread(error))).ok().flatten()
+        });
+        wake(told.collect());
     }
 
     /// A thread's life.
     fn serve(host: &Arc<impl Host>) {
         block_signals();
         let requests = host.requests();
-        let mut server = Server { requests, at: None };
+        let mut server = Server {
+            requests,
+            at: At::Nothing,
+            left: false,
+        };
         loop {
             let mut queue = lock(&requests.queue);
             match queue.take() {
-                Some(Work::Together(all)) => {
+                Some(Work::Together(since, all)) => {
                     drop(queue);
-                    server.at = Some(|queue| &mut queue.serving);
-                    let held_up = serve_together(host.rings(), all);
+                    server.at = At::Serving(since);
+                    // (What else there is may not wait for these.)
+                    Self::start(host);
+                    let (wakers, held_up) = serve_together(host.rings(), all);
                     lock(&requests.queue).waiting.extend(held_up);
                     server.done();
+                    Self::start(host);
+                    wake(wakers);
                 }
                 Some(Work::ByItself(request)) => {
                     drop(queue);
-                    server.at = Some(|queue| &mut queue.held_up);
+                    server.at = At::HeldUp;
                     // (What else there is may not wait for this one.)
-                    let _ = Self::start(host);
-                    serve_by_itself(&request);
+                    Self::start(host);
+                    let waker = serve_by_itself(&request);
                     server.done();
+                    Self::start(host);
+                    wake(waker.into_iter().collect());
                 }
-                None if queue.stopping => return,
+                None if queue.stopping => return server.leave(queue),
                 None => {
                     queue.idle += 1;
+                    let time = if queue.work() > 0 { SLOW } else { IDLE };
                     drop(queue);
-                    requests.bell.sleep(IDLE, || {
+                    requests.bell.sleep(time, || {
                         let queue = lock(&requests.queue);
-                        queue.work() == 0 && !queue.stopping
+                        queue.work_now() == 0 && !queue.stopping
                     });
                     let mut queue = lock(&requests.queue);
                     queue.idle -= 1;
                     if queue.work() == 0 {
-                        // (A request that comes now starts another thread.)
-                        return;
+                        return server.leave(queue);
                     }
-                    continue;
                 }
             }
-            // There may be more than this thread can do.
-            let _ = Self::start(host);
         }
     }
 
@@ -353,8 +455,8 @@ fn finish(core: &MapCore, request: &Request, outcome: Outcome) -> Option<Waker> 
     })
 }
 
-/// Serves requests as far as nothing has to be waited for but devices. Returns those that have to wait for more.
-fn serve_together(rings: &Rings, all: Vec<Arc<Request>>) -> Vec<Arc<Request>> {
+/// Serves requests as far as nothing has to be waited for but devices. Returns whom to wake, and the requests that have to wait for more.
+fn serve_together(rings: &Rings, all: Vec<Arc<Request>>) -> (Vec<Waker>, Vec<Arc<Request>>) {
     let entered = all.into_iter().filter(|request| !request.is_abandoned());
     // (If the map is gone, so is the future: it borrows it.)
     let entered: Vec<(Arc<Request>, Inside<'_>)> = entered
@@ -389,48 +491,66 @@ fn serve_together(rings: &Rings, all: Vec<Arc<Request>>) -> Vec<Arc<Request>> {
             false => held_up.push(request),
         }
     }
-    wakers.into_iter().for_each(Waker::wake);
-    held_up
+    (wakers, held_up)
 }
 
-/// Serves a request, however long that takes.
-fn serve_by_itself(request: &Request) {
+/// Serves a request, however long that takes. Returns whom to wake.
+fn serve_by_itself(request: &Request) -> Option<Waker> {
     if request.is_abandoned() {
-        return;
+        return None;
     }
-    let waker = match &request.what {
+    match &request.what {
         What::Other(work) => {
             let work = lock(work).take();
-            work.into_iter().for_each(|work| work());
-            request.finish(Ok(())).ok().flatten()
+            let done = work.map_or(Ok(()), |work| work());
+            let outcome = done.map_err(Failure::Other);
+            request.finish(outcome).ok().flatten()
         }
         What::Units { units, pins, .. } => {
-            let Some(core) = enter(request) else {
-                return;
-            };
+            let core = enter(request)?;
             let outcome = match pins {
-                true => pin(&core, units.clone()),
-                false => ask(&core, units.clone(), false),
+                true => pin(&core, request, units.clone()),
+                false => load(&core, request, units.clone()),
             };
             finish(&core, request, outcome)
         }
-    };
-    waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Whether nobody waits for a request any more, or its map is about to go.
+fn given_up(core: &MapCore, request: &Request) -> bool {
+    core.closing.load(Ordering::Relaxed) || request.is_abandoned()
+}
+
+/// Makes units resident, however long that takes.
+fn load(core: &MapCore, request: &Request, units: Range<Unit>) -> Outcome {
+    let mut at = units.start;
+    while at < units.end && !given_up(core, request) {
+        let end = (at + part_units(core)).min(units.end);
+        ask(core, at..end, false).map_err(|(unit, why)| Failure::Unit(unit, why))?;
+        at = end;
+    }
+    Ok(())
 }
 
 /// Pins units, however long that takes: all of them, or none.
-fn pin(core: &MapCore, units: Range<Unit>) -> Outcome {
+fn pin(core: &MapCore, request: &Request, units: Range<Unit>) -> Outcome {
     // (What cannot be read is found out below.)
-    let _ = ask(core, units.clone(), false);
+    let _ = load(core, request, units.clone());
     for unit in Unit::each(units.clone()) {
         if pin_resident(core, unit..unit + 1) {
             continue;
+        }
+        if given_up(core, request) {
+            // (Whatever is said: no future hears it.)
+            unpin(core, units.start..unit);
+            return Err(Failure::Unit(unit, Refusal::Budget));
         }
         let blocked = signal::Blocked::all();
         let _serving = core.pool.withheld.serving(blocked.former());
         if let Err(why) = serve(core, unit, Need::Pin) {
             unpin(core, units.start..unit);
-            return Err((unit, why));
+            return Err(Failure::Unit(unit, why));
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The rings of a pool: each is lent to one thread at a time.
 
 use crate::base::primitive::{Mutex, lock};
+use crate::base::process;
 use crate::read::uring::Uring;
 
 /// Reads that one thread has in flight.
@@ -30,8 +31,8 @@ struct State {
 pub(crate) struct Rings(Mutex<State>);
 
 /// As many threads as have processors can keep a device busy, and as many may wait for theirs meanwhile.
-fn rings_max() -> usize {
-    2 * std::thread::available_parallelism().map_or(1, usize::from)
+pub(crate) fn rings_max() -> usize {
+    2 * process::processors()
 }
 
 impl Rings {
@@ -42,22 +43,27 @@ impl Rings {
             return None;
         }
         if let Some(ring) = state.idle.pop() {
+            drop(state);
             if ring.is_open() {
                 return Some(ring);
             }
-            state.refused = Some("the program closed its descriptor".to_owned());
+            self.refuse("the program closed its descriptor".to_owned());
             return None;
         }
         if state.made == rings_max() {
             return None;
         }
+        state.made += 1;
+        drop(state);
         match Uring::new(DEPTH as u32) {
-            Ok(ring) => {
-                state.made += 1;
-                Some(ring)
-            }
+            Ok(ring) => Some(ring),
             Err(e) => {
-                state.refused = Some(format!("io_uring_setup: {e}"));
+                lock(&self.0).made -= 1;
+                // (Another error may be gone the next time.)
+                let for_good = [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::EOPNOTSUPP];
+                if e.raw_os_error().is_some_and(|e| for_good.contains(&e)) {
+                    self.refuse(format!("io_uring_setup: {e}"));
+                }
                 None
             }
         }

@@ -13,14 +13,26 @@ mod kernels {
     )]
 
     use crate::base::ids::Addr;
-    use faultless_sys::fdtable;
+    use faultless_sys::file::FileId;
+    use faultless_sys::{file, raw};
     use io_uring::{IoUring, opcode, types};
     use std::io;
     use std::mem::ManuallyDrop;
     use std::os::fd::AsRawFd;
 
     /// A ring, by which one thread at a time has the kernel do reads.
-    pub(crate) struct Uring(ManuallyDrop<IoUring>);
+    pub(crate) struct Uring {
+        ring: ManuallyDrop<IoUring>,
+        /// What its number names.
+        id: FileId,
+        /// What was queued since the kernel last took what is queued.
+        queued: Vec<u64>,
+        /// How often in a row the kernel had no memory.
+        again: u32,
+    }
+
+    /// Naps of 1 ms while the kernel has no memory.
+    const AGAIN_MAX: u32 = 10_000;
 
     impl Uring {
         /// A ring for so many reads in flight.
@@ -31,13 +43,19 @@ mod kernels {
                 .build(entries)
                 // (Linux before 5.19 knows no such flag.)
                 .or_else(|_| IoUring::builder().dontfork().build(entries))?;
-            Ok(Uring(ManuallyDrop::new(ring)))
+            let id = file::status(ring.as_raw_fd())?.id;
+            Ok(Uring {
+                ring: ManuallyDrop::new(ring),
+                id,
+                queued: Vec::with_capacity(entries as usize),
+                again: 0,
+            })
         }
 
-        /// Whether its number still names a ring. A program that closes all descriptors closes this one too, and may have put
-        /// another file there.
+        /// Whether its number still names this ring (each has an inode of its own). A program that closes all descriptors closes this
+        /// one too, and may have put another file there.
         pub(crate) fn is_open(&self) -> bool {
-            fdtable::is_anonymous(self.0.as_raw_fd(), "anon_inode:[io_uring]")
+            file::status(self.ring.as_raw_fd()).is_ok_and(|st| st.id == self.id)
         }
 
         /// Queues a read. `false` if the queue is full.
@@ -57,28 +75,48 @@ mod kernels {
             let read = opcode::Read::new(types::Fd(number), buf.get() as *mut u8, len as u32);
             let entry = read.offset(offset).build().user_data(token);
             // SAFETY: the caller's promise.
-            unsafe { self.0.submission().push(&entry).is_ok() }
+            let queued = unsafe { self.ring.submission().push(&entry).is_ok() };
+            if queued {
+                self.queued.push(token);
+            }
+            queued
         }
 
         /// Hands what is queued to the kernel, and waits until something has ended.
         pub(crate) fn submit_and_wait(&mut self) -> io::Result<()> {
-            loop {
-                match self.0.submit_and_wait(1) {
-                    Ok(_) => return Ok(()),
-                    // What has ended already makes room.
-                    Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
-                        faultless_sys::raw::sched_yield();
-                    }
-                    Err(e) => return Err(e),
+            let submitted = self.ring.submit_and_wait(1);
+            let untaken = self.ring.submission().len();
+            self.queued
+                .drain(..self.queued.len().saturating_sub(untaken));
+            match submitted {
+                Ok(_) => self.again = 0,
+                // What has ended already makes room; or there is no memory at this moment.
+                Err(e)
+                    if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN))
+                        && self.again < AGAIN_MAX =>
+                {
+                    self.again += 1;
+                    raw::nap(1_000_000);
                 }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
+            Ok(())
+        }
+
+        /// The reads that are queued and that the kernel will never be told of, since it takes no calls.
+        pub(crate) fn never_told(&mut self, f: impl FnMut(u64)) {
+            self.queued.drain(..).for_each(f);
+        }
+
+        /// Leaves the ring as it is, for ever: reads of it may yet end.
+        pub(crate) fn leave(self) {
+            std::mem::forget(self);
         }
 
         /// The reads that have ended: the token of each, and how many bytes came, or the error.
         pub(crate) fn reap(&mut self, mut f: impl FnMut(u64, Result<usize, i32>)) {
-            for entry in self.0.completion() {
+            for entry in self.ring.completion() {
                 let result = entry.result();
                 let got = usize::try_from(result).map_err(|_| -result);
                 f(entry.user_data(), got);
@@ -91,7 +129,7 @@ mod kernels {
             // What another file has by now is not to be closed.
             if self.is_open() {
                 // SAFETY: not used any more.
-                unsafe { ManuallyDrop::drop(&mut self.0) };
+                unsafe { ManuallyDrop::drop(&mut self.ring) };
             }
         }
     }
@@ -114,8 +152,13 @@ mod simulated {
         offset: u64,
     }
 
+    /// So many calls, then no more.
+    const CALLS: u32 = 300;
+
     #[derive(Default)]
     pub(crate) struct Uring {
+        calls: u32,
+        told: usize,
         queued: Vec<Read>,
         ended: Vec<(u64, Result<usize, i32>)>,
     }
@@ -148,14 +191,31 @@ mod simulated {
         }
 
         pub(crate) fn submit_and_wait(&mut self) -> io::Result<()> {
-            if let Some(read) = self.queued.pop() {
+            self.calls += 1;
+            if self.calls <= CALLS {
+                self.told = self.queued.len();
+            }
+            // (What the kernel was told of ends, whether it takes calls or not.)
+            if self.told > 0 {
+                self.told -= 1;
+                let read = self.queued.remove(self.told);
                 // SAFETY: the promise of the caller of `queue`.
                 let got =
                     unsafe { file::pread(read.number, read.buf.get(), read.len, read.offset) };
                 self.ended.push((read.token, got.map_err(|e| e.0)));
             }
-            Ok(())
+            match self.calls <= CALLS {
+                true => Ok(()),
+                false => Err(io::Error::from_raw_os_error(libc::EPERM)),
+            }
         }
+
+        pub(crate) fn never_told(&mut self, mut f: impl FnMut(u64)) {
+            let rest = self.queued.drain(self.told..);
+            rest.for_each(|read| f(read.token));
+        }
+
+        pub(crate) fn leave(self) {}
 
         pub(crate) fn reap(&mut self, mut f: impl FnMut(u64, Result<usize, i32>)) {
             self.ended.drain(..).for_each(|(token, got)| f(token, got));

@@ -201,7 +201,8 @@ impl Workers {
                 _ => 1,
             };
             let n = jobs.prefetches.iter().take(together);
-            let n = n.take_while(|job| together == 1 || !job.source).count();
+            let map = jobs.prefetches.front().map(|job| job.serial);
+            let n = n.take_while(|job| Some(job.serial) == map).count();
             let some: Vec<Prefetch> = jobs.prefetches.drain(..n).collect();
             drop(jobs);
             match &some[..] {

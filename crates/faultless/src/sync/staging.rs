@@ -224,6 +224,11 @@ impl Staging {
         Some(first)
     }
 
+    /// Bytes of all buffers that there can be.
+    pub(crate) fn bytes(&self) -> usize {
+        self.arena.len() + self.large_len
+    }
+
     /// Bytes that have been charged for buffers so far.
     pub(crate) fn charged_bytes(&self) -> u64 {
         let carved = self.carved.load(Ordering::Relaxed);

@@ -37,6 +37,9 @@
 //! | memory use is the kernel's affair | [`Pool`] has a budget, shared by all its maps |
 //! | a fault for each absent page | [`Map::load`] asks first: a miss without a fault and a signal |
 //! | a read error is SIGBUS | [`Map::load`] and [`Map::pin`] return an error of their own reads; on a plain load it is SIGBUS, with a line on stderr |
+//! | one fault after the other | [`Map::load_many`] and [`Map::pin_many`] read many ranges at the depth of the device |
+//! | a fault stalls an executor's thread | [`Map::load_async`] and [`Map::pin_async`] do not |
+//! | slices borrow the map | [`PinnedOwned`] keeps it, and becomes `Bytes` with the feature `bytes` |
 //! | `advise(WillNeed)` | [`Map::prefetch`] |
 //! | files | files, and whatever implements [`Source`] |
 //!

@@ -40,7 +40,7 @@
 //! | one fault after the other | [`Map::load_many`] and [`Map::pin_many`] read many ranges at the depth of the device |
 //! | a fault stalls an executor's thread | [`Map::load_async`] and [`Map::pin_async`] do not |
 //! | slices borrow the map | [`PinnedOwned`] keeps it, and becomes `Bytes` with the feature `bytes` |
-//! | `advise(WillNeed)` | [`Map::prefetch`] |
+//! | `advise(WillNeed)` | [`Map::prefetch`]; [`Map::record`] and [`Map::warm`] bring in what the last run used |
 //! | files | files, and whatever implements [`Source`] |
 //!
 //! # What it wants
@@ -91,6 +91,7 @@ pub use api::simulation;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub use api::standin;
+pub use api::working_set::{Recording, Warmed};
 #[cfg(not(loom))]
 pub use base::error::{Error, LeaseRefusal};
 #[cfg(not(loom))]

@@ -1458,3 +1458,53 @@ fn many_ranges_are_loaded_without_io_uring() {
         "{batches:?}"
     );
 }
+
+/// What one run has used, and no more, is there early in the next; a recording of another file is advice.
+#[test]
+fn a_recorded_working_set_is_read_in_before_it_is_touched() {
+    let dir = dir();
+    const PAGES: usize = 4096;
+    let path = file(dir.path(), "a", 51, PAGES * PAGE);
+    // With room for all that is used, and with room for a part of it at a time.
+    for memory in [64, 2] {
+        let options = pool(memory);
+        let options = options.options().advice(Advice::Random);
+        let map = options.map(open(&path)).expect("mapped");
+        touch(&map, 51, [4000]);
+        let recording = map.record();
+        let used = || (0..1000).map(|i| (3000 + i * 3) % PAGES);
+        touch(&map, 51, used());
+        check(map.load(7 * PAGE..9 * PAGE).expect("there"), 51, 7 * PAGE);
+        let mut saved = Vec::new();
+        recording.save(&mut saved).expect("saved");
+        drop(recording);
+
+        for reads_source in [false, true] {
+            let pool = pool(64);
+            let next = match reads_source {
+                false => pool.map(open(&path)).expect("mapped"),
+                true => {
+                    let source = Generated::new((PAGES * PAGE) as u64, 51);
+                    unsafe { pool.map_trusted(source) }.expect("mapped")
+                }
+            };
+            let warmed = next.warm(&saved[..]).expect("warmed");
+            assert!(warmed.wanted >= (1002 * PAGE) as u64, "{warmed:?}");
+            eventually("all is there", || {
+                used().all(|page| next.is_resident(page * PAGE..(page + 1) * PAGE))
+            });
+            // (The small budget's recording has what the evictor heard of.)
+            assert!(!next.is_resident(PAGE..2 * PAGE));
+            check(&next, 51, 0);
+        }
+        let other = file(dir.path(), "b", 52, 99 * PAGE + 1);
+        let other = pool(64).map(open(&other)).expect("mapped");
+        let warmed = other.warm(&saved[..]).expect("advice");
+        assert!(warmed.wanted <= (100 * PAGE) as u64, "{warmed:?}");
+        check(&other, 52, 0);
+        for cut in [0, 3, 20, saved.len() - 1] {
+            let error = map.warm(&saved[..cut]).expect_err("it ends early");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+}

@@ -26,6 +26,7 @@ use crate::coherence::{keeper, lease};
 use crate::space::counters::Counters;
 use crate::space::live::Live;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
+use crate::space::recorder::Recorder;
 use crate::space::region::{Former, Region};
 use crate::space::registry::GRANULE;
 use crate::space::streams::Streams;
@@ -301,6 +302,7 @@ impl MapOptions {
                 leaving: AtomicBool::new(false),
             }),
             streams: Streams::new(),
+            recorder: Recorder::default(),
             counters: Counters::new(),
         }));
         std::mem::forget(region);

@@ -166,12 +166,6 @@ impl<'a> Fetch<'a> {
             }
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;
-                if core.is_source() && core.pool.reads_sources() {
-                    return Poll::Ready(Err(Error::Recursion {
-                        name: core.name.to_string(),
-                        offset: core.source_at(RegionAt::new(bytes.start as u64)).get(),
-                    }));
-                }
                 let units = units_of(core, &bytes);
                 let budget = map.pool.budget();
                 if self.pins
@@ -182,6 +176,12 @@ impl<'a> Fetch<'a> {
                 if self.is_there(core, &units) {
                     self.stage = Stage::Done;
                     return Poll::Ready(Ok((bytes, units)));
+                }
+                if core.is_source() && core.pool.reads_sources() {
+                    return Poll::Ready(Err(Error::Recursion {
+                        name: core.name.to_string(),
+                        offset: core.source_at(RegionAt::new(bytes.start as u64)).get(),
+                    }));
                 }
                 What::Units {
                     map: core.id,

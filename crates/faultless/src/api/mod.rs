@@ -18,4 +18,5 @@ pub(crate) mod promise;
 #[cfg(faultless_sim)]
 pub mod simulation;
 pub mod standin;
+pub(crate) mod working_set;
 mod write_to;

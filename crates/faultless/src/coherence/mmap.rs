@@ -249,6 +249,11 @@ impl Mmap {
         })
     }
 
+    /// Where in its source it begins.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
     /// Gives the kernel advice on a range that changes no contents.
     pub(crate) fn advise(&self, bytes: &Range<usize>, advice: i32) {
         debug_assert!(advice != libc::MADV_DONTNEED);

@@ -323,6 +323,7 @@ impl Evictor {
                 && unit < core.units_end()
                 && entry.unit_bytes() == core.unit_bytes()
             {
+                core.recorder.note(unit);
                 if core.page(unit).load().tracked() {
                     let hot = core.page(unit).take_seen();
                     let pages = (core.charge_of(unit) / PAGE as u64) as u32;

@@ -27,7 +27,6 @@ use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
 use crate::sync::staging::{Buffer, CHUNK_MAX, Staging};
-use faultless_sys::mem::PAGE;
 use faultless_sys::signal;
 use std::ops::Range;
 
@@ -202,9 +201,10 @@ impl Flight<'_> {
     }
 }
 
-/// The buffers that one wave may have. All waves together leave half to misses, whose storage may be another, and faster.
+/// The bytes of buffers that one wave may have, one buffer in any case: misses are to find some, whose storage may be another, and
+/// faster.
 fn buffers_of_a_wave(staging: &Staging) -> usize {
-    (staging.bytes() / (2 * rings_max())).max(PAGE)
+    (staging.bytes() / rings_max().min(8)).max(CHUNK_MAX)
 }
 
 /// What came of an attempt to begin a read.
@@ -230,7 +230,10 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
             let Some(free) = flights.iter().position(Option::is_none) else {
                 break;
             };
-            let room = buffers_of_a_wave(&wanted.core.pool.staging).saturating_sub(in_flight);
+            let room = match in_flight {
+                0 => usize::MAX,
+                _ => buffers_of_a_wave(&wanted.core.pool.staging).saturating_sub(in_flight),
+            };
             match begin(&mut ring, wanted, units, free, room, &mut flights[free]) {
                 Begun::Units(n) => {
                     in_flight += flights[free].as_ref().map_or(0, |f| f.buffer.len());
@@ -245,27 +248,28 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
         if flying == 0 {
             return failed.is_none().then_some(ring);
         }
-        let submitted = ring.submit_and_wait();
         let mut landed: [Option<Option<usize>>; DEPTH] = [None; DEPTH];
-        ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
-        if let Err(e) = submitted {
-            rings.refuse(format!("io_uring_enter: {e}"));
-            // What the kernel was never told of is over. What it was told of ends by itself.
-            ring.never_told(|token| landed[token as usize] = Some(None));
-            failed = Some(failed.unwrap_or_else(clock::now));
-            left = 0;
-            if landed.iter().all(Option::is_none) {
-                if clock::now().since(failed.unwrap_or_default()) > END_WAIT {
-                    for flight in flights.iter().flatten() {
-                        // (The buffers are not given back: the kernel may yet write to them.)
-                        flight.give_up();
-                    }
-                    ring.leave();
-                    return None;
+        match failed {
+            None => {
+                if let Err(e) = ring.submit_and_wait() {
+                    // No call is made any more: it could have the kernel do what is given up here.
+                    rings.refuse(format!("io_uring_enter: {e}"));
+                    (failed, left) = (Some(clock::now()), 0);
+                    // What the kernel was never told of is over. What it was told of ends by itself.
+                    ring.never_told(|token| landed[token as usize] = Some(None));
                 }
-                clock::nap(END_NAP);
             }
+            Some(then) if clock::now().since(then) > END_WAIT => {
+                for flight in flights.iter().flatten() {
+                    // (The buffers are not given back: the kernel may yet write to them.)
+                    flight.give_up();
+                }
+                ring.leave();
+                return None;
+            }
+            Some(_) => clock::nap(END_NAP),
         }
+        ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
         // All of these reads have ended: one look at each descriptor is good for all that were done through it.
         let mut right: Option<(&Fd, Seen, bool)> = None;
         for (slot, got) in landed.into_iter().enumerate() {
@@ -311,9 +315,9 @@ fn begin<'a>(
             .flatten()
     };
     let mut buffer = take(most);
-    if buffer.is_none() && most > 1 {
-        most = 1;
-        buffer = take(1);
+    while buffer.is_none() && most > 1 {
+        most /= 2;
+        buffer = take(most);
     }
     let Some(buffer) = buffer else {
         return Begun::NoBuffer;

@@ -6,7 +6,7 @@
 
 use crate::base::error::Error;
 use crate::base::ids::{MapId, Nanos, Serial, Unit};
-use crate::base::primitive::{Mutex, MutexGuard, Ordering, lock};
+use crate::base::primitive::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 use crate::base::thread;
 use crate::base::thread::block_signals;
 use crate::base::{clock, process};
@@ -31,7 +31,11 @@ use std::task::Waker;
 /// Requests that one thread serves together.
 const TOGETHER: usize = 64;
 /// Threads that each serve one request which has to wait.
-const WAITING_MAX: usize = 32;
+const WAITING_MAX: usize = 64;
+/// So many of them of one map.
+const WAITING_OF_A_MAP: usize = 16;
+/// Requests that are looked at for some of the same map.
+const LOOK_AT: usize = 1024;
 /// Threads that serve new requests, those included that a device holds up; and after how long a thread counts as held up.
 const SERVING_MAX: usize = 32;
 const SLOW: Nanos = Nanos::from_millis(20);
@@ -79,13 +83,13 @@ impl What {
 struct State {
     waker: Option<Waker>,
     outcome: Option<Outcome>,
-    /// No future waits any more.
-    abandoned: bool,
 }
 
 /// What a future waits for, and whether it is there.
 pub(crate) struct Request {
     what: What,
+    /// No future waits any more. Written with the lock on the state held.
+    abandoned: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -97,29 +101,34 @@ impl Request {
         };
         Arc::new(Request {
             what,
+            abandoned: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
 
     /// What came of it, if it has been served; if not, `waker` is woken then. After `Ok` the pins are the caller's.
     pub(crate) fn poll(&self, waker: &Waker) -> Option<Outcome> {
+        // (Wakers are the program's code: cloned and dropped without the lock.)
+        let waker = waker.clone();
         let mut state = lock(&self.state);
         let outcome = state.outcome.take();
-        if outcome.is_none() {
-            match &mut state.waker {
-                Some(former) => former.clone_from(waker),
-                none => *none = Some(waker.clone()),
-            }
-        }
+        let former = match outcome {
+            None => state.waker.replace(waker),
+            Some(_) => Some(waker),
+        };
+        drop(state);
+        drop(former);
         outcome
     }
 
     /// No future waits any more. Returns the units whose pins are the caller's.
     fn abandon(&self) -> Option<Range<Unit>> {
         let mut state = lock(&self.state);
-        state.abandoned = true;
-        state.waker = None;
-        match (&self.what, state.outcome.take()) {
+        self.abandoned.store(true, Ordering::Release);
+        let (waker, outcome) = (state.waker.take(), state.outcome.take());
+        drop(state);
+        drop(waker);
+        match (&self.what, outcome) {
             (
                 What::Units {
                     units, pins: true, ..
@@ -131,14 +140,14 @@ impl Request {
     }
 
     fn is_abandoned(&self) -> bool {
-        lock(&self.state).abandoned
+        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Says what came of it. The waker is to be woken when no gate and no lock is held: it is the program's code. The pins come back
     /// if no future waits for them.
     fn finish(&self, outcome: Outcome) -> Result<Option<Waker>, ()> {
         let mut state = lock(&self.state);
-        if state.abandoned {
+        if self.is_abandoned() {
             return Err(());
         }
         state.outcome = Some(outcome);
@@ -151,14 +160,19 @@ struct Queue {
     new: VecDeque<Arc<Request>>,
     /// Those that have to wait for something.
     waiting: VecDeque<Arc<Request>>,
-    /// Threads that there are; that sleep; and that serve one request which has to wait.
+    /// Threads that there are, and those that sleep.
     threads: usize,
     idle: usize,
-    held_up: usize,
+    /// The maps of threads that serve one request which has to wait.
+    held_up: Vec<Option<(MapId, Serial)>>,
+    /// Threads that wake tasks, which is the program's code.
+    waking: usize,
     /// Since when the threads serve that serve new requests.
     serving: Vec<Nanos>,
     /// Of those that are queued, so many no future waits for, at most.
     abandoned: usize,
+    /// A thread sleeps that will look again soon.
+    watched: bool,
     stopping: bool,
 }
 
@@ -170,45 +184,77 @@ enum Work {
 impl Queue {
     /// How many further threads would find work.
     fn work(&self) -> usize {
-        let waiting = self.waiting.len().min(WAITING_MAX - self.held_up);
-        waiting + usize::from(!self.new.is_empty() && self.serving.len() < SERVING_MAX)
+        let new = !self.new.is_empty() && self.serving.len() < SERVING_MAX;
+        usize::from(self.next_waiting().is_some()) + usize::from(new)
     }
 
     /// Whether a further thread may serve new requests now: few do, or those that do are held up by a device.
     fn may_serve(&self) -> bool {
+        !self.new.is_empty()
+            && self.serving.len() < SERVING_MAX
+            && self.serving_now() < serving_max()
+    }
+
+    /// Threads that serve new requests and are not held up.
+    fn serving_now(&self) -> usize {
         let now = clock::now();
         let busy = self.serving.iter().filter(|&&then| now.since(then) < SLOW);
-        !self.new.is_empty() && self.serving.len() < SERVING_MAX && busy.count() < serving_max()
+        busy.count()
     }
 
     /// How many further threads have work now.
     fn work_now(&self) -> usize {
-        let waiting = self.waiting.len().min(WAITING_MAX - self.held_up);
-        waiting + usize::from(self.may_serve())
+        usize::from(self.next_waiting().is_some()) + usize::from(self.may_serve())
     }
 
     /// Threads that will look for work, or sleep until there is some.
     fn unoccupied(&self) -> usize {
-        self.threads - self.serving.len() - self.held_up
+        self.threads - self.serving.len() - self.held_up.len() - self.waking
     }
 
     fn take(&mut self) -> Option<Work> {
         if self.may_serve() {
             let now = clock::now();
             self.serving.push(now);
-            // (Of one map: what holds up one map's requests holds up no other's.)
-            let map = self.new.front().and_then(|request| request.what.map());
-            let same = |request: &&Arc<Request>| request.what.map() == map;
-            let n = self.new.iter().take(TOGETHER).take_while(same).count();
-            return Some(Work::Together(now, self.new.drain(..n).collect()));
+            return Some(Work::Together(now, self.take_together()));
         }
-        if self.held_up < WAITING_MAX
-            && let Some(request) = self.waiting.pop_front()
+        if let Some(i) = self.next_waiting()
+            && let Some(request) = self.waiting.remove(i)
         {
-            self.held_up += 1;
+            self.held_up.push(request.what.map());
             return Some(Work::ByItself(request));
         }
         None
+    }
+
+    /// Requests of the map whose turn it is: what holds up one map's requests holds up no other's.
+    fn take_together(&mut self) -> Vec<Arc<Request>> {
+        let map = self.new.front().and_then(|request| request.what.map());
+        let (mut some, mut others) = (Vec::new(), VecDeque::new());
+        let looked_at = self.new.len().min(LOOK_AT);
+        for request in self.new.drain(..looked_at) {
+            match some.len() < TOGETHER && request.what.map() == map {
+                true => some.push(request),
+                false => others.push_back(request),
+            }
+        }
+        others
+            .into_iter()
+            .rev()
+            .for_each(|r| self.new.push_front(r));
+        some
+    }
+
+    /// The first of the requests that wait whose map has not too many threads already.
+    fn next_waiting(&self) -> Option<usize> {
+        if self.held_up.len() >= WAITING_MAX {
+            return None;
+        }
+        let may = |request: &Arc<Request>| {
+            let map = request.what.map();
+            self.held_up.iter().filter(|&&of| of == map).count() < WAITING_OF_A_MAP
+        };
+        self.waiting.iter().position(may)
     }
 }
 
@@ -228,7 +274,8 @@ pub(crate) struct Requests {
 enum At {
     Nothing,
     Serving(Nanos),
-    HeldUp,
+    HeldUp(Option<(MapId, Serial)>),
+    Waking,
 }
 
 /// A thread that serves requests; however it ends, it is counted no more.
@@ -242,7 +289,13 @@ impl Server<'_> {
     fn done(&mut self) {
         match std::mem::replace(&mut self.at, At::Nothing) {
             At::Nothing => {}
-            At::HeldUp => lock(&self.requests.queue).held_up -= 1,
+            At::HeldUp(map) => {
+                let held_up = &mut lock(&self.requests.queue).held_up;
+                if let Some(i) = held_up.iter().position(|&of| of == map) {
+                    held_up.swap_remove(i);
+                }
+            }
+            At::Waking => lock(&self.requests.queue).waking -= 1,
             At::Serving(since) => {
                 let serving = &mut lock(&self.requests.queue).serving;
                 if let Some(i) = serving.iter().position(|&then| then == since) {
@@ -254,6 +307,18 @@ impl Server<'_> {
 }
 
 impl Server<'_> {
+    /// Wakes tasks. The thread does not count meanwhile, for it is the program's.
+    fn wake(&mut self, host: &Arc<impl Host>, wakers: Vec<Waker>) {
+        if wakers.is_empty() {
+            return Requests::start(host);
+        }
+        lock(&self.requests.queue).waking += 1;
+        self.at = At::Waking;
+        Requests::start(host);
+        wake(wakers);
+        self.done();
+    }
+
     /// The thread ends. A request that comes from now on starts another.
     fn leave(mut self, mut queue: MutexGuard<'_, Queue>) {
         queue.threads -= 1;
@@ -302,8 +367,14 @@ impl Requests {
         queue.abandoned += 1;
         if queue.abandoned > (queue.new.len() + queue.waiting.len()) / 2 {
             queue.abandoned = 0;
-            queue.new.retain(|request| !request.is_abandoned());
-            queue.waiting.retain(|request| !request.is_abandoned());
+            let all = std::mem::take(&mut queue.new);
+            let (gone, new) = all.into_iter().partition(|r| r.is_abandoned());
+            let all = std::mem::take(&mut queue.waiting);
+            let (also, waiting) = all.into_iter().partition(|r| r.is_abandoned());
+            (queue.new, queue.waiting) = (new, waiting);
+            drop(queue);
+            // (What they hold is dropped without the lock.)
+            let _: (VecDeque<_>, VecDeque<_>) = (gone, also);
         }
         pinned
     }
@@ -312,12 +383,15 @@ impl Requests {
     fn start(host: &Arc<impl Host>) {
         let requests = host.requests();
         let mut queue = lock(&requests.queue);
-        if queue.work_now() > queue.unoccupied() - queue.idle && queue.idle > 0 {
+        // (A thread that sleeps is woken though it may not serve yet: then it sleeps less long.)
+        if queue.work() > queue.unoccupied() - queue.idle && queue.idle > 0 {
+            let watched = queue.watched && queue.work_now() == 0;
             drop(queue);
-            requests.bell.ring();
+            if !watched {
+                requests.bell.ring();
+            }
             return;
         }
-        // (A thread that has to wait until it may serve is there in time.)
         if queue.work() <= queue.unoccupied() {
             return;
         }
@@ -334,7 +408,8 @@ impl Requests {
         };
         let mut queue = lock(&host.requests().queue);
         queue.threads -= 1;
-        if queue.threads > 0 {
+        // (Threads that serve look for more when they have done.)
+        if queue.unoccupied() > 0 || queue.serving_now() > 0 {
             return;
         }
         let all: Vec<_> = queue.new.drain(..).collect();
@@ -368,30 +443,31 @@ impl Requests {
                     let (wakers, held_up) = serve_together(host.rings(), all);
                     lock(&requests.queue).waiting.extend(held_up);
                     server.done();
-                    Self::start(host);
-                    wake(wakers);
+                    server.wake(host, wakers);
                 }
                 Some(Work::ByItself(request)) => {
                     drop(queue);
-                    server.at = At::HeldUp;
+                    server.at = At::HeldUp(request.what.map());
                     // (What else there is may not wait for this one.)
                     Self::start(host);
                     let waker = serve_by_itself(&request);
                     server.done();
-                    Self::start(host);
-                    wake(waker.into_iter().collect());
+                    server.wake(host, waker.into_iter().collect());
                 }
                 None if queue.stopping => return server.leave(queue),
                 None => {
                     queue.idle += 1;
-                    let time = if queue.work() > 0 { SLOW } else { IDLE };
+                    let watches = queue.work() > 0;
+                    queue.watched |= watches;
+                    let time = if watches { SLOW } else { IDLE };
                     drop(queue);
                     requests.bell.sleep(time, || {
                         let queue = lock(&requests.queue);
-                        queue.work_now() == 0 && !queue.stopping
+                        queue.work_now() == 0 && (watches || queue.work() == 0) && !queue.stopping
                     });
                     let mut queue = lock(&requests.queue);
                     queue.idle -= 1;
+                    queue.watched &= !watches;
                     if queue.work() == 0 {
                         return server.leave(queue);
                     }

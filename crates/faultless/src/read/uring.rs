@@ -14,7 +14,7 @@ mod kernels {
 
     use crate::base::ids::Addr;
     use faultless_sys::file::FileId;
-    use faultless_sys::{file, raw};
+    use faultless_sys::{fdtable, file, raw};
     use io_uring::{IoUring, opcode, types};
     use std::io;
     use std::mem::ManuallyDrop;
@@ -55,7 +55,10 @@ mod kernels {
         /// Whether its number still names this ring (each has an inode of its own). A program that closes all descriptors closes this
         /// one too, and may have put another file there.
         pub(crate) fn is_open(&self) -> bool {
-            file::status(self.ring.as_raw_fd()).is_ok_and(|st| st.id == self.id)
+            let number = self.ring.as_raw_fd();
+            // (Before Linux 5.16 they share one with other anonymous files, which their names tell apart where /proc is mounted.)
+            file::status(number).is_ok_and(|st| st.id == self.id)
+                && (fdtable::is_anonymous(number, "anon_inode:[io_uring]") || !has_proc())
         }
 
         /// Queues a read. `false` if the queue is full.
@@ -122,6 +125,10 @@ mod kernels {
                 f(entry.user_data(), got);
             }
         }
+    }
+
+    fn has_proc() -> bool {
+        std::path::Path::new("/proc/self/fd").exists()
     }
 
     impl Drop for Uring {

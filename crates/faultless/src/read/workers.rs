@@ -46,6 +46,24 @@ struct Jobs {
     stopping: bool,
 }
 
+impl Jobs {
+    /// Takes some prefetches of one map, as many as that at most.
+    fn take(&mut self, most: usize) -> Vec<Prefetch> {
+        let map = self.prefetches.front().map(|job| job.serial);
+        let (mut some, mut others) = (Vec::new(), VecDeque::new());
+        let looked_at = self.prefetches.len().min(most * 8);
+        for job in self.prefetches.drain(..looked_at) {
+            match some.len() < most && Some(job.serial) == map {
+                true => some.push(job),
+                false => others.push_back(job),
+            }
+        }
+        let others = others.into_iter().rev();
+        others.for_each(|job| self.prefetches.push_front(job));
+        some
+    }
+}
+
 /// Worker threads and their queue. Threads start when they are first needed. They are woken by the pool's `work_bell`,
 /// which a signal handler can ring as well.
 #[derive(Default)]
@@ -200,10 +218,7 @@ impl Workers {
                 Some(first) if !first.source && self.rings.are_lent() => TOGETHER,
                 _ => 1,
             };
-            let n = jobs.prefetches.iter().take(together);
-            let map = jobs.prefetches.front().map(|job| job.serial);
-            let n = n.take_while(|job| Some(job.serial) == map).count();
-            let some: Vec<Prefetch> = jobs.prefetches.drain(..n).collect();
+            let some = jobs.take(together);
             drop(jobs);
             match &some[..] {
                 [job] => prefetch::run(job),

@@ -12,6 +12,7 @@ use crate::space::fds::Fd;
 use crate::space::live::Live;
 use crate::space::page::Page;
 use crate::space::pool_core::PoolCore;
+use crate::space::recorder::Recorder;
 use crate::space::streams::Streams;
 use crate::space::table::Table;
 use faultless_sys::file::FileId;
@@ -97,6 +98,8 @@ pub(crate) struct MapCore {
     pub(crate) stands_for: Option<KernelMapping>,
     /// Who reads in order, to be read ahead of.
     pub(crate) streams: Box<Streams>,
+    /// Which units are used, where somebody wants to know.
+    pub(crate) recorder: Recorder,
     pub(crate) counters: Counters,
 }
 

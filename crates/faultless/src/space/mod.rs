@@ -21,6 +21,7 @@ pub(crate) mod page;
 #[cfg(not(loom))]
 pub(crate) mod pool_core;
 #[cfg(not(loom))]
+pub(crate) mod recorder;
 pub(crate) mod region;
 #[cfg(not(loom))]
 pub(crate) mod registry;

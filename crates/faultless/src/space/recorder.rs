@@ -1,0 +1,88 @@
+//! Which units of a map were used, and in what order.
+
+use crate::base::ids::Unit;
+use crate::base::primitive::{AtomicBool, Mutex, Ordering, lock};
+use std::collections::HashMap;
+
+/// Units of a group, which has one bit for each.
+pub(crate) const GROUP: u64 = 512;
+/// The bits of a group.
+pub(crate) type Mask = [u64; GROUP as usize / 64];
+
+/// Units, by groups, in the order in which a unit of each was first used.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Used {
+    groups: Vec<(u64, Mask)>,
+    at: HashMap<u64, usize>,
+}
+
+impl Used {
+    pub(crate) fn note(&mut self, unit: Unit) {
+        let (group, bit) = (unit.get() / GROUP, unit.get() % GROUP);
+        let at = *self.at.entry(group).or_insert_with(|| {
+            self.groups.push((group, Mask::default()));
+            self.groups.len() - 1
+        });
+        self.groups[at].1[bit as usize / 64] |= 1 << (bit % 64);
+    }
+
+    /// The groups: the number of each, and which of its units were used.
+    pub(crate) fn groups(&self) -> &[(u64, Mask)] {
+        &self.groups
+    }
+}
+
+/// Notes units while somebody wants to know.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    on: AtomicBool,
+    used: Mutex<Used>,
+}
+
+impl Recorder {
+    /// Begins anew.
+    pub(crate) fn start(&self) {
+        *lock(&self.used) = Used::default();
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends, and forgets.
+    pub(crate) fn stop(&self) {
+        self.on.store(false, Ordering::Relaxed);
+        *lock(&self.used) = Used::default();
+    }
+
+    /// A unit was read in. Not to be called by the fault path: it takes a lock.
+    pub(crate) fn note(&self, unit: Unit) {
+        if self.on.load(Ordering::Relaxed) {
+            lock(&self.used).note(unit);
+        }
+    }
+
+    pub(crate) fn used(&self) -> Used {
+        lock(&self.used).clone()
+    }
+}
+
+#[cfg(all(test, not(any(loom, faultless_sim))))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_stand_in_the_order_of_their_first_use_and_have_a_bit_for_each_unit() {
+        let recorder = Recorder::default();
+        recorder.note(Unit::new(1));
+        recorder.start();
+        for unit in [5000, 3, 5001, 511, 512, 3] {
+            recorder.note(Unit::new(unit));
+        }
+        let used = recorder.used();
+        let numbers: Vec<u64> = used.groups().iter().map(|g| g.0).collect();
+        assert_eq!(numbers, [9, 0, 1]);
+        assert_eq!(used.groups()[1].1[0], 1 << 3);
+        assert_eq!(used.groups()[1].1[7], 1 << 63);
+        assert_eq!(used.groups()[0].1[392 / 64], 0b11 << (392 % 64));
+        recorder.stop();
+        assert!(recorder.used().groups().is_empty());
+    }
+}

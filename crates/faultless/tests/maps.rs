@@ -1479,10 +1479,11 @@ fn a_recorded_working_set_is_read_in_before_it_is_touched() {
         recording.save(&mut saved).expect("saved");
         drop(recording);
 
-        for reads_source in [false, true] {
+        for (reads_source, unit) in [(false, 4), (true, 4), (false, 1024)] {
             let pool = pool(64);
+            let options = pool.options().unit(ByteSize::kib(unit));
             let next = match reads_source {
-                false => pool.map(open(&path)).expect("mapped"),
+                false => options.map(open(&path)).expect("mapped"),
                 true => {
                     let source = Generated::new((PAGES * PAGE) as u64, 51);
                     unsafe { pool.map_trusted(source) }.expect("mapped")
@@ -1493,8 +1494,8 @@ fn a_recorded_working_set_is_read_in_before_it_is_touched() {
             eventually("all is there", || {
                 used().all(|page| next.is_resident(page * PAGE..(page + 1) * PAGE))
             });
-            // (The small budget's recording has what the evictor heard of.)
-            assert!(!next.is_resident(PAGE..2 * PAGE));
+            // (A large unit has others' pages.)
+            assert_eq!(next.is_resident(PAGE..2 * PAGE), unit > 4);
             check(&next, 51, 0);
         }
         let other = file(dir.path(), "b", 52, 99 * PAGE + 1);
@@ -1502,6 +1503,15 @@ fn a_recorded_working_set_is_read_in_before_it_is_touched() {
         let warmed = other.warm(&saved[..]).expect("advice");
         assert!(warmed.wanted <= (100 * PAGE) as u64, "{warmed:?}");
         check(&other, 52, 0);
+        // The same part twice, and parts that no map has.
+        let mut twice = saved.clone();
+        twice[24..32].copy_from_slice(&2u64.to_le_bytes());
+        twice.truncate(32 + 72);
+        twice.extend_from_within(32..);
+        let error = map.warm(&twice[..]).expect_err("twice");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        twice[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(map.warm(&twice[..]).expect("advice").wanted > 0);
         for cut in [0, 3, 20, saved.len() - 1] {
             let error = map.warm(&saved[..cut]).expect_err("it ends early");
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -3,26 +3,35 @@
 use crate::api::backing::{Backing, units_of};
 use crate::api::map::Map;
 use crate::base::ids::Unit;
-use crate::fault::run::Need;
+use crate::fault::run::{Fetch, Need};
+use crate::read::blocks::with_pieces;
 use crate::read::gather::{Wanted, gather};
+use crate::read::prefetch::prefetch;
 use crate::space::map_core::MapCore;
 use crate::space::page::State;
 use crate::space::recorder::{GROUP, Mask, Used};
+use crate::sync::staging::CHUNK_MAX;
 use faultless_sys::mem::PAGE;
+use faultless_sys::signal;
+use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
 /// How a recording begins; the last byte is the version.
 const MAGIC: [u8; 8] = *b"FLTWSET1";
+/// Groups that are read together.
+const GROUPS_AT_A_TIME: usize = 64;
 /// Most groups that a recording is believed to have: those of the largest map there can be.
 const GROUPS_MAX: u64 = (64 << 40) / (GROUP * PAGE as u64);
 
 impl Map {
-    /// Records which pages are used from now on, in the order of their first use, until the result is dropped. With
-    /// [`warm`](Self::warm), the next run of a program has them in memory before it asks for them.
+    /// Records which pages are read in from now on, in the order of their first use, until the result is dropped. What is in memory
+    /// already, and what is read ahead, belongs to it. With [`warm`](Self::warm), the next run of a program has all that in memory
+    /// before it asks for it. A map has one recording at a time: another begins anew. (On the mmap backend it is what the page cache
+    /// has as it is saved.)
     ///
-    /// It takes 80 bytes for each 2 MiB of which something is used, beside the budget, and no time in a miss.
+    /// It takes some hundred bytes for each 2 MiB of which something is used, beside the budget, and no time in a miss.
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -44,39 +53,48 @@ impl Map {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn record(&self) -> Recording<'_> {
-        if let Backing::Engine(core) = &self.backing {
+        if let Backing::Engine(core) = &self.backing
+            && self.check_process().is_ok()
+        {
             core.recorder.start();
         }
         Recording { map: self }
     }
 
     /// Reads in what a recording names, in its order and at the depth of the device, as far as the budget has room. It returns when
-    /// that is done: a program that does not want to wait calls it in a thread of its own. A recording is advice: one of another file,
+    /// that is done (users' sources are read by the pool's workers, and may come later): a program that does not want to wait calls it
+    /// in a thread of its own. A recording is advice: one of another file,
     /// or of another part of it, brings other pages in, and no wrong byte.
     ///
     /// # Errors
     ///
     /// The reader's; [`io::ErrorKind::InvalidData`] if this is no recording, or not all of it.
     pub fn warm(&self, recording: impl Read) -> io::Result<Warmed> {
-        let saved = Saved::read(recording)?;
         self.check_process()?;
-        let ranges: Vec<Range<usize>> = saved
-            .ranges()
-            .filter_map(|range| self.bytes_of(range))
-            .collect();
-        let wanted = ranges.iter().map(|range| range.len() as u64).sum();
-        match &self.backing {
-            Backing::Empty => {}
-            Backing::Mmap(mmap) => ranges.iter().for_each(|range| _ = mmap.populate(range)),
-            Backing::Engine(core) => self.warm_units(core, &ranges),
+        // (What a hostile file names beyond the map takes no memory.)
+        let saved = Saved::read(recording, |range| self.bytes_of(range).is_some())?;
+        let mut warmed = Warmed {
+            wanted: 0,
+            resident: 0,
+        };
+        for groups in saved.groups.chunks(GROUPS_AT_A_TIME) {
+            let ranges: Vec<Range<usize>> = saved
+                .ranges(groups)
+                .filter_map(|range| self.bytes_of(range))
+                .collect();
+            match &self.backing {
+                Backing::Empty => {}
+                Backing::Mmap(mmap) => ranges.iter().for_each(|range| _ = mmap.populate(range)),
+                Backing::Engine(core) => self.warm_units(core, &ranges),
+            }
+            for range in ranges {
+                warmed.wanted += range.len() as u64;
+                if self.backing.is_resident(&range) {
+                    warmed.resident += range.len() as u64;
+                }
+            }
         }
-        let there = ranges
-            .iter()
-            .filter(|range| self.backing.is_resident(range));
-        Ok(Warmed {
-            wanted,
-            resident: there.map(|range| range.len() as u64).sum(),
-        })
+        Ok(warmed)
     }
 
     fn warm_units(&self, core: &MapCore, ranges: &[Range<usize>]) {
@@ -84,6 +102,20 @@ impl Map {
         if core.is_source() {
             for range in ranges {
                 let _ = workers.queue(core, units_of(core, range));
+            }
+            return;
+        }
+        if core.unit_bytes() > CHUNK_MAX as u64 {
+            // Each is read in several pieces.
+            for unit in ranges
+                .iter()
+                .flat_map(|range| Unit::each(units_of(core, range)))
+            {
+                let _blocked = signal::Blocked::all();
+                let read = |fetch: Fetch<'_>| prefetch(core, unit, 1, fetch);
+                if with_pieces(core, Need::Prefetch, read).is_err() {
+                    return;
+                }
             }
             return;
         }
@@ -133,6 +165,7 @@ impl Recording<'_> {
     ///
     /// The writer's.
     pub fn save(&self, mut to: impl Write) -> io::Result<()> {
+        self.map.check_process()?;
         let (used, unit, base) = match &self.map.backing {
             Backing::Engine(core) => (used(core), core.unit_bytes(), core.base.get()),
             Backing::Mmap(mmap) => {
@@ -164,9 +197,16 @@ impl Recording<'_> {
 fn used(core: &MapCore) -> Used {
     let mut used = core.recorder.used();
     let resident = |&unit: &Unit| core.page(unit).load().state() == State::Resident;
-    Unit::each(Unit::new(0)..core.units_end())
-        .filter(resident)
-        .for_each(|unit| used.note(unit));
+    let mut first = Unit::new(0);
+    while first < core.units_end() {
+        let end = (first + GROUP).min(core.units_end());
+        // (The words of a group in which nothing is resident may not be there.)
+        if core.table.live(first) > 0 {
+            let units = Unit::each(first..end).filter(resident);
+            units.for_each(|unit| used.note(unit));
+        }
+        first = end;
+    }
     used
 }
 
@@ -203,7 +243,8 @@ fn invalid(why: &str) -> io::Error {
 }
 
 impl Saved {
-    fn read(mut from: impl Read) -> io::Result<Self> {
+    /// Reads a recording, of which only the groups are kept that have a part of the source which `matters`.
+    fn read(mut from: impl Read, matters: impl Fn(Range<u64>) -> bool) -> io::Result<Self> {
         let mut magic = [0; MAGIC.len()];
         fill(&mut from, &mut magic)?;
         if magic != MAGIC {
@@ -215,36 +256,49 @@ impl Saved {
         if !good || !base.is_multiple_of(PAGE as u64) || count > GROUPS_MAX {
             return Err(invalid("its numbers cannot be"));
         }
-        let mut groups = Vec::new();
+        let mut saved = Saved {
+            unit,
+            base,
+            groups: Vec::new(),
+        };
+        let mut seen = HashSet::new();
         for _ in 0..count {
-            let group = number(&mut from)?;
+            let mut bytes = [0; 8 + size_of::<Mask>()];
+            fill(&mut from, &mut bytes)?;
+            let mut words = bytes.chunks(8).map(|word| {
+                let word = word.iter().rev();
+                word.fold(0u64, |sum, &byte| sum << 8 | u64::from(byte))
+            });
+            let group = words.next().unwrap_or(0);
             let mut mask = Mask::default();
-            for word in &mut mask {
-                *word = number(&mut from)?;
+            mask.iter_mut().zip(words).for_each(|(to, word)| *to = word);
+            if !matters(saved.place(group, 0)..saved.place(group, GROUP)) {
+                continue;
             }
-            groups.push((group, mask));
+            if !seen.insert(group) {
+                return Err(invalid("it names a part twice"));
+            }
+            saved.groups.push((group, mask));
         }
-        Ok(Saved { unit, base, groups })
+        Ok(saved)
     }
 
-    /// The bytes of the source, in order: neighbouring units together.
-    fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        let place = |unit: u64| {
-            let at = unit.saturating_mul(self.unit);
-            at.saturating_add(self.base)
-        };
-        self.groups.iter().flat_map(move |(group, mask)| {
-            let first = group.saturating_mul(GROUP);
-            runs(mask).map(move |run| {
-                place(first.saturating_add(run.start))..place(first.saturating_add(run.end))
-            })
+    /// Where a unit of a group lies in the source.
+    fn place(&self, group: u64, unit: u64) -> u64 {
+        let unit = group.saturating_mul(GROUP).saturating_add(unit);
+        unit.saturating_mul(self.unit).saturating_add(self.base)
+    }
+
+    /// The bytes of the source of some groups, in order: neighbouring units together.
+    fn ranges(&self, groups: &[(u64, Mask)]) -> impl Iterator<Item = Range<u64>> {
+        groups.iter().flat_map(move |&(group, mask)| {
+            runs(mask).map(move |run| self.place(group, run.start)..self.place(group, run.end))
         })
     }
 }
 
 /// The runs of bits that are set.
-fn runs(mask: &Mask) -> impl Iterator<Item = Range<u64>> + use<> {
-    let mask = *mask;
+fn runs(mask: Mask) -> impl Iterator<Item = Range<u64>> {
     let is_set = move |bit: u64| mask[bit as usize / 64] >> (bit % 64) & 1 == 1;
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -281,14 +335,14 @@ mod tests {
             unit in prop_oneof![Just(4096u64), any::<u64>()],
             count in prop_oneof![0u64..4, any::<u64>()],
         ) {
-            let _ = Saved::read(&bytes[..]);
+            let _ = Saved::read(&bytes[..], |_| true);
             let mut begun = MAGIC.to_vec();
             for number in [unit, 0, count] {
                 begun.extend_from_slice(&number.to_le_bytes());
             }
             begun.extend_from_slice(&bytes);
-            if let Ok(saved) = Saved::read(&begun[..]) {
-                prop_assert!(saved.ranges().all(|range| range.start <= range.end));
+            if let Ok(saved) = Saved::read(&begun[..], |_| true) {
+                prop_assert!(saved.ranges(&saved.groups).all(|range| range.start <= range.end));
             }
         }
     }
@@ -299,7 +353,7 @@ mod tests {
         for bit in [0, 1, 63, 64, 65, 200, 511] {
             mask[bit / 64] |= 1 << (bit % 64);
         }
-        let found: Vec<_> = runs(&mask).collect();
+        let found: Vec<_> = runs(mask).collect();
         assert_eq!(found, [0..2, 63..66, 200..201, 511..512]);
     }
 }

@@ -20,13 +20,13 @@ use crate::fault::install::{Filled, install_piece};
 use crate::fault::read_file::{Seen, file_piece, is_whole};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Need, Origin, Run};
-use crate::read::rings::{DEPTH, Rings, rings_max};
+use crate::read::rings::{DEPTH, Rings};
 use crate::read::uring::Uring;
 use crate::space::counters::Count;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
-use crate::sync::staging::{Buffer, CHUNK_MAX, Staging};
+use crate::sync::staging::{Buffer, CHUNK_MAX};
 use faultless_sys::signal;
 use std::ops::Range;
 
@@ -104,7 +104,14 @@ pub(crate) fn gather(
             let blocked = signal::Blocked::all();
             let _serving = core.pool.withheld.serving(blocked.former());
             match ring.take() {
-                Some(uring) => ring = wave(rings, uring, &mut cursor),
+                Some(uring) => {
+                    let starved;
+                    (ring, starved) = wave(rings, uring, &mut cursor);
+                    // A single read may wait for a buffer, as a miss does.
+                    if starved && before == (cursor.at, cursor.unit) {
+                        run_by_itself(core, units, need, &mut cursor);
+                    }
+                }
                 None => run_by_itself(core, units, need, &mut cursor),
             }
         }
@@ -191,7 +198,7 @@ impl Flight<'_> {
             // The second pass finds out what is wrong.
             _ => self.give_up(),
         }
-        core.pool.staging.give(self.buffer);
+        core.pool.staging.give_lent(self.buffer);
     }
 
     fn give_up(&self) {
@@ -199,12 +206,6 @@ impl Flight<'_> {
             abandon(self.core, unit, from, self.run.me, true);
         }
     }
-}
-
-/// The bytes of buffers that one wave may have, one buffer in any case: misses are to find some, whose storage may be another, and
-/// faster.
-fn buffers_of_a_wave(staging: &Staging) -> usize {
-    (staging.bytes() / rings_max().min(8)).max(CHUNK_MAX)
 }
 
 /// What came of an attempt to begin a read.
@@ -217,10 +218,10 @@ enum Begun {
 }
 
 /// Reads what comes next, many runs at a time, until all that it has claimed is there. Gives the ring back, unless it is of no use any
-/// more.
-fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<Uring> {
+/// more, and says whether it ended for want of a buffer.
+fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> (Option<Uring>, bool) {
     let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
-    let (mut flying, mut left, mut in_flight) = (0, WAVE, 0);
+    let (mut flying, mut left, mut starved) = (0, WAVE, false);
     let mut failed: Option<Nanos> = None;
     loop {
         while flying < DEPTH
@@ -230,23 +231,19 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
             let Some(free) = flights.iter().position(Option::is_none) else {
                 break;
             };
-            let room = match in_flight {
-                0 => usize::MAX,
-                _ => buffers_of_a_wave(&wanted.core.pool.staging).saturating_sub(in_flight),
-            };
-            match begin(&mut ring, wanted, units, free, room, &mut flights[free]) {
+            match begin(&mut ring, wanted, units, free, &mut flights[free]) {
                 Begun::Units(n) => {
-                    in_flight += flights[free].as_ref().map_or(0, |f| f.buffer.len());
                     cursor.unit += n;
                     flying += usize::from(flights[free].is_some());
                     left = left.saturating_sub(n);
                 }
                 Begun::NoBuffer if flying > 0 => break,
-                Begun::NoBuffer | Begun::NoRoom => left = 0,
+                Begun::NoBuffer => (left, starved) = (0, true),
+                Begun::NoRoom => left = 0,
             }
         }
         if flying == 0 {
-            return failed.is_none().then_some(ring);
+            return (failed.is_none().then_some(ring), starved);
         }
         let mut landed: [Option<Option<usize>>; DEPTH] = [None; DEPTH];
         match failed {
@@ -265,7 +262,7 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
                     flight.give_up();
                 }
                 ring.leave();
-                return None;
+                return (None, false);
             }
             Some(_) => clock::nap(END_NAP),
         }
@@ -278,7 +275,6 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> Option<U
                 continue;
             };
             flying -= 1;
-            in_flight -= flight.buffer.len();
             let (core, seen) = (flight.core, flight.seen);
             let offset = core.source_at(core.backed(flight.run.units()).start);
             let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
@@ -298,7 +294,6 @@ fn begin<'a>(
     &Wanted { core, need, .. }: &Wanted<'a>,
     units: Range<Unit>,
     slot: usize,
-    room: usize,
     flight: &mut Option<Flight<'a>>,
 ) -> Begun {
     let Reading::File { fd, .. } = &core.reading else {
@@ -310,9 +305,7 @@ fn begin<'a>(
     let pool = &core.pool;
     let take = |units: u64| {
         let bytes = (units << core.unit_shift) as usize;
-        (bytes.next_power_of_two() <= room)
-            .then(|| pool.staging.try_take(bytes, &pool.budget))
-            .flatten()
+        pool.staging.try_take(bytes, &pool.budget)
     };
     let mut buffer = take(most);
     while buffer.is_none() && most > 1 {
@@ -325,11 +318,11 @@ fn begin<'a>(
     let run = match claim_run(core, units, most) {
         Claimed::Run(run) => run,
         Claimed::Nothing => {
-            pool.staging.give(buffer);
+            pool.staging.give_lent(buffer);
             return Begun::Units(1);
         }
         Claimed::NoRoom => {
-            pool.staging.give(buffer);
+            pool.staging.give_lent(buffer);
             return Begun::NoRoom;
         }
     };
@@ -361,7 +354,7 @@ fn begin<'a>(
         *flight = Some(begun);
     } else {
         begun.give_up();
-        pool.staging.give(begun.buffer);
+        pool.staging.give_lent(begun.buffer);
     }
     Begun::Units(count)
 }

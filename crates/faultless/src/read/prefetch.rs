@@ -28,8 +28,8 @@ pub(crate) struct Prefetch {
     pub(crate) serial: Serial,
     pub(crate) unit: Unit,
     pub(crate) count: u64,
-    /// User code reads the map.
-    pub(crate) source: bool,
+    /// Each is read by itself.
+    pub(crate) alone: bool,
 }
 
 /// Reads a part of a window.

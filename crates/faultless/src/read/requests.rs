@@ -38,6 +38,8 @@ const WAITING_OF_A_MAP: usize = 16;
 const LOOK_AT: usize = 1024;
 /// Threads that serve new requests, those included that a device holds up; and after how long a thread counts as held up.
 const SERVING_MAX: usize = 32;
+/// So many of them of one map.
+const SERVING_OF_A_MAP: usize = 4;
 const SLOW: Nanos = Nanos::from_millis(20);
 /// How long a thread without work stays.
 const IDLE: Nanos = Nanos::from_secs(2);
@@ -57,6 +59,9 @@ pub(crate) type Outcome = Result<(), Failure>;
 /// Work for a thread that may wait.
 pub(crate) type Job = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
+/// The map of a request, if it has one.
+type Map = Option<(MapId, Serial)>;
+
 /// Something that a future waits for.
 pub(crate) enum What {
     /// Units of a map, which are made resident, and pinned if that is said.
@@ -71,7 +76,7 @@ pub(crate) enum What {
 }
 
 impl What {
-    fn map(&self) -> Option<(MapId, Serial)> {
+    fn map(&self) -> Map {
         match self {
             What::Units { map, serial, .. } => Some((*map, *serial)),
             What::Other(_) => None,
@@ -164,11 +169,11 @@ struct Queue {
     threads: usize,
     idle: usize,
     /// The maps of threads that serve one request which has to wait.
-    held_up: Vec<Option<(MapId, Serial)>>,
+    held_up: Vec<Map>,
     /// Threads that wake tasks, which is the program's code.
     waking: usize,
-    /// Since when the threads serve that serve new requests.
-    serving: Vec<Nanos>,
+    /// Of the threads that serve new requests: since when, and of which map.
+    serving: Vec<(Nanos, Map)>,
     /// Of those that are queued, so many no future waits for, at most.
     abandoned: usize,
     /// A thread sleeps that will look again soon.
@@ -177,28 +182,26 @@ struct Queue {
 }
 
 enum Work {
-    Together(Nanos, Vec<Arc<Request>>),
+    Together(Nanos, Map, Vec<Arc<Request>>),
     ByItself(Arc<Request>),
 }
 
 impl Queue {
     /// How many further threads would find work.
     fn work(&self) -> usize {
-        let new = !self.new.is_empty() && self.serving.len() < SERVING_MAX;
+        let new = self.next_new().is_some();
         usize::from(self.next_waiting().is_some()) + usize::from(new)
     }
 
     /// Whether a further thread may serve new requests now: few do, or those that do are held up by a device.
     fn may_serve(&self) -> bool {
-        !self.new.is_empty()
-            && self.serving.len() < SERVING_MAX
-            && self.serving_now() < serving_max()
+        self.serving_now() < serving_max() && self.next_new().is_some()
     }
 
     /// Threads that serve new requests and are not held up.
     fn serving_now(&self) -> usize {
         let now = clock::now();
-        let busy = self.serving.iter().filter(|&&then| now.since(then) < SLOW);
+        let busy = self.serving.iter().filter(|of| now.since(of.0) < SLOW);
         busy.count()
     }
 
@@ -214,9 +217,9 @@ impl Queue {
 
     fn take(&mut self) -> Option<Work> {
         if self.may_serve() {
-            let now = clock::now();
-            self.serving.push(now);
-            return Some(Work::Together(now, self.take_together()));
+            let (now, map) = (clock::now(), self.next_new()?);
+            self.serving.push((now, map));
+            return Some(Work::Together(now, map, self.take_together(map)));
         }
         if let Some(i) = self.next_waiting()
             && let Some(request) = self.waiting.remove(i)
@@ -228,8 +231,7 @@ impl Queue {
     }
 
     /// Requests of the map whose turn it is: what holds up one map's requests holds up no other's.
-    fn take_together(&mut self) -> Vec<Arc<Request>> {
-        let map = self.new.front().and_then(|request| request.what.map());
+    fn take_together(&mut self, map: Map) -> Vec<Arc<Request>> {
         let (mut some, mut others) = (Vec::new(), VecDeque::new());
         let looked_at = self.new.len().min(LOOK_AT);
         for request in self.new.drain(..looked_at) {
@@ -243,6 +245,18 @@ impl Queue {
             .rev()
             .for_each(|r| self.new.push_front(r));
         some
+    }
+
+    /// The map of the first new request, of those whose maps have not too many threads already.
+    fn next_new(&self) -> Option<Map> {
+        if self.serving.len() >= SERVING_MAX {
+            return None;
+        }
+        let maps = self.new.iter().take(LOOK_AT).map(|r| r.what.map());
+        maps.into_iter().find(|map| {
+            let of_it = self.serving.iter().filter(|of| of.1 == *map);
+            of_it.count() < SERVING_OF_A_MAP
+        })
     }
 
     /// The first of the requests that wait whose map has not too many threads already.
@@ -273,8 +287,8 @@ pub(crate) struct Requests {
 /// What a thread is at, as it is counted.
 enum At {
     Nothing,
-    Serving(Nanos),
-    HeldUp(Option<(MapId, Serial)>),
+    Serving(Nanos, Map),
+    HeldUp(Map),
     Waking,
 }
 
@@ -296,9 +310,9 @@ impl Server<'_> {
                 }
             }
             At::Waking => lock(&self.requests.queue).waking -= 1,
-            At::Serving(since) => {
+            At::Serving(since, map) => {
                 let serving = &mut lock(&self.requests.queue).serving;
-                if let Some(i) = serving.iter().position(|&then| then == since) {
+                if let Some(i) = serving.iter().position(|&of| of == (since, map)) {
                     serving.swap_remove(i);
                 }
             }
@@ -435,9 +449,9 @@ impl Requests {
         loop {
             let mut queue = lock(&requests.queue);
             match queue.take() {
-                Some(Work::Together(since, all)) => {
+                Some(Work::Together(since, map, all)) => {
                     drop(queue);
-                    server.at = At::Serving(since);
+                    server.at = At::Serving(since, map);
                     // (What else there is may not wait for these.)
                     Self::start(host);
                     let (wakers, held_up) = serve_together(host.rings(), all);

@@ -31,7 +31,7 @@ struct State {
 pub(crate) struct Rings(Mutex<State>);
 
 /// As many threads as have processors can keep a device busy, and as many may wait for theirs meanwhile.
-pub(crate) fn rings_max() -> usize {
+fn rings_max() -> usize {
     2 * process::processors()
 }
 

@@ -20,6 +20,7 @@ use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::pool_core::PoolCore;
 use crate::space::streams::Request;
+use crate::sync::staging::CHUNK_MAX;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
@@ -146,7 +147,7 @@ impl Workers {
                 serial: core.serial,
                 unit,
                 count,
-                source: core.is_source(),
+                alone: core.is_source() || core.unit_bytes() > CHUNK_MAX as u64,
             };
             if !self.push(&core.pool, job) {
                 let dropped = (end - unit).div_ceil(step);
@@ -213,9 +214,9 @@ impl Workers {
             if jobs.stopping {
                 return;
             }
-            // (Users' sources are read by several threads.)
+            // (Users' sources, and units larger than buffers, are read by several threads.)
             let together = match jobs.prefetches.front() {
-                Some(first) if !first.source && self.rings.are_lent() => TOGETHER,
+                Some(first) if !first.alone && self.rings.are_lent() => TOGETHER,
                 _ => 1,
             };
             let some = jobs.take(together);

@@ -57,6 +57,8 @@ pub(crate) struct Staging {
     warm: [Warm; WARM],
     /// Bytes of the arena handed out for the first time so far.
     carved: AtomicUsize,
+    /// Bytes of buffers that are lent to threads which have several.
+    lent: AtomicUsize,
     /// Bumped when a buffer comes back while somebody waits.
     returned: Futex,
     waiting: AtomicU32,
@@ -108,6 +110,7 @@ impl Staging {
             free: Default::default(),
             warm: std::array::from_fn(|_| Warm::default()),
             carved: AtomicUsize::new(0),
+            lent: AtomicUsize::new(0),
             returned: Futex::default(),
             waiting: AtomicU32::new(0),
         })
@@ -278,9 +281,29 @@ impl Staging {
         }
     }
 
-    /// A buffer of `bytes`, if there is one of that size. Never waits, so that a thread may have several.
+    /// A buffer of `bytes`, if there is one of that size. Never waits, so that a thread may have several. All such buffers together are
+    /// half of what there is at most: misses are to find some, whose storage may be another, and faster.
     pub(crate) fn try_take(&self, bytes: usize, budget: &Budget) -> Option<Buffer> {
         let class = class_of(bytes);
+        let most = self.bytes() / 2;
+        let more = |lent: usize| Some(lent + (PAGE << class)).filter(|&lent| lent <= most);
+        let lent = &self.lent;
+        lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        let buffer = self.try_pop(class, budget);
+        if buffer.is_none() {
+            self.lent.fetch_sub(PAGE << class, Ordering::Relaxed);
+        }
+        buffer
+    }
+
+    /// Gives a buffer back that [`try_take`](Self::try_take) has lent.
+    pub(crate) fn give_lent(&self, buffer: Buffer) {
+        self.lent.fetch_sub(buffer.len(), Ordering::Relaxed);
+        self.give(buffer);
+    }
+
+    fn try_pop(&self, class: usize, budget: &Budget) -> Option<Buffer> {
         if class == 0 {
             let page = self.warm[process::shard(WARM)].0.swap(0, Ordering::Acquire);
             if let Some(page) = page.checked_sub(1) {

@@ -217,9 +217,11 @@ impl Queue {
 
     fn take(&mut self) -> Option<Work> {
         if self.may_serve() {
-            let (now, map) = (clock::now(), self.next_new()?);
+            let (now, first) = (clock::now(), self.next_new()?);
+            let all = self.take_together(first);
+            let map = all.first().and_then(|request| request.what.map());
             self.serving.push((now, map));
-            return Some(Work::Together(now, map, self.take_together(map)));
+            return Some(Work::Together(now, map, all));
         }
         if let Some(i) = self.next_waiting()
             && let Some(request) = self.waiting.remove(i)
@@ -230,31 +232,30 @@ impl Queue {
         None
     }
 
-    /// Requests of the map whose turn it is: what holds up one map's requests holds up no other's.
-    fn take_together(&mut self, map: Map) -> Vec<Arc<Request>> {
-        let (mut some, mut others) = (Vec::new(), VecDeque::new());
-        let looked_at = self.new.len().min(LOOK_AT);
-        for request in self.new.drain(..looked_at) {
+    /// A request, and some that stand behind it and are of the same map: what holds up one map's requests holds up no other's.
+    fn take_together(&mut self, first: usize) -> Vec<Arc<Request>> {
+        let mut behind = self.new.split_off(first);
+        let map = behind.front().and_then(|request| request.what.map());
+        let mut some = Vec::new();
+        let looked_at = behind.len().min(LOOK_AT);
+        for request in behind.drain(..looked_at) {
             match some.len() < TOGETHER && request.what.map() == map {
                 true => some.push(request),
-                false => others.push_back(request),
+                false => self.new.push_back(request),
             }
         }
-        others
-            .into_iter()
-            .rev()
-            .for_each(|r| self.new.push_front(r));
+        self.new.append(&mut behind);
         some
     }
 
-    /// The map of the first new request, of those whose maps have not too many threads already.
-    fn next_new(&self) -> Option<Map> {
+    /// The first new request, of those whose maps have not too many threads already.
+    fn next_new(&self) -> Option<usize> {
         if self.serving.len() >= SERVING_MAX {
             return None;
         }
-        let maps = self.new.iter().take(LOOK_AT).map(|r| r.what.map());
-        maps.into_iter().find(|map| {
-            let of_it = self.serving.iter().filter(|of| of.1 == *map);
+        self.new.iter().position(|request| {
+            let map = request.what.map();
+            let of_it = self.serving.iter().filter(|of| of.1 == map);
             of_it.count() < SERVING_OF_A_MAP
         })
     }

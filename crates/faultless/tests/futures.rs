@@ -40,7 +40,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn read_all_over(map: Arc<Map>, seed: u64, from: usize, pages: usize) {
-    for i in 0..200 {
+    for i in 0..80 {
         let page = (from + i * 7919) % (pages - 9);
         let range = page * PAGE + 3..(page + i % 9 + 1) * PAGE;
         if i % 2 == 0 {
@@ -75,14 +75,14 @@ fn any_executor_can_wait_for_pages() {
             .expect("a runtime");
         tokio.block_on(async {
             let task = |i: usize| tokio::spawn(read_all_over(map.clone(), 61, i * 97, PAGES));
-            let tasks: Vec<_> = (0..40).map(task).collect();
+            let tasks: Vec<_> = (0..24).map(task).collect();
             for task in tasks {
                 task.await.expect("right bytes");
             }
         });
 
         let map = fresh();
-        let tasks: Vec<_> = (0..40)
+        let tasks: Vec<_> = (0..24)
             .map(|i| smol::spawn(read_all_over(map.clone(), 61, i * 89, PAGES)))
             .collect();
         smol::block_on(async {

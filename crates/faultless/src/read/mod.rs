@@ -3,6 +3,7 @@
 pub(crate) mod blocks;
 pub(crate) mod fill_threads;
 pub(crate) mod gather;
+pub(crate) mod lanes;
 pub(crate) mod prefetch;
 pub(crate) mod requests;
 pub(crate) mod rings;

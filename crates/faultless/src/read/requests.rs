@@ -16,13 +16,13 @@ use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::fault::serve::serve;
 use crate::read::gather::{Wanted, gather};
+use crate::read::lanes::Lanes;
 use crate::read::rings::{Rings, Way};
 use crate::space::map_core::MapCore;
 use crate::space::page::State as UnitState;
 use crate::space::registry::{self, Inside};
 use crate::sync::bell::Bell;
 use faultless_sys::signal;
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,8 +34,6 @@ const TOGETHER: usize = 64;
 const WAITING_MAX: usize = 64;
 /// So many of them of one map.
 const WAITING_OF_A_MAP: usize = 16;
-/// Requests that are looked at for some of the same map.
-const LOOK_AT: usize = 1024;
 /// Threads that serve new requests, those included that a device holds up; and after how long a thread counts as held up.
 const SERVING_MAX: usize = 32;
 /// So many of them of one map.
@@ -160,20 +158,19 @@ impl Request {
     }
 }
 
-#[derive(Default)]
 struct Queue {
-    new: VecDeque<Arc<Request>>,
+    new: Lanes<Map, Arc<Request>>,
     /// Those that have to wait for something.
-    waiting: VecDeque<Arc<Request>>,
+    waiting: Lanes<Map, Arc<Request>>,
     /// Threads that there are, and those that sleep.
     threads: usize,
     idle: usize,
-    /// The maps of threads that serve one request which has to wait.
-    held_up: Vec<Map>,
+    /// Threads that serve one request which has to wait.
+    held_up: usize,
     /// Threads that wake tasks, which is the program's code.
     waking: usize,
-    /// Of the threads that serve new requests: since when, and of which map.
-    serving: Vec<(Nanos, Map)>,
+    /// Since when the threads serve that serve new requests.
+    serving: Vec<Nanos>,
     /// Of those that are queued, so many no future waits for, at most.
     abandoned: usize,
     /// A thread sleeps that will look again soon.
@@ -184,6 +181,23 @@ struct Queue {
 enum Work {
     Together(Nanos, Map, Vec<Arc<Request>>),
     ByItself(Arc<Request>),
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue {
+            new: Lanes::new(SERVING_OF_A_MAP),
+            waiting: Lanes::new(WAITING_OF_A_MAP),
+            threads: 0,
+            idle: 0,
+            held_up: 0,
+            waking: 0,
+            serving: Vec::new(),
+            abandoned: 0,
+            watched: false,
+            stopping: false,
+        }
+    }
 }
 
 impl Queue {
@@ -201,7 +215,7 @@ impl Queue {
     /// Threads that serve new requests and are not held up.
     fn serving_now(&self) -> usize {
         let now = clock::now();
-        let busy = self.serving.iter().filter(|of| now.since(of.0) < SLOW);
+        let busy = self.serving.iter().filter(|&&then| now.since(then) < SLOW);
         busy.count()
     }
 
@@ -212,64 +226,33 @@ impl Queue {
 
     /// Threads that will look for work, or sleep until there is some.
     fn unoccupied(&self) -> usize {
-        self.threads - self.serving.len() - self.held_up.len() - self.waking
+        self.threads - self.serving.len() - self.held_up - self.waking
     }
 
     fn take(&mut self) -> Option<Work> {
         if self.may_serve() {
-            let (now, first) = (clock::now(), self.next_new()?);
-            let all = self.take_together(first);
-            let map = all.first().and_then(|request| request.what.map());
-            self.serving.push((now, map));
-            return Some(Work::Together(now, map, all));
+            let (now, map) = (clock::now(), self.next_new()?);
+            self.serving.push(now);
+            return Some(Work::Together(now, map, self.new.take(map, TOGETHER)));
         }
-        if let Some(i) = self.next_waiting()
-            && let Some(request) = self.waiting.remove(i)
-        {
-            self.held_up.push(request.what.map());
-            return Some(Work::ByItself(request));
-        }
-        None
+        let map = self.next_waiting()?;
+        let request = self.waiting.take(map, 1).pop()?;
+        self.held_up += 1;
+        Some(Work::ByItself(request))
     }
 
-    /// A request, and some that stand behind it and are of the same map: what holds up one map's requests holds up no other's.
-    fn take_together(&mut self, first: usize) -> Vec<Arc<Request>> {
-        let mut behind = self.new.split_off(first);
-        let map = behind.front().and_then(|request| request.what.map());
-        let mut some = Vec::new();
-        let looked_at = behind.len().min(LOOK_AT);
-        for request in behind.drain(..looked_at) {
-            match some.len() < TOGETHER && request.what.map() == map {
-                true => some.push(request),
-                false => self.new.push_back(request),
-            }
-        }
-        self.new.append(&mut behind);
-        some
+    /// The map whose new requests are served next.
+    fn next_new(&self) -> Option<Map> {
+        (self.serving.len() < SERVING_MAX)
+            .then(|| self.new.next())
+            .flatten()
     }
 
-    /// The first new request, of those whose maps have not too many threads already.
-    fn next_new(&self) -> Option<usize> {
-        if self.serving.len() >= SERVING_MAX {
-            return None;
-        }
-        self.new.iter().position(|request| {
-            let map = request.what.map();
-            let of_it = self.serving.iter().filter(|of| of.1 == map);
-            of_it.count() < SERVING_OF_A_MAP
-        })
-    }
-
-    /// The first of the requests that wait whose map has not too many threads already.
-    fn next_waiting(&self) -> Option<usize> {
-        if self.held_up.len() >= WAITING_MAX {
-            return None;
-        }
-        let may = |request: &Arc<Request>| {
-            let map = request.what.map();
-            self.held_up.iter().filter(|&&of| of == map).count() < WAITING_OF_A_MAP
-        };
-        self.waiting.iter().position(may)
+    /// The map of the request that waits and is served next.
+    fn next_waiting(&self) -> Option<Map> {
+        (self.held_up < WAITING_MAX)
+            .then(|| self.waiting.next())
+            .flatten()
     }
 }
 
@@ -305,16 +288,16 @@ impl Server<'_> {
         match std::mem::replace(&mut self.at, At::Nothing) {
             At::Nothing => {}
             At::HeldUp(map) => {
-                let held_up = &mut lock(&self.requests.queue).held_up;
-                if let Some(i) = held_up.iter().position(|&of| of == map) {
-                    held_up.swap_remove(i);
-                }
+                let mut queue = lock(&self.requests.queue);
+                queue.held_up -= 1;
+                queue.waiting.done(map);
             }
             At::Waking => lock(&self.requests.queue).waking -= 1,
             At::Serving(since, map) => {
-                let serving = &mut lock(&self.requests.queue).serving;
-                if let Some(i) = serving.iter().position(|&of| of == (since, map)) {
-                    serving.swap_remove(i);
+                let mut queue = lock(&self.requests.queue);
+                queue.new.done(map);
+                if let Some(i) = queue.serving.iter().position(|&then| then == since) {
+                    queue.serving.swap_remove(i);
                 }
             }
         }
@@ -368,8 +351,8 @@ impl Requests {
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
         let mut queue = lock(&host.requests().queue);
         match &request.what {
-            What::Units { .. } => queue.new.push_back(request.clone()),
-            What::Other(_) => queue.waiting.push_back(request.clone()),
+            What::Units { .. } => queue.new.push(request.what.map(), request.clone()),
+            What::Other(_) => queue.waiting.push(None, request.clone()),
         }
         drop(queue);
         Self::start(host);
@@ -382,14 +365,11 @@ impl Requests {
         queue.abandoned += 1;
         if queue.abandoned > (queue.new.len() + queue.waiting.len()) / 2 {
             queue.abandoned = 0;
-            let all = std::mem::take(&mut queue.new);
-            let (gone, new) = all.into_iter().partition(|r| r.is_abandoned());
-            let all = std::mem::take(&mut queue.waiting);
-            let (also, waiting) = all.into_iter().partition(|r| r.is_abandoned());
-            (queue.new, queue.waiting) = (new, waiting);
+            let gone = queue.new.take_out(|r| r.is_abandoned());
+            let also = queue.waiting.take_out(|r| r.is_abandoned());
             drop(queue);
             // (What they hold is dropped without the lock.)
-            let _: (VecDeque<_>, VecDeque<_>) = (gone, also);
+            drop((gone, also));
         }
         pinned
     }
@@ -427,8 +407,8 @@ impl Requests {
         if queue.unoccupied() > 0 || queue.serving_now() > 0 {
             return;
         }
-        let all: Vec<_> = queue.new.drain(..).collect();
-        let all: Vec<_> = all.into_iter().chain(queue.waiting.drain(..)).collect();
+        let mut all = queue.new.take_out(|_| true);
+        all.append(&mut queue.waiting.take_out(|_| true));
         drop(queue);
         let code = error.raw_os_error().unwrap_or(libc::EAGAIN);
         let told = all.iter().filter_map(|request| {
@@ -456,7 +436,11 @@ impl Requests {
                     // (What else there is may not wait for these.)
                     Self::start(host);
                     let (wakers, held_up) = serve_together(host.rings(), all);
-                    lock(&requests.queue).waiting.extend(held_up);
+                    let mut queue = lock(&requests.queue);
+                    for request in held_up {
+                        queue.waiting.push(map, request);
+                    }
+                    drop(queue);
                     server.done();
                     server.wake(host, wakers);
                 }

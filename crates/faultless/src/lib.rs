@@ -81,7 +81,9 @@ pub use api::futures::{LoadFuture, PinFuture};
 pub use api::map::Map;
 #[cfg(not(loom))]
 pub use api::options::MapOptions;
+#[cfg(not(loom))]
 pub use api::owned::PinnedOwned;
+#[cfg(not(loom))]
 pub use api::pin::Pinned;
 #[cfg(not(loom))]
 pub use api::pool::{Batches, Pool, PoolStats};
@@ -91,6 +93,7 @@ pub use api::simulation;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub use api::standin;
+#[cfg(not(loom))]
 pub use api::working_set::{Recording, Warmed};
 #[cfg(not(loom))]
 pub use base::error::{Error, LeaseRefusal};

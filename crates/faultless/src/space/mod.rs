@@ -22,6 +22,7 @@ pub(crate) mod page;
 pub(crate) mod pool_core;
 #[cfg(not(loom))]
 pub(crate) mod recorder;
+#[cfg(not(loom))]
 pub(crate) mod region;
 #[cfg(not(loom))]
 pub(crate) mod registry;

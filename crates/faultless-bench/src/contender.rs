@@ -6,7 +6,7 @@
     reason = "contenders are made of mmap, pread and userfaultfd"
 )]
 
-use crate::deep::{Batch, Futures, Uring};
+use crate::deep::{self, Uring};
 use crate::floor::Floor;
 use crate::onlooker::Way;
 use anyhow::Context;
@@ -286,6 +286,7 @@ impl PageBuffer {
 
 /// Opens a contender.
 pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>> {
+    let engine = |way| Engine::open(terms, way).map(|c| Box::new(c) as _);
     let opened: anyhow::Result<Box<dyn Contender>> = match kind {
         Kind::Mmap
         | Kind::Populate
@@ -297,11 +298,10 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Floor => Floor::open(terms).map(|c| Box::new(c) as _),
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
-        Kind::Faultless | Kind::FaultlessLoad | Kind::FaultlessOver => {
-            Engine::open(terms, kind == Kind::FaultlessLoad).map(|c| Box::new(c) as _)
-        }
-        Kind::FaultlessBatch => Batch::open(terms).map(|c| Box::new(c) as _),
-        Kind::FaultlessAsync => Futures::open(terms).map(|c| Box::new(c) as _),
+        Kind::Faultless | Kind::FaultlessOver => engine(Asking::Touch),
+        Kind::FaultlessLoad => engine(Asking::Load),
+        Kind::FaultlessBatch => engine(Asking::Batch(terms.depth)),
+        Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::Uring => Uring::open(terms).map(|c| Box::new(c) as _),
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
@@ -717,17 +717,29 @@ impl Drop for Monitor {
     }
 }
 
+/// How the engine's pages are asked for.
+#[derive(Clone, Copy)]
+enum Asking {
+    /// They are touched.
+    Touch,
+    /// [`Map::load`].
+    Load,
+    /// [`Map::load_many`], so many at a time.
+    Batch(usize),
+    /// [`Map::load_async`], so many at a time.
+    Futures(usize),
+}
+
 struct Engine {
     map: Map,
-    /// Each read asks first.
-    asks: bool,
+    way: Asking,
 }
 
 /// Maps the data file by this project's engine.
-pub(crate) fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
+fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
     let pool = Pool::builder().memory(terms.memory).build()?;
     if let faultless::Backend::Mmap(why) = pool.backend() {
-        anyhow::bail!("the engine is not to be had here: {why}");
+        anyhow::bail!("the engine does not run here: {why}");
     }
     let file = File::open(terms.path)?;
     let advice = match terms.hint {
@@ -745,10 +757,10 @@ pub(crate) fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
 }
 
 impl Engine {
-    fn open(terms: &Terms<'_>, asks: bool) -> anyhow::Result<Self> {
+    fn open(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Self> {
         Ok(Engine {
             map: open_map(terms)?,
-            asks,
+            way,
         })
     }
 }
@@ -760,12 +772,30 @@ impl Contender for Engine {
         _: &mut PageBuffer,
         check: &mut dyn FnMut(&[u8]),
     ) -> anyhow::Result<()> {
-        let at = number as usize * PAGE;
-        let bytes = match self.asks {
-            true => self.map.load(at..at + PAGE)?,
-            false => &self.map[at..at + PAGE],
-        };
-        check(bytes);
+        self.read_many(&[number], &mut |_, bytes| check(bytes))
+    }
+
+    fn depth(&self) -> usize {
+        match self.way {
+            Asking::Touch | Asking::Load => 1,
+            Asking::Batch(depth) | Asking::Futures(depth) => depth,
+        }
+    }
+
+    fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
+        match self.way {
+            Asking::Batch(_) => return deep::load_many(&self.map, numbers, check),
+            Asking::Futures(_) => return deep::load_async(&self.map, numbers, check),
+            Asking::Touch | Asking::Load => {}
+        }
+        for &number in numbers {
+            let at = number as usize * PAGE;
+            let bytes = match self.way {
+                Asking::Load => self.map.load(at..at + PAGE)?,
+                _ => &self.map[at..at + PAGE],
+            };
+            check(number, bytes);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "has the kernel read into buffers by address")]
 
-use crate::contender::{Contender, PageBuffer, Terms, open_direct, open_map};
+use crate::contender::{Contender, PageBuffer, Terms, open_direct};
 use anyhow::{Context as _, ensure};
 use faultless::Map;
 use faultless_sys::mem::PAGE;
@@ -105,46 +105,17 @@ fn pages(numbers: &[u64]) -> Vec<Range<usize>> {
     numbers.iter().map(range).collect()
 }
 
-/// [`Map::load_many`].
-pub(crate) struct Batch {
-    map: Map,
-    depth: usize,
-}
-
-impl Batch {
-    pub(crate) fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
-        Ok(Batch {
-            map: open_map(terms)?,
-            depth: terms.depth,
-        })
+/// Reads pages by [`Map::load_many`].
+pub(crate) fn load_many(
+    map: &Map,
+    numbers: &[u64],
+    check: &mut dyn FnMut(u64, &[u8]),
+) -> anyhow::Result<()> {
+    let loaded = map.load_many(&pages(numbers));
+    for (bytes, &number) in loaded.into_iter().zip(numbers) {
+        check(number, bytes?);
     }
-}
-
-impl Contender for Batch {
-    fn read(
-        &self,
-        number: u64,
-        _: &mut PageBuffer,
-        check: &mut dyn FnMut(&[u8]),
-    ) -> anyhow::Result<()> {
-        self.read_many(&[number], &mut |_, bytes| check(bytes))
-    }
-
-    fn depth(&self) -> usize {
-        self.depth
-    }
-
-    fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
-        let loaded = self.map.load_many(&pages(numbers));
-        for (bytes, &number) in loaded.into_iter().zip(numbers) {
-            check(number, bytes?);
-        }
-        Ok(())
-    }
-
-    fn misses(&self) -> Option<u64> {
-        Some(self.map.stats().misses)
-    }
+    Ok(())
 }
 
 /// Wakes the thread that made it.
@@ -156,64 +127,35 @@ impl Wake for Unpark {
     }
 }
 
-/// [`Map::load_async`], many at a time in each thread.
-pub(crate) struct Futures {
-    map: Map,
-    depth: usize,
-}
-
-impl Futures {
-    pub(crate) fn open(terms: &Terms<'_>) -> anyhow::Result<Self> {
-        Ok(Futures {
-            map: open_map(terms)?,
-            depth: terms.depth,
-        })
-    }
-}
-
-impl Contender for Futures {
-    fn read(
-        &self,
-        number: u64,
-        _: &mut PageBuffer,
-        check: &mut dyn FnMut(&[u8]),
-    ) -> anyhow::Result<()> {
-        self.read_many(&[number], &mut |_, bytes| check(bytes))
-    }
-
-    fn depth(&self) -> usize {
-        self.depth
-    }
-
-    fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-        let mut context = Context::from_waker(&waker);
-        let mut waiting: Vec<_> = pages(numbers)
-            .into_iter()
-            .zip(numbers)
-            .map(|(range, &number)| (number, Box::pin(self.map.load_async(range))))
-            .collect();
-        loop {
-            let mut failed = None;
-            waiting.retain_mut(|(number, future)| {
-                match Pin::as_mut(future).poll(&mut context) {
-                    Poll::Pending => return true,
-                    Poll::Ready(Ok(bytes)) => check(*number, bytes),
-                    Poll::Ready(Err(e)) => failed = Some(e),
-                }
-                false
-            });
-            if let Some(error) = failed {
-                return Err(error.into());
+/// Reads pages by [`Map::load_async`], with all futures in flight.
+pub(crate) fn load_async(
+    map: &Map,
+    numbers: &[u64],
+    check: &mut dyn FnMut(u64, &[u8]),
+) -> anyhow::Result<()> {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut waiting: Vec<_> = pages(numbers)
+        .into_iter()
+        .zip(numbers)
+        .map(|(range, &number)| (number, Box::pin(map.load_async(range))))
+        .collect();
+    loop {
+        let mut failed = None;
+        waiting.retain_mut(|(number, future)| {
+            match Pin::as_mut(future).poll(&mut context) {
+                Poll::Pending => return true,
+                Poll::Ready(Ok(bytes)) => check(*number, bytes),
+                Poll::Ready(Err(e)) => failed = Some(e),
             }
-            if waiting.is_empty() {
-                return Ok(());
-            }
-            std::thread::park();
+            false
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
         }
-    }
-
-    fn misses(&self) -> Option<u64> {
-        Some(self.map.stats().misses)
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        std::thread::park();
     }
 }

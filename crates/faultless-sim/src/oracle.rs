@@ -87,9 +87,14 @@ fn check_bytes(truth: &Truth, page: u64, bytes: &[u8; PAGE], how: &str) {
     }
 }
 
+/// Where a page of a map lies.
+fn address(map: &Map, page: u64) -> usize {
+    map.as_ptr() as usize + page as usize * PAGE
+}
+
 /// Loads a page, as the program does.
 pub(crate) fn load(map: &Map, truth: &Truth, page: u64) {
-    let addr = map.as_ptr() as usize + page as usize * PAGE;
+    let addr = address(map, page);
     match memory::load(addr) {
         Loaded::Bytes(bytes) => check_bytes(truth, page, &bytes, "a load"),
         Loaded::Killed if excuse(truth, page).is_some() => {}
@@ -105,7 +110,7 @@ pub(crate) fn load(map: &Map, truth: &Truth, page: u64) {
 /// Checks pages that were asked for: each has been there. (They may have been evicted since, or taken back before, unseen.)
 pub(crate) fn check_asked(map: &Map, truth: &Truth, pages: std::ops::Range<u64>) {
     for page in pages {
-        let addr = map.as_ptr() as usize + page as usize * PAGE;
+        let addr = address(map, page);
         if !with(|w| w.kernel.memory.has_been_there(addr)) {
             fail(&format!(
                 "a page that was asked for was never read: {truth:?}, page {page}"
@@ -117,7 +122,7 @@ pub(crate) fn check_asked(map: &Map, truth: &Truth, pages: std::ops::Range<u64>)
 /// Checks pages that are pinned: they are there, they are not the kernel's to take, and touching them raises nothing.
 pub(crate) fn check_pinned(map: &Map, truth: &Truth, pages: std::ops::Range<u64>) {
     for page in pages {
-        let addr = map.as_ptr() as usize + page as usize * PAGE;
+        let addr = address(map, page);
         if !with(|w| w.kernel.memory.is_firm(addr)) {
             fail(&format!(
                 "a pinned page is gone, or may go: {truth:?}, page {page}"

@@ -460,7 +460,7 @@ fn future(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
     }
 }
 
-/// Asks for several ranges at once, or pins them.
+/// Asks for several ranges in one call, or pins them.
 fn batch(map: &Map, truth: &Truth) {
     let pins = chance(2);
     // (A small budget has no room for more pins of several threads.)

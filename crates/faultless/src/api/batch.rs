@@ -1,4 +1,4 @@
-//! Many ranges at once.
+//! Loads and pins of many ranges in one call.
 
 use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
@@ -9,9 +9,8 @@ use crate::base::ids::Unit;
 use crate::fault::ahead::{self, part_units};
 use crate::fault::run::{Need, owner};
 use crate::fault::serve::serve;
-use crate::read::gather::{Wanted, gather};
+use crate::read::gather::gather;
 use crate::space::map_core::MapCore;
-use crate::space::page::State;
 use faultless_sys::signal;
 use std::ops::Range;
 use std::sync::Arc;
@@ -89,7 +88,8 @@ impl Map {
         bytes <= self.pool.budget().get() / 4 * 3
     }
 
-    /// Reads what is absent of some ranges, as far as that goes. (What is wrong is found out later.)
+    /// Reads the absent units of some ranges, but for those that have to wait for other threads or cannot be read: the caller finds out
+    /// about those.
     fn fetch(&self, ranges: &[Range<usize>]) {
         let Backing::Engine(core) = &self.backing else {
             return;
@@ -105,7 +105,7 @@ impl Map {
         self.fetch_units(core, &units, false);
     }
 
-    /// Reads what is absent of some units at the depth of the device, if it is more than one read. `follow`: threads that ask in order
+    /// Reads the absent ones of some units at the depth of the device, if that takes more than one read. `follow`: threads that ask in order
     /// are read ahead of.
     pub(crate) fn fetch_units(&self, core: &MapCore, units: &[Range<Unit>], follow: bool) {
         let one_read = match units {
@@ -128,15 +128,7 @@ impl Map {
             }
             return;
         }
-        let wanted: Vec<Wanted<'_>> = units
-            .iter()
-            .map(|units| Wanted {
-                core,
-                units: units.clone(),
-                need: Need::Ask,
-            })
-            .collect();
-        gather(&workers.rings, &wanted, |core, unit| {
+        gather(&workers.rings, core, Need::Ask, units, |unit| {
             let blocked = signal::Blocked::all();
             let _serving = core.pool.withheld.serving(blocked.former());
             // Where there is no room for one, there is none for the others.
@@ -147,8 +139,7 @@ impl Map {
 
 /// The part of some units that begins with the first that is absent.
 fn first_absent(core: &MapCore, units: &Range<Unit>) -> Option<Range<Unit>> {
-    let absent = |&unit: &Unit| core.page(unit).load().state() != State::Resident;
     Unit::each(units.clone())
-        .find(absent)
+        .find(|&unit| !core.is_resident(unit))
         .map(|unit| unit..units.end)
 }

@@ -20,7 +20,7 @@ impl Map {
     /// other things meanwhile. It works under any executor. Reading starts with the first poll; many futures that wait at the same
     /// time are read at the depth at which devices work best. Dropping one gives up its claim, at any time.
     ///
-    /// What is resident is ready with the first poll.
+    /// If the range is resident, the first poll returns it.
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -74,6 +74,7 @@ impl Map {
 
 /// Bytes of the region that are there, and the units that are pinned.
 type There = (Range<usize>, Range<Unit>);
+
 impl Map {
     fn failed(&self, why: Failure) -> Error {
         match (why, &self.backing) {

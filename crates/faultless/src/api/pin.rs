@@ -51,7 +51,7 @@ impl Map {
                 pinned.units = units.start..units.start;
                 let several = units.end - units.start > 1;
                 if several && self.leaves_room_for_buffers(bytes.len() as u64) {
-                    // (What cannot be read is found out below.)
+                    // (The loop below finds out what cannot be read.)
                     self.fetch_units(core, std::slice::from_ref(&units), false);
                     let _ = ask(core, units.clone(), false);
                 }

@@ -5,10 +5,9 @@ use crate::api::map::Map;
 use crate::base::ids::Unit;
 use crate::fault::run::{Fetch, Need};
 use crate::read::blocks::with_pieces;
-use crate::read::gather::{Wanted, gather};
+use crate::read::gather::gather;
 use crate::read::prefetch::prefetch;
 use crate::space::map_core::MapCore;
-use crate::space::page::State;
 use crate::space::recorder::{GROUP, Mask, Used};
 use crate::sync::staging::CHUNK_MAX;
 use faultless_sys::mem::PAGE;
@@ -71,7 +70,7 @@ impl Map {
     /// The reader's; [`io::ErrorKind::InvalidData`] if this is no recording, or not all of it.
     pub fn warm(&self, recording: impl Read) -> io::Result<Warmed> {
         self.check_process()?;
-        // (What a hostile file names beyond the map takes no memory.)
+        // (Parts that lie beyond the map take no memory, however many a hostile file names.)
         let saved = Saved::read(recording, |range| self.bytes_of(range).is_some())?;
         let mut warmed = Warmed {
             wanted: 0,
@@ -99,18 +98,17 @@ impl Map {
 
     fn warm_units(&self, core: &MapCore, ranges: &[Range<usize>]) {
         let workers = &self.pool.0.workers;
+        let units = ranges.iter().map(|range| units_of(core, range));
+        let units: Vec<Range<Unit>> = units.collect();
         if core.is_source() {
-            for range in ranges {
-                let _ = workers.queue(core, units_of(core, range));
+            for units in units {
+                let _ = workers.queue(core, units);
             }
             return;
         }
         if core.unit_bytes() > CHUNK_MAX as u64 {
             // Each is read in several pieces.
-            for unit in ranges
-                .iter()
-                .flat_map(|range| Unit::each(units_of(core, range)))
-            {
+            for unit in units.into_iter().flat_map(Unit::each) {
                 let _blocked = signal::Blocked::all();
                 let read = |fetch: Fetch<'_>| prefetch(core, unit, 1, fetch);
                 if with_pieces(core, Need::Prefetch, read).is_err() {
@@ -119,15 +117,7 @@ impl Map {
             }
             return;
         }
-        let wanted: Vec<Wanted<'_>> = ranges
-            .iter()
-            .map(|range| Wanted {
-                core,
-                units: units_of(core, range),
-                need: Need::Ask,
-            })
-            .collect();
-        gather(&workers.rings, &wanted, |_, _| false);
+        gather(&workers.rings, core, Need::Ask, &units, |_| false);
     }
 
     /// The bytes of the region that are some bytes of the source, as far as the map has them: whole pages.
@@ -196,7 +186,7 @@ impl Recording<'_> {
 /// What was noted, and what is resident: the evictor may not have heard of the last units.
 fn used(core: &MapCore) -> Used {
     let mut used = core.recorder.used();
-    let resident = |&unit: &Unit| core.page(unit).load().state() == State::Resident;
+    let resident = |&unit: &Unit| core.is_resident(unit);
     let mut first = Unit::new(0);
     while first < core.units_end() {
         let end = (first + GROUP).min(core.units_end());

@@ -45,7 +45,7 @@ const IDLE: Nanos = Nanos::from_secs(1);
 const STUCK: Nanos = Nanos::from_millis(2);
 /// Turns in which nothing can leave, before the pool is believed to have nothing that can.
 const IN_VAIN: u32 = 3;
-/// What the rest of the pool gets beside what cannot leave, as a divisor of the group's memory.
+/// The part of the group's memory that the pool keeps for other units, where some cannot leave; as a divisor.
 const FLOOR_SHARE: u64 = 16;
 /// What the floor comes down by with each look, as a divisor.
 const FLOOR_STEP: u64 = 128;

@@ -12,14 +12,8 @@ use crate::fault::rescue::rescue;
 use crate::fault::run::{Need, Origin, Run, owner};
 use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
-use crate::space::page::State;
 use faultless_sys::signal;
 use std::ops::Range;
-
-/// Whether a unit is resident, as far as is known: the kernel may have taken it back.
-fn is_resident(core: &MapCore, unit: Unit) -> bool {
-    core.page(unit).load().state() == State::Resident
-}
 
 /// Makes units resident. It reads absent units one run at a time, and blocks the signals of the calling thread during each. `follow`:
 /// threads that ask in order are read ahead of.
@@ -33,7 +27,7 @@ pub(crate) fn ask(core: &MapCore, units: Range<Unit>, follow: bool) -> Result<()
     let mut alone = units.start;
     let mut told = !follow;
     while unit < units.end {
-        if is_resident(core, unit) {
+        if core.is_resident(unit) {
             unit += 1;
             continue;
         }
@@ -49,7 +43,7 @@ pub(crate) fn ask(core: &MapCore, units: Range<Unit>, follow: bool) -> Result<()
             unit = end;
             continue;
         }
-        let missing = Unit::each(unit..end).find(|&unit| !is_resident(core, unit));
+        let missing = Unit::each(unit..end).find(|&unit| !core.is_resident(unit));
         if missing.is_some() {
             alone = end;
         }

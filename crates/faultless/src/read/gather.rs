@@ -1,8 +1,8 @@
 //! Reading many units at the depth at which a device works best, in the calling thread.
 //!
-//! It is a first pass, and does what can be done without waiting for other threads: the thread has many units claimed at once, and
-//! others may wait for them. What another thread is at, what the budget has no room for, and what cannot be read is left to a
-//! second pass, which serves units one by one ([`ask`](crate::fault::ask), pins) and finds out what is wrong.
+//! It is a first pass, and does what can be done without waiting for other threads: the thread has claimed many units, and others may wait
+//! for them. It leaves out units that other threads fill, units for which the budget has no room, and units that cannot be read. A second
+//! pass ([`ask`](crate::fault::ask), pins) serves those one by one, and finds out what is wrong.
 
 #![allow(
     unsafe_code,
@@ -21,7 +21,7 @@ use crate::fault::read_file::{Seen, file_piece, is_whole};
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Need, Origin, Run};
 use crate::read::rings::{DEPTH, Rings};
-use crate::read::uring::Uring;
+use crate::read::uring::{Read, Uring};
 use crate::space::counters::Count;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
@@ -36,65 +36,68 @@ const END_NAP: Nanos = Nanos::from_millis(1);
 /// Units that are read between two moments at which no unit is claimed and the thread's signals are open.
 const WAVE: u64 = 1024;
 
-/// Units of a map that are wanted, to be touched ([`Need::Ask`]) or perhaps ([`Need::Prefetch`]).
-pub(crate) struct Wanted<'a> {
-    pub(crate) core: &'a MapCore,
-    pub(crate) units: Range<Unit>,
-    pub(crate) need: Need,
-}
-
-/// A place in a list of wanted units.
-struct Cursor<'a, 'w> {
-    wanted: &'w [Wanted<'a>],
+/// A place in the units of a map that are wanted.
+struct Cursor<'a> {
+    core: &'a MapCore,
+    fd: &'a Fd,
+    need: Need,
+    ranges: &'a [Range<Unit>],
     at: usize,
     unit: Unit,
 }
 
-impl<'a, 'w> Cursor<'a, 'w> {
-    fn new(wanted: &'w [Wanted<'a>]) -> Self {
-        let unit = wanted.first().map_or(Unit::new(0), |w| w.units.start);
-        Cursor {
-            wanted,
-            at: 0,
-            unit,
+impl Cursor<'_> {
+    /// Goes on to the next unit that is absent, and that no thread reads. The units from there on that belong to the same range.
+    fn next_absent(&mut self) -> Option<Range<Unit>> {
+        if self.core.closing.load(Ordering::Relaxed) {
+            return None;
         }
-    }
-
-    /// Goes on to the next unit that is absent, and that nobody reads. The units from there on that belong to the same range.
-    fn next_absent(&mut self) -> Option<(&'w Wanted<'a>, Range<Unit>)> {
         loop {
-            let wanted = self.wanted.get(self.at)?;
-            let Wanted { core, units, .. } = wanted;
-            let gathers = core.unit_bytes() <= CHUNK_MAX as u64
-                && matches!(core.reading, Reading::File { .. })
-                && !core.closing.load(Ordering::Relaxed);
-            while gathers && self.unit < units.end {
-                if is_absent(core, self.unit) {
-                    return Some((wanted, self.unit..units.end));
+            let units = self.ranges.get(self.at)?;
+            while self.unit < units.end {
+                if is_absent(self.core, self.unit) {
+                    return Some(self.unit..units.end);
                 }
                 self.unit += 1;
             }
             self.at += 1;
-            self.unit = self.wanted.get(self.at)?.units.start;
+            self.unit = self.ranges.get(self.at)?.start;
         }
     }
 }
 
+/// Whether a unit is absent, and no thread is at it.
 pub(crate) fn is_absent(core: &MapCore, unit: Unit) -> bool {
     let word = core.page(unit).load();
     word.state() == State::Absent && !word.cool() && !word.batch()
 }
 
-/// Reads what is absent of the wanted units, as far as nothing has to be waited for but the device. `alone` serves a unit that there
-/// is no room for, which may take its time, and says whether to go on.
+/// Reads what is absent of some units of a map, which a program touches ([`Need::Ask`]) or may touch ([`Need::Prefetch`]). It waits for
+/// devices alone. `alone` serves a unit for which there is no room, may take its time, and says whether to go on. (Users' sources, and
+/// units larger than buffers, are left out.)
 pub(crate) fn gather(
     rings: &Rings,
-    wanted: &[Wanted<'_>],
-    mut alone: impl FnMut(&MapCore, Unit) -> bool,
+    core: &MapCore,
+    need: Need,
+    ranges: &[Range<Unit>],
+    mut alone: impl FnMut(Unit) -> bool,
 ) {
-    let mut cursor = Cursor::new(wanted);
+    let (Reading::File { fd, .. }, Some(first)) = (&core.reading, ranges.first()) else {
+        return;
+    };
+    if core.unit_bytes() > CHUNK_MAX as u64 {
+        return;
+    }
+    let mut cursor = Cursor {
+        core,
+        fd,
+        need,
+        ranges,
+        at: 0,
+        unit: first.start,
+    };
     let mut ring = None;
-    while let Some((&Wanted { core, need, .. }, units)) = cursor.next_absent() {
+    while let Some(units) = cursor.next_absent() {
         let before = (cursor.at, cursor.unit);
         if ring.is_none() {
             ring = rings.take();
@@ -103,22 +106,19 @@ pub(crate) fn gather(
             // A signal handler that does not return (longjmp), or a cancellation, would leave units claimed for ever.
             let blocked = signal::Blocked::all();
             let _serving = core.pool.withheld.serving(blocked.former());
-            match ring.take() {
-                Some(uring) => {
-                    let starved;
-                    (ring, starved) = wave(rings, uring, &mut cursor);
-                    // A single read may wait for a buffer, as a miss does.
-                    if starved && before == (cursor.at, cursor.unit) {
-                        run_by_itself(core, units, need, &mut cursor);
-                    }
-                }
-                None => run_by_itself(core, units, need, &mut cursor),
+            let mut starved = true;
+            if let Some(uring) = ring.take() {
+                (ring, starved) = wave(rings, uring, &mut cursor);
+            }
+            // A single read may wait for a buffer, as a miss does.
+            if starved && before == (cursor.at, cursor.unit) {
+                run_by_itself(&mut cursor, units);
             }
         }
         if before == (cursor.at, cursor.unit) {
             let unit = cursor.unit;
             cursor.unit += 1;
-            if is_absent(core, unit) && !alone(core, unit) {
+            if is_absent(core, unit) && !alone(unit) {
                 break;
             }
         }
@@ -129,10 +129,8 @@ pub(crate) fn gather(
 }
 
 /// Reads one run, where there is no ring. The cursor stays where it is if there is no room.
-fn run_by_itself(core: &MapCore, units: Range<Unit>, need: Need, cursor: &mut Cursor<'_, '_>) {
-    let Reading::File { fd, .. } = &core.reading else {
-        return;
-    };
+fn run_by_itself(cursor: &mut Cursor<'_>, units: Range<Unit>) {
+    let &mut Cursor { core, fd, need, .. } = cursor;
     match claim_run(core, units, part_units(core)) {
         Claimed::Run(run) => {
             let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
@@ -167,7 +165,6 @@ fn claim_run(core: &MapCore, units: Range<Unit>, most: u64) -> Claimed {
 /// A read that the kernel is at.
 struct Flight<'a> {
     core: &'a MapCore,
-    fd: &'a Fd,
     need: Need,
     run: Run,
     buffer: Buffer,
@@ -219,19 +216,19 @@ enum Begun {
 
 /// Reads what comes next, many runs at a time, until all that it has claimed is there. Gives the ring back, unless it is of no use any
 /// more, and says whether it ended for want of a buffer.
-fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> (Option<Uring>, bool) {
+fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Uring>, bool) {
     let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
     let (mut flying, mut left, mut starved) = (0, WAVE, false);
     let mut failed: Option<Nanos> = None;
     loop {
         while flying < DEPTH
             && left > 0
-            && let Some((wanted, units)) = cursor.next_absent()
+            && let Some(units) = cursor.next_absent()
         {
             let Some(free) = flights.iter().position(Option::is_none) else {
                 break;
             };
-            match begin(&mut ring, wanted, units, free, &mut flights[free]) {
+            match begin(&mut ring, cursor, units, free, &mut flights[free]) {
                 Begun::Units(n) => {
                     cursor.unit += n;
                     flying += usize::from(flights[free].is_some());
@@ -267,8 +264,8 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> (Option<
             Some(_) => clock::nap(END_NAP),
         }
         ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
-        // All of these reads have ended: one look at each descriptor is good for all that were done through it.
-        let mut right: Option<(&Fd, Seen, bool)> = None;
+        // All of these reads have ended: one look at a descriptor is good for all that were done through it.
+        let mut right: Option<(Seen, bool)> = None;
         for (slot, got) in landed.into_iter().enumerate() {
             let Some(got) = got else { continue };
             let Some(flight) = flights[slot].take() else {
@@ -279,10 +276,10 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> (Option<
             let offset = core.source_at(core.backed(flight.run.units()).start);
             let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
             let is_right = match right {
-                Some((fd, of, right)) if std::ptr::eq(fd, flight.fd) && of == seen => right,
-                _ => seen.was_right(core, flight.fd),
+                Some((of, right)) if of == seen => right,
+                _ => seen.was_right(core, cursor.fd),
             };
-            right = Some((flight.fd, seen, is_right));
+            right = Some((seen, is_right));
             flight.land(got.filter(|_| is_right));
         }
     }
@@ -291,14 +288,11 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_, '_>) -> (Option<
 /// Claims what comes next, and queues the read of it.
 fn begin<'a>(
     ring: &mut Uring,
-    &Wanted { core, need, .. }: &Wanted<'a>,
+    &Cursor { core, fd, need, .. }: &Cursor<'a>,
     units: Range<Unit>,
     slot: usize,
     flight: &mut Option<Flight<'a>>,
 ) -> Begun {
-    let Reading::File { fd, .. } = &core.reading else {
-        return Begun::Units(1);
-    };
     let most = part_units(core).min(units.end - units.start);
     let absent = Unit::each(units.start..units.start + most).take_while(|&u| is_absent(core, u));
     let mut most = (absent.count() as u64).max(1);
@@ -331,7 +325,6 @@ fn begin<'a>(
     let want = (backed.end - backed.start) as usize;
     let begun = Flight {
         core,
-        fd,
         need,
         run,
         want,
@@ -339,17 +332,15 @@ fn begin<'a>(
         began: clock::now(),
         buffer,
     };
-    let offset = core.source_at(backed.start).get();
-    // SAFETY: the buffer is on loan to this thread, has room for the units, and is given back once the read has ended, or never.
-    let queued = unsafe {
-        ring.queue(
-            slot as u64,
-            begun.seen.number,
-            begun.buffer.addr(),
-            want,
-            offset,
-        )
+    let read = Read {
+        token: slot as u64,
+        number: begun.seen.number,
+        buf: begun.buffer.addr(),
+        len: want,
+        offset: core.source_at(backed.start).get(),
     };
+    // SAFETY: the buffer is on loan to this thread, has room for the units, and is given back once the read has ended, or never.
+    let queued = unsafe { ring.queue(read) };
     if queued {
         *flight = Some(begun);
     } else {

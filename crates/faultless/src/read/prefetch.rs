@@ -9,7 +9,7 @@ use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Fetch, Need, Origin, Run};
 use crate::read::blocks::with_pieces;
-use crate::read::gather::{Wanted, gather, is_absent};
+use crate::read::gather::{gather, is_absent};
 use crate::read::rings::Rings;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
@@ -18,6 +18,7 @@ use crate::space::registry;
 use crate::space::streams::Request;
 use crate::space::trips::Owner;
 use faultless_sys::mem::PAGE;
+use std::ops::Range;
 
 /// Bytes of one part of a prefetch.
 pub(crate) const PART: u64 = 256 * 1024;
@@ -76,10 +77,7 @@ fn trip_slot(core: &MapCore, unit: Unit) -> Option<Slot> {
     };
     core.pool.trips.take(owner, |slot, from| {
         // A reader that went elsewhere left it behind; or its map is gone, and all who could read the slot.
-        let Some(owner) = registry::gate(from.map)
-            .and_then(registry::enter)
-            .filter(|c| c.serial == from.serial)
-        else {
+        let Some(owner) = registry::enter_map(from.map, from.serial) else {
             return !registry::may_be_in_use(from.map, from.serial);
         };
         let Some(given) = give_up_cool(&owner, from.unit, Some(slot), 0) else {
@@ -101,10 +99,7 @@ pub(crate) fn run(job: &Prefetch) {
         count,
         ..
     } = job;
-    let Some(core) = registry::gate(id)
-        .and_then(registry::enter)
-        .filter(|c| c.serial == serial)
-    else {
+    let Some(core) = registry::enter_map(id, serial) else {
         return;
     };
     let end = (unit + count).min(core.units_end());
@@ -126,27 +121,19 @@ pub(crate) fn run(job: &Prefetch) {
     }
 }
 
-/// Reads in what several prefetches ask for, many at a time. What there is no room for is dropped.
+/// Reads in what several prefetches of one map ask for, many at a time. What there is no room for is dropped.
 pub(crate) fn run_together(rings: &Rings, jobs: &[Prefetch]) {
-    let enter = |job: &Prefetch| {
-        let core = registry::gate(job.id)
-            .and_then(registry::enter)
-            .filter(|c| c.serial == job.serial)?;
-        let end = (job.unit + job.count).min(core.units_end());
-        Some((core, job.unit..end))
+    let core = jobs
+        .first()
+        .map(|job| registry::enter_map(job.id, job.serial));
+    let Some(core) = core.flatten() else {
+        return;
     };
-    let entered: Vec<_> = jobs.iter().filter_map(enter).collect();
-    let wanted: Vec<Wanted<'_>> = entered
-        .iter()
-        .map(|(core, units)| Wanted {
-            core,
-            units: units.clone(),
-            need: Need::Prefetch,
-        })
-        .collect();
-    gather(rings, &wanted, |_, _| false);
-    for Wanted { core, units, .. } in wanted {
-        if Unit::each(units).any(|unit| is_absent(core, unit)) {
+    let units = |job: &Prefetch| job.unit..(job.unit + job.count).min(core.units_end());
+    let ranges: Vec<Range<Unit>> = jobs.iter().map(units).collect();
+    gather(rings, &core, Need::Prefetch, &ranges, |_| false);
+    for units in ranges {
+        if Unit::each(units).any(|unit| is_absent(&core, unit)) {
             core.counters.add(Count::PrefetchDropped, 1);
         }
     }

@@ -15,12 +15,11 @@ use crate::fault::ask::ask;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::Need;
 use crate::fault::serve::serve;
-use crate::read::gather::{Wanted, gather};
+use crate::read::gather::gather;
 use crate::read::lanes::Lanes;
 use crate::read::rings::{Rings, Way};
 use crate::space::map_core::MapCore;
-use crate::space::page::State as UnitState;
-use crate::space::registry::{self, Inside};
+use crate::space::registry;
 use crate::sync::bell::Bell;
 use faultless_sys::signal;
 use std::io;
@@ -77,6 +76,13 @@ impl What {
     fn map(&self) -> Map {
         match self {
             What::Units { map, serial, .. } => Some((*map, *serial)),
+            What::Other(_) => None,
+        }
+    }
+
+    fn units(&self) -> Option<Range<Unit>> {
+        match self {
+            What::Units { units, .. } => Some(units.clone()),
             What::Other(_) => None,
         }
     }
@@ -435,7 +441,7 @@ impl Requests {
                     server.at = At::Serving(since, map);
                     // (What else there is may not wait for these.)
                     Self::start(host);
-                    let (wakers, held_up) = serve_together(host.rings(), all);
+                    let (wakers, held_up) = serve_together(host.rings(), map, all);
                     let mut queue = lock(&requests.queue);
                     for request in held_up {
                         queue.waiting.push(map, request);
@@ -482,16 +488,6 @@ impl Requests {
     }
 }
 
-/// Goes into the map of a request, if it is still there.
-fn enter(request: &Request) -> Option<Inside<'static>> {
-    match request.what {
-        What::Units { map, serial, .. } => registry::gate(map)
-            .and_then(registry::enter)
-            .filter(|core| core.serial == serial),
-        What::Other(_) => None,
-    }
-}
-
 /// Pins units, as far as no thread has to be waited for and nothing is to be read: all of them or none.
 pub(crate) fn pin_resident(core: &MapCore, units: Range<Unit>) -> bool {
     let pin = |&unit: &Unit| {
@@ -512,7 +508,7 @@ fn unpin(core: &MapCore, units: Range<Unit>) {
 
 /// Whether units are resident, as far as is known.
 pub(crate) fn are_resident(core: &MapCore, units: Range<Unit>) -> bool {
-    Unit::each(units).all(|unit| core.page(unit).load().state() == UnitState::Resident)
+    Unit::each(units).all(|unit| core.is_resident(unit))
 }
 
 /// Says what came of a request. Returns what is to be woken.
@@ -530,46 +526,43 @@ fn finish(core: &MapCore, request: &Request, outcome: Outcome) -> Option<Waker> 
     })
 }
 
-/// Serves requests as far as nothing has to be waited for but devices. Returns whom to wake, and the requests that have to wait for more.
-fn serve_together(rings: &Rings, all: Vec<Arc<Request>>) -> (Vec<Waker>, Vec<Arc<Request>>) {
-    let entered = all.into_iter().filter(|request| !request.is_abandoned());
-    // (If the map is gone, so is the future: it borrows it.)
-    let entered: Vec<(Arc<Request>, Inside<'_>)> = entered
-        .filter_map(|request| enter(&request).map(|core| (request, core)))
-        .collect();
-    let units = |request: &Request| match &request.what {
-        What::Units { units, .. } => units.clone(),
-        What::Other(_) => Unit::new(0)..Unit::new(0),
-    };
-    // (One after the other they are read faster by several threads.)
-    if !matches!(rings.way(), Way::Blocking(_)) {
-        let wanted: Vec<Wanted<'_>> = entered
-            .iter()
-            .map(|(request, core)| Wanted {
-                core,
-                units: units(request),
-                need: Need::Ask,
-            })
-            .collect();
-        gather(rings, &wanted, |_, _| false);
-    }
+/// Serves requests of one map, as far as it has to wait for devices alone. Returns the tasks to wake, and the requests that have to wait
+/// for more.
+fn serve_together(
+    rings: &Rings,
+    map: Map,
+    all: Vec<Arc<Request>>,
+) -> (Vec<Waker>, Vec<Arc<Request>>) {
     let (mut wakers, mut held_up) = (Vec::new(), Vec::new());
-    for (request, core) in entered {
+    // (If the map is gone, so are the futures: they borrow it.)
+    let core = map.and_then(|(id, serial)| registry::enter_map(id, serial));
+    let Some(core) = core else {
+        return (wakers, held_up);
+    };
+    let wanted = all.iter().filter(|request| !request.is_abandoned());
+    // (Where there is no ring, several threads read faster than one.)
+    if !matches!(rings.way(), Way::Blocking(_)) {
+        let units = wanted.clone().filter_map(|request| request.what.units());
+        let units: Vec<Range<Unit>> = units.collect();
+        gather(rings, &core, Need::Ask, &units, |_| false);
+    }
+    for request in wanted {
         let there = match &request.what {
-            What::Units {
-                units, pins: true, ..
-            } => pin_resident(&core, units.clone()),
-            _ => are_resident(&core, units(&request)),
+            What::Units { units, pins, .. } => match pins {
+                true => pin_resident(&core, units.clone()),
+                false => are_resident(&core, units.clone()),
+            },
+            What::Other(_) => false,
         };
         match there {
-            true => wakers.extend(finish(&core, &request, Ok(()))),
-            false => held_up.push(request),
+            true => wakers.extend(finish(&core, request, Ok(()))),
+            false => held_up.push(request.clone()),
         }
     }
     (wakers, held_up)
 }
 
-/// Serves a request, however long that takes. Returns whom to wake.
+/// Serves a request, however long that takes. Returns the task to wake.
 fn serve_by_itself(request: &Request) -> Option<Waker> {
     if request.is_abandoned() {
         return None;
@@ -581,8 +574,13 @@ fn serve_by_itself(request: &Request) -> Option<Waker> {
             let outcome = done.map_err(Failure::Other);
             request.finish(outcome).ok().flatten()
         }
-        What::Units { units, pins, .. } => {
-            let core = enter(request)?;
+        What::Units {
+            map,
+            serial,
+            units,
+            pins,
+        } => {
+            let core = registry::enter_map(*map, *serial)?;
             let outcome = match pins {
                 true => pin(&core, request, units.clone()),
                 false => load(&core, request, units.clone()),
@@ -592,7 +590,7 @@ fn serve_by_itself(request: &Request) -> Option<Waker> {
     }
 }
 
-/// Whether nobody waits for a request any more, or its map is about to go.
+/// Whether no future waits for a request any more, or its map is about to go.
 fn given_up(core: &MapCore, request: &Request) -> bool {
     core.closing.load(Ordering::Relaxed) || request.is_abandoned()
 }
@@ -610,7 +608,7 @@ fn load(core: &MapCore, request: &Request, units: Range<Unit>) -> Outcome {
 
 /// Pins units, however long that takes: all of them, or none.
 fn pin(core: &MapCore, request: &Request, units: Range<Unit>) -> Outcome {
-    // (What cannot be read is found out below.)
+    // (The loop below finds out what cannot be read.)
     let _ = load(core, request, units.clone());
     for unit in Unit::each(units.clone()) {
         if pin_resident(core, unit..unit + 1) {

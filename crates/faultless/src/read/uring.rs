@@ -1,9 +1,21 @@
-//! Many reads in flight at once by one thread: io_uring.
+//! One thread that has many reads in flight: io_uring.
+
+use crate::base::ids::Addr;
 
 #[cfg(not(faultless_sim))]
 pub(crate) use kernels::Uring;
 #[cfg(faultless_sim)]
 pub(crate) use simulated::Uring;
+
+/// A read of `len` bytes from `offset` of a file to `buf`. The token says which one it is.
+pub(crate) struct Read {
+    pub(crate) token: u64,
+    /// The file's descriptor.
+    pub(crate) number: i32,
+    pub(crate) buf: Addr,
+    pub(crate) len: usize,
+    pub(crate) offset: u64,
+}
 
 #[cfg(not(faultless_sim))]
 mod kernels {
@@ -12,7 +24,7 @@ mod kernels {
         reason = "has the kernel read into memory given by address"
     )]
 
-    use crate::base::ids::Addr;
+    use super::Read;
     use faultless_sys::file::FileId;
     use faultless_sys::{fdtable, file, raw};
     use io_uring::{IoUring, opcode, types};
@@ -65,22 +77,16 @@ mod kernels {
         ///
         /// # Safety
         ///
-        /// `buf` must be writable for `len` bytes, and nobody else may use it, until [`reap`](Self::reap) has given `token` back: if
-        /// that never happens, for ever.
-        pub(crate) unsafe fn queue(
-            &mut self,
-            token: u64,
-            number: i32,
-            buf: Addr,
-            len: usize,
-            offset: u64,
-        ) -> bool {
-            let read = opcode::Read::new(types::Fd(number), buf.get() as *mut u8, len as u32);
-            let entry = read.offset(offset).build().user_data(token);
+        /// Its memory must be writable, and no one else may use it, until [`reap`](Self::reap) has given its token back: if that never
+        /// happens, for ever.
+        pub(crate) unsafe fn queue(&mut self, read: Read) -> bool {
+            let (to, len) = (read.buf.get() as *mut u8, read.len as u32);
+            let entry = opcode::Read::new(types::Fd(read.number), to, len);
+            let entry = entry.offset(read.offset).build().user_data(read.token);
             // SAFETY: the caller's promise.
             let queued = unsafe { self.ring.submission().push(&entry).is_ok() };
             if queued {
-                self.queued.push(token);
+                self.queued.push(read.token);
             }
             queued
         }
@@ -147,17 +153,9 @@ mod kernels {
 mod simulated {
     #![allow(unsafe_code, reason = "reads into memory given by address")]
 
-    use crate::base::ids::Addr;
+    use super::Read;
     use faultless_sys::file;
     use std::io;
-
-    struct Read {
-        token: u64,
-        number: i32,
-        buf: Addr,
-        len: usize,
-        offset: u64,
-    }
 
     /// So many calls, then no more.
     const CALLS: u32 = 300;
@@ -179,21 +177,8 @@ mod simulated {
             true
         }
 
-        pub(crate) unsafe fn queue(
-            &mut self,
-            token: u64,
-            number: i32,
-            buf: Addr,
-            len: usize,
-            offset: u64,
-        ) -> bool {
-            self.queued.push(Read {
-                token,
-                number,
-                buf,
-                len,
-                offset,
-            });
+        pub(crate) unsafe fn queue(&mut self, read: Read) -> bool {
+            self.queued.push(read);
             true
         }
 

@@ -10,7 +10,7 @@ use crate::space::alias::Alias;
 use crate::space::counters::Counters;
 use crate::space::fds::Fd;
 use crate::space::live::Live;
-use crate::space::page::Page;
+use crate::space::page::{Page, State};
 use crate::space::pool_core::PoolCore;
 use crate::space::recorder::Recorder;
 use crate::space::streams::Streams;
@@ -113,6 +113,11 @@ impl MapCore {
             && self.streams.detects()
             && self.data_len <= budget.limit()
             && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
+    }
+
+    /// Whether a unit is resident, as far as is known: the kernel may have taken it back.
+    pub(crate) fn is_resident(&self, unit: Unit) -> bool {
+        self.page(unit).load().state() == State::Resident
     }
 
     /// Whether user code reads it.

@@ -43,6 +43,13 @@ pub(crate) fn enter(gate: &Gate) -> Option<Inside<'_>> {
     gate.enter(process::shard(USER_SHARDS))
 }
 
+/// Goes into the map with gate `id`, if it still is the one with this serial number.
+pub(crate) fn enter_map(id: MapId, serial: Serial) -> Option<Inside<'static>> {
+    gate(id)
+        .and_then(enter)
+        .filter(|core| core.serial == serial)
+}
+
 static TABLE: [AtomicPtr<Leaf>; ROOT] = [const { AtomicPtr::new(std::ptr::null_mut()) }; ROOT];
 static GATES: [AtomicPtr<[Gate; GATES_PER_CHUNK]>; MAPS_MAX / GATES_PER_CHUNK] =
     [const { AtomicPtr::new(std::ptr::null_mut()) }; MAPS_MAX / GATES_PER_CHUNK];

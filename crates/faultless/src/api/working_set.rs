@@ -3,6 +3,7 @@
 use crate::api::backing::{Backing, units_of};
 use crate::api::map::Map;
 use crate::base::ids::Unit;
+use crate::fault::refusal::Refusal;
 use crate::fault::run::{Fetch, Need};
 use crate::read::blocks::with_pieces;
 use crate::read::gather::gather;
@@ -52,12 +53,14 @@ impl Map {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn record(&self) -> Recording<'_> {
-        if let Backing::Engine(core) = &self.backing
-            && self.check_process().is_ok()
-        {
-            core.recorder.start();
+        let beginning = match &self.backing {
+            Backing::Engine(core) if self.check_process().is_ok() => core.recorder.start(),
+            _ => 0,
+        };
+        Recording {
+            map: self,
+            beginning,
         }
-        Recording { map: self }
     }
 
     /// Reads in what a recording names, in its order and at the depth of the device, as far as the budget has room. It returns when
@@ -109,9 +112,10 @@ impl Map {
         if core.unit_bytes() > CHUNK_MAX as u64 {
             // Each is read in several pieces.
             for unit in units.into_iter().flat_map(Unit::each) {
-                let _blocked = signal::Blocked::all();
+                let blocked = signal::Blocked::all();
+                let _serving = core.pool.withheld.serving(blocked.former());
                 let read = |fetch: Fetch<'_>| prefetch(core, unit, 1, fetch);
-                if with_pieces(core, Need::Prefetch, read).is_err() {
+                if with_pieces(core, Need::Prefetch, read) == Err(Refusal::Budget) {
                     return;
                 }
             }
@@ -146,6 +150,8 @@ pub struct Warmed {
 /// Notes which pages of a map are used, until it is dropped. See [`Map::record`].
 pub struct Recording<'a> {
     map: &'a Map,
+    /// Which of the map's recordings it is.
+    beginning: u64,
 }
 
 impl Recording<'_> {
@@ -205,7 +211,7 @@ impl Drop for Recording<'_> {
         if let Backing::Engine(core) = &self.map.backing
             && self.map.check_process().is_ok()
         {
-            core.recorder.stop();
+            core.recorder.stop(self.beginning);
         }
     }
 }

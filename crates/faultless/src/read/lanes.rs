@@ -84,7 +84,10 @@ impl<K: Copy + Eq + Hash, T> Lanes<K, T> {
     /// Takes the items out that `f` says.
     pub(crate) fn take_out(&mut self, f: impl Fn(&T) -> bool) -> Vec<T> {
         let mut out = Vec::new();
-        for lane in self.lanes.values_mut() {
+        for key in &self.turns {
+            let Some(lane) = self.lanes.get_mut(key) else {
+                continue;
+            };
             let all = std::mem::take(&mut lane.queue);
             for item in all {
                 match f(&item) {

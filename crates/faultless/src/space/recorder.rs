@@ -36,31 +36,37 @@ impl Used {
 #[derive(Default)]
 pub(crate) struct Recorder {
     on: AtomicBool,
-    used: Mutex<Used>,
+    /// What was noted since the last beginning, and which beginning that was.
+    used: Mutex<(u64, Used)>,
 }
 
 impl Recorder {
-    /// Begins anew.
-    pub(crate) fn start(&self) {
-        *lock(&self.used) = Used::default();
+    /// Begins anew. Returns the number of this beginning.
+    pub(crate) fn start(&self) -> u64 {
+        let mut used = lock(&self.used);
+        *used = (used.0 + 1, Used::default());
         self.on.store(true, Ordering::Relaxed);
+        used.0
     }
 
-    /// Ends, and forgets.
-    pub(crate) fn stop(&self) {
-        self.on.store(false, Ordering::Relaxed);
-        *lock(&self.used) = Used::default();
+    /// Ends, and forgets, unless it has begun anew since that beginning.
+    pub(crate) fn stop(&self, beginning: u64) {
+        let mut used = lock(&self.used);
+        if used.0 == beginning {
+            self.on.store(false, Ordering::Relaxed);
+            used.1 = Used::default();
+        }
     }
 
     /// A unit was read in. Not to be called by the fault path: it takes a lock.
     pub(crate) fn note(&self, unit: Unit) {
         if self.on.load(Ordering::Relaxed) {
-            lock(&self.used).note(unit);
+            lock(&self.used).1.note(unit);
         }
     }
 
     pub(crate) fn used(&self) -> Used {
-        lock(&self.used).clone()
+        lock(&self.used).1.clone()
     }
 }
 
@@ -72,7 +78,9 @@ mod tests {
     fn groups_stand_in_the_order_of_their_first_use_and_have_a_bit_for_each_unit() {
         let recorder = Recorder::default();
         recorder.note(Unit::new(1));
-        recorder.start();
+        let first = recorder.start();
+        let second = recorder.start();
+        recorder.stop(first);
         for unit in [5000, 3, 5001, 511, 512, 3] {
             recorder.note(Unit::new(unit));
         }
@@ -82,7 +90,8 @@ mod tests {
         assert_eq!(used.groups()[1].1[0], 1 << 3);
         assert_eq!(used.groups()[1].1[7], 1 << 63);
         assert_eq!(used.groups()[0].1[392 / 64], 0b11 << (392 % 64));
-        recorder.stop();
+        recorder.stop(second);
+        recorder.note(Unit::new(1));
         assert!(recorder.used().groups().is_empty());
     }
 }

@@ -227,11 +227,6 @@ impl Staging {
         Some(first)
     }
 
-    /// Bytes of all buffers that there can be.
-    pub(crate) fn bytes(&self) -> usize {
-        self.arena.len() + self.large_len
-    }
-
     /// Bytes that have been charged for buffers so far.
     pub(crate) fn charged_bytes(&self) -> u64 {
         let carved = self.carved.load(Ordering::Relaxed);
@@ -285,7 +280,9 @@ impl Staging {
     /// half of what there is at most: misses are to find some, whose storage may be another, and faster.
     pub(crate) fn try_take(&self, bytes: usize, budget: &Budget) -> Option<Buffer> {
         let class = class_of(bytes);
-        let most = self.bytes() / 2;
+        // (Of the large ones, only those that there are by now: there may be no room for more.)
+        let large = self.large_carved.load(Ordering::Relaxed);
+        let most = (self.arena.len() + large) / 2;
         let more = |lent: usize| Some(lent + (PAGE << class)).filter(|&lent| lent <= most);
         let lent = &self.lent;
         lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)

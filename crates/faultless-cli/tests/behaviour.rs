@@ -119,8 +119,13 @@ fn calls_that_bypass_the_library_are_served_with_compat_and_told_without() {
 }
 
 #[test]
+fn what_the_program_unmapped_stays_unmapped() {
+    both("holes", &["--memory", "64M"]).taken_over();
+}
+
+#[test]
 fn all_that_holds_without_compat_holds_with_it() {
-    for name in ["calls", "shape", "signals", "family", "storm"] {
+    for name in ["calls", "shape", "holes", "signals", "family", "storm"] {
         both(name, &["--memory", "64M", "--compat"]).taken_over();
     }
 }

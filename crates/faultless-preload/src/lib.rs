@@ -20,6 +20,7 @@
 //! | `process` | calls that end, copy or confine the process |
 //! | `privileges` | calls with which it gives up a privilege |
 //! | `raw` | the C library's `syscall` |
+//! | `heap` | the engine's own allocations, apart from the program's |
 //! | `lend` | what the kernel is given to read in the place of memory that may be absent |
 //! | `probe` | memory of the program's that may not be there |
 //! | `counters` | EFAULT, counted |
@@ -44,6 +45,7 @@ mod counters;
 mod decide;
 mod descriptors;
 mod exec;
+mod heap;
 mod lend;
 mod limits;
 mod mappings;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "maps, unmaps and discards memory by address")]
 
 use crate::raw::{Errno, check, gated, syscall};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes in a page. Both supported architectures can have others on some kernels (arm64: 16 or 64 KiB); the engine
 /// checks [`kernel_page_size`] before it starts.
@@ -49,12 +50,48 @@ pub unsafe fn map(
     })
 }
 
+/// An address to ask for when the engine maps `len` bytes for itself, without `MAP_FIXED`: a part of the address space that nobody else
+/// is likely to use. If something is there, the kernel chooses another range.
+///
+/// Otherwise the kernel would fill the holes that a program has just unmapped. A program with one thread knows what is in those holes:
+/// nothing. It may unmap them again, together with what lies around them, and would take the engine's memory away.
+pub fn place(len: usize) -> usize {
+    /// A step between huge pages, so that large ranges begin at one.
+    const HUGE: usize = 2 << 20;
+    /// Where the next range is to be; 0 before the first.
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    if cfg!(faultless_sim) {
+        return 0;
+    }
+    // An eighth of the address space below this code (16 TiB of the usual 128): the kernel maps from the top down. The address of the
+    // code is random, and so is this.
+    let code = place as fn(usize) -> usize as usize;
+    let base = (code - code / 8) & !(HUGE - 1);
+    let align = if len < HUGE { PAGE } else { HUGE };
+    let mut next = NEXT.load(Ordering::Relaxed);
+    loop {
+        let start = next.max(base).next_multiple_of(align);
+        // (Half of the way to the code; then from the front again. What is still in use there stays.)
+        let start = if start - base < code / 16 {
+            start
+        } else {
+            base
+        };
+        // A page between: what runs over the end of one range is in no other.
+        let end = start.saturating_add(len).next_multiple_of(PAGE) + PAGE;
+        match NEXT.compare_exchange_weak(next, end, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return start,
+            Err(other) => next = other,
+        }
+    }
+}
+
 /// Private anonymous memory, readable and writable, not counted towards commit limits where the kernel allows it.
 pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
     // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
     unsafe {
         map(
-            0,
+            place(len),
             len,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
@@ -71,7 +108,7 @@ pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
 pub fn map_reserved(len: usize) -> Result<usize, Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
-    let start = unsafe { map(0, len, libc::PROT_NONE, flags, -1, 0)? };
+    let start = unsafe { map(place(len), len, libc::PROT_NONE, flags, -1, 0)? };
     if let Err(e) = unlock(start, len) {
         // SAFETY: mapped above, shown to nobody.
         let _ = unsafe { unmap(start, len) };

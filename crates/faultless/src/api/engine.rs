@@ -106,8 +106,10 @@ impl Engine {
         look_at_limits(&core, &memory::look(), 0);
         let evictor = {
             let core = core.clone();
-            keeper::spawn(c"faultless-evict", move || Evictor::run(core))
-                .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
+            keeper::spawn(c"faultless-evict", move || {
+                Evictor::run(core, keeper::spawn)
+            })
+            .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };
         let engine = Engine {
             core,

@@ -2,6 +2,8 @@
 
 pub(crate) mod area;
 pub(crate) mod array;
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) mod channel;
 pub(crate) mod clock;
 #[cfg(not(loom))]
 pub(crate) mod descriptor;

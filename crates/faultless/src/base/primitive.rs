@@ -16,7 +16,10 @@ pub(crate) use std::sync::atomic::{
     Ordering, fence,
 };
 #[cfg(not(any(loom, faultless_sim)))]
-pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock, mpsc};
+pub(crate) use std::sync::{Mutex, MutexGuard, OnceLock};
+
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) use crate::base::channel as mpsc;
 
 /// For statics that no model is about: loom's atomics live only as long as a model.
 #[cfg(loom)]

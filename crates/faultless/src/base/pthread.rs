@@ -4,14 +4,20 @@
 //! so they take the dynamic linker's lock. An engine can be started by the constructor of a library that `dlopen` loads, whose
 //! thread has that lock; it waits for the keeper, which would wait for the lock.
 
+//!
+//! Their stacks are the engine's own memory. The C library would put them into any hole that the program has just unmapped.
+
 #![allow(unsafe_code, reason = "creates threads by the C library's functions")]
 
+use crate::base::process;
+use faultless_sys::mem;
 use std::ffi::CStr;
 use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::Mutex;
 
-/// Bytes of a thread's stack, as the standard library has it.
+/// Bytes of a thread's stack, with a page before it that nothing may touch.
 const STACK: usize = 2 << 20;
 
 /// What a thread does, and its name.
@@ -20,26 +26,69 @@ struct Body {
     name: &'static CStr,
 }
 
+/// A thread, and where its stack begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Running {
+    thread: libc::pthread_t,
+    stack: usize,
+}
+
 /// A running thread. Dropping this lets it run on by itself.
 #[derive(Debug)]
-pub struct Thread(Option<libc::pthread_t>);
+pub struct Thread(Option<Running>);
+
+/// Threads that run on by themselves. Each [`spawn`] takes back the stacks of those that have ended.
+static LEFT: Mutex<Vec<Running>> = Mutex::new(Vec::new());
+
+fn new_stack() -> io::Result<usize> {
+    let stack = mem::map_anonymous(STACK)?;
+    // SAFETY: mapped just now; no thread uses it.
+    unsafe { mem::protect(stack, mem::PAGE, libc::PROT_NONE) }
+        .inspect_err(|_| free_stack(stack))?;
+    Ok(stack)
+}
+
+fn free_stack(stack: usize) {
+    // SAFETY: made by `new_stack`; its thread has ended, or was never started. (That may fail, and leaves it mapped.)
+    let _ = unsafe { mem::unmap(stack, STACK) };
+}
+
+/// Takes back the stacks of threads that were left to themselves and have ended.
+fn reap() {
+    // (A thread that has the list does so as well. In a forked child none may.)
+    let Ok(mut left) = LEFT.try_lock() else {
+        return;
+    };
+    left.retain(|running| {
+        // SAFETY: neither joined nor detached: the list alone has it.
+        let ended = unsafe { libc::pthread_tryjoin_np(running.thread, std::ptr::null_mut()) } == 0;
+        if ended {
+            free_stack(running.stack);
+        }
+        !ended
+    });
+}
 
 /// Starts a thread, with a name of 15 bytes at most.
 ///
 /// # Errors
 ///
-/// The system refuses another thread.
+/// The system refuses another thread, or its stack.
 pub fn spawn(name: &'static CStr, body: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+    reap();
+    let stack = new_stack()?;
     let body = Box::into_raw(Box::new(Body {
         run: Box::new(body),
         name,
     }));
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();
-    // SAFETY: initialised by the first call and destroyed by the last; `begin` takes the box back.
+    let usable = (stack + mem::PAGE) as *mut c_void;
+    // SAFETY: initialised by the first call and destroyed by the last; `begin` takes the box back. The stack is this thread's alone, and
+    // stays until the thread was joined.
     let failed = unsafe {
         libc::pthread_attr_init(attributes.as_mut_ptr());
-        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
+        libc::pthread_attr_setstack(attributes.as_mut_ptr(), usable, STACK - mem::PAGE);
         let failed = libc::pthread_create(
             thread.as_mut_ptr(),
             attributes.as_ptr(),
@@ -52,11 +101,12 @@ pub fn spawn(name: &'static CStr, body: impl FnOnce() + Send + 'static) -> io::R
     if failed != 0 {
         // SAFETY: no thread has it.
         drop(unsafe { Box::from_raw(body) });
+        free_stack(stack);
         return Err(io::Error::from_raw_os_error(failed));
     }
     // SAFETY: written, since the call succeeded.
     let thread = unsafe { thread.assume_init() };
-    Ok(Thread(Some(thread)))
+    Ok(Thread(Some(Running { thread, stack })))
 }
 
 extern "C" fn begin(body: *mut c_void) -> *mut c_void {
@@ -74,23 +124,36 @@ impl Thread {
     /// Whether the calling thread is this one.
     pub(crate) fn is_this(&self) -> bool {
         // SAFETY: no arguments.
-        self.0 == Some(unsafe { libc::pthread_self() })
+        let this = unsafe { libc::pthread_self() };
+        self.0.is_some_and(|running| running.thread == this)
     }
 
     /// Waits until it has ended.
     pub fn join(mut self) {
-        if let Some(thread) = self.0.take() {
-            // SAFETY: neither joined nor detached.
-            unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
+        let Some(running) = self.0.take() else {
+            return;
+        };
+        // SAFETY: neither joined nor detached.
+        let failed = unsafe { libc::pthread_join(running.thread, std::ptr::null_mut()) };
+        if failed == 0 {
+            free_stack(running.stack);
         }
     }
 }
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        if let Some(thread) = self.0.take() {
-            // SAFETY: neither joined nor detached.
-            unsafe { libc::pthread_detach(thread) };
+        let Some(running) = self.0.take() else {
+            return;
+        };
+        if process::forked() {
+            // The thread is the parent's; the stack's memory is not worth a look at what of it was copied.
+            return;
+        }
+        match LEFT.try_lock() {
+            Ok(mut left) => left.push(running),
+            // SAFETY: neither joined nor detached. (Its stack stays mapped when it has ended.)
+            Err(_) => drop(unsafe { libc::pthread_detach(running.thread) }),
         }
     }
 }
@@ -99,6 +162,22 @@ impl Drop for Thread {
 mod tests {
     use super::*;
     use std::sync::mpsc;
+
+    #[test]
+    fn the_stack_of_a_thread_that_was_left_to_itself_is_taken_back() {
+        let (tell, told) = mpsc::channel();
+        let thread = spawn(c"left", move || {
+            let here = 0u8;
+            let _ = tell.send(&raw const here as usize);
+        });
+        drop(thread.expect("a thread"));
+        let here = told.recv().expect("it runs");
+        assert!(mem::mapped(here));
+        while mem::mapped(here) {
+            reap();
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn a_thread_runs_what_it_was_given_under_its_name_and_is_waited_for() {

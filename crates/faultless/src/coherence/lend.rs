@@ -19,8 +19,17 @@ impl Alias {
         let len = core.region_len;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping, read only.
-        let start =
-            unsafe { mem::map(0, len, libc::PROT_READ, flags, number, core.base.get()) }.ok()?;
+        let start = unsafe {
+            mem::map(
+                mem::place(len),
+                len,
+                libc::PROT_READ,
+                flags,
+                number,
+                core.base.get(),
+            )
+        }
+        .ok()?;
         // SAFETY: mapped just now; this advice changes no contents. (A child has its own mappings.)
         unsafe {
             let _ = mem::madvise(start, len, libc::MADV_DONTFORK);

@@ -4,11 +4,12 @@
 #![allow(unsafe_code, reason = "discards memory by address")]
 
 use crate::base::primitive::mpsc;
-use crate::base::thread;
 use crate::base::thread::{Thread, block_signals};
 use faultless_sys::mem::BATCH_MAX;
 use faultless_sys::mem::IoVec;
 use faultless_sys::{Errno, mem};
+use std::ffi::CStr;
+use std::io;
 
 /// Threads that help.
 const HELPERS: usize = 15;
@@ -18,8 +19,12 @@ struct Work {
     advice: i32,
 }
 
-/// Who gives the advice: the evictor's thread, and helpers once it was held up.
+/// Starts a thread that has the evictor's descriptors. (The engine has one thread that starts those which no thread of the program does.)
+pub(crate) type Spawn = fn(&'static CStr, Box<dyn FnOnce() + Send + 'static>) -> io::Result<Thread>;
+
+/// The threads that give the advice: the evictor's, and helpers once it was held up.
 pub(super) struct Crew {
+    spawn: Spawn,
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
     helpers: Vec<(mpsc::Sender<Work>, Thread)>,
@@ -28,9 +33,10 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    pub(super) fn new(pidfd: Option<i32>) -> Self {
+    pub(super) fn new(pidfd: Option<i32>, spawn: Spawn) -> Self {
         let (told, done) = mpsc::channel();
         Crew {
+            spawn,
             pidfd,
             helpers: Vec::new(),
             told,
@@ -43,15 +49,14 @@ impl Crew {
         while self.pidfd.is_some() && self.helpers.len() < HELPERS {
             let (give, take) = mpsc::channel::<Work>();
             let (pidfd, told) = (self.pidfd, self.told.clone());
-            // Shares this thread's descriptors, the pidfd among them.
-            let helper = thread::spawn(c"faultless-evict", move || {
+            let help = move || {
                 block_signals();
                 for work in take {
                     advise(pidfd, &work.ranges, work.advice);
                     let _ = told.send(());
                 }
-            });
-            match helper {
+            };
+            match (self.spawn)(c"faultless-evict", Box::new(help)) {
                 Ok(handle) => self.helpers.push((give, handle)),
                 Err(_) => return,
             }

@@ -14,7 +14,7 @@ use crate::base::thread::block_signals;
 use crate::base::{clock, memory};
 use crate::evict::batch::Batch;
 use crate::evict::cooler::Cooler;
-use crate::evict::crew::Crew;
+use crate::evict::crew::{Crew, Spawn};
 use crate::evict::limits::{look_at_limits, reserve_bounds, reserve_of};
 use crate::evict::policy::{Item, Policy};
 use crate::evict::pressure::Pressure;
@@ -105,8 +105,8 @@ pub(crate) fn batches_work() -> bool {
 }
 
 impl Evictor {
-    /// The thread's whole life.
-    pub(crate) fn run(pool: Arc<PoolCore>) {
+    /// The thread's whole life. `spawn` starts its helpers.
+    pub(crate) fn run(pool: Arc<PoolCore>, spawn: Spawn) {
         block_signals();
         let pidfd = if batches_work() {
             mem::pidfd_open(raw::getpid(), 0).ok()
@@ -117,7 +117,7 @@ impl Evictor {
         let mut evictor = Evictor {
             policy: Policy::new(cooler.is_some()),
             cooler,
-            crew: Crew::new(pidfd),
+            crew: Crew::new(pidfd, spawn),
             policy_charged: 0,
             emptied: Vec::new(),
             looked: None,

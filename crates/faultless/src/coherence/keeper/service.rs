@@ -116,7 +116,9 @@ fn on_keeper<T: Send + 'static>(
     f: impl FnOnce(&mut Keeper) -> T + Send + 'static,
 ) -> io::Result<T> {
     let (tell, told) = mpsc::channel();
-    lock(running.tasks).push_back(Box::new(move |k| drop(tell.send(f(k)))));
+    lock(running.tasks).push_back(Box::new(move |k| {
+        let _ = tell.send(f(k));
+    }));
     // The queue of signals may be full: the keeper looks by itself now and then.
     let _ = signal::tgkill(running.pid, running.tid, running.signal);
     told.recv()

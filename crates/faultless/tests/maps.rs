@@ -1498,6 +1498,17 @@ fn a_recorded_working_set_is_read_in_before_it_is_touched() {
             assert_eq!(next.is_resident(PAGE..2 * PAGE), unit > 4);
             check(&next, 51, 0);
         }
+        // Only what has room: what was used first, and nothing goes for what was used last.
+        let small = pool(2);
+        let part = small.map(open(&path)).expect("mapped");
+        let warmed = part.warm(&saved[..]).expect("warmed");
+        assert!(
+            (100 * PAGE as u64..2 << 20).contains(&warmed.resident),
+            "{warmed:?}"
+        );
+        assert!(warmed.wanted >= (1002 * PAGE) as u64, "{warmed:?}");
+        let evictions = small.stats().maps.evictions;
+        assert!(evictions < 64, "{evictions}");
         let other = file(dir.path(), "b", 52, 99 * PAGE + 1);
         let other = pool(64).map(open(&other)).expect("mapped");
         let warmed = other.warm(&saved[..]).expect("advice");

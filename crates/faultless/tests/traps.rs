@@ -67,6 +67,54 @@ fn a_program_that_closes_every_descriptor_still_reads_the_file_s_bytes() {
     );
 }
 
+/// A read of a pipe takes what is in it, or waits for ever.
+#[test]
+fn batches_leave_what_has_a_closed_descriptor_s_number_alone() {
+    isolated_ok(
+        "batches_leave_what_has_a_closed_descriptor_s_number_alone",
+        || {
+            let dir = dir();
+            let path = file(dir.path(), "a", 1, LEN);
+            let other = file(dir.path(), "other", 9, LEN);
+            let (leased, trusted) = (pool(8), pool(8));
+            let map = leased.map(open(&path)).expect("mapped");
+            let other = unsafe { trusted.map_trusted(open(&other)) }.expect("mapped");
+            let scattered =
+                |from: usize| (from..PAGES).step_by(8).map(|i| i * PAGE..(i + 1) * PAGE);
+            // Before and after there is a ring.
+            for turn in 0..2 {
+                close_all_descriptors();
+                let mut pipes = Vec::new();
+                for _ in 0..64 {
+                    let mut ends = [0; 2];
+                    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+                    // One in two has bytes.
+                    if ends[0] % 4 == 0 {
+                        assert_eq!(
+                            unsafe { libc::write(ends[1], [7u8; 9].as_ptr().cast(), 9) },
+                            9
+                        );
+                    }
+                    pipes.push(ends);
+                }
+                let ranges: Vec<_> = scattered(turn).collect();
+                for (map, seed) in [(&map, 1), (&other, 9)] {
+                    for (range, loaded) in ranges.iter().zip(map.load_many(&ranges)) {
+                        check(loaded.expect("loaded"), seed, range.start);
+                    }
+                }
+                for [from, to] in pipes {
+                    let mut bytes = [0u8; 16];
+                    unsafe { libc::close(to) };
+                    let got = unsafe { libc::read(from, bytes.as_mut_ptr().cast(), 16) };
+                    assert_eq!(got, if from % 4 == 0 { 9 } else { 0 });
+                    unsafe { libc::close(from) };
+                }
+            }
+        },
+    );
+}
+
 #[test]
 fn a_moved_map_never_reads_as_zero() {
     let out = isolated("a_moved_map_never_reads_as_zero", || {

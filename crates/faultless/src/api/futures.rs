@@ -20,7 +20,8 @@ impl Map {
     /// other things meanwhile. It works under any executor. Reading starts with the first poll; many futures that wait at the same
     /// time are read at the depth at which devices work best. Dropping one gives up its claim, at any time.
     ///
-    /// If the range is resident, the first poll returns it.
+    /// If the range is in memory, the first poll returns it. (Not on the mmap backend, which asks the kernel in a thread of the pool.
+    /// Nor if the evictor has begun to take a page away, or the kernel may do so: then it is pending once, for a moment.)
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -162,8 +163,12 @@ impl<'a> Fetch<'a> {
             Backing::Empty => return Poll::Ready(Ok((bytes, none))),
             Backing::Mmap(mmap) => {
                 let (mmap, bytes) = (mmap.clone(), bytes.clone());
+                let with = std::sync::Arc::as_ptr(&mmap).addr();
                 let job: Job = Box::new(move || mmap.populate(&bytes));
-                What::Other(Mutex::new(Some(job)))
+                What::Other {
+                    with,
+                    job: Mutex::new(Some(job)),
+                }
             }
             Backing::Engine(core) => {
                 check_end(core, &bytes)?;

@@ -3,12 +3,14 @@
 use crate::api::backing::{Backing, units_of};
 use crate::api::map::Map;
 use crate::base::ids::Unit;
+use crate::base::primitive::Ordering;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Fetch, Need};
 use crate::read::blocks::with_pieces;
-use crate::read::gather::gather;
+use crate::read::gather::{gather, is_absent};
 use crate::read::prefetch::prefetch;
 use crate::space::map_core::MapCore;
+use crate::space::page::State;
 use crate::space::recorder::{GROUP, Mask, Used};
 use crate::sync::staging::CHUNK_MAX;
 use faultless_sys::mem::PAGE;
@@ -28,8 +30,8 @@ const GROUPS_MAX: u64 = (64 << 40) / (GROUP * PAGE as u64);
 impl Map {
     /// Records which pages are read in from now on, in the order of their first use, until the result is dropped. What is in memory
     /// already, and what is read ahead, belongs to it. With [`warm`](Self::warm), the next run of a program has all that in memory
-    /// before it asks for it. A map has one recording at a time: another begins anew. (On the mmap backend it is what the page cache
-    /// has as it is saved.)
+    /// before it asks for it. A map has one recording at a time: another begins anew, and the former notes nothing any more. (On the
+    /// mmap backend it is what the page cache has as it is saved.)
     ///
     /// It takes some hundred bytes for each 2 MiB of which something is used, beside the budget, and no time in a miss.
     ///
@@ -54,7 +56,13 @@ impl Map {
     /// ```
     pub fn record(&self) -> Recording<'_> {
         let beginning = match &self.backing {
-            Backing::Engine(core) if self.check_process().is_ok() => core.recorder.start(),
+            Backing::Engine(core) if self.check_process().is_ok() => {
+                let beginning = core.recorder.start();
+                let mut used = Used::default();
+                note_present(core, &mut used);
+                core.recorder.add(beginning, used);
+                beginning
+            }
             _ => 0,
         };
         Recording {
@@ -63,8 +71,8 @@ impl Map {
         }
     }
 
-    /// Reads in what a recording names, in its order and at the depth of the device, as far as the budget has room. It returns when
-    /// that is done (users' sources are read by the pool's workers, and may come later): a program that does not want to wait calls it
+    /// Reads in what a recording names, in its order and at the depth of the device, until the budget has no room without an eviction. It
+    /// returns when that is done (users' sources are read by the pool's workers, and may come later): a program that does not want to wait calls it
     /// in a thread of its own. A recording is advice: one of another file,
     /// or of another part of it, brings other pages in, and no wrong byte.
     ///
@@ -80,48 +88,63 @@ impl Map {
             resident: 0,
         };
         for groups in saved.groups.chunks(GROUPS_AT_A_TIME) {
-            let ranges: Vec<Range<usize>> = saved
-                .ranges(groups)
-                .filter_map(|range| self.bytes_of(range))
-                .collect();
-            match &self.backing {
-                Backing::Empty => {}
-                Backing::Mmap(mmap) => ranges.iter().for_each(|range| _ = mmap.populate(range)),
-                Backing::Engine(core) => self.warm_units(core, &ranges),
+            let ranges = || {
+                saved
+                    .ranges(groups)
+                    .filter_map(|range| self.bytes_of(range))
+            };
+            let goes_on = match &self.backing {
+                Backing::Empty => false,
+                Backing::Mmap(mmap) => ranges().all(|range| mmap.populate(&range).is_ok()),
+                Backing::Engine(core) => self.warm_units(core, ranges()),
+            };
+            if !goes_on {
+                break;
             }
-            for range in ranges {
-                warmed.wanted += range.len() as u64;
-                if self.backing.is_resident(&range) {
-                    warmed.resident += range.len() as u64;
-                }
-            }
+        }
+        for range in saved
+            .ranges(&saved.groups)
+            .filter_map(|range| self.bytes_of(range))
+        {
+            warmed.wanted += range.len() as u64;
+            warmed.resident += self.resident_bytes(range);
         }
         Ok(warmed)
     }
 
-    fn warm_units(&self, core: &MapCore, ranges: &[Range<usize>]) {
+    /// How many bytes of a range of whole pages are in memory.
+    fn resident_bytes(&self, range: Range<usize>) -> u64 {
+        if self.backing.is_resident(&range) {
+            return range.len() as u64;
+        }
+        let is_resident = |&at: &usize| self.backing.is_resident(&(at..at + PAGE));
+        let pages = range.step_by(PAGE).filter(is_resident);
+        (pages.count() * PAGE) as u64
+    }
+
+    /// Reads what there is room for, and says whether there may be more.
+    fn warm_units(&self, core: &MapCore, ranges: impl Iterator<Item = Range<usize>>) -> bool {
         let workers = &self.pool.0.workers;
-        let units = ranges.iter().map(|range| units_of(core, range));
-        let units: Vec<Range<Unit>> = units.collect();
+        let (units, fits) = absent_that_fit(core, ranges);
         if core.is_source() {
             for units in units {
                 let _ = workers.queue(core, units);
             }
-            return;
-        }
-        if core.unit_bytes() > CHUNK_MAX as u64 {
+        } else if core.unit_bytes() <= CHUNK_MAX as u64 {
+            gather(&workers.rings, core, Need::Ask, &units, |_| false);
+        } else {
             // Each is read in several pieces.
             for unit in units.into_iter().flat_map(Unit::each) {
                 let blocked = signal::Blocked::all();
                 let _serving = core.pool.withheld.serving(blocked.former());
                 let read = |fetch: Fetch<'_>| prefetch(core, unit, 1, fetch);
-                if with_pieces(core, Need::Prefetch, read) == Err(Refusal::Budget) {
-                    return;
+                match with_pieces(core, Need::Prefetch, read) {
+                    Ok(_) | Err(Refusal::Read(_) | Refusal::PastEnd) => {}
+                    Err(_) => return false,
                 }
             }
-            return;
         }
-        gather(&workers.rings, core, Need::Ask, &units, |_| false);
+        fits && !core.closing.load(Ordering::Relaxed)
     }
 
     /// The bytes of the region that are some bytes of the source, as far as the map has them: whole pages.
@@ -135,6 +158,34 @@ impl Map {
         let bytes = at(source.start)..at(source.end);
         (!bytes.is_empty()).then_some(bytes)
     }
+}
+
+/// The absent units of some ranges, up to those for which the budget has no room, and whether all fit. (What is read without room would
+/// take the place of what came first.)
+fn absent_that_fit(
+    core: &MapCore,
+    ranges: impl Iterator<Item = Range<usize>>,
+) -> (Vec<Range<Unit>>, bool) {
+    let pool = &core.pool;
+    let taken = pool.budget.used() + pool.reserve.load(Ordering::Relaxed);
+    let mut room = pool.budget.limit().saturating_sub(taken) / core.unit_bytes();
+    let mut absent: Vec<Range<Unit>> = Vec::new();
+    // (Two ranges may have their ends in one unit.)
+    let mut next = None;
+    for unit in ranges.flat_map(|range| Unit::each(units_of(core, &range))) {
+        if next.replace(unit) == Some(unit) || !is_absent(core, unit) {
+            continue;
+        }
+        if room == 0 {
+            return (absent, false);
+        }
+        room -= 1;
+        match absent.last_mut() {
+            Some(last) if last.end == unit => last.end = unit + 1,
+            _ => absent.push(unit..unit + 1),
+        }
+    }
+    (absent, true)
 }
 
 /// What [`Map::warm`] came to, in bytes of whole pages.
@@ -189,21 +240,29 @@ impl Recording<'_> {
     }
 }
 
-/// What was noted, and what is resident: the evictor may not have heard of the last units.
+/// What was noted, and what is in memory: the evictor may not have heard of the last units.
 fn used(core: &MapCore) -> Used {
     let mut used = core.recorder.used();
-    let resident = |&unit: &Unit| core.is_resident(unit);
+    note_present(core, &mut used);
+    used
+}
+
+/// Notes the units that are in memory, those included that the evictor may take.
+fn note_present(core: &MapCore, used: &mut Used) {
+    let is_present = |&unit: &Unit| {
+        let word = core.page(unit).load();
+        word.state() == State::Resident || word.cool()
+    };
     let mut first = Unit::new(0);
     while first < core.units_end() {
         let end = (first + GROUP).min(core.units_end());
         // (The words of a group in which nothing is resident may not be there.)
         if core.table.live(first) > 0 {
-            let units = Unit::each(first..end).filter(resident);
+            let units = Unit::each(first..end).filter(is_present);
             units.for_each(|unit| used.note(unit));
         }
         first = end;
     }
-    used
 }
 
 impl Drop for Recording<'_> {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "maps and unmaps memory")]
 
 use faultless_sys::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Size of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
@@ -15,6 +16,8 @@ pub(crate) const HUGE: usize = 2 << 20;
 pub(crate) struct Area {
     start: usize,
     len: usize,
+    /// It stays mapped for ever.
+    kept: AtomicBool,
 }
 
 impl Area {
@@ -22,7 +25,11 @@ impl Area {
     pub(crate) fn new(bytes: usize) -> std::io::Result<Self> {
         let len = bytes.next_multiple_of(mem::PAGE).max(mem::PAGE);
         let start = mem::map_reserved(len)?;
-        let area = Area { start, len };
+        let area = Area {
+            start,
+            len,
+            kept: AtomicBool::new(false),
+        };
         // SAFETY: the range was mapped just now and is ours; neither advice changes its contents.
         unsafe {
             mem::protect(start, len, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -56,6 +63,12 @@ impl Area {
         (self.start + index * size_of::<T>()) as *mut T
     }
 
+    /// Keeps the memory mapped for ever, even when this is dropped: the kernel may yet write to it.
+    #[cfg(not(loom))]
+    pub(crate) fn keep_for_ever(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
     /// First address.
     pub(crate) fn start(&self) -> usize {
         self.start
@@ -69,6 +82,9 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
+        if self.kept.load(Ordering::Relaxed) {
+            return;
+        }
         if super::process::forked() {
             // This is a child that never had the memory; something else may live at its address by now.
             return;

@@ -99,9 +99,10 @@ pub(crate) fn gather(
     let mut ring = None;
     while let Some(units) = cursor.next_absent() {
         let before = (cursor.at, cursor.unit);
-        if ring.is_none() {
-            ring = rings.take();
-        }
+        ring = match ring {
+            Some(ring) => rings.still(ring),
+            None => rings.take(),
+        };
         {
             // A signal handler that does not return (longjmp), or a cancellation, would leave units claimed for ever.
             let blocked = signal::Blocked::all();
@@ -169,7 +170,6 @@ struct Flight<'a> {
     run: Run,
     buffer: Buffer,
     want: usize,
-    seen: Seen,
     began: Nanos,
 }
 
@@ -214,9 +214,34 @@ enum Begun {
     NoRoom,
 }
 
-/// Reads what comes next, many runs at a time, until all that it has claimed is there. Gives the ring back, unless it is of no use any
-/// more, and says whether it ended for want of a buffer.
+/// Reads what comes next by a ring, through the descriptor as it is now. Gives the ring back, unless it is of no use any more, and says
+/// whether a read should be done without one.
 fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Uring>, bool) {
+    let (core, fd) = (cursor.core, cursor.fd);
+    // Any file may have that number by now: of a pipe, a read takes what is in it, or waits for ever. So the ring holds the file, and is
+    // asked for nothing unless that was the map's.
+    let seen = Seen::of(fd);
+    if ring.hold(seen.number).is_err() {
+        return (Some(ring), true);
+    }
+    let (mut ring, by_itself) = match seen.was_right(core, fd) {
+        true => fly(rings, ring, cursor, seen),
+        false => (Some(ring), true),
+    };
+    if let Some(ring) = &mut ring {
+        ring.release();
+    }
+    (ring, by_itself)
+}
+
+/// Reads many runs at a time from the file that the ring holds, until all that was claimed is there. As for [`wave`], it says whether it
+/// ended for want of a buffer.
+fn fly(
+    rings: &Rings,
+    mut ring: Uring,
+    cursor: &mut Cursor<'_>,
+    seen: Seen,
+) -> (Option<Uring>, bool) {
     let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
     let (mut flying, mut left, mut starved) = (0, WAVE, false);
     let mut failed: Option<Nanos> = None;
@@ -228,6 +253,8 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Urin
             let Some(free) = flights.iter().position(Option::is_none) else {
                 break;
             };
+            let most = part_units(cursor.core).min(left);
+            let units = units.start..units.end.min(units.start + most);
             match begin(&mut ring, cursor, units, free, &mut flights[free]) {
                 Begun::Units(n) => {
                     cursor.unit += n;
@@ -257,6 +284,7 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Urin
                 for flight in flights.iter().flatten() {
                     // (The buffers are not given back: the kernel may yet write to them.)
                     flight.give_up();
+                    flight.core.pool.staging.keep_for_ever();
                 }
                 ring.leave();
                 return (None, false);
@@ -264,22 +292,18 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Urin
             Some(_) => clock::nap(END_NAP),
         }
         ring.reap(|token, got| landed[token as usize] = Some(got.ok()));
-        // All of these reads have ended: one look at a descriptor is good for all that were done through it.
-        let mut right: Option<(Seen, bool)> = None;
+        // All of these reads have ended: one look is good for all of them.
+        let mut right = None;
         for (slot, got) in landed.into_iter().enumerate() {
             let Some(got) = got else { continue };
             let Some(flight) = flights[slot].take() else {
                 continue;
             };
             flying -= 1;
-            let (core, seen) = (flight.core, flight.seen);
+            let core = flight.core;
             let offset = core.source_at(core.backed(flight.run.units()).start);
             let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
-            let is_right = match right {
-                Some((of, right)) if of == seen => right,
-                _ => seen.was_right(core, cursor.fd),
-            };
-            right = Some((seen, is_right));
+            let is_right = *right.get_or_insert_with(|| seen.was_right(core, cursor.fd));
             flight.land(got.filter(|_| is_right));
         }
     }
@@ -288,13 +312,12 @@ fn wave(rings: &Rings, mut ring: Uring, cursor: &mut Cursor<'_>) -> (Option<Urin
 /// Claims what comes next, and queues the read of it.
 fn begin<'a>(
     ring: &mut Uring,
-    &Cursor { core, fd, need, .. }: &Cursor<'a>,
+    &Cursor { core, need, .. }: &Cursor<'a>,
     units: Range<Unit>,
     slot: usize,
     flight: &mut Option<Flight<'a>>,
 ) -> Begun {
-    let most = part_units(core).min(units.end - units.start);
-    let absent = Unit::each(units.start..units.start + most).take_while(|&u| is_absent(core, u));
+    let absent = Unit::each(units.clone()).take_while(|&u| is_absent(core, u));
     let mut most = (absent.count() as u64).max(1);
     let pool = &core.pool;
     let take = |units: u64| {
@@ -328,13 +351,11 @@ fn begin<'a>(
         need,
         run,
         want,
-        seen: Seen::of(fd),
         began: clock::now(),
         buffer,
     };
     let read = Read {
         token: slot as u64,
-        number: begun.seen.number,
         buf: begun.buffer.addr(),
         len: want,
         offset: core.source_at(backed.start).get(),

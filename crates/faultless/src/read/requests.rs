@@ -56,8 +56,13 @@ pub(crate) type Outcome = Result<(), Failure>;
 /// Work for a thread that may wait.
 pub(crate) type Job = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
-/// The map of a request, if it has one.
-type Map = Option<(MapId, Serial)>;
+/// What a request is served from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Of {
+    Map(MapId, Serial),
+    /// Something else, by the number that was given.
+    Other(usize),
+}
 
 /// Something that a future waits for.
 pub(crate) enum What {
@@ -68,22 +73,25 @@ pub(crate) enum What {
         units: Range<Unit>,
         pins: bool,
     },
-    /// Something else that takes time.
-    Other(Mutex<Option<Job>>),
+    /// Something else that takes time, and the number of what it is done with. (Of each, some are done at a time.)
+    Other {
+        with: usize,
+        job: Mutex<Option<Job>>,
+    },
 }
 
 impl What {
-    fn map(&self) -> Map {
+    fn of(&self) -> Of {
         match self {
-            What::Units { map, serial, .. } => Some((*map, *serial)),
-            What::Other(_) => None,
+            What::Units { map, serial, .. } => Of::Map(*map, *serial),
+            What::Other { with, .. } => Of::Other(*with),
         }
     }
 
     fn units(&self) -> Option<Range<Unit>> {
         match self {
             What::Units { units, .. } => Some(units.clone()),
-            What::Other(_) => None,
+            What::Other { .. } => None,
         }
     }
 }
@@ -165,9 +173,9 @@ impl Request {
 }
 
 struct Queue {
-    new: Lanes<Map, Arc<Request>>,
+    new: Lanes<Of, Arc<Request>>,
     /// Those that have to wait for something.
-    waiting: Lanes<Map, Arc<Request>>,
+    waiting: Lanes<Of, Arc<Request>>,
     /// Threads that there are, and those that sleep.
     threads: usize,
     idle: usize,
@@ -185,7 +193,7 @@ struct Queue {
 }
 
 enum Work {
-    Together(Nanos, Map, Vec<Arc<Request>>),
+    Together(Nanos, Of, Vec<Arc<Request>>),
     ByItself(Arc<Request>),
 }
 
@@ -248,14 +256,14 @@ impl Queue {
     }
 
     /// The map whose new requests are served next.
-    fn next_new(&self) -> Option<Map> {
+    fn next_new(&self) -> Option<Of> {
         (self.serving.len() < SERVING_MAX)
             .then(|| self.new.next())
             .flatten()
     }
 
     /// The map of the request that waits and is served next.
-    fn next_waiting(&self) -> Option<Map> {
+    fn next_waiting(&self) -> Option<Of> {
         (self.held_up < WAITING_MAX)
             .then(|| self.waiting.next())
             .flatten()
@@ -277,8 +285,8 @@ pub(crate) struct Requests {
 /// What a thread is at, as it is counted.
 enum At {
     Nothing,
-    Serving(Nanos, Map),
-    HeldUp(Map),
+    Serving(Nanos, Of),
+    HeldUp(Of),
     Waking,
 }
 
@@ -357,8 +365,8 @@ impl Requests {
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
         let mut queue = lock(&host.requests().queue);
         match &request.what {
-            What::Units { .. } => queue.new.push(request.what.map(), request.clone()),
-            What::Other(_) => queue.waiting.push(None, request.clone()),
+            What::Units { .. } => queue.new.push(request.what.of(), request.clone()),
+            What::Other { .. } => queue.waiting.push(request.what.of(), request.clone()),
         }
         drop(queue);
         Self::start(host);
@@ -452,7 +460,7 @@ impl Requests {
                 }
                 Some(Work::ByItself(request)) => {
                     drop(queue);
-                    server.at = At::HeldUp(request.what.map());
+                    server.at = At::HeldUp(request.what.of());
                     // (What else there is may not wait for this one.)
                     Self::start(host);
                     let waker = serve_by_itself(&request);
@@ -530,13 +538,15 @@ fn finish(core: &MapCore, request: &Request, outcome: Outcome) -> Option<Waker> 
 /// for more.
 fn serve_together(
     rings: &Rings,
-    map: Map,
+    of: Of,
     all: Vec<Arc<Request>>,
 ) -> (Vec<Waker>, Vec<Arc<Request>>) {
     let (mut wakers, mut held_up) = (Vec::new(), Vec::new());
+    let Of::Map(id, serial) = of else {
+        return (wakers, all);
+    };
     // (If the map is gone, so are the futures: they borrow it.)
-    let core = map.and_then(|(id, serial)| registry::enter_map(id, serial));
-    let Some(core) = core else {
+    let Some(core) = registry::enter_map(id, serial) else {
         return (wakers, held_up);
     };
     let wanted = all.iter().filter(|request| !request.is_abandoned());
@@ -552,7 +562,7 @@ fn serve_together(
                 true => pin_resident(&core, units.clone()),
                 false => are_resident(&core, units.clone()),
             },
-            What::Other(_) => false,
+            What::Other { .. } => false,
         };
         match there {
             true => wakers.extend(finish(&core, request, Ok(()))),
@@ -568,7 +578,7 @@ fn serve_by_itself(request: &Request) -> Option<Waker> {
         return None;
     }
     match &request.what {
-        What::Other(work) => {
+        What::Other { job: work, .. } => {
             let work = lock(work).take();
             let done = work.map_or(Ok(()), |work| work());
             let outcome = done.map_err(Failure::Other);

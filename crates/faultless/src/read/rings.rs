@@ -44,11 +44,7 @@ impl Rings {
         }
         if let Some(ring) = state.idle.pop() {
             drop(state);
-            if ring.is_open() {
-                return Some(ring);
-            }
-            self.refuse("the program closed its descriptor".to_owned());
-            return None;
+            return self.still(ring);
         }
         if state.made == rings_max() {
             return None;
@@ -67,6 +63,15 @@ impl Rings {
                 None
             }
         }
+    }
+
+    /// A ring that was lent, if it is one still.
+    pub(crate) fn still(&self, ring: Uring) -> Option<Uring> {
+        if !ring.is_open() {
+            self.refuse("the program closed its descriptor".to_owned());
+            return None;
+        }
+        Some(ring)
     }
 
     pub(crate) fn give(&self, ring: Uring) {

@@ -7,11 +7,9 @@ pub(crate) use kernels::Uring;
 #[cfg(faultless_sim)]
 pub(crate) use simulated::Uring;
 
-/// A read of `len` bytes from `offset` of a file to `buf`. The token says which one it is.
+/// A read of `len` bytes to `buf`, from `offset` of the file that the ring holds. The token says which one it is.
 pub(crate) struct Read {
     pub(crate) token: u64,
-    /// The file's descriptor.
-    pub(crate) number: i32,
     pub(crate) buf: Addr,
     pub(crate) len: usize,
     pub(crate) offset: u64,
@@ -56,6 +54,8 @@ mod kernels {
                 // (Linux before 5.19 knows no such flag.)
                 .or_else(|_| IoUring::builder().dontfork().build(entries))?;
             let id = file::status(ring.as_raw_fd())?.id;
+            // One place for a file, as yet empty.
+            ring.submitter().register_files(&[-1])?;
             Ok(Uring {
                 ring: ManuallyDrop::new(ring),
                 id,
@@ -73,6 +73,21 @@ mod kernels {
                 && (fdtable::is_anonymous(number, "anon_inode:[io_uring]") || !has_proc())
         }
 
+        /// Has reads done on the file that a descriptor names now, whatever becomes of the descriptor.
+        pub(crate) fn hold(&mut self, number: i32) -> io::Result<()> {
+            let held = self.ring.submitter().register_files_update(0, &[number])?;
+            match held {
+                1 => Ok(()),
+                _ => Err(io::Error::from_raw_os_error(libc::EBADF)),
+            }
+        }
+
+        /// Lets go of that file. No read may be in flight.
+        pub(crate) fn release(&mut self) {
+            // (It fails where the program has closed the ring: then the file goes with it.)
+            let _ = self.ring.submitter().register_files_update(0, &[-1]);
+        }
+
         /// Queues a read. `false` if the queue is full.
         ///
         /// # Safety
@@ -81,7 +96,7 @@ mod kernels {
         /// happens, for ever.
         pub(crate) unsafe fn queue(&mut self, read: Read) -> bool {
             let (to, len) = (read.buf.get() as *mut u8, read.len as u32);
-            let entry = opcode::Read::new(types::Fd(read.number), to, len);
+            let entry = opcode::Read::new(types::Fixed(0), to, len);
             let entry = entry.offset(read.offset).build().user_data(read.token);
             // SAFETY: the caller's promise.
             let queued = unsafe { self.ring.submission().push(&entry).is_ok() };
@@ -91,12 +106,16 @@ mod kernels {
             queued
         }
 
-        /// Hands what is queued to the kernel, and waits until something has ended.
+        /// Hands what is queued to the kernel, and waits until something has ended, or for a second.
         pub(crate) fn submit_and_wait(&mut self) -> io::Result<()> {
-            let submitted = self.ring.submit_and_wait(1);
+            let submitted = self.enter();
             let untaken = self.ring.submission().len();
-            self.queued
-                .drain(..self.queued.len().saturating_sub(untaken));
+            let taken = self.queued.len().saturating_sub(untaken);
+            self.queued.drain(..taken);
+            // The calls of a program that has closed the ring may go to a ring of its own.
+            if taken == 0 && self.ring.completion().is_empty() && !self.is_open() {
+                return Err(io::Error::other("the program closed its descriptor"));
+            }
             match submitted {
                 Ok(_) => self.again = 0,
                 // What has ended already makes room; or there is no memory at this moment.
@@ -107,10 +126,20 @@ mod kernels {
                     self.again += 1;
                     raw::nap(1_000_000);
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ETIME)) => {}
                 Err(e) => return Err(e),
             }
             Ok(())
+        }
+
+        fn enter(&mut self) -> io::Result<usize> {
+            // (Linux before 5.11 has no bound for the wait.)
+            if !self.ring.params().is_feature_ext_arg() {
+                return self.ring.submit_and_wait(1);
+            }
+            let wait = types::Timespec::new().sec(1);
+            let args = types::SubmitArgs::new().timespec(&wait);
+            self.ring.submitter().submit_with_args(1, &args)
         }
 
         /// The reads that are queued and that the kernel will never be told of, since it takes no calls.
@@ -162,6 +191,7 @@ mod simulated {
 
     #[derive(Default)]
     pub(crate) struct Uring {
+        number: i32,
         calls: u32,
         told: usize,
         queued: Vec<Read>,
@@ -175,6 +205,15 @@ mod simulated {
 
         pub(crate) fn is_open(&self) -> bool {
             true
+        }
+
+        pub(crate) fn hold(&mut self, number: i32) -> io::Result<()> {
+            self.number = number;
+            Ok(())
+        }
+
+        pub(crate) fn release(&mut self) {
+            self.number = -1;
         }
 
         pub(crate) unsafe fn queue(&mut self, read: Read) -> bool {
@@ -193,7 +232,7 @@ mod simulated {
                 let read = self.queued.remove(self.told);
                 // SAFETY: the promise of the caller of `queue`.
                 let got =
-                    unsafe { file::pread(read.number, read.buf.get(), read.len, read.offset) };
+                    unsafe { file::pread(self.number, read.buf.get(), read.len, read.offset) };
                 self.ended.push((read.token, got.map_err(|e| e.0)));
             }
             match self.calls <= CALLS {

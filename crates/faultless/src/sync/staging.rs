@@ -45,7 +45,7 @@ struct Warm(AtomicU32);
 pub(crate) struct Staging {
     arena: Area,
     /// Memory of the largest buffers; its first address, and its length, 0 if there is none.
-    _large: Option<Area>,
+    large: Option<Area>,
     large_start: usize,
     large_len: usize,
     /// Bytes of it cut off so far.
@@ -102,7 +102,7 @@ impl Staging {
         };
         Ok(Staging {
             arena: Area::new(bytes - large_len)?,
-            _large: large,
+            large,
             large_start,
             large_len,
             large_carved: AtomicUsize::new(0),
@@ -292,6 +292,13 @@ impl Staging {
             self.lent.fetch_sub(PAGE << class, Ordering::Relaxed);
         }
         buffer
+    }
+
+    /// The kernel may yet write to buffers that are never given back: all of the memory stays mapped for ever.
+    #[cfg(not(loom))]
+    pub(crate) fn keep_for_ever(&self) {
+        self.arena.keep_for_ever();
+        self.large.iter().for_each(Area::keep_for_ever);
     }
 
     /// Gives a buffer back that [`try_take`](Self::try_take) has lent.

@@ -64,11 +64,12 @@ pub enum Kind {
 
 impl Kind {
     /// Those that read within the benchmark's own process and are measured unless others are named, in the order in which they are shown.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
         Kind::Faultless,
+        Kind::FaultlessLoad,
         Kind::FaultlessOver,
     ];
     /// A program of its own, without and with.

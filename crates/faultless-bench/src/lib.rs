@@ -32,6 +32,7 @@ pub mod micro;
 pub mod neighbour;
 pub mod onlooker;
 pub mod order;
+mod pagemap;
 pub mod plan;
 pub mod scenario;
 pub mod simulate;

@@ -2,7 +2,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "mounts tracefs for a moment where it is not mounted"
+    reason = "mounts tracefs for a moment where it is not mounted; asks for processors"
 )]
 
 use anyhow::{Context, bail};
@@ -66,6 +66,37 @@ impl Machine {
             self.storage
         )
     }
+}
+
+/// Has this process, and what it starts, use the first so many of the processors that it may use.
+///
+/// # Errors
+///
+/// It may not use so many, or the kernel refuses.
+pub fn use_processors(count: usize) -> anyhow::Result<()> {
+    // SAFETY: a set of bits, for which zero is a value.
+    let (mut may, mut chosen): (libc::cpu_set_t, libc::cpu_set_t) = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: the set is as long as is said.
+    let got = unsafe { libc::sched_getaffinity(0, size, &mut may) };
+    if got != 0 {
+        return Err(std::io::Error::last_os_error()).context("cannot ask which there are");
+    }
+    // SAFETY: numbers that the sets have.
+    let all = (0..8 * size).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &may) });
+    let all: Vec<usize> = all.collect();
+    if count > all.len() {
+        bail!("there are {}; ask for that many at most", all.len());
+    }
+    // SAFETY: as above.
+    all[..count]
+        .iter()
+        .for_each(|&cpu| unsafe { libc::CPU_SET(cpu, &mut chosen) });
+    // SAFETY: the set is as long as is said.
+    if unsafe { libc::sched_setaffinity(0, size, &chosen) } != 0 {
+        return Err(std::io::Error::last_os_error()).context("the kernel refuses");
+    }
+    Ok(())
 }
 
 fn storage(file: &Path) -> Option<String> {

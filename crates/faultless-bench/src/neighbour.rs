@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "neighbours map, unmap, touch and fork")]
 
+use crate::pagemap::Pagemap;
 use crate::scenario::Disturbance;
 use anyhow::Context;
 use faultless_sys::mem::{self, PAGE};
@@ -123,7 +124,7 @@ impl Neighbour {
             }),
             // The agent alone, which is started below.
             Disturbance::SmapsGentle => {}
-            Disturbance::Smaps => {
+            Disturbance::Smaps | Disturbance::Pagemap => {
                 let stop = n.stop.clone();
                 // Its rounds are not the neighbour's: the agent's are.
                 n.threads.push(std::thread::spawn(move || {
@@ -175,7 +176,7 @@ impl Neighbour {
             let status = agent.wait()?;
             anyhow::ensure!(
                 status.success(),
-                "the process that reads smaps_rollup ended with {status}"
+                "the process that looks at this one ended with {status}"
             );
             let mut words = line.split_whitespace();
             let mut next = || {
@@ -205,9 +206,30 @@ pub fn histogram() -> Histogram<u64> {
 }
 
 /// The hidden subcommand that runs [`agent`].
-pub const AGENT_COMMAND: &str = "bench-smaps-agent";
+pub const AGENT_COMMAND: &str = "bench-agent";
 
-/// Starts the process that reads the smaps_rollup of process `pid`, if the neighbour is one.
+/// What an agent looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// `/proc/PID/smaps_rollup`.
+    Smaps,
+    /// The page tables, by `PAGEMAP_SCAN`.
+    Pagemap,
+}
+
+impl std::str::FromStr for Look {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "smaps" => Ok(Look::Smaps),
+            "pagemap" => Ok(Look::Pagemap),
+            _ => Err(format!("{name} is neither smaps nor pagemap")),
+        }
+    }
+}
+
+/// Starts the process that looks at process `pid`, if the neighbour is one.
 pub(crate) fn start_agent(pid: u32, kind: Disturbance) -> anyhow::Result<Option<Child>> {
     let Some(every) = kind.agent_every() else {
         return Ok(None);
@@ -215,31 +237,47 @@ pub(crate) fn start_agent(pid: u32, kind: Disturbance) -> anyhow::Result<Option<
     Command::new(std::env::current_exe()?)
         .arg(AGENT_COMMAND)
         .args([pid.to_string(), every.as_millis().to_string()])
+        .arg(match kind {
+            Disturbance::Pagemap => "pagemap",
+            _ => "smaps",
+        })
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .map(Some)
-        .context("cannot start the process that reads smaps_rollup")
+        .context("cannot start the process that looks at this one")
 }
 
-/// Reads `/proc/PID/smaps_rollup` every so often (zero: in a loop without pause) until standard input ends, then prints how
-/// often per second, and the 99th percentile in microseconds.
-pub fn agent(pid: u32, every: Duration) -> anyhow::Result<()> {
+/// Looks at a process every so often (zero: in a loop without pause) until standard input ends, then prints how often per second, and the
+/// 99th percentile in microseconds.
+///
+/// # Errors
+///
+/// The process is gone, or may not be looked at.
+pub fn agent(pid: u32, every: Duration, what: Look) -> anyhow::Result<()> {
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let _ = std::io::stdin().read(&mut [0]);
         let _ = tell.send(());
     });
     let path = format!("/proc/{pid}/smaps_rollup");
+    let pagemap = match what {
+        Look::Pagemap => Some(Pagemap::open(pid)?),
+        Look::Smaps => None,
+    };
     let mut times = histogram();
     let mut text = String::new();
     let start = Instant::now();
     for look in 1u32.. {
         let began = Instant::now();
-        text.clear();
-        std::fs::File::open(&path)
-            .and_then(|mut f| f.read_to_string(&mut text))
-            .with_context(|| format!("cannot read {path}"))?;
+        if let Some(pagemap) = &pagemap {
+            pagemap.present()?;
+        } else {
+            text.clear();
+            std::fs::File::open(&path)
+                .and_then(|mut f| f.read_to_string(&mut text))
+                .with_context(|| format!("cannot read {path}"))?;
+        }
         times.saturating_record(began.elapsed().as_nanos() as u64);
         let is_over = if every.is_zero() {
             told.try_recv() != Err(TryRecvError::Empty)

@@ -13,6 +13,7 @@ use crate::group::{Group, Place};
 use crate::machine::Machine;
 use crate::neighbour::{AGENT_EVERY, BIG};
 use crate::order::{balanced_rounds, orders};
+use crate::pagemap::Pagemap;
 use crate::scenario::{Access, Disturbance, PRESSURE_FRACTION, Scenario};
 use crate::spread::{Range, Ratio, median};
 use crate::unmodified::{self, Program};
@@ -599,6 +600,11 @@ impl Plan {
         if scenario.pressure() {
             Group::new("faultless-bench-probe", group)?;
         }
+        if scenario == Scenario::Pagemap {
+            Pagemap::open(std::process::id())?
+                .present()
+                .context("it takes Linux 6.7 or later")?;
+        }
         if scenario == Scenario::PressureScan && self.threads == Some(1) {
             bail!(
                 "it needs one thread that scans and at least one other; make --threads at least 2"
@@ -1099,9 +1105,9 @@ mod tests {
     #[test]
     fn each_contender_is_first_in_equally_many_timed_rounds() {
         for (scenario, of, rounds) in [
-            (Scenario::Quiet, &Kind::ALL[..], 4),
+            (Scenario::Quiet, &Kind::ALL[..], 5),
             (Scenario::Scan, &Kind::ALL[..], 3),
-            (Scenario::PressureZipf, &Kind::ALL[..], 4),
+            (Scenario::PressureZipf, &Kind::ALL[..], 3),
             (Scenario::Smaps, &Kind::UNMODIFIED[..], 4),
             (Scenario::Quiet, &Kind::OBSERVED[..], 4),
         ] {
@@ -1127,9 +1133,9 @@ mod tests {
         let plan = plan(&Kind::ALL, Some(2));
         let turns = plan.turns(Scenario::Quiet, 16, true);
         let purposes: Vec<Purpose> = turns.iter().map(|t| t.purpose).collect();
-        assert_eq!(purposes[..4], [Purpose::Counted; 4]);
-        assert_eq!(purposes[4..], [Purpose::Timed; 8]);
-        let parts: Vec<usize> = turns.iter().step_by(4).map(|t| t.part).collect();
+        assert_eq!(purposes[..5], [Purpose::Counted; 5]);
+        assert_eq!(purposes[5..], [Purpose::Timed; 10]);
+        let parts: Vec<usize> = turns.iter().step_by(5).map(|t| t.part).collect();
         assert_eq!((parts, plan.parts(&turns)), (vec![0, 1, 2], 3));
         let turns = plan.turns(Scenario::Quiet, 16, false);
         assert!(turns.iter().all(|t| t.purpose == Purpose::Timed));
@@ -1138,7 +1144,7 @@ mod tests {
             part: Some((2, 5)),
             ..plan
         };
-        assert!(turns.len() == 8 && plan.parts(&turns) == 5);
+        assert!(turns.len() == 10 && plan.parts(&turns) == 5);
         assert_eq!(plan.turns(Scenario::Quiet, 16, false)[0].part, 2);
     }
 

@@ -26,6 +26,9 @@ pub enum Scenario {
     Smaps,
     /// The same with an agent that looks once a second, and without the thread that maps: an ordinary metrics agent.
     SmapsGentle,
+    /// As [`Smaps`](Scenario::Smaps), with an agent that asks by `PAGEMAP_SCAN` which pages are in memory: a checkpoint, or an estimate of
+    /// the working set. (smaps does without `mmap_lock` from Linux 7.2 on.)
+    Pagemap,
     /// Cold random reads beside a thread that forks, and waits for a child that exits immediately, in a loop, with 1 GiB
     /// touched.
     Fork,
@@ -92,6 +95,8 @@ pub enum Disturbance {
     Smaps,
     /// A process that reads smaps_rollup once a second.
     SmapsGentle,
+    /// A process that scans the page tables without pause, and a thread that maps and unmaps.
+    Pagemap,
     /// A thread that forks.
     Fork,
     /// A thread that frees a gibibyte at a time.
@@ -101,10 +106,10 @@ pub enum Disturbance {
 }
 
 impl Disturbance {
-    /// How often another process reads this one's smaps_rollup, if one does; zero: without pause.
+    /// How often another process looks at this one, if one does; zero: without pause.
     pub fn agent_every(self) -> Option<Duration> {
         match self {
-            Disturbance::Smaps => Some(Duration::ZERO),
+            Disturbance::Smaps | Disturbance::Pagemap => Some(Duration::ZERO),
             Disturbance::SmapsGentle => Some(AGENT_EVERY),
             _ => None,
         }
@@ -138,11 +143,12 @@ fn span(time: Duration) -> String {
 
 impl Scenario {
     /// All, in the order in which they are run.
-    pub const ALL: [Scenario; 20] = [
+    pub const ALL: [Scenario; 21] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
         Scenario::SmapsGentle,
+        Scenario::Pagemap,
         Scenario::Fork,
         Scenario::Bigfree,
         Scenario::PressureUniform,
@@ -162,11 +168,12 @@ impl Scenario {
     ];
 
     /// Those that show what mmap_lock costs, and what it costs not to take it.
-    pub const ABOUT_THE_LOCK: [Scenario; 6] = [
+    pub const ABOUT_THE_LOCK: [Scenario; 7] = [
         Scenario::Quiet,
         Scenario::Churn,
         Scenario::Smaps,
         Scenario::SmapsGentle,
+        Scenario::Pagemap,
         Scenario::Fork,
         Scenario::Bigfree,
     ];
@@ -178,6 +185,7 @@ impl Scenario {
             Scenario::Churn => "churn",
             Scenario::Smaps => "smaps",
             Scenario::SmapsGentle => "smaps-gentle",
+            Scenario::Pagemap => "pagemap",
             Scenario::Fork => "fork",
             Scenario::Bigfree => "bigfree",
             Scenario::PressureUniform => "pressure, uniform",
@@ -215,7 +223,12 @@ impl Scenario {
         let agent = match self.disturbance().agent_every() {
             None => String::new(),
             Some(every) => format!(
-                "another process that reads this one's /proc/PID/smaps_rollup {}{}{}",
+                "another process that {} {}{}{}",
+                match self {
+                    Scenario::Pagemap =>
+                        "asks which pages of this one are in memory (PAGEMAP_SCAN)",
+                    _ => "reads this one's /proc/PID/smaps_rollup",
+                },
                 if every.is_zero() { "in a loop " } else { "" },
                 each(every),
                 if self.pressure() {
@@ -235,6 +248,9 @@ impl Scenario {
             }
             Scenario::Smaps => format!(
                 "random reads of cold pages beside {agent}, and {mapper} (the most eager of metrics agents)"
+            ),
+            Scenario::Pagemap => format!(
+                "random reads of cold pages beside {agent}, and {mapper} (a checkpoint, or an estimate of the working set)"
             ),
             Scenario::SmapsGentle => {
                 format!("random reads of cold pages beside {agent} (an ordinary metrics agent)")
@@ -284,7 +300,10 @@ impl Scenario {
     /// Touched memory that the process holds during all measurements of the scenario, in bytes.
     pub fn ballast(self) -> u64 {
         match self {
-            Scenario::Smaps | Scenario::SmapsGentle | Scenario::PressureSmaps => SMAPS_BALLAST,
+            Scenario::Smaps
+            | Scenario::SmapsGentle
+            | Scenario::Pagemap
+            | Scenario::PressureSmaps => SMAPS_BALLAST,
             Scenario::Fork => FORK_BALLAST,
             _ => 0,
         }
@@ -316,6 +335,7 @@ impl Scenario {
             | Scenario::Latency50 => Disturbance::Churn,
             Scenario::Smaps | Scenario::PressureSmaps => Disturbance::Smaps,
             Scenario::SmapsGentle => Disturbance::SmapsGentle,
+            Scenario::Pagemap => Disturbance::Pagemap,
             Scenario::Fork => Disturbance::Fork,
             Scenario::Bigfree => Disturbance::Bigfree,
             Scenario::Writer => Disturbance::Writer,

@@ -115,7 +115,8 @@ impl Program {
             // (A gentle agent has no thread beside it.)
             Disturbance::None | Disturbance::SmapsGentle => "none",
             Disturbance::Churn => "churn",
-            Disturbance::Smaps => "smaps",
+            // (The agent is another process.)
+            Disturbance::Smaps | Disturbance::Pagemap => "smaps",
             Disturbance::Fork => "fork",
             Disturbance::Bigfree => "bigfree",
             Disturbance::Writer => "writer",

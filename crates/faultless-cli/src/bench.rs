@@ -22,8 +22,8 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
-checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, fork, bigfree), in
-about six minutes; \"all\" takes forty minutes. The data file is kept for the next run.
+checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
+about ten minutes; \"all\" takes an hour. The data file is kept for the next run.
 
 A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
 turns within each round, and each is first equally often if --rounds is a multiple of their number. \"× mmap\" is the ratio
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Reader threads [default: 16; in quiet 1, 4, 16, 64 and 256].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     threads: Option<u16>,
+    /// Use so many of the processors that this process may use [default: all].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    cores: Option<u16>,
     /// Reads that each thread has in flight, by the contenders that have several: uring, faultless-batch, faultless-async.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     depth: u16,
@@ -97,6 +100,8 @@ enum ScenarioArg {
     Smaps,
     /// … while another process reads smaps_rollup once a second (an ordinary metrics agent).
     SmapsGentle,
+    /// … while another process scans the page tables without pause, beside a thread that maps (a checkpoint; Linux 6.7).
+    Pagemap,
     /// … beside a thread that forks.
     Fork,
     /// … beside a thread that allocates and frees 1 GiB (a growing hash table).
@@ -140,6 +145,7 @@ impl ScenarioArg {
             ScenarioArg::Churn => vec![Scenario::Churn],
             ScenarioArg::Smaps => vec![Scenario::Smaps],
             ScenarioArg::SmapsGentle => vec![Scenario::SmapsGentle],
+            ScenarioArg::Pagemap => vec![Scenario::Pagemap],
             ScenarioArg::Fork => vec![Scenario::Fork],
             ScenarioArg::Bigfree => vec![Scenario::Bigfree],
             ScenarioArg::PressureUniform => vec![Scenario::PressureUniform],
@@ -226,6 +232,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(n) = args.cores {
+        // (Before any thread is there: those that come, and the processes, have the same.)
+        if let Err(e) = faultless_bench::machine::use_processors(usize::from(n)) {
+            usage_error(&format!("--cores {n}: {e}"));
+        }
+    }
     if args
         .scenario
         .iter()

@@ -49,13 +49,15 @@ enum Command {
         /// Bytes of data.
         len: u64,
     },
-    /// (internal) Reads a process's smaps_rollup, again and again.
+    /// (internal) Looks at a process, again and again.
     #[command(name = faultless_bench::neighbour::AGENT_COMMAND, hide = true)]
     Agent {
         /// Whose.
         pid: u32,
         /// How often, in milliseconds; 0: without pause.
         every_ms: u64,
+        /// At what: smaps or pagemap.
+        what: faultless_bench::neighbour::Look,
     },
 }
 
@@ -71,8 +73,13 @@ fn main() -> ExitCode {
             faultless_bench::plan::serve_storage(&mountpoint, len)
         }
         Command::Fast { len } => faultless_bench::fast::serve(len),
-        Command::Agent { pid, every_ms } => {
-            faultless_bench::neighbour::agent(pid, std::time::Duration::from_millis(every_ms))
+        Command::Agent {
+            pid,
+            every_ms,
+            what,
+        } => {
+            let every = std::time::Duration::from_millis(every_ms);
+            faultless_bench::neighbour::agent(pid, every, what)
         }
     };
     match done {

@@ -390,7 +390,8 @@ extern "C" fn faultless_write_to(map: *mut CMap, fd: c_int, offset: usize, len: 
 
 #[unsafe(no_mangle)]
 extern "C" fn faultless_prefetch(map: *mut CMap, offset: usize, len: usize) -> c_int {
-    done(handle(map).and_then(|m| m.0.prefetch(range(offset, len)?).map_err(text)))
+    let prefetch = |m: &CMap| m.0.prefetch(range(offset, len)?).map_err(text);
+    done(handle(map).and_then(prefetch).map(drop))
 }
 
 #[unsafe(no_mangle)]

@@ -87,6 +87,8 @@ pub use api::owned::PinnedOwned;
 pub use api::pin::Pinned;
 #[cfg(not(loom))]
 pub use api::pool::{Batches, Pool, PoolStats};
+#[cfg(not(loom))]
+pub use api::prefetching::{Prefetched, Prefetching};
 #[cfg(faultless_sim)]
 #[doc(hidden)]
 pub use api::simulation;

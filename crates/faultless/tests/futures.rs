@@ -96,6 +96,21 @@ fn any_executor_can_wait_for_pages() {
 
 /// It is there: no thread has to be asked, and no task has to wait.
 #[test]
+fn a_prefetch_can_be_awaited() {
+    let dir = dir();
+    let path = file(dir.path(), "a", 3, 4 << 20);
+    let pool = pool(16);
+    let map = pool.map(open(&path)).expect("mapped");
+    let (first, rest) = block_on(async {
+        let first = map.prefetch(..1 << 20).expect("queued");
+        let rest = map.prefetch(1 << 20..).expect("queued");
+        (rest.await, first.await)
+    });
+    assert_eq!((first.dropped, rest.dropped), (0, 0));
+    assert!(map.is_resident(..));
+}
+
+#[test]
 fn what_is_resident_is_ready_immediately() {
     let dir = dir();
     let path = file(dir.path(), "a", 62, 64 * PAGE);

@@ -203,6 +203,33 @@ fn a_system_call_gets_efault_for_an_absent_page_and_the_bytes_of_a_pinned_one() 
 }
 
 #[test]
+fn a_prefetch_says_what_it_has_dropped_and_ends_with_its_map() {
+    let dir = dir();
+    let len = 16 << 20;
+    let path = file(dir.path(), "a", 5, len);
+    let small = pool(2);
+    let map = small.map(open(&path)).expect("mapped");
+    let all = map.prefetch(..).expect("queued").wait();
+    let resident = (0..len)
+        .step_by(PAGE)
+        .filter(|&at| map.is_resident(at..at + PAGE))
+        .count();
+    // (Some of what was read has gone since.)
+    assert!(resident > 0 && all.dropped > 0, "{all:?} {resident}");
+    assert!(
+        all.dropped as usize + resident * PAGE <= len,
+        "{all:?} {resident}"
+    );
+    // All over at the end of the map, whatever came of them.
+    let many: Vec<_> = (0..len)
+        .step_by(2 * PAGE)
+        .map(|at| map.prefetch(at..at + PAGE).expect("queued"))
+        .collect();
+    drop(map);
+    many.iter().for_each(|prefetch| _ = prefetch.wait());
+}
+
+#[test]
 fn prefetched_ranges_become_resident_and_released_ones_absent() {
     let dir = dir();
     let len = 4 << 20;
@@ -210,8 +237,10 @@ fn prefetched_ranges_become_resident_and_released_ones_absent() {
     let pool = pool(32);
     let map = pool.map(open(&path)).expect("mapped");
     assert!(!map.is_resident(..) && !map.is_resident(0..1));
-    map.prefetch(1 << 20..3 << 20).expect("queued");
-    eventually("the prefetch", || map.is_resident(1 << 20..3 << 20));
+    let prefetch = map.prefetch(1 << 20..3 << 20).expect("queued");
+    assert_eq!(prefetch.wait().dropped, 0);
+    assert!(prefetch.is_over() && map.is_resident(1 << 20..3 << 20));
+    assert_eq!(map.prefetch(0..0).expect("nothing to do").wait().dropped, 0);
     assert!(!map.is_resident(0..1 << 20), "nothing else is read");
     let before = map.stats();
     check(&map[1 << 20..3 << 20], 5, 1 << 20);
@@ -956,7 +985,7 @@ proptest! {
                                     Err(e) => assert!(matches!(e, Error::BudgetExhausted { .. }), "{e}"),
                                 },
                                 Op::Release(a, n) => map.release(a..end(a, n)).expect("in range"),
-                                Op::Prefetch(a, n) => map.prefetch(a..end(a, n)).expect("in range"),
+                                Op::Prefetch(a, n) => drop(map.prefetch(a..end(a, n)).expect("in range")),
                                 Op::Advise(0) => map.advise(Advice::Normal),
                                 Op::Advise(1) => map.advise(Advice::Random),
                                 Op::Advise(_) => map.advise(Advice::Sequential),

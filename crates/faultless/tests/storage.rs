@@ -379,7 +379,8 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
         ..Faults::default()
     })
     .expect("told");
-    map.prefetch(1 << 20..2 << 20).expect("queued");
+    let prefetch = map.prefetch(1 << 20..2 << 20).expect("queued");
+    assert!(!prefetch.is_over(), "the storage does not answer");
     let dropped = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -389,6 +390,7 @@ fn a_map_with_a_stuck_prefetch_can_be_dropped_once_it_is_answered() {
         s.set(&Faults::default()).expect("told");
         eventually("the drop", || dropped.load(Ordering::SeqCst));
     });
+    prefetch.wait();
 }
 
 /// Ends with this status if SIGTERM was pending once the storage had answered, and was the program's to take.
@@ -645,7 +647,7 @@ fn random_faults_yield_right_bytes_or_errors() {
                             Err(Error::Read { .. }) => {}
                             Err(e) => panic!("{e}"),
                         },
-                        Op::Prefetch(at, n) => map.prefetch(bytes(at, n)).expect("queued"),
+                        Op::Prefetch(at, n) => drop(map.prefetch(bytes(at, n)).expect("queued")),
                         Op::Release(at, n) => map.release(bytes(at, n)).expect("released"),
                         Op::Advise(true) => map.advise(Advice::Sequential),
                         Op::Advise(false) => map.advise(Advice::Normal),

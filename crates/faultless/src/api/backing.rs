@@ -7,6 +7,7 @@ use crate::base::ids::{RegionAt, Unit};
 use crate::base::stats::Stats;
 use crate::coherence::mmap::Mmap;
 use crate::evict::release::release_units;
+use crate::read::progress::Progress;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
 use crate::space::streams::Mode;
@@ -48,7 +49,12 @@ impl Backing {
     }
 
     /// Asks for a range to be read soon.
-    pub(crate) fn prefetch(&self, bytes: &Range<usize>, pool: &Pool) -> Result<(), Error> {
+    pub(crate) fn prefetch(
+        &self,
+        bytes: &Range<usize>,
+        pool: &Pool,
+        progress: &Arc<Progress>,
+    ) -> Result<(), Error> {
         match self {
             Backing::Empty => Ok(()),
             Backing::Mmap(mmap) => {
@@ -58,7 +64,7 @@ impl Backing {
             Backing::Engine(core) => pool
                 .0
                 .workers
-                .queue(core, units_of(core, bytes))
+                .queue(core, units_of(core, bytes), progress)
                 .map_err(|e| Error::kernel("cannot start worker threads", e)),
         }
     }

@@ -124,7 +124,7 @@ impl Map {
         if core.is_source() {
             // (It is advice: what the queue has no room for is read later, one after the other.)
             for units in units {
-                let _ = workers.queue(core, units.clone());
+                let _ = workers.queue(core, units.clone(), &Arc::default());
             }
             return;
         }

@@ -136,21 +136,6 @@ impl Map {
         }
     }
 
-    /// Asks for a range to be read soon, and returns at once. Parts for which there is no room are dropped (counted in
-    /// [`Stats::prefetch_dropped`]).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`]; [`Error::Kernel`] if the worker threads cannot be started; [`Error::Forked`].
-    pub fn prefetch(&self, range: impl RangeBounds<usize>) -> Result<(), Error> {
-        let bytes = self.range(range)?;
-        self.check_process()?;
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.backing.prefetch(&bytes, &self.pool)
-    }
-
     /// Says how the map will be read from now on.
     pub fn advise(&self, advice: Advice) {
         if self.check_process().is_ok() {

@@ -14,6 +14,7 @@ pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pin;
 pub(crate) mod pool;
+pub(crate) mod prefetching;
 pub(crate) mod promise;
 #[cfg(faultless_sim)]
 pub mod simulation;

@@ -9,6 +9,7 @@ use crate::fault::run::{Fetch, Need};
 use crate::read::blocks::with_pieces;
 use crate::read::gather::{gather, is_absent};
 use crate::read::prefetch::prefetch;
+use crate::read::progress::Progress;
 use crate::space::map_core::MapCore;
 use crate::space::page::State;
 use crate::space::recorder::{GROUP, Mask, Used};
@@ -19,6 +20,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How a recording begins; the last byte is the version.
 const MAGIC: [u8; 8] = *b"FLTWSET1";
@@ -72,8 +74,7 @@ impl Map {
     }
 
     /// Reads in what a recording names, in its order and at the depth of the device, until the budget has no room without an eviction. It
-    /// returns when that is done (users' sources are read by the pool's workers, and may come later): a program that does not want to wait calls it
-    /// in a thread of its own. A recording is advice: one of another file,
+    /// returns when that is done: a program that does not want to wait calls it in a thread of its own. A recording is advice: one of another file,
     /// or of another part of it, brings other pages in, and no wrong byte.
     ///
     /// # Errors
@@ -127,9 +128,11 @@ impl Map {
         let workers = &self.pool.0.workers;
         let (units, fits) = absent_that_fit(core, ranges);
         if core.is_source() {
+            let progress = Arc::<Progress>::default();
             for units in units {
-                let _ = workers.queue(core, units);
+                let _ = workers.queue(core, units, &progress);
             }
+            progress.wait();
         } else if core.unit_bytes() <= CHUNK_MAX as u64 {
             gather(&workers.rings, core, Need::Ask, &units, |_| false);
         } else {

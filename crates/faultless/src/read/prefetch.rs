@@ -10,6 +10,7 @@ use crate::fault::rescue::rescue;
 use crate::fault::run::{Fetch, Need, Origin, Run};
 use crate::read::blocks::with_pieces;
 use crate::read::gather::{gather, is_absent};
+use crate::read::progress::Part;
 use crate::read::rings::Rings;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
@@ -31,6 +32,7 @@ pub(crate) struct Prefetch {
     pub(crate) count: u64,
     /// Each is read by itself.
     pub(crate) alone: bool,
+    pub(crate) part: Part,
 }
 
 /// Reads a part of a window.
@@ -91,12 +93,13 @@ fn trip_slot(core: &MapCore, unit: Unit) -> Option<Slot> {
 }
 
 /// Reads in what a prefetch asks for.
-pub(crate) fn run(job: &Prefetch) {
-    let &Prefetch {
+pub(crate) fn run(job: &mut Prefetch) {
+    let &mut Prefetch {
         id,
         serial,
         unit,
         count,
+        ref mut part,
         ..
     } = job;
     let Some(core) = registry::enter_map(id, serial) else {
@@ -112,7 +115,10 @@ pub(crate) fn run(job: &Prefetch) {
             prefetch(&core, at, end - at, fetch)
         });
         match done {
-            Ok(n) => at += n,
+            Ok(n) => {
+                at += n;
+                part.did(n << core.unit_shift);
+            }
             Err(_) => {
                 core.counters.add(Count::PrefetchDropped, 1);
                 return;
@@ -122,7 +128,7 @@ pub(crate) fn run(job: &Prefetch) {
 }
 
 /// Reads in what several prefetches of one map ask for, many at a time. What there is no room for is dropped.
-pub(crate) fn run_together(rings: &Rings, jobs: &[Prefetch]) {
+pub(crate) fn run_together(rings: &Rings, jobs: &mut [Prefetch]) {
     let core = jobs
         .first()
         .map(|job| registry::enter_map(job.id, job.serial));
@@ -132,8 +138,12 @@ pub(crate) fn run_together(rings: &Rings, jobs: &[Prefetch]) {
     let units = |job: &Prefetch| job.unit..(job.unit + job.count).min(core.units_end());
     let ranges: Vec<Range<Unit>> = jobs.iter().map(units).collect();
     gather(rings, &core, Need::Prefetch, &ranges, |_| false);
-    for units in ranges {
-        if Unit::each(units).any(|unit| is_absent(&core, unit)) {
+    for (job, units) in jobs.iter_mut().zip(ranges) {
+        let asked = units.end - units.start;
+        let absent = Unit::each(units).filter(|&unit| is_absent(&core, unit));
+        let absent = absent.count() as u64;
+        job.part.did((asked - absent) << core.unit_shift);
+        if absent > 0 {
             core.counters.add(Count::PrefetchDropped, 1);
         }
     }

@@ -17,6 +17,7 @@ use crate::fault::run::Need;
 use crate::fault::serve::serve;
 use crate::read::gather::gather;
 use crate::read::lanes::Lanes;
+use crate::read::progress::wake;
 use crate::read::rings::{Rings, Way};
 use crate::space::map_core::MapCore;
 use crate::space::registry;
@@ -344,13 +345,6 @@ impl Drop for Server<'_> {
         if !self.left {
             lock(&self.requests.queue).threads -= 1;
         }
-    }
-}
-
-/// Wakes tasks. That is the program's code: it may take its time, and may panic.
-fn wake(wakers: Vec<Waker>) {
-    for waker in wakers {
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
     }
 }
 

@@ -14,6 +14,7 @@ use crate::read::fill_threads::fill_for;
 use crate::read::prefetch;
 use crate::read::prefetch::read_ahead;
 use crate::read::prefetch::{PART, Prefetch};
+use crate::read::progress::Progress;
 use crate::read::requests::{Host, Requests};
 use crate::read::rings::Rings;
 use crate::space::counters::Count;
@@ -135,11 +136,18 @@ impl Workers {
     }
 
     /// Queues the units of a range to be read soon, in parts. Parts for which the queue has no room are dropped and counted.
-    pub(crate) fn queue(self: &Arc<Self>, core: &MapCore, units: Range<Unit>) -> io::Result<()> {
+    pub(crate) fn queue(
+        self: &Arc<Self>,
+        core: &MapCore,
+        units: Range<Unit>,
+        progress: &Arc<Progress>,
+    ) -> io::Result<()> {
         self.all(&core.pool)?;
         let end = units.end.min(core.units_end());
         let step = (PART >> core.unit_shift).max(1);
         let mut unit = units.start;
+        // It is not over before all is queued.
+        let mut rest = progress.part((end.max(unit) - unit) << core.unit_shift);
         while unit < end {
             let count = step.min(end - unit);
             let job = Prefetch {
@@ -148,7 +156,9 @@ impl Workers {
                 unit,
                 count,
                 alone: core.is_source() || core.unit_bytes() > CHUNK_MAX as u64,
+                part: progress.part(count << core.unit_shift),
             };
+            rest.did(count << core.unit_shift);
             if !self.push(&core.pool, job) {
                 let dropped = (end - unit).div_ceil(step);
                 core.counters.add(Count::PrefetchDropped, dropped);
@@ -219,11 +229,11 @@ impl Workers {
                 Some(first) if !first.alone && self.rings.are_lent() => TOGETHER,
                 _ => 1,
             };
-            let some = jobs.take(together);
+            let mut some = jobs.take(together);
             drop(jobs);
-            match &some[..] {
+            match &mut some[..] {
                 [job] => prefetch::run(job),
-                [_, ..] => prefetch::run_together(&self.rings, &some),
+                jobs @ [_, ..] => prefetch::run_together(&self.rings, jobs),
                 [] if ahead.is_none() => pool.work_bell.sleep(IDLE, || {
                     let jobs = lock(&self.jobs);
                     pool.ahead.is_empty() && jobs.prefetches.is_empty() && !jobs.stopping

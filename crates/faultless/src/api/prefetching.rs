@@ -1,0 +1,90 @@
+//! Prefetches: what is wanted soon is read by other threads.
+
+use crate::api::map::Map;
+use crate::base::error::Error;
+use crate::read::progress::Progress;
+use std::future::Future;
+use std::ops::RangeBounds;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+impl Map {
+    /// Asks for a range to be read soon, by other threads, and returns immediately. Parts for which there is no room are dropped (counted
+    /// in [`Stats::prefetch_dropped`](crate::Stats::prefetch_dropped)). Many ranges that are asked for one after the other are read at
+    /// the depth at which the device works best.
+    ///
+    /// A program that wants to know when that is done waits for the result, or awaits it; others ignore it.
+    ///
+    /// ```
+    /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
+    /// # std::io::Write::write_all(&mut &file, &[7u8; 1_000_000])?;
+    /// # let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    /// # let reader = std::fs::File::open(path)?;
+    /// # drop(file);
+    /// let pool = faultless::Pool::builder().memory(faultless::ByteSize::mib(64)).build()?;
+    /// let map = pool.map(&reader)?;
+    /// let index = map.prefetch(..500_000)?;
+    /// map.prefetch(500_000..)?;
+    /// assert_eq!(index.wait().dropped, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`]; [`Error::Kernel`] if the worker threads cannot be started; [`Error::Forked`].
+    pub fn prefetch(&self, range: impl RangeBounds<usize>) -> Result<Prefetching, Error> {
+        let bytes = self.range(range)?;
+        self.check_process()?;
+        let progress = Arc::new(Progress::default());
+        if !bytes.is_empty() {
+            self.backing.prefetch(&bytes, &self.pool, &progress)?;
+        }
+        Ok(Prefetching(progress))
+    }
+}
+
+/// A prefetch. Dropping this leaves it to itself.
+///
+/// It is over when all of its parts are in memory, or were dropped: because there was no room, because they could not be read, or
+/// because the map is gone. (On the mmap backend it is over when the kernel was told, which does not say more.)
+#[derive(Debug)]
+pub struct Prefetching(Arc<Progress>);
+
+/// What a prefetch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Prefetched {
+    /// Bytes of whole units that are not in memory, because there was no room or they could not be read.
+    pub dropped: u64,
+}
+
+impl Prefetching {
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
+
+    /// Waits until it is over.
+    pub fn wait(&self) -> Prefetched {
+        self.0.wait();
+        self.outcome()
+    }
+
+    fn outcome(&self) -> Prefetched {
+        Prefetched {
+            dropped: self.0.dropped(),
+        }
+    }
+}
+
+impl Future for Prefetching {
+    type Output = Prefetched;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Prefetched> {
+        match self.0.poll(context.waker()) {
+            true => Poll::Ready(self.outcome()),
+            false => Poll::Pending,
+        }
+    }
+}

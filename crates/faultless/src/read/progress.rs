@@ -1,0 +1,111 @@
+//! How far something is that is done in parts by other threads, for threads and tasks that wait for its end.
+
+use crate::base::futex::{Futex, Wake};
+use crate::base::ids::Nanos;
+use crate::base::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use std::sync::Arc;
+use std::task::Waker;
+
+/// How long a thread sleeps before it looks by itself.
+const LOOK: Nanos = Nanos::from_secs(1);
+
+/// Parts that are to be done.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Parts that are not over yet.
+    left: AtomicUsize,
+    /// Bytes that were not brought in.
+    dropped: AtomicU64,
+    ended: Futex,
+    wakers: Mutex<Vec<Waker>>,
+}
+
+/// One of the parts. It is over when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Part {
+    of: Arc<Progress>,
+    /// Bytes of it that were not brought in so far.
+    undone: u64,
+}
+
+impl Progress {
+    /// A part that will bring in so many bytes.
+    pub(crate) fn part(self: &Arc<Self>, bytes: u64) -> Part {
+        self.left.fetch_add(1, Ordering::Relaxed);
+        Part {
+            of: self.clone(),
+            undone: bytes,
+        }
+    }
+
+    /// Whether all parts are over that were begun.
+    pub(crate) fn is_over(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 0
+    }
+
+    /// Bytes that were not brought in.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all parts are over.
+    pub(crate) fn wait(&self) {
+        loop {
+            let ticket = self.ended.ticket();
+            if self.is_over() {
+                return;
+            }
+            self.ended.wait(ticket, LOOK);
+        }
+    }
+
+    /// Whether all parts are over. If not, `waker` is woken then.
+    pub(crate) fn poll(&self, waker: &Waker) -> bool {
+        if self.is_over() {
+            return true;
+        }
+        // (Wakers are the program's code: cloned and dropped without the lock.)
+        let waker = waker.clone();
+        let mut wakers = lock(&self.wakers);
+        // (The last part ends before it takes the lock, and wakes what it finds then.)
+        if self.is_over() {
+            drop(wakers);
+            return true;
+        }
+        let known = wakers.iter().any(|w| w.will_wake(&waker));
+        let left = if known {
+            Some(waker)
+        } else {
+            wakers.push(waker);
+            None
+        };
+        drop(wakers);
+        drop(left);
+        false
+    }
+}
+
+impl Part {
+    /// So many bytes of it are there.
+    pub(crate) fn did(&mut self, bytes: u64) {
+        self.undone = self.undone.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.of.dropped.fetch_add(self.undone, Ordering::Relaxed);
+        if self.of.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.of.ended.bump(Wake::All);
+            let wakers = std::mem::take(&mut *lock(&self.of.wakers));
+            wake(wakers);
+        }
+    }
+}
+
+/// Wakes tasks. That is the program's code: it may take its time, and may panic.
+pub(crate) fn wake(wakers: Vec<Waker>) {
+    for waker in wakers {
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+    }
+}

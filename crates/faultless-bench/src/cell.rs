@@ -390,14 +390,19 @@ impl Readers<'_> {
             .contender
             .bytes()
             .context("the hot scenarios are for mappings")?;
+        let asks_first = self.contender.asks_first();
         let words = self.pages * (PAGE / 8) as u64;
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
             let mut wrong = 0;
             for _ in 0..HOT_LOADS {
                 let at = (r.random() % words) as usize * 8;
-                let word = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
                 let (page, index) = (at / PAGE, at % PAGE / 8);
+                let word = match asks_first {
+                    Some(map) => &map.load(page * PAGE..(page + 1) * PAGE)?[index * 8..][..8],
+                    None => &bytes[at..at + 8],
+                };
+                let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
                 wrong += u64::from(word != word_of(page as u64, index as u64));
             }
             r.wrong += wrong * 8;

@@ -46,6 +46,8 @@ pub enum Kind {
     FaultlessBatch,
     /// The same by [`Map::load_async`], so many futures at a time in each thread.
     FaultlessAsync,
+    /// Plain loads of a map whose units are huge pages.
+    FaultlessHuge,
     /// A raw loop of io_uring, so many direct reads at a time in each thread.
     Uring,
     /// Plain loads with a budget that is larger than the memory of its control group, or has become so.
@@ -94,7 +96,7 @@ impl Kind {
         Kind::FaultlessAsync,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 16] = [
+    pub const EVERY: [Kind; 17] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -104,6 +106,7 @@ impl Kind {
         Kind::FaultlessLoad,
         Kind::FaultlessBatch,
         Kind::FaultlessAsync,
+        Kind::FaultlessHuge,
         Kind::Uring,
         Kind::FaultlessOver,
         Kind::Program,
@@ -126,6 +129,7 @@ impl Kind {
                 | Kind::FaultlessLoad
                 | Kind::FaultlessBatch
                 | Kind::FaultlessAsync
+                | Kind::FaultlessHuge
                 | Kind::FaultlessOver
         )
     }
@@ -157,6 +161,7 @@ impl Kind {
             Kind::FaultlessLoad => "faultless-load",
             Kind::FaultlessBatch => "faultless-batch",
             Kind::FaultlessAsync => "faultless-async",
+            Kind::FaultlessHuge => "faultless-huge",
             Kind::Uring => "uring",
             Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
@@ -210,6 +215,11 @@ pub trait Contender: Send + Sync {
 
     /// All of the data as memory, for contenders that are mappings.
     fn bytes(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// The map whose loads ask first, if that is how this reads.
+    fn asks_first(&self) -> Option<&Map> {
         None
     }
 
@@ -303,6 +313,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::FaultlessLoad => engine(Asking::Load),
         Kind::FaultlessBatch => engine(Asking::Batch(terms.depth)),
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
+        Kind::FaultlessHuge => engine(Asking::TouchHuge),
         Kind::Uring => Uring::open(terms).map(|c| Box::new(c) as _),
         Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
@@ -723,6 +734,8 @@ impl Drop for Monitor {
 enum Asking {
     /// They are touched.
     Touch,
+    /// The same, in a map of huge pages.
+    TouchHuge,
     /// [`Map::load`].
     Load,
     /// [`Map::load_many`], so many at a time.
@@ -737,7 +750,7 @@ struct Engine {
 }
 
 /// Maps the data file by this project's engine.
-fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
+fn open_map(terms: &Terms<'_>, huge: bool) -> anyhow::Result<Map> {
     let pool = Pool::builder().memory(terms.memory).build()?;
     if let faultless::Backend::Mmap(why) = pool.backend() {
         anyhow::bail!("the engine does not run here: {why}");
@@ -747,7 +760,8 @@ fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
         Hint::Random => Advice::Random,
         Hint::InOrder | Hint::Both => Advice::Normal,
     };
-    let options = pool.options().advice(advice).len(terms.len as usize);
+    let options = pool.options().advice(advice).huge_pages(huge);
+    let options = options.len(terms.len as usize);
     let map = match options.map(&file) {
         Ok(map) => map,
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
@@ -760,7 +774,7 @@ fn open_map(terms: &Terms<'_>) -> anyhow::Result<Map> {
 impl Engine {
     fn open(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Self> {
         Ok(Engine {
-            map: open_map(terms)?,
+            map: open_map(terms, matches!(way, Asking::TouchHuge))?,
             way,
         })
     }
@@ -778,16 +792,20 @@ impl Contender for Engine {
 
     fn depth(&self) -> usize {
         match self.way {
-            Asking::Touch | Asking::Load => 1,
+            Asking::Touch | Asking::TouchHuge | Asking::Load => 1,
             Asking::Batch(depth) | Asking::Futures(depth) => depth,
         }
+    }
+
+    fn asks_first(&self) -> Option<&Map> {
+        matches!(self.way, Asking::Load).then_some(&self.map)
     }
 
     fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
         match self.way {
             Asking::Batch(_) => return deep::load_many(&self.map, numbers, check),
             Asking::Futures(_) => return deep::load_async(&self.map, numbers, check),
-            Asking::Touch | Asking::Load => {}
+            Asking::Touch | Asking::TouchHuge | Asking::Load => {}
         }
         for &number in numbers {
             let at = number as usize * PAGE;

@@ -335,7 +335,11 @@ impl Plan {
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
             (
-                Access::Scan | Access::Hot,
+                Access::Hot,
+                Kind::FaultlessBatch | Kind::FaultlessAsync | Kind::Populate | Kind::Uring,
+            ) => false,
+            (
+                Access::Scan,
                 Kind::FaultlessLoad
                 | Kind::FaultlessBatch
                 | Kind::FaultlessAsync

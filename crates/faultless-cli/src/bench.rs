@@ -185,6 +185,7 @@ enum KindArg {
     FaultlessLoad,
     FaultlessBatch,
     FaultlessAsync,
+    FaultlessHuge,
     Uring,
     FaultlessOver,
 }
@@ -201,6 +202,7 @@ impl From<KindArg> for Kind {
             KindArg::FaultlessLoad => Kind::FaultlessLoad,
             KindArg::FaultlessBatch => Kind::FaultlessBatch,
             KindArg::FaultlessAsync => Kind::FaultlessAsync,
+            KindArg::FaultlessHuge => Kind::FaultlessHuge,
             KindArg::Uring => Kind::Uring,
             KindArg::FaultlessOver => Kind::FaultlessOver,
         }

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "ioctls take addresses of memory to be filled")]
 
+use crate::file;
 use crate::raw::{Errno, check, syscall};
 
 /// Handle only faults from user mode: needs no privilege (5.11).
@@ -20,11 +21,17 @@ pub const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 /// An unmapped range is reported, and the thread that unmapped it waits until the report is read (4.11).
 pub const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 
+/// Pages can be moved into a registered range (6.8).
+pub const FEATURE_MOVE: u64 = 1 << 16;
+
 /// Register for faults on absent pages.
 const REGISTER_MODE_MISSING: u64 = 1;
 
 /// Do not wake waiters after a copy: under SIGBUS there are none.
 const COPY_MODE_DONTWAKE: u64 = 1;
+
+/// The same after a move.
+const MOVE_MODE_DONTWAKE: u64 = 1;
 
 /// An event of [`read_events`]: a page fault (monitor mode).
 pub const EVENT_PAGEFAULT: u8 = 0x12;
@@ -62,6 +69,15 @@ struct Copy {
     copy: i64,
 }
 
+#[repr(C)]
+struct Move {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    moved: i64,
+}
+
 /// `struct uffd_msg`: one event.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +101,7 @@ const UFFDIO_REGISTER: u32 = iowr(0x00, size_of::<Register>());
 const UFFDIO_UNREGISTER: u32 = ior(0x01, size_of::<UffdRange>());
 const UFFDIO_WAKE: u32 = ior(0x02, size_of::<UffdRange>());
 const UFFDIO_COPY: u32 = iowr(0x03, size_of::<Copy>());
+const UFFDIO_MOVE: u32 = iowr(0x05, size_of::<Move>());
 
 const _: () = {
     assert!(UFFDIO_API == 0xC018_AA3F);
@@ -92,6 +109,7 @@ const _: () = {
     assert!(UFFDIO_UNREGISTER == 0x8010_AA01);
     assert!(UFFDIO_WAKE == 0x8010_AA02);
     assert!(UFFDIO_COPY == 0xC028_AA03);
+    assert!(UFFDIO_MOVE == 0xC028_AA05);
     assert!(size_of::<Event>() == 32);
 };
 
@@ -192,6 +210,49 @@ pub unsafe fn copy(fd: i32, dst: usize, src: usize, len: usize, wake: bool) -> C
             error: Some(e),
         },
     }
+}
+
+/// Moves the pages of a range of private anonymous memory to `dst`, a huge page in one piece, and leaves the range empty (6.8). Both
+/// ranges must be writable. As for [`copy`], it says how many bytes were moved.
+///
+/// # Safety
+///
+/// `dst` must lie in a range registered by the caller, and `src` be the caller's own memory, of which nothing is wanted any more. Whoever
+/// may read `dst` must be content with the bytes of `src`.
+pub unsafe fn move_pages(fd: i32, dst: usize, src: usize, len: usize) -> Copied {
+    let mut arg = Move {
+        dst: dst as u64,
+        src: src as u64,
+        len: len as u64,
+        mode: MOVE_MODE_DONTWAKE,
+        moved: 0,
+    };
+    // SAFETY: the caller's promise.
+    match unsafe { ioctl(fd, UFFDIO_MOVE, &mut arg) } {
+        Ok(_) => Copied {
+            bytes: len,
+            error: None,
+        },
+        Err(e) => Copied {
+            bytes: arg.moved.max(0) as usize,
+            error: Some(e),
+        },
+    }
+}
+
+/// The features that the kernel has, as a set of `FEATURE_…`.
+pub fn features() -> Result<u64, Errno> {
+    let fd = open(libc::O_CLOEXEC as u32 | USER_MODE_ONLY)?;
+    let mut api = Api {
+        api: UFFD_API,
+        features: 0,
+        ioctls: 0,
+    };
+    // SAFETY: has no effect on memory.
+    let asked = unsafe { ioctl(fd, UFFDIO_API, &mut api) };
+    // SAFETY: opened above, and nobody else's.
+    unsafe { file::close(fd) };
+    asked.map(|_| api.features)
 }
 
 /// Wakes the threads that wait for pages of a range (monitor mode).

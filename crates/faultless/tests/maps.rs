@@ -202,6 +202,100 @@ fn a_system_call_gets_efault_for_an_absent_page_and_the_bytes_of_a_pinned_one() 
     check(&map, 4, 0);
 }
 
+/// Bytes of huge pages that the kernel has for a map.
+fn huge_bytes(map: &Map) -> u64 {
+    let start = map.as_ptr() as usize;
+    let text = std::fs::read_to_string("/proc/self/smaps").expect("readable");
+    let mut inside = false;
+    let mut sum = 0;
+    for line in text.lines() {
+        let range = line.split(' ').next().and_then(|r| r.split_once('-'));
+        if let Some((from, to)) = range
+            && let (Ok(from), Ok(to)) = (
+                usize::from_str_radix(from, 16),
+                usize::from_str_radix(to, 16),
+            )
+        {
+            inside = from < start + map.len() && start < to;
+        } else if inside && let Some(kib) = line.strip_prefix("AnonHugePages:") {
+            sum += kib
+                .trim()
+                .trim_end_matches(" kB")
+                .parse::<u64>()
+                .expect("a number")
+                << 10;
+        }
+    }
+    sum
+}
+
+#[test]
+fn units_can_be_huge_pages() {
+    let dir = dir();
+    // The last unit is none: it is short.
+    let len = (23 << 20) + 12_345;
+    let path = file(dir.path(), "a", 8, len);
+    let open_map = |pool: &Pool, offset: u64| {
+        let options = pool.options().huge_pages(true).offset(offset);
+        options.map(open(&path))
+    };
+    let wide = pool(64);
+    let map = match open_map(&wide, 0) {
+        Ok(map) => map,
+        Err(e) => {
+            // An old kernel, or one without huge pages.
+            assert!(e.to_string().contains("huge pages"), "{e}");
+            return;
+        }
+    };
+    let fallbacks = || {
+        let text = std::fs::read_to_string("/proc/vmstat").expect("readable");
+        text.lines()
+            .find(|l| l.starts_with("thp_fault_fallback "))
+            .map(str::to_owned)
+    };
+    let before = fallbacks();
+    check(&map, 8, 0);
+    let huge = huge_bytes(&map);
+    assert!(huge.is_multiple_of(2 << 20) && huge <= 22 << 20, "{huge}");
+    // (The kernel may be short of them.)
+    assert!(huge > 10 << 20 || fallbacks() != before, "{huge}");
+    println!("{huge} bytes of {len} in huge pages");
+    map.release(..).expect("given back");
+    assert_eq!(huge_bytes(&map), 0);
+    check(map.load(5 << 20..9 << 20).expect("loaded"), 8, 5 << 20);
+    check(&map.pin(..).expect("pinned"), 8, 0);
+    check(&map, 8, 0);
+    // In a budget that has room for some, from an offset that is no multiple of anything, by many threads.
+    let small = pool(16);
+    let map = open_map(&small, 4321).expect("mapped");
+    std::thread::scope(|scope| {
+        for k in 0..4usize {
+            let map = &map;
+            scope.spawn(move || {
+                for i in 0..200 {
+                    let at = (i * 37 + k * 11) * 65_537 % (map.len() - 5000);
+                    check(&map[at..at + 5000], 8, at + 4321);
+                }
+            });
+        }
+    });
+    let stats = small.stats();
+    assert!(
+        stats.maps.evictions > 0 && stats.peak.get() <= (16 << 20) / 100 * 105,
+        "{stats:?}"
+    );
+    // What does not go together.
+    let odd = wide.options().huge_pages(true).unit(ByteSize::kib(64));
+    let error = odd.map(open(&path)).expect_err("refused").to_string();
+    assert!(
+        error.contains("64 KiB") && error.contains("huge"),
+        "{error}"
+    );
+    let error = open_map(&pool(8), 0).expect_err("too small").to_string();
+    assert!(error.contains("8 MiB"), "{error}");
+}
+
 #[test]
 fn a_prefetch_says_what_it_has_dropped_and_ends_with_its_map() {
     let dir = dir();

@@ -6,6 +6,7 @@ use crate::api::advice::Reads;
 use crate::api::backing::Backing;
 use crate::api::builder::install_handler;
 use crate::api::engine::Engine;
+use crate::api::huge_pages;
 use crate::api::map::Map;
 use crate::api::options::{MapOptions, UNIT_MAX};
 use crate::api::promise::check_units;
@@ -32,6 +33,7 @@ use crate::space::registry::GRANULE;
 use crate::space::streams::Streams;
 use crate::space::table::Table;
 use crate::space::{identity, registry};
+use crate::sync::huge_slots::HugeSlots;
 use faultless_sys::mem::PAGE;
 use faultless_sys::{file, mem, uffd};
 use std::os::fd::AsRawFd;
@@ -103,7 +105,7 @@ impl MapOptions {
         if len == 0 {
             return Ok(Map::empty(self.pool.clone()));
         }
-        let unit = self.unit.get().max(align as u64);
+        let unit = self.unit_bytes().max(align as u64);
         let head = (self.offset % (PAGE.max(align)) as u64) as usize;
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {
@@ -183,7 +185,7 @@ impl MapOptions {
         };
         let reading = Reading::File { fd, id, leased };
         // Under a lease the length is asked again: it cannot change any more.
-        let unit = self.unit.get();
+        let unit = self.unit_bytes();
         let data_len = head as u64 + status.len.saturating_sub(self.offset);
         let map = self.engine_map(engine, reading, name, base, head, len, data_len, unit)?;
         if leased && self.over.is_none() {
@@ -255,6 +257,7 @@ impl MapOptions {
     ) -> Result<Map, Error> {
         let former = self.former(&reading, base);
         let reserved = check_units(self.pool.budget(), unit)
+            .and_then(|()| self.prepare_huge(engine))
             .and_then(|()| install_handler())
             .and_then(|()| self.reserve(engine, &name, head + len, unit, former?))
             .and_then(|parts| {
@@ -282,6 +285,7 @@ impl MapOptions {
             // Bytes that can be read: as far as both the map and the source go.
             data_len: data_len.min((head + len) as u64),
             unit_shift: unit.trailing_zeros(),
+            huge: self.huge,
             table,
             reading,
             name: name.into_boxed_str(),
@@ -309,6 +313,18 @@ impl MapOptions {
         let map = Map::new(self.pool.clone(), Backing::Engine(core), head, len);
         map.advise(self.advice);
         Ok(map)
+    }
+
+    /// Where huge pages are filled, if the map is to have any.
+    fn prepare_huge(&self, engine: &Engine) -> Result<(), Error> {
+        if self.huge && engine.core.huge.get().is_none() {
+            huge_pages::check()?;
+            let slots = HugeSlots::new()
+                .map_err(|e| Error::kernel("cannot reserve memory for huge pages", e))?;
+            // (Another thread may have been faster: one is as good as the other.)
+            let _ = engine.core.huge.set(slots);
+        }
+        Ok(())
     }
 
     /// The kernel's mapping that a stand-in replaces, if it replaces one.
@@ -377,8 +393,19 @@ impl MapOptions {
             armed = unsafe { uffd::register(number, region.start, region.len) };
         }
         armed.map_err(refused)?;
+        let access = match self.huge {
+            // (The kernel moves pages between writable mappings alone.)
+            true => libc::PROT_READ | libc::PROT_WRITE,
+            false => libc::PROT_READ,
+        };
+        if self.huge {
+            // Otherwise the touch of an absent page has the kernel make a page table, which stands in a huge page's place.
+            // SAFETY: ours, and empty; changes no contents.
+            unsafe { mem::madvise(region.start, region.len, libc::MADV_HUGEPAGE) }
+                .map_err(refused)?;
+        }
         // SAFETY: ours, armed, and nobody has a reference into it yet.
-        unsafe { mem::protect(region.start, region.len, libc::PROT_READ) }.map_err(refused)?;
+        unsafe { mem::protect(region.start, region.len, access) }.map_err(refused)?;
         identity::wait_for_older_reports(number, region.start).map_err(refused)?;
         Ok((region, table))
     }

@@ -73,6 +73,7 @@ impl Engine {
             budget: Budget::new(limit),
             uffd,
             staging,
+            huge: OnceLock::new(),
             blocks: Blocks::default(),
             filled: ring,
             handover: Handover::new(),

@@ -3,8 +3,9 @@
 use crate::api::backing::{Backing, check_end, units_of};
 use crate::api::map::Map;
 use crate::base::error::Error;
+use crate::base::process;
 use crate::fault::ask::ask;
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 
 impl Map {
     /// Makes a range resident, and returns it. A miss costs what a read and the installation of its pages cost: no fault and no
@@ -39,19 +40,39 @@ impl Map {
     /// [`Error::BudgetExhausted`] if pinned pages leave no room for a unit (after ten seconds without any progress, or more beside
     /// threads that go on);
     /// [`Error::Recursion`] in a source that reads its own pool; [`Error::Forked`].
+    #[inline]
     pub fn load(&self, range: impl RangeBounds<usize>) -> Result<&[u8], Error> {
         let bytes = self.range(range)?;
+        if !self.is_there(&bytes) {
+            self.load_absent(&bytes)?;
+        }
+        Ok(&self[bytes.start - self.head..bytes.end - self.head])
+    }
+
+    /// Whether a range is in memory: a hit. What costs time is left to [`load_absent`](Self::load_absent).
+    #[inline]
+    fn is_there(&self, bytes: &Range<usize>) -> bool {
+        match &self.backing {
+            // (A forked child does not have the table.)
+            Backing::Engine(core) => {
+                !process::forked() && process::pid() == core.pid && core.has_resident(bytes)
+            }
+            _ => false,
+        }
+    }
+
+    #[cold]
+    fn load_absent(&self, bytes: &Range<usize>) -> Result<(), Error> {
         self.check_process()?;
-        let slice = &self[bytes.start - self.head..bytes.end - self.head];
         if bytes.is_empty() {
-            return Ok(slice);
+            return Ok(());
         }
         match &self.backing {
-            Backing::Empty => {}
-            Backing::Mmap(mmap) => mmap.populate(&bytes)?,
+            Backing::Empty => Ok(()),
+            Backing::Mmap(mmap) => mmap.populate(bytes),
             Backing::Engine(core) => {
-                check_end(core, &bytes)?;
-                let units = units_of(core, &bytes);
+                check_end(core, bytes)?;
+                let units = units_of(core, bytes);
                 // (Of more than the budget, the first would be gone when the last has come.)
                 if self.leaves_room_for_buffers(bytes.len() as u64) {
                     self.fetch_units(core, std::slice::from_ref(&units), true);
@@ -59,9 +80,8 @@ impl Map {
                 ask(core, units, true).map_err(|(unit, refusal)| {
                     let offset = core.source_at(core.unit_start(unit)).get();
                     refusal.into_error(&core.name, offset, self.pool.budget())
-                })?
+                })
             }
         }
-        Ok(slice)
     }
 }

@@ -63,6 +63,7 @@ impl fmt::Debug for Map {
 impl Deref for Map {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: the range is mapped for as long as self lives; its bytes do not change, by the lease or by the
         // promise of the caller of `map_trusted`; an empty map has a dangling, aligned pointer.
@@ -103,6 +104,7 @@ impl Map {
     }
 
     /// Checks a range of the map, and turns it into bytes of the region.
+    #[inline]
     pub(crate) fn range(
         &self,
         range: impl RangeBounds<usize>,

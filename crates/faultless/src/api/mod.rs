@@ -8,6 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod builder;
 pub(crate) mod engine;
 pub(crate) mod futures;
+pub(crate) mod huge_pages;
 mod load;
 pub(crate) mod map;
 pub(crate) mod options;

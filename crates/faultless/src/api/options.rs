@@ -42,6 +42,8 @@ pub struct MapOptions {
     pub(crate) offset: u64,
     pub(crate) len: Option<usize>,
     pub(crate) unit: ByteSize,
+    /// Units are huge pages.
+    pub(crate) huge: bool,
     pub(crate) advice: Advice,
     pub(crate) reads: Reads,
     pub(crate) on_break: OnBreak,
@@ -60,6 +62,7 @@ impl MapOptions {
             offset: 0,
             len: None,
             unit: ByteSize::new(PAGE as u64),
+            huge: false,
             advice: Advice::Normal,
             reads: Reads::Auto,
             on_break: OnBreak::Snapshot,
@@ -101,6 +104,27 @@ impl MapOptions {
         self
     }
 
+    /// Reads the file in units of 2 MiB, and keeps each as one huge page: random loads from what is in memory miss the processor's
+    /// translation cache less often. Off by default.
+    ///
+    /// It wants a budget of 16 MiB or more, and memory for 2 MiB where a byte is wanted. Where the kernel finds no huge page at the
+    /// moment, the unit has small ones. Users' sources have small ones always. So has the mmap backend what the kernel gives it.
+    ///
+    /// What it gives up: the kernel moves huge pages between writable mappings alone, so the map is writable. A stray write through a
+    /// wild pointer changes the map's memory, and does not end the program. (The file is never changed.)
+    pub fn huge_pages(mut self, huge: bool) -> Self {
+        self.huge = huge;
+        self
+    }
+
+    /// What one miss reads, in bytes.
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        match self.huge {
+            true => UNIT_MAX as u64,
+            false => self.unit.get(),
+        }
+    }
+
     /// How the map will be read; see [`Map::advise`].
     pub fn advice(mut self, advice: Advice) -> Self {
         self.advice = advice;
@@ -126,6 +150,13 @@ impl MapOptions {
                 what: "the fill unit",
                 value: self.unit.to_string(),
                 remedy: "choose a power of two from 4 KiB to 2 MiB",
+            });
+        }
+        if self.huge && unit != PAGE as u64 && unit != UNIT_MAX as u64 {
+            return Err(Error::InvalidOption {
+                what: "the fill unit",
+                value: self.unit.to_string(),
+                remedy: "a map with huge pages has units of 2 MiB; leave the unit out",
             });
         }
         if process::forked() || process::pid() != self.pool.0.pid {

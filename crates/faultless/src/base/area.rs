@@ -58,6 +58,7 @@ impl Area {
 
     /// Address of element `index` of an array of `T` that fills the area.
     #[cfg(not(loom))]
+    #[inline]
     pub(crate) fn at<T>(&self, index: usize) -> *mut T {
         debug_assert!((index + 1) * size_of::<T>() <= self.len);
         (self.start + index * size_of::<T>()) as *mut T

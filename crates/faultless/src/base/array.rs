@@ -60,6 +60,7 @@ impl<W: Word> Array<W> {
     }
 
     /// The word at `index`. Panics if there is none.
+    #[inline]
     pub(crate) fn at(&self, index: usize) -> &W {
         assert!(index < self.len);
         // SAFETY: in bounds; the memory is page-aligned, lives as long as self, and was zero, which is a valid word.

@@ -14,11 +14,13 @@ macro_rules! number {
         #[allow(dead_code, unreachable_pub, reason = "the same for all numbers")]
         impl $name {
             /// This number.
+            #[inline]
             pub const fn new(number: $inner) -> Self {
                 $name(number)
             }
 
             /// The bare number.
+            #[inline]
             pub const fn get(self) -> $inner {
                 self.0
             }

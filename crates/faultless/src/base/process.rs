@@ -36,6 +36,7 @@ pub(crate) fn forked() -> bool {
 }
 
 /// The process that settled.
+#[inline]
 pub(crate) fn pid() -> u32 {
     PID.load(Ordering::Relaxed)
 }

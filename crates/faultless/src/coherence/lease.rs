@@ -11,7 +11,7 @@ use crate::base::ids::{MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::{clock, text};
 use crate::coherence::{hooks, keeper};
-use crate::fault::read_file::file_piece;
+use crate::fault::piece::file_piece;
 use crate::fault::run::{Need, RUN_MAX};
 use crate::fault::serve::serve;
 use crate::read::prefetch::prefetch;

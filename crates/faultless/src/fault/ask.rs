@@ -6,7 +6,7 @@ use crate::fault::ahead;
 use crate::fault::claim::{claim, extend};
 use crate::fault::fill::fill;
 use crate::fault::hand_over::{Handed, hand_over};
-use crate::fault::read_file::file_piece;
+use crate::fault::piece::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Need, Origin, Run, owner};

@@ -40,7 +40,7 @@ pub(crate) fn install_piece(
 ) -> Result<Piece, Refusal> {
     let &Filled { src, want, .. } = filled;
     let got = filled.got.min(want);
-    let data = want.min(core.data_len.saturating_sub(at.get()) as usize);
+    let data = data_of(core, at, want);
     core.counters.add(Count::BytesRead, got as u64);
     // What lies behind the mapped length but in its last page reads as the file has it, as with mmap; behind the end
     // of the source it is zero.
@@ -66,6 +66,11 @@ pub(crate) fn install_piece(
         new,
         wanted: want as u64,
     })
+}
+
+/// How many of the `want` bytes of the region from `at` on the source backs.
+pub(crate) fn data_of(core: &MapCore, at: RegionAt, want: usize) -> usize {
+    want.min(core.data_len.saturating_sub(at.get()) as usize)
 }
 
 /// Fetches the descriptor again whose number the program closed. That takes memory, and a number: if there is none, this thread

@@ -3,42 +3,19 @@
 #![allow(unsafe_code, reason = "reads into raw buffers")]
 
 use crate::base::clock;
-use crate::base::ids::{Addr, FileAt, Nanos, RegionAt};
-use crate::fault::install::{
-    DESCRIPTOR_TRIES, Filled, SCARCE_MAX, another_descriptor, install_piece,
-};
+use crate::base::ids::{Addr, FileAt, Nanos};
+use crate::fault::install::{DESCRIPTOR_TRIES, SCARCE_MAX, another_descriptor};
 use crate::fault::refusal::Refusal;
-use crate::fault::run::Piece;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, file};
-use std::ops::Range;
 
 /// Naps of 1 ms for a source that says EAGAIN.
 const AGAIN_MAX: u32 = 2_000;
 
 /// Short reads that bring nothing new, before the file is believed to deliver no more.
 const IN_VAIN_MAX: u32 = 64;
-
-/// Fetches a piece from the map's file, through a staging buffer.
-pub(crate) fn file_piece(
-    core: &MapCore,
-    fd: &Fd,
-    range: Range<RegionAt>,
-    keep: Option<Addr>,
-) -> Result<Piece, Refusal> {
-    let pool = &*core.pool;
-    let len = (range.end - range.start) as usize;
-    let buffer = pool.staging.take(len, &pool.budget);
-    let src = buffer.addr();
-    // Direct reads want whole pages; the source may well end in the last.
-    let want = len.min(buffer.len());
-    let piece = read_file(core, fd, src, want, core.source_at(range.start))
-        .and_then(|got| install_piece(core, range.start, &Filled { src, got, want }, keep));
-    pool.staging.give(buffer);
-    piece
-}
 
 /// Whether what was just read through `number` came from the map's file, under its lease.
 ///
@@ -78,7 +55,7 @@ fn verify(core: &MapCore, fd: &Fd, number: i32) -> Result<(), Refusal> {
 }
 
 /// Reads `len` bytes of the map's file, fewer only at its end, and makes sure that they are the file's.
-fn read_file(
+pub(crate) fn read_file(
     core: &MapCore,
     fd: &Fd,
     buf: Addr,

@@ -9,7 +9,7 @@ use crate::base::primitive::AtomicU32;
 use crate::fault::claim::{claim, read_around};
 use crate::fault::fill::fill;
 use crate::fault::hand_over::{Handed, hand_over};
-use crate::fault::read_file::file_piece;
+use crate::fault::piece::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::rescue::rescue;
 use crate::fault::run::{Need, Origin, Run};

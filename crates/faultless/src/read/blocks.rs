@@ -6,7 +6,7 @@ use crate::base::source;
 use crate::base::source::Source;
 use crate::fault::charge::{BUDGET_WAIT, Wish, wait_for_room};
 use crate::fault::install::{Filled, install_piece};
-use crate::fault::read_file::file_piece;
+use crate::fault::piece::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Fetch, Need, Piece};
 use crate::space::map_core::{MapCore, Reading};

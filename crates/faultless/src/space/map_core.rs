@@ -79,6 +79,8 @@ pub(crate) struct MapCore {
     /// Bytes of the region that the source backs; up to the end of the last page they read as zero.
     pub(crate) data_len: u64,
     pub(crate) unit_shift: u32,
+    /// Units are huge pages, where the kernel has them.
+    pub(crate) huge: bool,
     pub(crate) table: Table,
     pub(crate) reading: Reading,
     /// For messages.
@@ -116,6 +118,7 @@ impl MapCore {
     }
 
     /// Whether a unit is resident, as far as is known: the kernel may have taken it back.
+    #[inline]
     pub(crate) fn is_resident(&self, unit: Unit) -> bool {
         self.page(unit).load().state() == State::Resident
     }
@@ -190,8 +193,26 @@ impl MapCore {
         1 << self.unit_shift
     }
 
+    #[inline]
     pub(crate) fn page(&self, unit: Unit) -> &Page {
         self.table.page(unit)
+    }
+
+    /// Whether all units of some bytes of the region are resident, which are not none.
+    #[inline]
+    pub(crate) fn has_resident(&self, bytes: &Range<usize>) -> bool {
+        if bytes.start >= bytes.end || bytes.end as u64 > self.pages_end().get() {
+            return false;
+        }
+        let last = self.unit_at(RegionAt::new(bytes.end as u64 - 1));
+        let mut unit = self.unit_at(RegionAt::new(bytes.start as u64));
+        while self.is_resident(unit) {
+            if unit == last {
+                return true;
+            }
+            unit += 1;
+        }
+        false
     }
 
     /// The unit that an address of the region lies in.
@@ -200,6 +221,7 @@ impl MapCore {
     }
 
     /// The unit that a byte of the region lies in.
+    #[inline]
     pub(crate) fn unit_at(&self, at: RegionAt) -> Unit {
         Unit::new(at.get() >> self.unit_shift)
     }
@@ -229,6 +251,7 @@ impl MapCore {
     }
 
     /// The end of the pages that the source backs.
+    #[inline]
     pub(crate) fn pages_end(&self) -> RegionAt {
         RegionAt::new(self.data_len.next_multiple_of(PAGE as u64))
     }

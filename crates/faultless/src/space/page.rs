@@ -77,6 +77,7 @@ pub(crate) enum State {
 pub(crate) struct Word(u64);
 
 impl Word {
+    #[inline]
     pub(crate) fn state(self) -> State {
         match self.0 & STATE {
             ABSENT => State::Absent,
@@ -181,6 +182,7 @@ impl Page {
         Page(AtomicU64::new(0))
     }
 
+    #[inline]
     pub(crate) fn load(&self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }

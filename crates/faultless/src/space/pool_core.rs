@@ -11,6 +11,7 @@ use crate::sync::bell::Bell;
 use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
+use crate::sync::huge_slots::HugeSlots;
 use crate::sync::outbox::Outbox;
 use crate::sync::ring::Ring;
 use crate::sync::staging::Staging;
@@ -22,6 +23,8 @@ pub(crate) struct PoolCore {
     pub(crate) budget: Budget,
     pub(crate) uffd: Fd,
     pub(crate) staging: Staging,
+    /// Where huge pages are filled, once a map has any.
+    pub(crate) huge: OnceLock<HugeSlots>,
     /// Buffers for reads of users' sources.
     pub(crate) blocks: Blocks,
     /// Units filled, on their way to the evictor.

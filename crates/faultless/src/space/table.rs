@@ -56,6 +56,7 @@ impl Table {
         self.groups.bytes()
     }
 
+    #[inline]
     pub(crate) fn page(&self, unit: Unit) -> &Page {
         self.words.at(unit.get() as usize)
     }

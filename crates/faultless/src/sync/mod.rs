@@ -6,6 +6,8 @@ pub(crate) mod blocks;
 pub(crate) mod budget;
 pub(crate) mod handover;
 #[cfg(not(loom))]
+pub(crate) mod huge_slots;
+#[cfg(not(loom))]
 pub(crate) mod outbox;
 pub(crate) mod ring;
 pub(crate) mod staging;

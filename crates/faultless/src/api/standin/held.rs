@@ -4,7 +4,7 @@ use crate::api::pool::Pool;
 use crate::base::ids::{Addr, MapId, Nanos, Serial, Unit};
 use crate::base::primitive::Ordering;
 use crate::base::{clock, process};
-use crate::fault::read_file::file_piece;
+use crate::fault::piece::file_piece;
 use crate::fault::refusal::Refusal;
 use crate::fault::run::{Need, RUN_MAX};
 use crate::fault::serve::serve;

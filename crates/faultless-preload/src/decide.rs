@@ -377,7 +377,10 @@ pub(crate) fn free_place(len: usize) -> usize {
         return trap::place(len);
     }
     let around = len + GRANULE;
-    let Ok(at) = mem::map_reserved(around) else {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // Where the kernel would put the program's mapping, not where the engine's own memory is.
+    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
+    let Ok(at) = (unsafe { mem::map(0, around, libc::PROT_NONE, flags, -1, 0) }) else {
         return 0;
     };
     // SAFETY: reserved just now, and shown to nobody.

@@ -2,7 +2,7 @@
 //!
 //! The C library's allocator maps an arena for each thread that allocates or frees, and takes any hole that the program has just
 //! unmapped. A program that unmaps such a range again, together with what lies around it, would take the arena away. So what the engine
-//! allocates lies where [`mem::place`] says. It is no more than some hundred kilobytes, but for tables of many mappings.
+//! allocates lies where [`mem::map_aside`] puts it. It is no more than some hundred kilobytes, but for tables of many mappings.
 //!
 //! No call waits for ever: neither in a signal handler that has interrupted the heap, nor in a copy of the process whose other threads
 //! are gone.

@@ -50,37 +50,61 @@ pub unsafe fn map(
     })
 }
 
-/// An address to ask for when the engine maps `len` bytes for itself, without `MAP_FIXED`: a part of the address space that nobody else
-/// is likely to use. If something is there, the kernel chooses another range.
+/// Maps `len` bytes of the engine's own in a part of the address space that nobody else is likely to use (`mmap(2)`, without an address).
 ///
-/// Otherwise the kernel would fill the holes that a program has just unmapped. A program with one thread knows what is in those holes:
+/// By itself the kernel would fill the holes that a program has just unmapped. A program with one thread knows what is in those holes:
 /// nothing. It may unmap them again, together with what lies around them, and would take the engine's memory away.
-pub fn place(len: usize) -> usize {
+pub fn map_aside(len: usize, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<usize, Errno> {
+    /// Tries, each farther from the one before; and how far the second is from the first.
+    const TRIES: u32 = 8;
+    const STEP: usize = 64 << 20;
+    for n in 0..TRIES {
+        let skip = if n == 0 { 0 } else { STEP << (2 * (n - 1)) };
+        let Some(at) = place(len, skip) else {
+            break;
+        };
+        // SAFETY: replaces nothing.
+        match unsafe { map(at, len, prot, flags | MAP_FIXED_NOREPLACE, fd, offset) } {
+            Ok(got) if got == at => return Ok(at),
+            // (Linux before 4.17 does not know the flag.)
+            // SAFETY: mapped just now, shown to nobody.
+            Ok(other) => _ = unsafe { unmap(other, len) },
+            Err(Errno(libc::EEXIST)) => {}
+            Err(_) => break,
+        }
+    }
+    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
+    unsafe { map(0, len, prot, flags, fd, offset) }
+}
+
+/// An address for `len` bytes of the engine's own, so many behind the last. `None` if there is no such part of the address space.
+fn place(len: usize, skip: usize) -> Option<usize> {
     /// A step between huge pages, so that large ranges begin at one.
     const HUGE: usize = 2 << 20;
     /// Where the next range is to be; 0 before the first.
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    if cfg!(faultless_sim) {
-        return 0;
-    }
     // An eighth of the address space below this code (16 TiB of the usual 128): the kernel maps from the top down. The address of the
-    // code is random, and so is this.
-    let code = place as fn(usize) -> usize as usize;
+    // code is random, and so is this. Half of the way to the code is used; then from the front again.
+    let code = place as fn(usize, usize) -> Option<usize> as usize;
     let base = (code - code / 8) & !(HUGE - 1);
+    let most = code / 16;
+    if cfg!(faultless_sim) || len.saturating_add(skip) > most - HUGE {
+        return None;
+    }
     let align = if len < HUGE { PAGE } else { HUGE };
     let mut next = NEXT.load(Ordering::Relaxed);
     loop {
-        let start = next.max(base).next_multiple_of(align);
-        // (Half of the way to the code; then from the front again. What is still in use there stays.)
-        let start = if start - base < code / 16 {
+        let start = (next.max(base) + skip).next_multiple_of(align);
+        let fits = start + len <= base + most;
+        let start = if fits {
             start
         } else {
-            base
+            base + skip.next_multiple_of(align)
         };
         // A page between: what runs over the end of one range is in no other.
-        let end = start.saturating_add(len).next_multiple_of(PAGE) + PAGE;
+        let end = (start + len).next_multiple_of(PAGE) + PAGE;
         match NEXT.compare_exchange_weak(next, end, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return start,
+            Ok(_) => return Some(start),
             Err(other) => next = other,
         }
     }
@@ -88,17 +112,8 @@ pub fn place(len: usize) -> usize {
 
 /// Private anonymous memory, readable and writable, not counted towards commit limits where the kernel allows it.
 pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
-    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
-    unsafe {
-        map(
-            place(len),
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    map_aside(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
 }
 
 /// Private anonymous memory with no access and none of it present, whatever `mlockall(2)` the program has called: a
@@ -107,8 +122,7 @@ pub fn map_anonymous(len: usize) -> Result<usize, Errno> {
 /// Give it its access with [`protect`].
 pub fn map_reserved(len: usize) -> Result<usize, Errno> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: no MAP_FIXED: the kernel chooses an unused range.
-    let start = unsafe { map(place(len), len, libc::PROT_NONE, flags, -1, 0)? };
+    let start = map_aside(len, libc::PROT_NONE, flags, -1, 0)?;
     if let Err(e) = unlock(start, len) {
         // SAFETY: mapped above, shown to nobody.
         let _ = unsafe { unmap(start, len) };

@@ -335,6 +335,12 @@ pub mod mpsc {
     }
 
     impl<T> Receiver<T> {
+        pub fn try_recv(&self) -> Option<T> {
+            step();
+            // SAFETY: as in `send`.
+            unsafe { (*self.0.queue.get()).pop_front() }
+        }
+
         pub fn recv(&self) -> Result<T, RecvError> {
             let gone = || self.0.senders.load(Ordering::Relaxed) == 0;
             // SAFETY: as in `send`.

@@ -24,6 +24,7 @@ use crate::coherence::lease::Broken;
 use crate::coherence::mmap::{Mmap, Part};
 use crate::coherence::opening::{direct_works, reopen};
 use crate::coherence::{keeper, lease};
+use crate::space::around::Around;
 use crate::space::counters::Counters;
 use crate::space::live::Live;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
@@ -87,6 +88,12 @@ impl MapOptions {
 
     fn map_source(&self, source: Arc<dyn Source>) -> Result<Map, Error> {
         self.check()?;
+        if self.huge {
+            // What user code reads is copied.
+            let mut copied = self.clone();
+            (copied.huge, copied.unit) = (false, ByteSize::new(UNIT_MAX as u64));
+            return copied.map_source(source);
+        }
         let name = source.name();
         let align = source.alignment();
         if !align.is_power_of_two() || align > UNIT_MAX {
@@ -307,6 +314,7 @@ impl MapOptions {
             }),
             streams: Streams::new(),
             recorder: Recorder::default(),
+            around: Around::new(),
             counters: Counters::new(),
         }));
         std::mem::forget(region);
@@ -357,13 +365,15 @@ impl MapOptions {
         let failed = |e: std::io::Error| {
             Error::kernel(format!("cannot reserve address space for {name}"), e)
         };
+        let barrier = if self.huge { GRANULE } else { 0 };
         let region = match self.stands_for {
             // Exactly as long as the kernel's: what lies behind it is the program's.
             Some(_) => match former {
                 Some(former) => Region::over(self.place, span.next_multiple_of(PAGE), former),
                 None => Region::exact(span.next_multiple_of(PAGE), self.place),
             },
-            None => Region::anywhere(span.next_multiple_of(GRANULE)),
+            // (With huge pages, a granule more: the look for older reports leaves a page table where it looks.)
+            None => Region::anywhere(span.next_multiple_of(GRANULE) + barrier),
         }
         .map_err(failed)?;
         let units = (region.len as u64).div_ceil(unit);
@@ -406,7 +416,11 @@ impl MapOptions {
         }
         // SAFETY: ours, armed, and nobody has a reference into it yet.
         unsafe { mem::protect(region.start, region.len, access) }.map_err(refused)?;
-        identity::wait_for_older_reports(number, region.start).map_err(refused)?;
+        let looked_at = match self.huge {
+            true => region.start + region.len - barrier,
+            false => region.start,
+        };
+        identity::wait_for_older_reports(number, looked_at).map_err(refused)?;
         Ok((region, table))
     }
 }

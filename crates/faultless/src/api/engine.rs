@@ -108,7 +108,7 @@ impl Engine {
         let evictor = {
             let core = core.clone();
             keeper::spawn(c"faultless-evict", move || {
-                Evictor::run(core, keeper::spawn)
+                Evictor::run(core, keeper::spawn_later)
             })
             .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
         };

@@ -2,11 +2,14 @@
 
 use crate::api::map::Map;
 use crate::base::error::Error;
+use crate::base::process;
 use crate::read::progress::Progress;
+use crate::space::pool_core::PoolCore;
+use std::fmt;
 use std::future::Future;
 use std::ops::RangeBounds;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 impl Map {
@@ -40,16 +43,27 @@ impl Map {
         if !bytes.is_empty() {
             self.backing.prefetch(&bytes, &self.pool, &progress)?;
         }
-        Ok(Prefetching(progress))
+        Ok(Prefetching {
+            progress,
+            pool: self.backing.core().map(|core| Arc::downgrade(&core.pool)),
+            pid: process::pid(),
+        })
     }
 }
 
 /// A prefetch. Dropping this leaves it to itself.
 ///
-/// It is over when all of its parts are in memory, or were dropped: because there was no room, because they could not be read, or
-/// because the map is gone. (On the mmap backend it is over when the kernel was told, which does not say more.)
-#[derive(Debug)]
-pub struct Prefetching(Arc<Progress>);
+/// It is over when each of its parts is in memory, is being read by another thread, or was dropped: because there was no room, because it
+/// could not be read, or because the map is gone. (On the mmap backend it is over when the kernel was told, which does not say more.)
+///
+/// Two threads do not wait for it, and find what is not there yet among what was dropped: one in a forked child, where nobody reads it, and
+/// one that reads a source of the same pool, since the threads that are to read it may wait for that source.
+pub struct Prefetching {
+    progress: Arc<Progress>,
+    pool: Option<Weak<PoolCore>>,
+    /// The process that asked.
+    pid: u32,
+}
 
 /// What a prefetch came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,19 +76,35 @@ pub struct Prefetched {
 impl Prefetching {
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
-        self.0.is_over()
+        self.progress.is_over()
     }
 
     /// Waits until it is over.
     pub fn wait(&self) -> Prefetched {
-        self.0.wait();
+        self.progress.wait(|| self.is_in_vain());
         self.outcome()
+    }
+
+    /// Whether the calling thread must not wait for it.
+    fn is_in_vain(&self) -> bool {
+        let pool = || self.pool.as_ref().and_then(Weak::upgrade);
+        process::forked()
+            || process::pid() != self.pid
+            || pool().is_some_and(|pool| pool.reads_sources())
     }
 
     fn outcome(&self) -> Prefetched {
         Prefetched {
-            dropped: self.0.dropped(),
+            dropped: self.progress.missing(),
         }
+    }
+}
+
+impl fmt::Debug for Prefetching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prefetching")
+            .field("is_over", &self.is_over())
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,7 +112,7 @@ impl Future for Prefetching {
     type Output = Prefetched;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Prefetched> {
-        match self.0.poll(context.waker()) {
+        match self.is_in_vain() || self.progress.poll(context.waker()) {
             true => Poll::Ready(self.outcome()),
             false => Poll::Pending,
         }

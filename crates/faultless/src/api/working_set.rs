@@ -132,7 +132,7 @@ impl Map {
             for units in units {
                 let _ = workers.queue(core, units, &progress);
             }
-            progress.wait();
+            progress.wait(|| core.pool.reads_sources());
         } else if core.unit_bytes() <= CHUNK_MAX as u64 {
             gather(&workers.rings, core, Need::Ask, &units, |_| false);
         } else {

@@ -1,7 +1,7 @@
 //! A channel from many threads to one.
 //!
 //! As the standard library's, which gives each thread that waits a thread-local handle: memory of the C library's, for which that maps an
-//! arena where the program may have unmapped something (see `faultless_sys::mem::place`).
+//! arena where the program may have unmapped something (see `faultless_sys::mem::map_aside`).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -83,6 +83,11 @@ impl<T> Drop for Sender<T> {
 }
 
 impl<T> Receiver<T> {
+    /// The next value, if there is one now.
+    pub(crate) fn try_recv(&self) -> Option<T> {
+        self.0.state().values.pop_front()
+    }
+
     /// Waits for the next value.
     ///
     /// # Errors

@@ -10,12 +10,13 @@
 #![allow(unsafe_code, reason = "creates threads by the C library's functions")]
 
 use crate::base::process;
-use faultless_sys::mem;
+use faultless_sys::{mem, raw};
 use std::ffi::CStr;
 use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::Mutex;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// Bytes of a thread's stack, with a page before it that nothing may touch.
 const STACK: usize = 2 << 20;
@@ -37,8 +38,30 @@ struct Running {
 #[derive(Debug)]
 pub struct Thread(Option<Running>);
 
-/// Threads that run on by themselves. Each [`spawn`] takes back the stacks of those that have ended.
-static LEFT: Mutex<Vec<Running>> = Mutex::new(Vec::new());
+/// A thread that runs on by itself, in a list of them.
+struct Left {
+    running: Running,
+    /// Its process.
+    pid: u32,
+    next: *mut Left,
+}
+
+/// Threads that run on by themselves. Each [`spawn`] takes back the stacks of those that have ended. (A list without a lock: a forked
+/// child may find it in any state.)
+static LEFT: AtomicPtr<Left> = AtomicPtr::new(ptr::null_mut());
+
+fn leave(left: Box<Left>) {
+    let left = Box::into_raw(left);
+    let mut next = LEFT.load(Ordering::Relaxed);
+    loop {
+        // SAFETY: made from a box above, and not shown to others yet.
+        unsafe { (*left).next = next };
+        match LEFT.compare_exchange_weak(next, left, Ordering::Release, Ordering::Relaxed) {
+            Ok(_) => return,
+            Err(other) => next = other,
+        }
+    }
+}
 
 fn new_stack() -> io::Result<usize> {
     let stack = mem::map_anonymous(STACK)?;
@@ -55,18 +78,21 @@ fn free_stack(stack: usize) {
 
 /// Takes back the stacks of threads that were left to themselves and have ended.
 fn reap() {
-    // (A thread that has the list does so as well. In a forked child none may.)
-    let Ok(mut left) = LEFT.try_lock() else {
-        return;
-    };
-    left.retain(|running| {
-        // SAFETY: neither joined nor detached: the list alone has it.
-        let ended = unsafe { libc::pthread_tryjoin_np(running.thread, std::ptr::null_mut()) } == 0;
-        if ended {
-            free_stack(running.stack);
+    let mut next = LEFT.swap(ptr::null_mut(), Ordering::Acquire);
+    while !next.is_null() {
+        // SAFETY: put there by `leave`, and taken out by this thread alone.
+        let left = unsafe { Box::from_raw(next) };
+        next = left.next;
+        let Running { thread, stack } = left.running;
+        // (Of a parent's threads, a child has the memory alone.)
+        // SAFETY: neither joined nor detached: the list alone had it.
+        let ended = left.pid != raw::getpid()
+            || unsafe { libc::pthread_tryjoin_np(thread, ptr::null_mut()) } == 0;
+        match ended {
+            true => free_stack(stack),
+            false => leave(left),
         }
-        !ended
-    });
+    }
 }
 
 /// Starts a thread, with a name of 15 bytes at most.
@@ -150,11 +176,11 @@ impl Drop for Thread {
             // The thread is the parent's; the stack's memory is not worth a look at what of it was copied.
             return;
         }
-        match LEFT.try_lock() {
-            Ok(mut left) => left.push(running),
-            // SAFETY: neither joined nor detached. (Its stack stays mapped when it has ended.)
-            Err(_) => drop(unsafe { libc::pthread_detach(running.thread) }),
-        }
+        leave(Box::new(Left {
+            running,
+            pid: raw::getpid(),
+            next: ptr::null_mut(),
+        }));
     }
 }
 

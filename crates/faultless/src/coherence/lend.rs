@@ -18,18 +18,8 @@ impl Alias {
         let number = fd.current(*id).ok()?;
         let len = core.region_len;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping, read only.
-        let start = unsafe {
-            mem::map(
-                mem::place(len),
-                len,
-                libc::PROT_READ,
-                flags,
-                number,
-                core.base.get(),
-            )
-        }
-        .ok()?;
+        let base = core.base.get();
+        let start = mem::map_aside(len, libc::PROT_READ, flags, number, base).ok()?;
         // SAFETY: mapped just now; this advice changes no contents. (A child has its own mappings.)
         unsafe {
             let _ = mem::madvise(start, len, libc::MADV_DONTFORK);

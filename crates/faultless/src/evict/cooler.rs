@@ -100,7 +100,7 @@ impl Cooler {
         // Without access first, and unlocked: under mlockall the kernel would fill it at once.
         // SAFETY: the kernel chooses the range, which is then ours; no advice changes its contents.
         let start = unsafe {
-            let start = mem::map(mem::place(len), len, libc::PROT_NONE, flags, self.file, 0)?;
+            let start = mem::map_aside(len, libc::PROT_NONE, flags, self.file, 0)?;
             self.mapped = (start, len);
             mem::unlock(start, len)?;
             mem::protect(start, len, libc::PROT_READ)?;

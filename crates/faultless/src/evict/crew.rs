@@ -8,6 +8,7 @@ use crate::base::thread::{Thread, block_signals};
 use faultless_sys::mem::BATCH_MAX;
 use faultless_sys::mem::IoVec;
 use faultless_sys::{Errno, mem};
+use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::io;
 
@@ -19,8 +20,10 @@ struct Work {
     advice: i32,
 }
 
-/// Starts a thread that has the evictor's descriptors. (The engine has one thread that starts those which no thread of the program does.)
-pub(crate) type Spawn = fn(&'static CStr, Box<dyn FnOnce() + Send + 'static>) -> io::Result<Thread>;
+/// Has a thread started that has the evictor's descriptors, and does not wait for that. What comes of it is sent. (The engine has one
+/// thread that starts those which no thread of the program does.)
+pub(crate) type Spawn =
+    fn(&'static CStr, Box<dyn FnOnce() + Send + 'static>, mpsc::Sender<io::Result<Thread>>);
 
 /// The threads that give the advice: the evictor's, and helpers once it was held up.
 pub(super) struct Crew {
@@ -28,6 +31,10 @@ pub(super) struct Crew {
     /// Names this process to `process_madvise`; `None` where the kernel will not advise a process on itself.
     pidfd: Option<i32>,
     helpers: Vec<(mpsc::Sender<Work>, Thread)>,
+    /// Those that are being started, in order, and what came of the first of them.
+    coming: VecDeque<mpsc::Sender<Work>>,
+    start: mpsc::Sender<io::Result<Thread>>,
+    started: mpsc::Receiver<io::Result<Thread>>,
     told: mpsc::Sender<()>,
     done: mpsc::Receiver<()>,
 }
@@ -35,18 +42,28 @@ pub(super) struct Crew {
 impl Crew {
     pub(super) fn new(pidfd: Option<i32>, spawn: Spawn) -> Self {
         let (told, done) = mpsc::channel();
+        let (start, started) = mpsc::channel();
         Crew {
             spawn,
             pidfd,
             helpers: Vec::new(),
+            coming: VecDeque::new(),
+            start,
+            started,
             told,
             done,
         }
     }
 
-    /// Starts the helpers, if they do not run yet and can be had.
+    /// Has the helpers started that do not run yet. They help from a later call on.
     pub(super) fn call_helpers(&mut self) {
-        while self.pidfd.is_some() && self.helpers.len() < HELPERS {
+        while let Some(started) = self.started.try_recv() {
+            let give = self.coming.pop_front();
+            if let (Ok(thread), Some(give)) = (started, give) {
+                self.helpers.push((give, thread));
+            }
+        }
+        while self.pidfd.is_some() && self.helpers.len() + self.coming.len() < HELPERS {
             let (give, take) = mpsc::channel::<Work>();
             let (pidfd, told) = (self.pidfd, self.told.clone());
             let help = move || {
@@ -56,10 +73,8 @@ impl Crew {
                     let _ = told.send(());
                 }
             };
-            match (self.spawn)(c"faultless-evict", Box::new(help)) {
-                Ok(handle) => self.helpers.push((give, handle)),
-                Err(_) => return,
-            }
+            self.coming.push_back(give);
+            (self.spawn)(c"faultless-evict", Box::new(help), self.start.clone());
         }
     }
 
@@ -114,6 +129,8 @@ impl Crew {
             drop(give);
             handle.join();
         }
+        // (Those that are still coming find nothing to do, and end by themselves.)
+        drop(self.coming);
         if let Some(fd) = self.pidfd {
             // SAFETY: given to `new` to be closed here.
             unsafe { faultless_sys::file::close(fd) };

@@ -11,7 +11,7 @@
 
 use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
-use crate::fault::run::AROUND;
+use crate::space::around::AROUND;
 use crate::space::counters::Count;
 use crate::space::map_core::MapCore;
 use crate::space::streams::{

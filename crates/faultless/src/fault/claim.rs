@@ -10,7 +10,8 @@ use crate::fault::charge::{charge, release};
 use crate::fault::give_up::{abandon, cool_again};
 use crate::fault::publish::track;
 use crate::fault::refusal::Refusal;
-use crate::fault::run::{AROUND, Need, Origin, RUN_MAX, Run, owner};
+use crate::fault::run::{Need, Origin, RUN_MAX, Run, owner};
+use crate::space::around::{AROUND, Guess};
 use crate::space::counters::Count;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::{From, PINS_MAX, State, Word, futex_bits};
@@ -203,11 +204,29 @@ fn extend_back(core: &MapCore, run: &mut Run) -> bool {
     true
 }
 
-/// Adds what is absent around the unit of a run, up to the ends of the window that it lies in.
+/// Adds what is absent around the unit of a run, where that is likely to be wanted, up to the ends of the window that it lies in.
 pub(crate) fn read_around(core: &MapCore, run: &mut Run) {
-    let window = Unit::new(run.first.get() / AROUND * AROUND);
-    while run.first > window && extend_back(core, run) {}
-    while run.end() < window + AROUND && extend(core, run) {}
+    let missed = run.first;
+    let guess = core.guess_around(missed);
+    if guess == Guess::Alone {
+        return;
+    }
+    let mut first = Unit::new(missed.get() / AROUND * AROUND);
+    let mut end = (first + AROUND).min(core.units_end());
+    if guess == Guess::LeaveOut {
+        let (before, behind) = (missed - first, end - missed - 1);
+        let (farthest, rest) = match before > behind {
+            true => (first, first + 1..end),
+            false => (missed + behind, first..missed + behind),
+        };
+        let word = core.page(farthest).load();
+        if farthest != missed && word.state() == State::Absent && !word.cool() {
+            core.around.leave_out(farthest);
+            (first, end) = (rest.start, rest.end);
+        }
+    }
+    while run.first > first && extend_back(core, run) {}
+    while run.end() < end && extend(core, run) {}
 }
 
 /// A refault is soon if less was evicted meanwhile than the budget holds.

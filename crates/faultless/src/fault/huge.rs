@@ -29,34 +29,60 @@ pub(crate) fn huge_piece(
         && range.start.get().is_multiple_of(HUGE as u64);
     let slots = core.pool.huge.get().filter(|_| is_whole)?;
     let slot = slots.take()?;
-    let piece = fill(core, fd, slot, range.start);
-    // What was moved is gone from here. The rest is small pages, or what came of an error.
-    // SAFETY: the place is this thread's, and nothing of it is wanted any more.
-    unsafe { mem::discard(slot.get(), HUGE) };
+    let (moved, piece) = fill(core, fd, slot, range.start);
+    if moved < HUGE {
+        // SAFETY: the place is this thread's, and nothing of it is wanted any more.
+        unsafe { mem::discard(slot.get(), HUGE) };
+    }
     slots.give(slot);
     Some(piece)
 }
 
-fn fill(core: &MapCore, fd: &Fd, slot: Addr, at: RegionAt) -> Result<Piece, Refusal> {
-    // Here the kernel takes a huge page, if it has one. (It takes mmap_lock for a page that it finds absent as it reads.)
-    // SAFETY: the place is mapped, writable and this thread's.
-    unsafe { core::ptr::write_volatile(slot.get() as *mut u8, 0) };
-    let got = read_file(core, fd, slot, HUGE, core.source_at(at))?.min(HUGE);
-    let data = data_of(core, at, HUGE);
-    if got < data {
-        // The file was truncated.
-        let filled = Filled {
-            src: slot,
-            got,
-            want: HUGE,
-        };
-        return install_piece(core, at, &filled, None);
+/// Reads a unit, and installs it. Says as well how much of it was moved out of the place.
+fn fill(core: &MapCore, fd: &Fd, slot: Addr, at: RegionAt) -> (usize, Result<Piece, Refusal>) {
+    // Here the kernel takes a huge page, or small ones if it has none. (For a page that it finds absent as it reads, it takes mmap_lock.)
+    for page in (0..HUGE).step_by(mem::PAGE) {
+        // SAFETY: the place is mapped, writable and this thread's.
+        unsafe { core::ptr::write_volatile((slot + page).get() as *mut u8, 0) };
     }
-    core.counters.add(Count::BytesRead, got as u64);
-    // SAFETY: the place has so many bytes.
-    unsafe { core::ptr::write_bytes((slot + got).get() as *mut u8, 0, HUGE - got) };
-    let moved = move_in(core, core.addr(at), slot);
-    // (A part that could not be moved is copied: pages that are there already, or that somebody else holds.)
+    let got = match read_file(core, fd, slot, HUGE, core.source_at(at)) {
+        Ok(got) => got.min(HUGE),
+        Err(why) => return (0, Err(why)),
+    };
+    let is_all = got >= data_of(core, at, HUGE);
+    let moved = if is_all {
+        core.counters.add(Count::BytesRead, got as u64);
+        // SAFETY: the place has so many bytes.
+        unsafe { core::ptr::write_bytes((slot + got).get() as *mut u8, 0, HUGE - got) };
+        move_in(core, core.addr(at), slot)
+    } else {
+        // The file was truncated.
+        0
+    };
+    if moved == HUGE {
+        let whole = HUGE as u64;
+        let piece = Piece {
+            present: whole,
+            new: whole,
+            wanted: whole,
+        };
+        return (moved, Ok(piece));
+    }
+    // The rest is copied: where pages are there already, or somebody else holds them. It is in memory twice meanwhile.
+    core.pool.budget.charge_anyway(HUGE as u64);
+    let piece = match is_all {
+        true => copy_rest(core, slot, at, moved),
+        false => {
+            let (src, want) = (slot, HUGE);
+            install_piece(core, at, &Filled { src, got, want }, None)
+        }
+    };
+    core.pool.budget.release(HUGE as u64);
+    (moved, piece)
+}
+
+/// Copies what was not moved out of a place.
+fn copy_rest(core: &MapCore, slot: Addr, at: RegionAt, moved: usize) -> Result<Piece, Refusal> {
     let copied = install(core, core.addr(at) + moved, slot + moved, HUGE - moved)?;
     Ok(Piece {
         present: HUGE as u64,

@@ -79,9 +79,6 @@ impl Run {
     }
 }
 
-/// Units that are read with one that is missed, where that is done: 128 KiB of pages, as the kernel does for its mappings.
-pub(crate) const AROUND: u64 = 32;
-
 /// What was installed of a piece of the region.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Piece {

@@ -30,8 +30,7 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Refusa
         _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
         Reading::File { fd, .. } => {
             let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
-            let around = need != Need::Pin && core.reads_around() && request.run.was_absent();
-            if around {
+            if need != Need::Pin && request.run.was_absent() {
                 read_around(core, &mut request.run);
             }
             let filled = fill(core, &request.run, need, None, fetch);

@@ -3,6 +3,8 @@
 use crate::base::futex::{Futex, Wake};
 use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use crate::base::thread;
+use crate::base::thread::block_signals;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -14,8 +16,9 @@ const LOOK: Nanos = Nanos::from_secs(1);
 pub(crate) struct Progress {
     /// Parts that are not over yet.
     left: AtomicUsize,
-    /// Bytes that were not brought in.
-    dropped: AtomicU64,
+    /// Bytes of the parts, and those that were brought in.
+    wanted: AtomicU64,
+    done: AtomicU64,
     ended: Futex,
     wakers: Mutex<Vec<Waker>>,
 }
@@ -24,7 +27,8 @@ pub(crate) struct Progress {
 #[derive(Debug)]
 pub(crate) struct Part {
     of: Arc<Progress>,
-    /// Bytes of it that were not brought in so far.
+    /// Bytes of it, and those that were not brought in so far.
+    bytes: u64,
     undone: u64,
 }
 
@@ -32,8 +36,10 @@ impl Progress {
     /// A part that will bring in so many bytes.
     pub(crate) fn part(self: &Arc<Self>, bytes: u64) -> Part {
         self.left.fetch_add(1, Ordering::Relaxed);
+        self.wanted.fetch_add(bytes, Ordering::Relaxed);
         Part {
             of: self.clone(),
+            bytes,
             undone: bytes,
         }
     }
@@ -43,16 +49,17 @@ impl Progress {
         self.left.load(Ordering::Acquire) == 0
     }
 
-    /// Bytes that were not brought in.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+    /// Bytes that were not brought in, or not yet.
+    pub(crate) fn missing(&self) -> u64 {
+        let done = self.done.load(Ordering::Relaxed);
+        self.wanted.load(Ordering::Relaxed).saturating_sub(done)
     }
 
-    /// Waits until all parts are over.
-    pub(crate) fn wait(&self) {
+    /// Waits until all parts are over, or in vain.
+    pub(crate) fn wait(&self, is_in_vain: impl Fn() -> bool) {
         loop {
             let ticket = self.ended.ticket();
-            if self.is_over() {
+            if self.is_over() || is_in_vain() {
                 return;
             }
             self.ended.wait(ticket, LOOK);
@@ -86,6 +93,13 @@ impl Progress {
 }
 
 impl Part {
+    /// So many bytes of it are another part's.
+    pub(crate) fn leave(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.undone -= bytes;
+        self.of.wanted.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// So many bytes of it are there.
     pub(crate) fn did(&mut self, bytes: u64) {
         self.undone = self.undone.saturating_sub(bytes);
@@ -94,12 +108,34 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.of.dropped.fetch_add(self.undone, Ordering::Relaxed);
+        let done = self.bytes - self.undone;
+        self.of.done.fetch_add(done, Ordering::Relaxed);
         if self.of.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.of.ended.bump(Wake::All);
             let wakers = std::mem::take(&mut *lock(&self.of.wakers));
-            wake(wakers);
+            wake_apart(wakers);
         }
+    }
+}
+
+/// Wakes tasks in a thread of its own, which nobody waits for: the program's code, which it may be in, may wait for a thread that drops the
+/// pool, and so for the pool's threads.
+fn wake_apart(wakers: Vec<Waker>) {
+    if wakers.is_empty() {
+        return;
+    }
+    let wakers = Arc::new(Mutex::new(wakers));
+    let all = {
+        let wakers = wakers.clone();
+        move || {
+            block_signals();
+            let all = std::mem::take(&mut *lock(&wakers));
+            wake(all);
+        }
+    };
+    if thread::spawn(c"faultless-async", all).is_err() {
+        let all = std::mem::take(&mut *lock(&wakers));
+        wake(all);
     }
 }
 

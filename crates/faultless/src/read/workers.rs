@@ -158,7 +158,7 @@ impl Workers {
                 alone: core.is_source() || core.unit_bytes() > CHUNK_MAX as u64,
                 part: progress.part(count << core.unit_shift),
             };
-            rest.did(count << core.unit_shift);
+            rest.leave(count << core.unit_shift);
             if !self.push(&core.pool, job) {
                 let dropped = (end - unit).div_ceil(step);
                 core.counters.add(Count::PrefetchDropped, dropped);

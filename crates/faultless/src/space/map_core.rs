@@ -7,6 +7,7 @@ use crate::base::primitive::{
 };
 use crate::base::source::Source;
 use crate::space::alias::Alias;
+use crate::space::around::{AROUND, Around, Guess};
 use crate::space::counters::Counters;
 use crate::space::fds::Fd;
 use crate::space::live::Live;
@@ -102,6 +103,8 @@ pub(crate) struct MapCore {
     pub(crate) streams: Box<Streams>,
     /// Which units are used, where somebody wants to know.
     pub(crate) recorder: Recorder,
+    /// Whether neighbours of misses are wanted.
+    pub(crate) around: Around,
     pub(crate) counters: Counters,
 }
 
@@ -109,12 +112,32 @@ impl MapCore {
     /// Whether a miss reads what lies around it as well, as it does in the kernel's mappings: in those that stand in for one,
     /// unless the program said that it reads at random, and as long as all of the map fits the budget and there is room.
     pub(crate) fn reads_around(&self) -> bool {
-        let budget = &self.pool.budget;
         self.stands_for.is_some()
-            && self.unit_bytes() == PAGE as u64
+            && self.may_read_around()
+            && self.data_len <= self.pool.budget.limit()
+    }
+
+    /// Whether there is room for what lies around a miss, and nothing is known of how the map will be read.
+    fn may_read_around(&self) -> bool {
+        let budget = &self.pool.budget;
+        self.unit_bytes() == PAGE as u64
             && self.streams.detects()
-            && self.data_len <= budget.limit()
             && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
+    }
+
+    /// What to read with a unit that is missed.
+    pub(crate) fn guess_around(&self, unit: Unit) -> Guess {
+        if self.stands_for.is_some() {
+            return match self.reads_around() {
+                true => Guess::Around,
+                false => Guess::Alone,
+            };
+        }
+        self.around.missed(unit);
+        match self.may_read_around() {
+            true => self.around.guess(unit.get() / AROUND),
+            false => Guess::Alone,
+        }
     }
 
     /// Whether a unit is resident, as far as is known: the kernel may have taken it back.

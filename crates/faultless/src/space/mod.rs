@@ -3,6 +3,8 @@
 #[cfg(not(loom))]
 pub(crate) mod alias;
 #[cfg(not(loom))]
+pub(crate) mod around;
+#[cfg(not(loom))]
 pub(crate) mod cooling;
 #[cfg(not(loom))]
 pub(crate) mod counters;

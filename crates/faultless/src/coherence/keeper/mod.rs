@@ -14,4 +14,4 @@ mod service;
 pub(crate) use descriptors::{adopt, retire, unwatch, watch};
 pub(crate) use leases::{end_lease, lease};
 pub(crate) use posix_locks::{locks_coming, locks_settled, posix_locked};
-pub(crate) use service::{KeeperLocks, apart, freeze, spawn, start, stop};
+pub(crate) use service::{KeeperLocks, apart, freeze, spawn, spawn_later, start, stop};

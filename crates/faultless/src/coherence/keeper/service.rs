@@ -170,6 +170,22 @@ pub(crate) fn spawn(name: &'static CStr, f: impl FnOnce() + Send + 'static) -> i
     with(move |_| thread::spawn(name, f))?
 }
 
+/// As [`spawn`], and does not wait for that. What comes of it is sent; nothing, if there is no keeper.
+pub(crate) fn spawn_later(
+    name: &'static CStr,
+    f: Box<dyn FnOnce() + Send>,
+    tell: mpsc::Sender<io::Result<Thread>>,
+) {
+    let running = lock(&RUNNING);
+    let here = |r: &&Running| r.pid == raw::getpid() && !process::forked();
+    if let Some(r) = running.as_ref().filter(here) {
+        lock(r.tasks).push_back(Box::new(move |_| {
+            let _ = tell.send(thread::spawn(name, f));
+        }));
+        let _ = signal::tgkill(r.pid, r.tid, r.signal);
+    }
+}
+
 fn run(
     tasks: &'static Mutex<VecDeque<Task>>,
     break_signal: i32,

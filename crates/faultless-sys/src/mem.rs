@@ -88,7 +88,7 @@ fn place(len: usize, skip: usize) -> Option<usize> {
     let code = place as fn(usize, usize) -> Option<usize> as usize;
     let base = (code - code / 8) & !(HUGE - 1);
     let most = code / 16;
-    if cfg!(faultless_sim) || len.saturating_add(skip) > most - HUGE {
+    if cfg!(faultless_sim) || len.saturating_add(skip).saturating_add(HUGE) > most {
         return None;
     }
     let align = if len < HUGE { PAGE } else { HUGE };

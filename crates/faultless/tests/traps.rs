@@ -115,6 +115,51 @@ fn batches_leave_what_has_a_closed_descriptor_s_number_alone() {
     );
 }
 
+/// A source of a pool that waits for a prefetch of the same pool, whose threads wait for it.
+struct Waits(std::sync::Arc<faultless::Map>);
+
+impl Source for Waits {
+    fn len(&self) -> io::Result<u64> {
+        Ok(LEN as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let prefetch = self.0.prefetch(..).map_err(io::Error::other)?;
+        prefetch.wait();
+        let offset = offset as usize;
+        buf.copy_from_slice(&self.0[offset..offset + buf.len()]);
+        Ok(buf.len())
+    }
+
+    fn name(&self) -> String {
+        "waits".to_owned()
+    }
+}
+
+#[test]
+fn a_prefetch_that_nobody_can_serve_is_not_waited_for() {
+    isolated_ok("a_prefetch_that_nobody_can_serve_is_not_waited_for", || {
+        let dir = dir();
+        let pool = pool(16);
+        let map = pool
+            .map(open(&file(dir.path(), "a", 1, LEN)))
+            .expect("mapped");
+        let map = std::sync::Arc::new(map);
+        let waits = unsafe { pool.map_trusted(Waits(map.clone())) }.expect("mapped");
+        let prefetch = waits.prefetch(..).expect("queued");
+        check(&waits, 1, 0);
+        prefetch.wait();
+        // In a child, those of the parent are over, whatever has become of them there.
+        let prefetch = map.prefetch(..).expect("queued");
+        let ended = forked(|| {
+            prefetch.wait();
+            0
+        });
+        assert!(ended.success(), "{ended}");
+        prefetch.wait();
+    });
+}
+
 #[test]
 fn a_moved_map_never_reads_as_zero() {
     let out = isolated("a_moved_map_never_reads_as_zero", || {

@@ -4,8 +4,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Advice {
-    /// Nothing is known: a miss fills one unit, or the 128 KiB around it where what lies around misses turns out to be used, and the
-    /// budget has room. (In files, and with units of 4 KiB. To find out, one miss of 128 brings what lies around it, at first one of 16.)
+    /// Nothing is known: the miss of a plain load fills one unit, or the 128 KiB around it where what lies around misses turns out to be
+    /// used soon, and the budget has room. (In files, and with units of 4 KiB. To find out, one miss of 128 brings what lies around it, at
+    /// first one of 16.)
     /// Threads that turn out to read in order, one unit after the other or at
     /// equal distances, forwards or backwards, are read ahead of. (In files. A user's [`Source`](crate::Source) is not called for a guess:
     /// say `Sequential`.)

@@ -10,6 +10,7 @@ use crate::fault::ahead::{self, part_units};
 use crate::fault::run::{Need, owner};
 use crate::fault::serve::serve;
 use crate::read::gather::gather;
+use crate::read::progress::Progress;
 use crate::space::map_core::MapCore;
 use faultless_sys::signal;
 use std::ops::Range;
@@ -124,7 +125,7 @@ impl Map {
         if core.is_source() {
             // (It is advice: what the queue has no room for is read later, one after the other.)
             for units in units {
-                let _ = workers.queue(core, units.clone(), &Arc::default());
+                let _ = workers.queue(core, units.clone(), &Progress::new(&workers.wakers));
             }
             return;
         }

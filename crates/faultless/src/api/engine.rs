@@ -149,7 +149,7 @@ impl Engine {
 }
 
 /// The last thread that has the core lets its userfaultfd go.
-fn let_go(core: Arc<PoolCore>) {
+pub(crate) fn let_go(core: Arc<PoolCore>) {
     if let Some(core) = Arc::into_inner(core) {
         #[cfg(faultless_sim)]
         core.check_settled();

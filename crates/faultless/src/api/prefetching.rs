@@ -1,5 +1,6 @@
 //! Prefetches: what is wanted soon is read by other threads.
 
+use crate::api::engine::let_go;
 use crate::api::map::Map;
 use crate::base::error::Error;
 use crate::base::process;
@@ -39,7 +40,7 @@ impl Map {
     pub fn prefetch(&self, range: impl RangeBounds<usize>) -> Result<Prefetching, Error> {
         let bytes = self.range(range)?;
         self.check_process()?;
-        let progress = Arc::new(Progress::default());
+        let progress = Progress::new(&self.pool.0.workers.wakers);
         if !bytes.is_empty() {
             self.backing.prefetch(&bytes, &self.pool, &progress)?;
         }
@@ -87,10 +88,18 @@ impl Prefetching {
 
     /// Whether the calling thread must not wait for it.
     fn is_in_vain(&self) -> bool {
-        let pool = || self.pool.as_ref().and_then(Weak::upgrade);
-        process::forked()
-            || process::pid() != self.pid
-            || pool().is_some_and(|pool| pool.reads_sources())
+        if process::forked() || process::pid() != self.pid {
+            return true;
+        }
+        let Some(pool) = &self.pool else {
+            return false;
+        };
+        // (Nobody reads for a pool that is gone.)
+        pool.upgrade().is_none_or(|pool| {
+            let reads = pool.reads_sources();
+            let_go(pool);
+            reads
+        })
     }
 
     fn outcome(&self) -> Prefetched {
@@ -112,7 +121,8 @@ impl Future for Prefetching {
     type Output = Prefetched;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Prefetched> {
-        match self.is_in_vain() || self.progress.poll(context.waker()) {
+        let over = self.is_over() || self.is_in_vain();
+        match over || self.progress.poll(context.waker()) {
             true => Poll::Ready(self.outcome()),
             false => Poll::Pending,
         }

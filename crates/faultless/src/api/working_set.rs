@@ -20,7 +20,6 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How a recording begins; the last byte is the version.
 const MAGIC: [u8; 8] = *b"FLTWSET1";
@@ -128,7 +127,7 @@ impl Map {
         let workers = &self.pool.0.workers;
         let (units, fits) = absent_that_fit(core, ranges);
         if core.is_source() {
-            let progress = Arc::<Progress>::default();
+            let progress = Progress::new(&workers.wakers);
             for units in units {
                 let _ = workers.queue(core, units, &progress);
             }

@@ -84,10 +84,12 @@ fn reap() {
         let left = unsafe { Box::from_raw(next) };
         next = left.next;
         let Running { thread, stack } = left.running;
-        // (Of a parent's threads, a child has the memory alone.)
+        if left.pid != raw::getpid() {
+            // The parent's. One of them may have forked this process, and so be this thread: the memory stays.
+            continue;
+        }
         // SAFETY: neither joined nor detached: the list alone had it.
-        let ended = left.pid != raw::getpid()
-            || unsafe { libc::pthread_tryjoin_np(thread, ptr::null_mut()) } == 0;
+        let ended = unsafe { libc::pthread_tryjoin_np(thread, ptr::null_mut()) } == 0;
         match ended {
             true => free_stack(stack),
             false => leave(left),

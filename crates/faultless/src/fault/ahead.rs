@@ -21,12 +21,13 @@ use std::ops::Range;
 
 /// A thread touched a unit that was absent.
 pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
-    if on_trip(core, unit..unit + 1) {
+    // (A unit that was left out says nothing of where a thread goes.)
+    if core.around.missed(unit) || on_trip(core, unit..unit + 1) {
         return;
     }
     if let Some(stride) = stride_of(core, unit..unit + 1, thread) {
         // Where each miss brings what lies around it, a reader in order misses once in each window.
-        let in_order = core.reads_around() && (1..=AROUND as i64).contains(&stride);
+        let in_order = core.brings_neighbours() && (1..=AROUND as i64).contains(&stride);
         start(core, unit, if in_order { 1 } else { stride });
     }
 }

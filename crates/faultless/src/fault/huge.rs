@@ -30,7 +30,7 @@ pub(crate) fn huge_piece(
     let slots = core.pool.huge.get().filter(|_| is_whole)?;
     let slot = slots.take()?;
     let (moved, piece) = fill(core, fd, slot, range.start);
-    if moved < HUGE {
+    if moved < HUGE || slots.is_worn() {
         // SAFETY: the place is this thread's, and nothing of it is wanted any more.
         unsafe { mem::discard(slot.get(), HUGE) };
     }

@@ -30,7 +30,13 @@ pub(crate) fn serve(core: &MapCore, unit: Unit, need: Need) -> Result<(), Refusa
         _ if request.run.from[0] == Origin::Cool => rescue(core, &request.run, need),
         Reading::File { fd, .. } => {
             let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
-            if need != Need::Pin && request.run.was_absent() {
+            let guesses = match need {
+                Need::Pin => false,
+                Need::Load(_) => true,
+                // (What is asked for is known.)
+                Need::Ask | Need::Prefetch => core.stands_for.is_some(),
+            };
+            if guesses && request.run.was_absent() {
                 read_around(core, &mut request.run);
             }
             let filled = fill(core, &request.run, need, None, fetch);

@@ -5,11 +5,15 @@ use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU64, AtomicUsize, Mutex, Ordering, lock};
 use crate::base::thread;
 use crate::base::thread::block_signals;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 /// How long a thread sleeps before it looks by itself.
 const LOOK: Nanos = Nanos::from_secs(1);
+/// Threads that wake tasks, of a pool; and how long one stays without work.
+const WAKERS_MAX: usize = 16;
+const WAKERS_IDLE: Nanos = Nanos::from_secs(2);
 
 /// Parts that are to be done.
 #[derive(Debug, Default)]
@@ -21,6 +25,7 @@ pub(crate) struct Progress {
     done: AtomicU64,
     ended: Futex,
     wakers: Mutex<Vec<Waker>>,
+    waking: Arc<Wakers>,
 }
 
 /// One of the parts. It is over when this is dropped.
@@ -33,6 +38,14 @@ pub(crate) struct Part {
 }
 
 impl Progress {
+    /// Nothing so far. Tasks are woken by the pool's threads for that.
+    pub(crate) fn new(waking: &Arc<Wakers>) -> Arc<Self> {
+        Arc::new(Progress {
+            waking: waking.clone(),
+            ..Progress::default()
+        })
+    }
+
     /// A part that will bring in so many bytes.
     pub(crate) fn part(self: &Arc<Self>, bytes: u64) -> Part {
         self.left.fetch_add(1, Ordering::Relaxed);
@@ -113,29 +126,79 @@ impl Drop for Part {
         if self.of.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.of.ended.bump(Wake::All);
             let wakers = std::mem::take(&mut *lock(&self.of.wakers));
-            wake_apart(wakers);
+            self.of.waking.wake(wakers);
         }
     }
 }
 
-/// Wakes tasks in a thread of its own, which nobody waits for: the program's code, which it may be in, may wait for a thread that drops the
-/// pool, and so for the pool's threads.
-fn wake_apart(wakers: Vec<Waker>) {
-    if wakers.is_empty() {
-        return;
-    }
-    let wakers = Arc::new(Mutex::new(wakers));
-    let all = {
-        let wakers = wakers.clone();
-        move || {
-            block_signals();
-            let all = std::mem::take(&mut *lock(&wakers));
-            wake(all);
+/// Tasks to wake, and the threads that do it. The program's code, which they may be in, may wait for a thread that drops the pool, and so
+/// for the pool's other threads. So nobody waits for these; they end when they are not needed.
+#[derive(Debug, Default)]
+pub(crate) struct Wakers {
+    state: Mutex<WakersState>,
+    more: Futex,
+}
+
+#[derive(Debug, Default)]
+struct WakersState {
+    due: VecDeque<Waker>,
+    threads: usize,
+    idle: usize,
+}
+
+impl Wakers {
+    fn wake(self: &Arc<Self>, wakers: Vec<Waker>) {
+        if wakers.is_empty() {
+            return;
         }
-    };
-    if thread::spawn(c"faultless-async", all).is_err() {
-        let all = std::mem::take(&mut *lock(&wakers));
-        wake(all);
+        let mut state = lock(&self.state);
+        state.due.extend(wakers);
+        let starts = state.idle == 0 && state.threads < WAKERS_MAX;
+        state.threads += usize::from(starts);
+        drop(state);
+        self.more.bump(Wake::All);
+        let me = self.clone();
+        if starts && thread::spawn(c"faultless-async", move || me.run()).is_err() {
+            let mut state = lock(&self.state);
+            state.threads -= 1;
+            // (Threads that there are will come to it.)
+            let alone = state.threads == 0;
+            let due = if alone {
+                std::mem::take(&mut state.due)
+            } else {
+                VecDeque::new()
+            };
+            drop(state);
+            wake(due.into());
+        }
+    }
+
+    /// The life of a thread.
+    fn run(&self) {
+        block_signals();
+        let mut slept = false;
+        loop {
+            let ticket = self.more.ticket();
+            let mut state = lock(&self.state);
+            match state.due.pop_front() {
+                Some(waker) => {
+                    drop(state);
+                    slept = false;
+                    wake(vec![waker]);
+                }
+                None if slept => {
+                    state.threads -= 1;
+                    return;
+                }
+                None => {
+                    state.idle += 1;
+                    drop(state);
+                    self.more.wait(ticket, WAKERS_IDLE);
+                    slept = true;
+                    lock(&self.state).idle -= 1;
+                }
+            }
+        }
     }
 }
 

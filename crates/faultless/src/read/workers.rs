@@ -14,7 +14,7 @@ use crate::read::fill_threads::fill_for;
 use crate::read::prefetch;
 use crate::read::prefetch::read_ahead;
 use crate::read::prefetch::{PART, Prefetch};
-use crate::read::progress::Progress;
+use crate::read::progress::{Progress, Wakers};
 use crate::read::requests::{Host, Requests};
 use crate::read::rings::Rings;
 use crate::space::counters::Count;
@@ -72,6 +72,8 @@ impl Jobs {
 pub(crate) struct Workers {
     pub(crate) rings: Rings,
     pub(crate) requests: Requests,
+    /// For tasks that wait for prefetches.
+    pub(crate) wakers: Arc<Wakers>,
     jobs: Mutex<Jobs>,
     threads: Mutex<Threads>,
 }
@@ -255,5 +257,8 @@ impl Workers {
         for h in handles.into_iter().filter(|h| !h.is_this()) {
             h.join();
         }
+        // (Threads and tasks may wait for these.)
+        let left = std::mem::take(&mut lock(&self.jobs).prefetches);
+        drop(left);
     }
 }

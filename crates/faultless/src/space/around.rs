@@ -10,6 +10,11 @@ use crate::base::primitive::{AtomicU32, AtomicU64, Ordering};
 pub(crate) const AROUND: u64 = 32;
 /// Units that were left out and are remembered. One is forgotten, and was not wanted, when another takes its place.
 const REMEMBERED: usize = 64;
+/// Misses between two ticks of a map's clock, on the average; and how many ticks later a miss is not soon any more.
+const TICK: u64 = 64;
+const SOON: u64 = 8;
+/// Bits of an entry that say when a unit was left out. (The number of the unit, plus 1, stands above them.)
+const WHEN: u32 = 16;
 /// The whole, of which shares are parts.
 const ONE: u32 = 1 << 16;
 /// Neighbours are read if at least this share of those that were left out was missed.
@@ -36,8 +41,10 @@ pub(crate) enum Guess {
 
 /// What is known of the neighbours of a map's misses.
 pub(crate) struct Around {
-    /// The number of each unit, plus 1.
+    /// Which, and when.
     left_out: [AtomicU64; REMEMBERED],
+    /// The clock.
+    ticks: AtomicU32,
     share: AtomicU32,
     judged: AtomicU32,
 }
@@ -52,6 +59,7 @@ impl Around {
     pub(crate) fn new() -> Self {
         Around {
             left_out: [const { AtomicU64::new(0) }; REMEMBERED],
+            ticks: AtomicU32::new(0),
             share: AtomicU32::new(0),
             judged: AtomicU32::new(0),
         }
@@ -61,10 +69,25 @@ impl Around {
         &self.left_out[hash(unit.get()) as usize % REMEMBERED]
     }
 
+    /// Whether what lies around a miss is likely to be wanted.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.share.load(Ordering::Relaxed) >= ENOUGH
+    }
+
+    fn now(&self) -> u64 {
+        u64::from(self.ticks.load(Ordering::Relaxed)) & ((1 << WHEN) - 1)
+    }
+
+    /// Whether an entry is of not long ago.
+    fn is_recent(&self, entry: u64) -> bool {
+        let age = self.now().wrapping_sub(entry) & ((1 << WHEN) - 1);
+        age <= SOON
+    }
+
     /// What to read with a miss in a window. (The windows that are tried are a part of all: no thread writes a word for that.)
     pub(crate) fn guess(&self, window: u64) -> Guess {
         let one_of = |count: u64| hash(window).is_multiple_of(count);
-        if self.share.load(Ordering::Relaxed) >= ENOUGH {
+        if self.is_wanted() {
             return match one_of(SAMPLE) {
                 true => Guess::LeaveOut,
                 false => Guess::Around,
@@ -79,21 +102,30 @@ impl Around {
 
     /// A unit is left out.
     pub(crate) fn leave_out(&self, unit: Unit) {
-        let former = self.place(unit).swap(unit.get() + 1, Ordering::Relaxed);
-        if former != 0 && former != unit.get() + 1 {
+        let entry = (unit.get() + 1) << WHEN | self.now();
+        let former = self.place(unit).swap(entry, Ordering::Relaxed);
+        let again = former >> WHEN == entry >> WHEN && self.is_recent(former);
+        if former != 0 && !again {
             self.judge(false);
         }
     }
 
-    /// A unit is missed.
-    pub(crate) fn missed(&self, unit: Unit) {
-        let (place, number) = (self.place(unit), unit.get() + 1);
-        let relaxed = Ordering::Relaxed;
-        if place.load(relaxed) == number
-            && place.compare_exchange(number, 0, relaxed, relaxed).is_ok()
-        {
-            self.judge(true);
+    /// A unit is missed. Returns whether it was left out not long ago.
+    pub(crate) fn missed(&self, unit: Unit) -> bool {
+        // (Some units stand for all: no word is written in most misses.)
+        if hash(unit.get() ^ 0x5555).is_multiple_of(TICK) {
+            self.ticks.fetch_add(1, Ordering::Relaxed);
         }
+        let (place, relaxed) = (self.place(unit), Ordering::Relaxed);
+        let entry = place.load(relaxed);
+        if entry >> WHEN != unit.get() + 1
+            || place.compare_exchange(entry, 0, relaxed, relaxed).is_err()
+        {
+            return false;
+        }
+        let soon = self.is_recent(entry);
+        self.judge(soon);
+        soon
     }
 
     fn judge(&self, wanted: bool) {
@@ -110,46 +142,61 @@ impl Around {
 mod tests {
     use super::*;
 
-    /// Misses windows at random, and in each the unit that was left out if `used`. Returns how many were read around.
-    fn miss(around: &Around, windows: u64, used: bool) -> u64 {
+    /// A reader that misses pages at random in so many windows, and in each the farthest page as well if `used`. Returns how many
+    /// windows of a thousand misses were read around.
+    fn read(around: &Around, windows: u64, misses: u64, used: bool) -> u64 {
         let mut read = 0;
         let mut random = 1u64;
-        for _ in 0..windows {
+        for _ in 0..misses {
             random = random
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            let window = random >> 30;
+            let unit = Unit::new((random >> 24) % (windows * AROUND));
+            around.missed(unit);
+            let window = unit.get() / AROUND;
             match around.guess(window) {
                 Guess::Alone => continue,
                 Guess::Around => {}
                 Guess::LeaveOut => {
-                    let unit = Unit::new(window * 32 + 31);
-                    around.leave_out(unit);
+                    let farthest = match unit.get() % AROUND < AROUND / 2 {
+                        true => Unit::new(window * AROUND + AROUND - 1),
+                        false => Unit::new(window * AROUND),
+                    };
+                    around.leave_out(farthest);
                     if used {
-                        around.missed(unit);
+                        around.missed(farthest);
                     }
                 }
             }
             read += 1;
         }
-        read
+        read * 1000 / misses
     }
 
     #[test]
     fn neighbours_are_read_while_they_are_used() {
         let around = Around::new();
         // A reader at random: a few windows are tried, then fewer.
-        let first = miss(&around, 5_000, false);
-        assert!((60..400).contains(&first), "{first}");
-        let then = miss(&around, 100_000, false);
-        assert!((500..1_200).contains(&then), "{then}");
+        let first = read(&around, 1 << 30, 5_000, false);
+        assert!((4..80).contains(&first), "{first}");
+        let then = read(&around, 1 << 30, 100_000, false);
+        assert!((4..13).contains(&then), "{then}");
         // What lies around is used from now on: it takes some tries to find out.
-        let used = miss(&around, 10_000, true);
-        assert!(used > 5_000, "{used}");
-        assert_eq!(miss(&around, 1_000, true), 1_000);
+        let used = read(&around, 1 << 30, 10_000, true);
+        assert!(used > 500, "{used}");
+        assert_eq!(read(&around, 1 << 30, 1_000, true), 1_000);
         // And no more.
-        miss(&around, 20_000, false);
-        let after = miss(&around, 100_000, false);
-        assert!((500..1_200).contains(&after), "{after}");
+        read(&around, 1 << 30, 20_000, false);
+        let after = read(&around, 1 << 30, 100_000, false);
+        assert!((4..13).contains(&after), "{after}");
+    }
+
+    #[test]
+    fn a_reader_at_random_of_a_small_map_is_not_taken_for_a_local_one() {
+        for windows in [256, 512, 1024, 2048] {
+            let around = Around::new();
+            let read = read(&around, windows, 200_000, false);
+            assert!(read < 100, "{windows} windows: {read}");
+        }
     }
 }

@@ -125,6 +125,14 @@ impl MapCore {
             && budget.used() + self.pool.reserve.load(Ordering::Relaxed) < budget.limit()
     }
 
+    /// Whether a miss brings what lies around it, as a rule.
+    pub(crate) fn brings_neighbours(&self) -> bool {
+        match self.stands_for {
+            Some(_) => self.reads_around(),
+            None => self.around.is_wanted() && self.may_read_around(),
+        }
+    }
+
     /// What to read with a unit that is missed.
     pub(crate) fn guess_around(&self, unit: Unit) -> Guess {
         if self.stands_for.is_some() {
@@ -133,7 +141,6 @@ impl MapCore {
                 false => Guess::Alone,
             };
         }
-        self.around.missed(unit);
         match self.may_read_around() {
             true => self.around.guess(unit.get() / AROUND),
             false => Guess::Alone,

@@ -14,6 +14,7 @@ pub(crate) struct HugeSlots {
     start: usize,
     /// A bit for each that is in use.
     taken: AtomicU32,
+    uses: AtomicU32,
 }
 
 impl HugeSlots {
@@ -23,6 +24,7 @@ impl HugeSlots {
             _area: area,
             start,
             taken: AtomicU32::new(0),
+            uses: AtomicU32::new(0),
         })
     }
 
@@ -36,6 +38,12 @@ impl HugeSlots {
         let before = taken.fetch_update(Ordering::Acquire, Ordering::Relaxed, first_free);
         let bit = before.ok()?.trailing_ones();
         Some(Addr::new(self.start + bit as usize * HUGE))
+    }
+
+    /// Whether a place that was used is to be discarded, though it holds no memory: one in which the kernel once had to put small pages has a
+    /// page table, and gets no huge page until that is gone.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(64)
     }
 
     /// Gives a place back that [`take`](Self::take) has given, and that holds no memory any more.

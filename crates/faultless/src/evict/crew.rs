@@ -123,14 +123,19 @@ impl Crew {
         }
     }
 
-    /// Ends the helpers.
+    /// Ends the helpers, those included that are still being started. (A pool that goes needs the keeper, which starts them, in any case.)
     pub(super) fn end(self) {
         for (give, handle) in self.helpers {
             drop(give);
             handle.join();
         }
-        // (Those that are still coming find nothing to do, and end by themselves.)
         drop(self.coming);
+        drop(self.start);
+        while let Ok(started) = self.started.recv() {
+            if let Ok(thread) = started {
+                thread.join();
+            }
+        }
         if let Some(fd) = self.pidfd {
             // SAFETY: given to `new` to be closed here.
             unsafe { faultless_sys::file::close(fd) };

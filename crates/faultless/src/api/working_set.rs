@@ -44,7 +44,7 @@ impl Map {
     /// # let again = std::fs::File::open(&path)?;
     /// # drop(file);
     /// let pool = faultless::Pool::builder().memory(faultless::ByteSize::mib(64)).build()?;
-    /// let map = pool.map(&reader)?;
+    /// let map = pool.options().advice(faultless::Advice::Random).map(&reader)?;
     /// let recording = map.record();
     /// assert_eq!(map[5_000] + map[900_000], 14);
     /// let mut saved = Vec::new(); // a file, as a rule

@@ -314,7 +314,7 @@ impl MapOptions {
             }),
             streams: Streams::new(),
             recorder: Recorder::default(),
-            around: Around::new(),
+            around: Around::new(region.len as u64 >> unit.trailing_zeros()),
             counters: Counters::new(),
         }));
         std::mem::forget(region);

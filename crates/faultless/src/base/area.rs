@@ -56,6 +56,31 @@ impl Area {
         Ok((area, start))
     }
 
+    /// Maps the huge page at `start` anew, empty and without a page table. If that fails, it stays as it is.
+    #[cfg(not(loom))]
+    pub(crate) fn renew_huge(&self, start: usize) {
+        assert!(start >= self.start && start + HUGE <= self.start + self.len);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        // SAFETY: inside the area; its user gives up what it holds.
+        unsafe {
+            let made = mem::map(
+                start,
+                HUGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            );
+            if made.is_ok() {
+                // (After mlockall it would be filled, and could not be moved.)
+                let _ = mem::unlock(start, HUGE);
+                let _ = mem::madvise(start, HUGE, libc::MADV_DONTFORK);
+                let _ = mem::madvise(start, HUGE, libc::MADV_DONTDUMP);
+                let _ = mem::madvise(start, HUGE, libc::MADV_HUGEPAGE);
+            }
+        }
+    }
+
     /// Address of element `index` of an array of `T` that fills the area.
     #[cfg(not(loom))]
     #[inline]

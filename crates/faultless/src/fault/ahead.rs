@@ -21,14 +21,20 @@ use std::ops::Range;
 
 /// A thread touched a unit that was absent.
 pub(crate) fn on_miss(core: &MapCore, unit: Unit, thread: u32) {
+    let left_out = core.around.missed(unit);
     // (A unit that was left out says nothing of where a thread goes.)
-    if core.around.missed(unit) || on_trip(core, unit..unit + 1) {
+    if on_trip(core, unit..unit + 1) || left_out {
         return;
     }
     if let Some(stride) = stride_of(core, unit..unit + 1, thread) {
         // Where each miss brings what lies around it, a reader in order misses once in each window.
         let in_order = core.brings_neighbours() && (1..=AROUND as i64).contains(&stride);
-        start(core, unit, if in_order { 1 } else { stride });
+        // (This miss brings the rest of its window: what comes next is behind that.)
+        let last = Unit::new(unit.get() / AROUND * AROUND + AROUND - 1);
+        match in_order {
+            true => start(core, last, 1),
+            false => start(core, unit, stride),
+        }
     }
 }
 

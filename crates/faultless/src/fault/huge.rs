@@ -30,10 +30,11 @@ pub(crate) fn huge_piece(
     let slots = core.pool.huge.get().filter(|_| is_whole)?;
     let slot = slots.take()?;
     let (moved, piece) = fill(core, fd, slot, range.start);
-    if moved < HUGE || slots.is_worn() {
+    if moved < HUGE {
         // SAFETY: the place is this thread's, and nothing of it is wanted any more.
         unsafe { mem::discard(slot.get(), HUGE) };
     }
+    slots.renew(slot);
     slots.give(slot);
     Some(piece)
 }

@@ -146,6 +146,15 @@ struct WakersState {
     idle: usize,
 }
 
+impl WakersState {
+    /// Whether more is due than there are threads for. If so, one more is counted.
+    fn wants_a_thread(&mut self) -> bool {
+        let wants = self.due.len() > self.idle && self.threads < WAKERS_MAX;
+        self.threads += usize::from(wants);
+        wants
+    }
+}
+
 impl Wakers {
     fn wake(self: &Arc<Self>, wakers: Vec<Waker>) {
         if wakers.is_empty() {
@@ -153,12 +162,18 @@ impl Wakers {
         }
         let mut state = lock(&self.state);
         state.due.extend(wakers);
-        let starts = state.idle == 0 && state.threads < WAKERS_MAX;
-        state.threads += usize::from(starts);
+        let starts = state.wants_a_thread();
         drop(state);
         self.more.bump(Wake::All);
+        if starts {
+            self.start();
+        }
+    }
+
+    /// Starts a thread that was counted.
+    fn start(self: &Arc<Self>) {
         let me = self.clone();
-        if starts && thread::spawn(c"faultless-async", move || me.run()).is_err() {
+        if thread::spawn(c"faultless-async", move || me.run()).is_err() {
             let mut state = lock(&self.state);
             state.threads -= 1;
             // (Threads that there are will come to it.)
@@ -174,7 +189,7 @@ impl Wakers {
     }
 
     /// The life of a thread.
-    fn run(&self) {
+    fn run(self: &Arc<Self>) {
         block_signals();
         let mut slept = false;
         loop {
@@ -182,7 +197,12 @@ impl Wakers {
             let mut state = lock(&self.state);
             match state.due.pop_front() {
                 Some(waker) => {
+                    // (It may be held up in the program's code: what is behind it has a thread of its own.)
+                    let starts = state.wants_a_thread();
                     drop(state);
+                    if starts {
+                        self.start();
+                    }
                     slept = false;
                     wake(vec![waker]);
                 }

@@ -10,9 +10,12 @@ use crate::base::primitive::{AtomicU32, AtomicU64, Ordering};
 pub(crate) const AROUND: u64 = 32;
 /// Units that were left out and are remembered. One is forgotten, and was not wanted, when another takes its place.
 const REMEMBERED: usize = 64;
-/// Misses between two ticks of a map's clock, on the average; and how many ticks later a miss is not soon any more.
+/// Misses between two ticks of a map's clock, on the average.
 const TICK: u64 = 64;
-const SOON: u64 = 8;
+/// A miss is soon within as many misses as this part of the map has units: a reader at random hits one in so many by chance.
+const SOON_PART: u64 = 16;
+/// Most ticks that count as soon.
+const SOON_MAX: u64 = 1 << 14;
 /// Bits of an entry that say when a unit was left out. (The number of the unit, plus 1, stands above them.)
 const WHEN: u32 = 16;
 /// The whole, of which shares are parts.
@@ -45,6 +48,8 @@ pub(crate) struct Around {
     left_out: [AtomicU64; REMEMBERED],
     /// The clock.
     ticks: AtomicU32,
+    /// Ticks after which a miss is not soon any more.
+    soon: u64,
     share: AtomicU32,
     judged: AtomicU32,
 }
@@ -56,10 +61,12 @@ fn hash(number: u64) -> u64 {
 }
 
 impl Around {
-    pub(crate) fn new() -> Self {
+    /// For a map of so many units.
+    pub(crate) fn new(units: u64) -> Self {
         Around {
             left_out: [const { AtomicU64::new(0) }; REMEMBERED],
             ticks: AtomicU32::new(0),
+            soon: (units / SOON_PART / TICK).clamp(1, SOON_MAX),
             share: AtomicU32::new(0),
             judged: AtomicU32::new(0),
         }
@@ -81,7 +88,7 @@ impl Around {
     /// Whether an entry is of not long ago.
     fn is_recent(&self, entry: u64) -> bool {
         let age = self.now().wrapping_sub(entry) & ((1 << WHEN) - 1);
-        age <= SOON
+        age <= self.soon
     }
 
     /// What to read with a miss in a window. (The windows that are tried are a part of all: no thread writes a word for that.)
@@ -175,7 +182,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_read_while_they_are_used() {
-        let around = Around::new();
+        let around = Around::new(1 << 35);
         // A reader at random: a few windows are tried, then fewer.
         let first = read(&around, 1 << 30, 5_000, false);
         assert!((4..80).contains(&first), "{first}");
@@ -193,8 +200,8 @@ mod tests {
 
     #[test]
     fn a_reader_at_random_of_a_small_map_is_not_taken_for_a_local_one() {
-        for windows in [256, 512, 1024, 2048] {
-            let around = Around::new();
+        for windows in [64, 128, 256, 512, 2048] {
+            let around = Around::new(windows * AROUND);
             let read = read(&around, windows, 200_000, false);
             assert!(read < 100, "{windows} windows: {read}");
         }

@@ -10,21 +10,21 @@ const COUNT: u32 = 16;
 /// Address space for some huge pages. Between two uses it holds no memory.
 #[derive(Debug)]
 pub(crate) struct HugeSlots {
-    _area: Area,
+    area: Area,
     start: usize,
     /// A bit for each that is in use.
     taken: AtomicU32,
-    uses: AtomicU32,
+    uses: [AtomicU32; COUNT as usize],
 }
 
 impl HugeSlots {
     pub(crate) fn new() -> std::io::Result<Self> {
         let (area, start) = Area::huge(COUNT as usize * HUGE)?;
         Ok(HugeSlots {
-            _area: area,
+            area,
             start,
             taken: AtomicU32::new(0),
-            uses: AtomicU32::new(0),
+            uses: [const { AtomicU32::new(0) }; COUNT as usize],
         })
     }
 
@@ -40,10 +40,13 @@ impl HugeSlots {
         Some(Addr::new(self.start + bit as usize * HUGE))
     }
 
-    /// Whether a place that was used is to be discarded, though it holds no memory: one in which the kernel once had to put small pages has a
-    /// page table, and gets no huge page until that is gone.
-    pub(crate) fn is_worn(&self) -> bool {
-        self.uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(64)
+    /// Now and then makes a place anew that was used and holds no memory: one in which the kernel once had to put small pages has a page
+    /// table, and gets no huge page until that is gone.
+    pub(crate) fn renew(&self, slot: Addr) {
+        let uses = &self.uses[(slot.get() - self.start) / HUGE];
+        if uses.fetch_add(1, Ordering::Relaxed) % 64 == 63 {
+            self.area.renew_huge(slot.get());
+        }
     }
 
     /// Gives a place back that [`take`](Self::take) has given, and that holds no memory any more.

@@ -40,7 +40,7 @@ struct Heap {
 // SAFETY: `blocks` is used by the thread alone that has set `holder`.
 unsafe impl Sync for Heap {}
 
-/// What stands in a block that waits to be freed. (The smallest block has 24 bytes.)
+/// The header of a freed block in the list. (The smallest block has 24 bytes, so it fits.)
 struct Freed {
     next: *mut Freed,
     size: usize,

@@ -132,13 +132,18 @@ unsafe fn ioctl<T>(fd: i32, nr: u32, arg: &mut T) -> Result<usize, Errno> {
 
 /// Agrees on the interface with `features` switched on. `EINVAL` where the kernel lacks one of them.
 pub fn enable(fd: i32, features: u64) -> Result<(), Errno> {
+    agree(fd, features).map(drop)
+}
+
+/// Returns the features that the kernel has.
+fn agree(fd: i32, features: u64) -> Result<u64, Errno> {
     let mut api = Api {
         api: UFFD_API,
         features,
         ioctls: 0,
     };
     // SAFETY: has no effect on memory.
-    unsafe { ioctl(fd, UFFDIO_API, &mut api) }.map(drop)
+    unsafe { ioctl(fd, UFFDIO_API, &mut api) }.map(|_| api.features)
 }
 
 /// Arms a range: a touch of an absent page in it is reported.
@@ -182,6 +187,22 @@ pub struct Copied {
     pub error: Option<Errno>,
 }
 
+impl Copied {
+    /// `len` bytes were asked for; before an error, the kernel did `done`.
+    fn of(result: Result<usize, Errno>, len: usize, done: i64) -> Self {
+        match result {
+            Ok(_) => Copied {
+                bytes: len,
+                error: None,
+            },
+            Err(e) => Copied {
+                bytes: done.max(0) as usize,
+                error: Some(e),
+            },
+        }
+    }
+}
+
 /// Installs `len` bytes from `src` as new pages at `dst`, atomically for each page. Takes the per-VMA lock, never
 /// `mmap_lock`, from 6.9 on.
 ///
@@ -200,16 +221,8 @@ pub unsafe fn copy(fd: i32, dst: usize, src: usize, len: usize, wake: bool) -> C
         copy: 0,
     };
     // SAFETY: the caller's promise.
-    match unsafe { ioctl(fd, UFFDIO_COPY, &mut arg) } {
-        Ok(_) => Copied {
-            bytes: len,
-            error: None,
-        },
-        Err(e) => Copied {
-            bytes: arg.copy.max(0) as usize,
-            error: Some(e),
-        },
-    }
+    let result = unsafe { ioctl(fd, UFFDIO_COPY, &mut arg) };
+    Copied::of(result, len, arg.copy)
 }
 
 /// Moves the pages of a range of private anonymous memory to `dst`, a huge page in one piece, and leaves the range empty (6.8). Both
@@ -228,31 +241,17 @@ pub unsafe fn move_pages(fd: i32, dst: usize, src: usize, len: usize) -> Copied 
         moved: 0,
     };
     // SAFETY: the caller's promise.
-    match unsafe { ioctl(fd, UFFDIO_MOVE, &mut arg) } {
-        Ok(_) => Copied {
-            bytes: len,
-            error: None,
-        },
-        Err(e) => Copied {
-            bytes: arg.moved.max(0) as usize,
-            error: Some(e),
-        },
-    }
+    let result = unsafe { ioctl(fd, UFFDIO_MOVE, &mut arg) };
+    Copied::of(result, len, arg.moved)
 }
 
 /// The features that the kernel has, as a set of `FEATURE_…`.
 pub fn features() -> Result<u64, Errno> {
     let fd = open(libc::O_CLOEXEC as u32 | USER_MODE_ONLY)?;
-    let mut api = Api {
-        api: UFFD_API,
-        features: 0,
-        ioctls: 0,
-    };
-    // SAFETY: has no effect on memory.
-    let asked = unsafe { ioctl(fd, UFFDIO_API, &mut api) };
+    let all = agree(fd, 0);
     // SAFETY: opened above, and nobody else's.
     unsafe { file::close(fd) };
-    asked.map(|_| api.features)
+    all
 }
 
 /// Wakes the threads that wait for pages of a range (monitor mode).

@@ -89,7 +89,7 @@ impl MapOptions {
     fn map_source(&self, source: Arc<dyn Source>) -> Result<Map, Error> {
         self.check()?;
         if self.huge {
-            // What user code reads is copied.
+            // (The engine copies bytes that user code delivers, as small pages.)
             let mut copied = self.clone();
             (copied.huge, copied.unit) = (false, ByteSize::new(UNIT_MAX as u64));
             return copied.map_source(source);

@@ -9,7 +9,6 @@ use crate::coherence::mmap::Mmap;
 use crate::evict::release::release_units;
 use crate::read::progress::Progress;
 use crate::space::map_core::{MapCore, Reading};
-use crate::space::page::State;
 use crate::space::streams::Mode;
 use std::ops::Range;
 use std::sync::Arc;
@@ -123,12 +122,8 @@ impl Backing {
         match self {
             Backing::Empty => true,
             Backing::Mmap(mmap) => mmap.is_resident(bytes),
-            Backing::Engine(core) => Unit::each(units_of(core, bytes)).all(|unit| {
-                unit < core.units_end() && {
-                    let word = core.page(unit).load();
-                    word.state() == State::Resident || word.cool()
-                }
-            }),
+            Backing::Engine(core) => Unit::each(units_of(core, bytes))
+                .all(|unit| unit < core.units_end() && core.is_present(unit)),
         }
     }
 

@@ -49,7 +49,7 @@ impl Map {
         Ok(&self[bytes.start - self.head..bytes.end - self.head])
     }
 
-    /// Whether a range is in memory: a hit. What costs time is left to [`load_absent`](Self::load_absent).
+    /// Whether a range is in memory: a hit. [`load_absent`](Self::load_absent) does the work of a miss.
     #[inline]
     fn is_there(&self, bytes: &Range<usize>) -> bool {
         match &self.backing {

@@ -11,7 +11,6 @@ use crate::read::gather::{gather, is_absent};
 use crate::read::prefetch::prefetch;
 use crate::read::progress::Progress;
 use crate::space::map_core::MapCore;
-use crate::space::page::State;
 use crate::space::recorder::{GROUP, Mask, Used};
 use crate::sync::staging::CHUNK_MAX;
 use faultless_sys::mem::PAGE;
@@ -251,16 +250,12 @@ fn used(core: &MapCore) -> Used {
 
 /// Notes the units that are in memory, those included that the evictor may take.
 fn note_present(core: &MapCore, used: &mut Used) {
-    let is_present = |&unit: &Unit| {
-        let word = core.page(unit).load();
-        word.state() == State::Resident || word.cool()
-    };
     let mut first = Unit::new(0);
     while first < core.units_end() {
         let end = (first + GROUP).min(core.units_end());
         // (The words of a group in which nothing is resident may not be there.)
         if core.table.live(first) > 0 {
-            let units = Unit::each(first..end).filter(is_present);
+            let units = Unit::each(first..end).filter(|&unit| core.is_present(unit));
             units.for_each(|unit| used.note(unit));
         }
         first = end;

@@ -3,7 +3,6 @@
 //! Not the standard library's: those register a destructor of a thread-local variable before they run what they are given, and to do
 //! so they take the dynamic linker's lock. An engine can be started by the constructor of a library that `dlopen` loads, whose
 //! thread has that lock; it waits for the keeper, which would wait for the lock.
-
 //!
 //! Their stacks are the engine's own memory. The C library would put them into any hole that the program has just unmapped.
 

@@ -20,8 +20,8 @@ struct Work {
     advice: i32,
 }
 
-/// Has a thread started that has the evictor's descriptors, and does not wait for that. What comes of it is sent. (The engine has one
-/// thread that starts those which no thread of the program does.)
+/// Asks for a thread that shares the evictor's descriptors, and returns immediately. The thread or the error comes through the channel.
+/// (One thread of the engine starts all threads that no thread of the program starts.)
 pub(crate) type Spawn =
     fn(&'static CStr, Box<dyn FnOnce() + Send + 'static>, mpsc::Sender<io::Result<Thread>>);
 

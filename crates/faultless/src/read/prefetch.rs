@@ -127,7 +127,7 @@ pub(crate) fn run(job: &mut Prefetch) {
     }
 }
 
-/// Reads in what several prefetches of one map ask for, many at a time. What there is no room for is dropped.
+/// Serves several prefetches of one map together, with many reads in flight. It drops units for which the budget has no room.
 pub(crate) fn run_together(rings: &Rings, jobs: &mut [Prefetch]) {
     let core = jobs
         .first()

@@ -57,7 +57,7 @@ pub(crate) type Outcome = Result<(), Failure>;
 /// Work for a thread that may wait.
 pub(crate) type Job = Box<dyn FnOnce() -> Result<(), Error> + Send>;
 
-/// What a request is served from.
+/// The source of the bytes that a request wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Of {
     Map(MapId, Serial),

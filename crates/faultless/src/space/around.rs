@@ -188,7 +188,7 @@ mod tests {
         assert!((4..80).contains(&first), "{first}");
         let then = read(&around, 1 << 30, 100_000, false);
         assert!((4..13).contains(&then), "{then}");
-        // What lies around is used from now on: it takes some tries to find out.
+        // From now on the reader uses the neighbours. The map needs some tries to notice that.
         let used = read(&around, 1 << 30, 10_000, true);
         assert!(used > 500, "{used}");
         assert_eq!(read(&around, 1 << 30, 1_000, true), 1_000);

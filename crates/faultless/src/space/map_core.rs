@@ -133,7 +133,7 @@ impl MapCore {
         }
     }
 
-    /// What to read with a unit that is missed.
+    /// Decides what to read together with a unit that was missed.
     pub(crate) fn guess_around(&self, unit: Unit) -> Guess {
         if self.stands_for.is_some() {
             return match self.reads_around() {
@@ -151,6 +151,12 @@ impl MapCore {
     #[inline]
     pub(crate) fn is_resident(&self, unit: Unit) -> bool {
         self.page(unit).load().state() == State::Resident
+    }
+
+    /// Whether a unit is in memory: resident, or cool.
+    pub(crate) fn is_present(&self, unit: Unit) -> bool {
+        let word = self.page(unit).load();
+        word.state() == State::Resident || word.cool()
     }
 
     /// Whether user code reads it.

@@ -110,17 +110,25 @@ pub(crate) fn start() -> io::Result<Option<&'static str>> {
     })
 }
 
+/// Has the keeper do something, and does not wait for it.
+fn post(running: &Running, task: Task) {
+    lock(running.tasks).push_back(task);
+    // The queue of signals may be full: the keeper looks by itself now and then.
+    let _ = signal::tgkill(running.pid, running.tid, running.signal);
+}
+
 /// Runs `f` on the keeper's thread and waits for its result.
 fn on_keeper<T: Send + 'static>(
     running: &Running,
     f: impl FnOnce(&mut Keeper) -> T + Send + 'static,
 ) -> io::Result<T> {
     let (tell, told) = mpsc::channel();
-    lock(running.tasks).push_back(Box::new(move |k| {
-        let _ = tell.send(f(k));
-    }));
-    // The queue of signals may be full: the keeper looks by itself now and then.
-    let _ = signal::tgkill(running.pid, running.tid, running.signal);
+    post(
+        running,
+        Box::new(move |k| {
+            let _ = tell.send(f(k));
+        }),
+    );
     told.recv()
         .map_err(|_| io::Error::other("the keeper thread is gone"))
 }
@@ -170,7 +178,7 @@ pub(crate) fn spawn(name: &'static CStr, f: impl FnOnce() + Send + 'static) -> i
     with(move |_| thread::spawn(name, f))?
 }
 
-/// As [`spawn`], and does not wait for that. What comes of it is sent; nothing, if there is no keeper.
+/// As [`spawn`], but returns immediately. The keeper sends the thread or the error through `tell`. If there is no keeper, it sends nothing.
 pub(crate) fn spawn_later(
     name: &'static CStr,
     f: Box<dyn FnOnce() + Send>,
@@ -179,10 +187,12 @@ pub(crate) fn spawn_later(
     let running = lock(&RUNNING);
     let here = |r: &&Running| r.pid == raw::getpid() && !process::forked();
     if let Some(r) = running.as_ref().filter(here) {
-        lock(r.tasks).push_back(Box::new(move |_| {
-            let _ = tell.send(thread::spawn(name, f));
-        }));
-        let _ = signal::tgkill(r.pid, r.tid, r.signal);
+        post(
+            r,
+            Box::new(move |_| {
+                let _ = tell.send(thread::spawn(name, f));
+            }),
+        );
     }
 }
 

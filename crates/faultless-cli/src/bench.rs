@@ -400,8 +400,9 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
     }
     let mut text = format!(
         "Share of touches that miss: {POLICY_PAGES} pages, {POLICY_TOUCHES} touches, of which the second half counts.\n\
-         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"uncooled\" is without the\n\
-         cooling area. All others see every access.\n"
+         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"swept\" asks Linux 7.3 now\n\
+         and then which pages were touched, which the engine does not; \"uncooled\" is without the cooling area. All others see\n\
+         every access.\n"
     );
     for judged in &all {
         let _ = writeln!(
@@ -420,6 +421,7 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
             "faultless",
             "× S3-FIFO",
             "seen",
+            "swept",
             "uncooled",
             "rescues/miss",
         ]);
@@ -434,6 +436,7 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
                 ratio(j.invisible),
                 format!("{:.3}", j.against_s3_fifo()),
                 ratio(j.seen),
+                ratio(j.swept),
                 ratio(j.uncooled),
                 format!("{:.2}", j.rescues_per_miss),
             ]);

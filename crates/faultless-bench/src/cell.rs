@@ -4,6 +4,7 @@
 
 use crate::contender::{self, Contender, Hint, Kind, PageBuffer, Terms};
 use crate::data::{Permutation, mix, word_of, wrong_bytes};
+use crate::fio;
 use crate::group::Place;
 use crate::machine::LockTracepoint;
 use crate::neighbour::{Ballast, Neighbour, histogram};
@@ -42,6 +43,9 @@ pub const SAMPLE: Duration = Duration::from_millis(20);
 pub const QUANTILES: [f64; 15] = [
     0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995, 0.9975, 0.999, 0.9995, 0.9999, 1.0,
 ];
+
+/// How long the limit of a group may take to be lowered while the readers read.
+const LOWER_WAIT: Duration = Duration::from_secs(2);
 
 /// How a failure begins that is about wrong bytes.
 pub const WRONG: &str = "wrong bytes";
@@ -225,6 +229,8 @@ struct Readers<'a> {
     progress: Vec<Progress>,
     /// Warming up is over: from here on it counts.
     counts: AtomicBool,
+    /// Readers wait before they are measured.
+    paused: AtomicBool,
     stop: AtomicBool,
     /// Readers that have ended, by error or because there was nothing left to read.
     ended: AtomicUsize,
@@ -443,6 +449,9 @@ impl Readers<'_> {
         self.start.wait();
         first?;
         while !self.counts.load(Ordering::Relaxed) {
+            while self.paused.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             self.read_some(&mut buffer, &mut r)?;
         }
         r.times.reset();
@@ -507,6 +516,9 @@ impl Bench {
         let path: &Path = &s.file;
         contender::drop_cache(path)?;
         self.warm()?;
+        if cell.kind == Kind::Fio {
+            return fio::run(s);
+        }
         // Counting costs the contender that takes the lock most: it has a round of its own, whose times enter no median.
         let counting = cell.purpose == Purpose::Counted;
         // Threads that start from here on inherit it: the contender's, the neighbour's, the readers.
@@ -557,6 +569,7 @@ impl Bench {
             past: first + pages,
             progress: (0..s.threads).map(|_| Progress::default()).collect(),
             counts: AtomicBool::new(s.warm_seconds == 0.0),
+            paused: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             ended: AtomicUsize::new(0),
             wrong: AtomicU64::new(0),
@@ -617,7 +630,7 @@ impl Bench {
                 let warm = Duration::from_secs_f64(s.warm_seconds);
                 std::thread::sleep(warm);
                 if let (Some(group), Some(to)) = (&self.group, s.lowered) {
-                    lowered = group.lower(to);
+                    lowered = self.lower(&readers, group, to);
                     std::thread::sleep(warm);
                 }
             }
@@ -721,6 +734,24 @@ impl Bench {
         m.locks_readers = locks;
         m.locks_process = m.locks_process.map(|n| n + first_locks);
         Ok(m)
+    }
+
+    /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as they fill
+    /// what it frees, so after a while they pause.
+    fn lower(&self, readers: &Readers<'_>, group: &Place, to: u64) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let lowered = std::thread::scope(|scope| {
+            let lowering = scope.spawn(|| group.lower(to));
+            while !lowering.is_finished() {
+                if began.elapsed() > LOWER_WAIT {
+                    readers.paused.store(true, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            lowering.join()
+        });
+        readers.paused.store(false, Ordering::Relaxed);
+        lowered.unwrap_or_else(|_| bail!("the thread that lowers the limit panicked"))
     }
 
     /// Makes pages resident, in order or at random. Returns how many bytes were wrong.

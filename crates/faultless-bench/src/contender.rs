@@ -50,6 +50,8 @@ pub enum Kind {
     FaultlessHuge,
     /// A raw loop of io_uring, so many direct reads at a time in each thread.
     Uring,
+    /// fio, which reads as that does. Nobody checks its bytes.
+    Fio,
     /// Plain loads with a budget that is larger than the memory of its control group, or has become so.
     FaultlessOver,
     /// A plain C program that maps the file.
@@ -84,10 +86,11 @@ impl Kind {
         Kind::MmapRecorded,
     ];
     /// Those that show what a read costs by each way to ask for it.
-    pub const READS: [Kind; 9] = [
+    pub const READS: [Kind; 10] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::Uring,
+        Kind::Fio,
         Kind::Populate,
         Kind::Floor,
         Kind::Faultless,
@@ -96,7 +99,7 @@ impl Kind {
         Kind::FaultlessAsync,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 17] = [
+    pub const EVERY: [Kind; 18] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -108,6 +111,7 @@ impl Kind {
         Kind::FaultlessAsync,
         Kind::FaultlessHuge,
         Kind::Uring,
+        Kind::Fio,
         Kind::FaultlessOver,
         Kind::Program,
         Kind::ProgramServed,
@@ -163,6 +167,7 @@ impl Kind {
             Kind::FaultlessAsync => "faultless-async",
             Kind::FaultlessHuge => "faultless-huge",
             Kind::Uring => "uring",
+            Kind::Fio => "fio",
             Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
@@ -315,7 +320,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::FaultlessHuge => engine(Asking::TouchHuge),
         Kind::Uring => Uring::open(terms).map(|c| Box::new(c) as _),
-        Kind::Program | Kind::ProgramServed => {
+        Kind::Fio | Kind::Program | Kind::ProgramServed => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }
     };

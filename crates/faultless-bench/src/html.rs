@@ -34,6 +34,7 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::FaultlessHuge => (RGBColor(19, 19, 19), "#0891b2", "#67e8f9"),
         Kind::FaultlessAsync => (RGBColor(17, 17, 17), "#9333ea", "#d8b4fe"),
         Kind::Uring => (RGBColor(18, 18, 18), "#374151", "#e5e7eb"),
+        Kind::Fio => (RGBColor(20, 20, 20), "#78716c", "#a8a29e"),
         Kind::FaultlessOver => (RGBColor(12, 12, 12), "#a16207", "#fde047"),
         Kind::Program => (RGBColor(7, 7, 7), "#b45309", "#fbbf24"),
         Kind::ProgramServed => (RGBColor(8, 8, 8), "#0369a1", "#38bdf8"),

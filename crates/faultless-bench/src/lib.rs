@@ -24,6 +24,7 @@ pub mod contender;
 pub mod data;
 mod deep;
 pub mod fast;
+pub mod fio;
 mod floor;
 pub mod group;
 pub mod html;

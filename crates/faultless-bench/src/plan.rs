@@ -332,6 +332,7 @@ impl Plan {
         let suits = |kind: &Kind| match (scenario.access(), kind) {
             (_, Kind::Program | Kind::ProgramServed) => unmodified::suits(scenario),
             (_, Kind::FaultlessOver) => scenario.has_large_budget(),
+            (_, Kind::Fio) => scenario == Scenario::Reads,
             (Access::Resident, _) => false,
             (Access::Cold, _) => true,
             (

@@ -187,6 +187,7 @@ enum KindArg {
     FaultlessAsync,
     FaultlessHuge,
     Uring,
+    Fio,
     FaultlessOver,
 }
 
@@ -204,6 +205,7 @@ impl From<KindArg> for Kind {
             KindArg::FaultlessAsync => Kind::FaultlessAsync,
             KindArg::FaultlessHuge => Kind::FaultlessHuge,
             KindArg::Uring => Kind::Uring,
+            KindArg::Fio => Kind::Fio,
             KindArg::FaultlessOver => Kind::FaultlessOver,
         }
     }
@@ -273,6 +275,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             [Scenario::Reads] => Kind::READS.to_vec(),
             _ => Kind::ALL.to_vec(),
         };
+        if contenders.contains(&Kind::Fio) && !faultless_bench::fio::is_installed() {
+            eprintln!("faultless: left out: fio, which is not installed");
+            contenders.retain(|&kind| kind != Kind::Fio);
+        }
+    } else if contenders.contains(&Kind::Fio) {
+        anyhow::ensure!(
+            faultless_bench::fio::is_installed(),
+            "fio is not installed: install the package fio, or name other --contenders"
+        );
     }
     unique(&mut scenarios);
     unique(&mut contenders);

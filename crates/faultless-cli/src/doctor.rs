@@ -25,11 +25,14 @@ fn engine() -> Vec<Finding> {
         match Pool::builder().memory(faultless::ByteSize::mib(4)).build() {
             Ok(pool) => match pool.backend() {
                 Backend::Full => finding("engine", Standing::Good, "full".into(), ""),
-                Backend::Partial(why) => finding(
+                backend @ Backend::Partial(why) => finding(
                     "engine",
                     Standing::Lacking,
                     format!("partial: {why}"),
-                    "misses still avoid mmap_lock, but not as cheaply as they could",
+                    match backend.avoids_mmap_lock() {
+                        true => "misses still avoid mmap_lock, but not as cheaply as they could",
+                        false => "misses take mmap_lock, as those of the kernel's mmap do: a map gains nothing but its pool's memory budget, and `faultless run` serves no program; Linux 6.9 and later do better",
+                    },
                 ),
                 other => finding(
                     "engine",

@@ -1,6 +1,6 @@
 //! What this machine lets Faultless and its observer do, and what each missing thing costs.
 
-use crate::privilege;
+use crate::{Observer, Options, privilege};
 use serde::Serialize;
 use std::path::Path;
 
@@ -46,8 +46,8 @@ fn if_good(good: bool, otherwise: Standing) -> Standing {
     if good { Standing::Good } else { otherwise }
 }
 
-/// The version of the kernel, as far as it matters here.
-fn version(release: &str) -> (u32, u32) {
+/// The version of a kernel, as far as it matters here.
+pub(crate) fn version(release: &str) -> (u32, u32) {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     let mut next = || parts.next().and_then(|p| p.parse().ok()).unwrap_or(0);
     (next(), next())
@@ -108,6 +108,20 @@ pub fn observer() -> Vec<Finding> {
         if privilege::may_observe() { "CAP_BPF and CAP_PERFMON" } else { "neither root nor CAP_BPF with CAP_PERFMON" },
         "observe loads BPF programs: run it as root, or give the command both capabilities (setcap cap_bpf,cap_perfmon+ep)",
     ));
+    if all.iter().all(|f| f.standing != Missing) {
+        // (What was found until now does not stand in the way.)
+        let taken = Observer::start(&Options {
+            every_fault: false,
+            follow_children: false,
+        });
+        let why = taken.as_ref().err().map(|e| format!("{e:#}"));
+        all.push(finding(
+            "BPF programs in this kernel",
+            if_good(taken.is_ok(), Missing),
+            if taken.is_ok() { "taken" } else { "refused" },
+            &why.unwrap_or_default(),
+        ));
+    }
     let lockdown = setting("/sys/kernel/security/lockdown").unwrap_or_default();
     all.push(finding(
         "kernel lockdown",

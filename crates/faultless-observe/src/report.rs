@@ -1,5 +1,6 @@
 //! The answer, as data: what `--json` prints, and what tables and the page are made of.
 
+use crate::doctor::version;
 use crate::model::{self, Blame, Convoy, Doer, Model, Queued, Victim, What};
 use crate::names;
 use crate::sums::{FaultSums, PARTS, Part, Parts, bucket_bounds};
@@ -888,7 +889,7 @@ fn timeline(model: &Model) -> Timeline {
 }
 
 /// System calls that change the address space, and what to do about them.
-fn advice(doer: &Doer, blame: &Blame) -> String {
+fn advice(doer: &Doer, blame: &Blame, kernel: &str) -> String {
     let who = &doer.group;
     let cpu = blame.causes[Cause::Cpu as usize].saturating_add(blame.granted);
     let starved = cpu.saturating_mul(2) > blame.held.saturating_add(blame.granted);
@@ -928,9 +929,15 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
         What::Fault { .. } if starved => format!(
             "More processors, or fewer threads: {who} had mmap_lock for page faults, and no processor to get done with them"
         ),
-        What::Fault { .. } => format!(
-            "Page faults of {who} hold mmap_lock while they read or allocate: more memory for the page cache (fewer pages gone at the retry), or `faultless run`, which reads without the lock"
-        ),
+        What::Fault { .. } => {
+            let or = match run_helps(kernel) {
+                true => ", or `faultless run`, which reads without the lock",
+                false => ", or Linux 6.9 and `faultless run`, which then reads without the lock",
+            };
+            format!(
+                "Page faults of {who} hold mmap_lock while they read or allocate: more memory for the page cache (fewer pages gone at the retry){or}"
+            )
+        }
         What::KernelThread => {
             format!("{who} is a kernel thread: khugepaged and ksmd have settings in /sys/kernel/mm")
         }
@@ -938,6 +945,11 @@ fn advice(doer: &Doer, blame: &Blame) -> String {
             "Observe for longer: what the holder did is not known; most often it was there before the observation began".to_owned()
         }
     }
+}
+
+/// Whether `faultless run` serves programs on a kernel of this release.
+fn run_helps(kernel: &str) -> bool {
+    version(kernel) >= (6, 9)
 }
 
 fn verdict(
@@ -965,7 +977,10 @@ fn verdict(
         }
     };
     for (doer, blame) in &model.blames {
-        add(advice(doer, blame), blame.of_faults + blame.of_calls);
+        add(
+            advice(doer, blame, &observed.kernel),
+            blame.of_faults + blame.of_calls,
+        );
     }
     let of_files: Nanos = model
         .faults
@@ -973,11 +988,15 @@ fn verdict(
         .filter(|((_, _, file), _)| file.is_some())
         .map(|(_, sums)| sums.wait)
         .sum();
-    add(
-        "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock (--dry-run says which those are)"
-            .to_owned(),
-        of_files,
-    );
+    let run = match run_helps(&observed.kernel) {
+        true => {
+            "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock (--dry-run says which those are)"
+        }
+        false => {
+            "Linux 6.9 or later, and the program under `faultless run`: misses in large read-only file mappings then stay off mmap_lock"
+        }
+    };
+    add(run.to_owned(), of_files);
     let storage = parts[Part::Device as usize] + parts[Part::Page as usize];
     add(
         "Faster storage, more memory, or reading ahead (madvise, prefetch): this is the time of the reads themselves".to_owned(),
@@ -1094,4 +1113,15 @@ pub(crate) fn going_on(model: &Model, events: &[faultless_trace::Event]) -> Vec<
     lines.retain(|l| l.0 >= model::CONVOY_MIN);
     lines.sort_by_key(|l| std::cmp::Reverse(l.0));
     lines.into_iter().map(|l| l.1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_faultless_run_serves_nothing_a_newer_kernel_is_part_of_the_remedy() {
+        assert!(run_helps("6.18.44") && run_helps("7.3.4") && run_helps("6.9"));
+        assert!(!run_helps("6.1.0-56-cloud-amd64") && !run_helps("5.15"));
+    }
 }

@@ -5,13 +5,17 @@
 
 use crate::raw::{self, Raw};
 use anyhow::{Context, bail};
+use faultless_untrusted::printable;
 use libbpf_rs::btf::ReferencesType;
 use libbpf_rs::btf::types::{FuncProto, Ptr, Typedef};
-use libbpf_rs::{Btf, Iter, Link, MapCore, MapFlags, Object, ObjectBuilder, RingBufferBuilder};
+use libbpf_rs::{
+    Btf, Iter, Link, MapCore, MapFlags, Object, ObjectBuilder, PrintLevel, RingBufferBuilder,
+};
 use std::cell::RefCell;
 use std::io::Read;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -120,12 +124,13 @@ impl Session {
                 );
             }
             let in_module = tracepoint.starts_with("fuse_");
-            if in_module && Path::new("/sys/kernel/btf/fuse").exists() {
+            let loaded = Path::new("/sys/kernel/btf/fuse").exists();
+            if in_module && loaded && has_tracepoint(tracepoint) {
                 continue;
             }
             program.set_autoload(false);
-            if in_module {
-                // Not loaded: then there is no such file system.
+            if in_module && !loaded {
+                // Then there is no such file system.
                 continue;
             }
             missing.push(tracepoint.to_owned());
@@ -325,6 +330,16 @@ fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Whether the kernel, or a module that is loaded, has a tracepoint. (The types of a module say that too, but need those of the kernel.)
+fn has_tracepoint(name: &str) -> bool {
+    let function = format!("__traceiter_{name}");
+    std::fs::read_to_string("/proc/kallsyms").is_ok_and(|symbols| {
+        symbols
+            .lines()
+            .any(|line| line.split_whitespace().nth(2) == Some(&function))
+    })
+}
+
 /// How many arguments a tracepoint has.
 fn arguments(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
     let typedef = btf.type_by_name::<Typedef<'_>>(&format!("btf_trace_{tracepoint}"))?;
@@ -342,17 +357,43 @@ fn refused(e: libbpf_rs::Error) -> anyhow::Error {
             "the kernel does not permit this user to load BPF programs; run observe as root, or give the command CAP_BPF and CAP_PERFMON (and look whether kernel lockdown is on)"
         }
         _ => {
-            "the kernel refuses the BPF programs: it may lack CONFIG_MEMCG, or be a PREEMPT_RT kernel, whose locks are others; `faultless doctor` says what it has, and FAULTLESS_BPF_LOG=1 shows the kernel's reasons"
+            let said = lock(&SAID).take();
+            let said = said.map_or(String::new(), |said| format!(" ({said})"));
+            let refuses = format!(
+                "the kernel refuses the BPF programs{said}: they may not know a kernel as new as this one, or it lacks CONFIG_MEMCG, or is a PREEMPT_RT kernel, whose locks are others; FAULTLESS_BPF_LOG=1 shows all that libbpf says"
+            );
+            return anyhow::Error::new(e).context(refuses);
         }
     };
     anyhow::Error::new(e).context(why)
 }
 
-/// libbpf speaks on stderr, at length. Whoever wants that asks for it.
+/// The first thing that libbpf complained about since programs were last loaded, in one line.
+static SAID: Mutex<Option<String>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// libbpf writes to stderr, at length: only where the user asks for that. Otherwise its first complaint is kept.
 fn quiet() {
-    if std::env::var_os("FAULTLESS_BPF_LOG").is_none() {
-        libbpf_rs::set_print(None);
+    if std::env::var_os("FAULTLESS_BPF_LOG").is_some() {
+        return;
     }
+    lock(&SAID).take();
+    let keep = |_: PrintLevel, text: String| {
+        if let Some(line) = complaint(&text) {
+            lock(&SAID).get_or_insert(line);
+        }
+    };
+    libbpf_rs::set_print(Some((PrintLevel::Warn, keep)));
+}
+
+/// The line of libbpf's that says what is wrong: not the one that says that something is, nor the programs' listing.
+fn complaint(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.contains("failed to"))?;
+    let line = line.trim().trim_start_matches("libbpf: ");
+    Some(printable(line).to_string())
 }
 
 #[allow(unsafe_code, reason = "poll(2)")]
@@ -365,4 +406,28 @@ fn poll(fd: i32, wait: Duration) {
     let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: one structure, which outlives the call.
     unsafe { libc::poll(&mut it, 1, wait) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_what_libbpf_says_the_reason_is_kept() {
+        let text = "libbpf: prog 'page_fault_user': relo #9: failed to resolve CO-RE relocation\n0: R1=ctx()\n";
+        let kept = "prog 'page_fault_user': relo #9: failed to resolve CO-RE relocation";
+        assert_eq!(complaint(text).as_deref(), Some(kept));
+        assert_eq!(
+            complaint("libbpf: prog 'x': BPF program load failed: -EINVAL\n"),
+            None
+        );
+        let foreign = complaint("libbpf: failed to \u{1b}[2J\n").expect("a complaint");
+        assert!(!foreign.contains('\u{1b}'), "{foreign}");
+    }
+
+    #[test]
+    fn a_tracepoint_is_there_or_not() {
+        assert!(has_tracepoint("sched_switch"));
+        assert!(!has_tracepoint("sched_swi"));
+    }
 }

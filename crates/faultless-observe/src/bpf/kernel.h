@@ -58,6 +58,10 @@ struct super_block {
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
+	struct hlist_node d_alias;
+};
+/* Until Linux 7.0 the union that has it had a name. */
+struct dentry___before_7_1 {
 	union {
 		struct hlist_node d_alias;
 	} d_u;

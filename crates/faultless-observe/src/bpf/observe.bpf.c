@@ -349,7 +349,10 @@ static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 	record->parts = 0;
 	struct hlist_node *alias = BPF_CORE_READ(inode, i_dentry.first);
 	if (alias) {
-		struct dentry *dentry = (void *)alias - bpf_core_field_offset(struct dentry, d_u.d_alias);
+		__u32 at = bpf_core_field_exists(struct dentry, d_alias)
+				   ? bpf_core_field_offset(struct dentry, d_alias)
+				   : bpf_core_field_offset(struct dentry___before_7_1, d_u.d_alias);
+		struct dentry *dentry = (void *)alias - at;
 		for (int i = 0; i < PATH_PARTS; i++) {
 			struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
 			if (parent == dentry)

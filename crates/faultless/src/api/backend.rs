@@ -19,6 +19,22 @@ pub enum Backend {
     Mmap(String),
 }
 
+impl Backend {
+    /// Whether misses stay off `mmap_lock`, except while the process forks. On kernels before 6.9 the engine works, and its misses take
+    /// that lock as those of the kernel's mmap do.
+    pub fn avoids_mmap_lock(&self) -> bool {
+        match self {
+            Backend::Full => true,
+            Backend::Partial(_) => kernel_version().is_none_or(|version| version >= INSTALLS),
+            Backend::Mmap(_) => false,
+        }
+    }
+}
+
+/// The first kernel that serves faults in armed mappings without `mmap_lock`, and the first that installs pages without it.
+const FAULTS: (u32, u32) = (6, 6);
+const INSTALLS: (u32, u32) = (6, 9);
+
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -79,10 +95,10 @@ pub(crate) fn open_uffd(choice: BackendChoice) -> Result<Owned, String> {
 pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
     let mut lacks = Vec::new();
     if let Some((major, minor)) = kernel_version() {
-        if (major, minor) < (6, 6) {
+        if (major, minor) < FAULTS {
             lacks.push(format!("Linux {major}.{minor} serves faults in armed mappings under mmap_lock; 6.6 does not"));
         }
-        if (major, minor) < (6, 9) {
+        if (major, minor) < INSTALLS {
             lacks.push(format!(
                 "Linux {major}.{minor} installs pages under mmap_lock; 6.9 does not"
             ));
@@ -113,5 +129,19 @@ pub(crate) fn report_once(backend: &Backend) {
     if *backend != Backend::Full && !SAID.swap(true, Ordering::Relaxed) {
         // (Standard error may be a broken pipe, which is no reason to panic.)
         faultless_sys::raw::write_stderr(format!("faultless: backend {backend}\n").as_bytes());
+    }
+}
+
+#[cfg(all(test, not(loom), not(faultless_sim)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_serves_misses_says_whether_it_avoids_the_lock() {
+        assert!(Backend::Full.avoids_mmap_lock());
+        assert!(!Backend::Mmap("asked for".to_owned()).avoids_mmap_lock());
+        let version = kernel_version().expect("a kernel has a version");
+        let partial = Backend::Partial("something".to_owned());
+        assert_eq!(partial.avoids_mmap_lock(), version >= (6, 9));
     }
 }

@@ -229,7 +229,7 @@ struct Readers<'a> {
     progress: Vec<Progress>,
     /// Warming up is over: from here on it counts.
     counts: AtomicBool,
-    /// Readers wait before they are measured.
+    /// Readers pause while the limit of the group is lowered.
     paused: AtomicBool,
     stop: AtomicBool,
     /// Readers that have ended, by error or because there was nothing left to read.
@@ -736,22 +736,25 @@ impl Bench {
         Ok(m)
     }
 
-    /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as they fill
-    /// what it frees, so after a while they pause.
+    /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as the
+    /// readers fill what it frees, so after a while they pause. (None is measured yet.)
     fn lower(&self, readers: &Readers<'_>, group: &Place, to: u64) -> anyhow::Result<()> {
         let began = Instant::now();
         let lowered = std::thread::scope(|scope| {
-            let lowering = scope.spawn(|| group.lower(to));
+            let lowering = std::thread::Builder::new()
+                .spawn_scoped(scope, || group.lower(to))
+                .context("cannot start the thread that lowers the limit")?;
             while !lowering.is_finished() {
                 if began.elapsed() > LOWER_WAIT {
                     readers.paused.store(true, Ordering::Relaxed);
                 }
                 std::thread::sleep(Duration::from_millis(1));
             }
-            lowering.join()
+            let lowered = lowering.join();
+            lowered.unwrap_or_else(|_| bail!("the thread that lowers the limit panicked"))
         });
         readers.paused.store(false, Ordering::Relaxed);
-        lowered.unwrap_or_else(|_| bail!("the thread that lowers the limit panicked"))
+        lowered
     }
 
     /// Makes pages resident, in order or at random. Returns how many bytes were wrong.

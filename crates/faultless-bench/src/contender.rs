@@ -50,7 +50,7 @@ pub enum Kind {
     FaultlessHuge,
     /// A raw loop of io_uring, so many direct reads at a time in each thread.
     Uring,
-    /// fio, which reads as that does. Nobody checks its bytes.
+    /// fio, by io_uring and direct reads of pages of its own choice. The benchmark does not check its bytes.
     Fio,
     /// Plain loads with a budget that is larger than the memory of its control group, or has become so.
     FaultlessOver,

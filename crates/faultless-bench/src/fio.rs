@@ -1,5 +1,6 @@
-//! fio, where it is installed: what a tool that others know says of the same storage. It reads at random with `O_DIRECT` and io_uring, as
-//! [`Uring`](crate::deep::Uring) does, in a process of its own. Its bytes are checked by nobody: fio does not know what is in the file.
+//! fio, where it is installed: its figures can be compared with those of other machines. It reads at random, with `O_DIRECT` and io_uring,
+//! in a process of its own. It chooses the pages itself, so some are read again and some by a later contender; and nothing checks their
+//! bytes, since fio does not know what is in the file. Its processor time is by its own account, which cuts each thread's to milliseconds.
 
 use crate::cell::{Measured, QUANTILES, Setting};
 use anyhow::Context;
@@ -9,10 +10,10 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 
-/// Whether there is a program of that name.
+/// Whether fio can be started, and reads by io_uring.
 pub fn is_installed() -> bool {
     let mut command = Command::new("fio");
-    let command = command.arg("--version").stdin(Stdio::null());
+    let command = command.arg("--enghelp=io_uring").stdin(Stdio::null());
     command.output().is_ok_and(|out| out.status.success())
 }
 
@@ -39,18 +40,14 @@ struct Reads {
     total_ios: u64,
     /// In milliseconds.
     runtime: f64,
-    lat_ns: Span,
-    clat_ns: Percentiles,
+    lat_ns: Latency,
 }
 
+/// From the submission of a read to its end.
 #[derive(Debug, Deserialize)]
-struct Span {
+struct Latency {
     min: f64,
     max: f64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Percentiles {
     #[serde(default)]
     percentile: BTreeMap<String, f64>,
 }
@@ -59,17 +56,12 @@ struct Percentiles {
 pub(crate) fn run(setting: &Setting) -> anyhow::Result<Measured> {
     let inner = &QUANTILES[1..QUANTILES.len() - 1];
     let percentiles: Vec<String> = inner.iter().map(|q| format!("{}", q * 100.0)).collect();
-    // (A colon separates file names.)
-    let mut file = std::ffi::OsString::from("--filename=");
-    for (i, part) in setting.file.to_string_lossy().split(':').enumerate() {
-        file.push(if i > 0 { "\\:" } else { "" });
-        file.push(part);
-    }
-    anyhow::ensure!(
-        setting.file.to_str().is_some(),
-        "fio cannot be told the name {}: it is not UTF-8",
-        printable(&setting.file)
-    );
+    // A link with a plain name: fio takes colons and other characters of a name for its own.
+    let dir = crate::private_dir().context("cannot make a directory for fio")?;
+    let link = dir.path().join("data");
+    std::fs::canonicalize(&setting.file)
+        .and_then(|file| std::os::unix::fs::symlink(file, &link))
+        .with_context(|| format!("cannot make a link to {}", printable(&setting.file)))?;
     let out = Command::new("fio")
         .args([
             "--name=faultless",
@@ -88,7 +80,8 @@ pub(crate) fn run(setting: &Setting) -> anyhow::Result<Measured> {
             "--allow_file_create=0",
             "--output-format=json",
         ])
-        .arg(file)
+        .arg(format!("--filename={}", link.display()))
+        .args(["--lat_percentiles=1", "--clat_percentiles=0"])
         .arg(format!(
             "--size={}",
             setting.size / PAGE as u64 * PAGE as u64
@@ -106,11 +99,12 @@ pub(crate) fn run(setting: &Setting) -> anyhow::Result<Measured> {
         .output()
         .context("cannot start fio")?;
     let text = String::from_utf8_lossy(&out.stdout);
+    let said = String::from_utf8_lossy(&out.stderr);
     anyhow::ensure!(
         out.status.success(),
         "fio ended with {}: {}",
         out.status,
-        printable(String::from_utf8_lossy(&out.stderr).trim())
+        printable(said.trim().lines().next_back().unwrap_or_default())
     );
     measured(&text)
 }
@@ -118,8 +112,11 @@ pub(crate) fn run(setting: &Setting) -> anyhow::Result<Measured> {
 fn measured(text: &str) -> anyhow::Result<Measured> {
     // (Warnings may stand before it.)
     let start = text.find('{').context("fio printed no JSON")?;
-    let printed: Printed =
-        serde_json::from_str(&text[start..]).context("fio's JSON is not as expected")?;
+    let mut values = serde_json::Deserializer::from_str(&text[start..]).into_iter();
+    let printed: Printed = values
+        .next()
+        .context("fio printed no JSON")?
+        .context("fio's JSON is not as expected")?;
     let [job] = &printed.jobs[..] else {
         anyhow::bail!(
             "fio tells of {} groups of threads, and one was asked for",
@@ -135,7 +132,7 @@ fn measured(text: &str) -> anyhow::Result<Measured> {
     anyhow::ensure!(read.total_ios > 0, "fio read nothing");
     let us = |q: f64| {
         let name = format!("{:.6}", q * 100.0);
-        read.clat_ns.percentile.get(&name).map(|ns| ns / 1e3)
+        read.lat_ns.percentile.get(&name).map(|ns| ns / 1e3)
     };
     let mut latency_us = vec![read.lat_ns.min / 1e3];
     for &q in &QUANTILES[1..QUANTILES.len() - 1] {
@@ -170,21 +167,51 @@ mod tests {
     fn what_fio_prints_is_understood_and_what_it_does_not_print_is_an_error() {
         let percentiles: Vec<String> = QUANTILES[1..QUANTILES.len() - 1]
             .iter()
-            .map(|q| format!("\"{:.6}\": {}", q * 100.0, q * 1e5))
+            .map(|q| format!("\"{:.6}\": {}", q * 100.0, q * 1e7))
             .collect();
         let text = format!(
             "fio: a note\n{{\"fio version\": \"fio-3.33\", \"jobs\": [{{\"error\": 0, \"job_runtime\": 4000, \"usr_cpu\": 5.0, \
              \"sys_cpu\": 20.0, \"read\": {{\"io_bytes\": 40960, \"total_ios\": 10, \"runtime\": 500, \
-             \"lat_ns\": {{\"min\": 1000, \"max\": 200000}}, \"clat_ns\": {{\"percentile\": {{{}}}}}}}}}]}}",
+             \"lat_ns\": {{\"min\": 1000, \"max\": 20000000, \"percentile\": {{{}}}}}}}}}]}} and more",
             percentiles.join(", ")
         );
         let m = measured(&text).expect("understood");
         assert_eq!((m.reads, m.device_bytes, m.seconds), (10, 40960, 0.5));
-        assert_eq!((m.p50_us, m.max_us, m.cpu_s), (50.0, 200.0, 1.0));
+        assert_eq!((m.p50_us, m.max_us, m.cpu_s), (5_000.0, 20_000.0, 1.0));
+        assert!(m.latency_us.is_sorted());
         assert_eq!(m.latency_us.len(), QUANTILES.len());
         let error = |text: &str| measured(text).expect_err("refused").to_string();
         assert!(error("nothing").contains("no JSON"));
         assert!(error(&text.replace("\"error\": 0", "\"error\": 5")).contains("error 5"));
         assert!(error(&text.replace("99.990000", "99.980000")).contains("99.99"));
+    }
+
+    #[test]
+    fn fio_takes_the_arguments_that_it_is_given() {
+        if !is_installed() {
+            eprintln!("NOT RUN: fio_takes_the_arguments_that_it_is_given: fio is not installed");
+            return;
+        }
+        let dir = tempfile::tempdir_in(".").expect("a directory");
+        let file = dir.path().join("a: #b;");
+        std::fs::write(&file, vec![1; 1 << 20]).expect("written");
+        let setting = Setting {
+            scenario: crate::scenario::Scenario::Reads,
+            threads: 2,
+            depth: 4,
+            seconds: 0.05,
+            warm_seconds: 0.0,
+            parts: 1,
+            file,
+            size: 1 << 20,
+            memory: 0,
+            memory_over: 0,
+            group_memory: None,
+            lowered: None,
+        };
+        let m = run(&setting).expect("measured");
+        assert!(m.reads > 0 && m.cpu_s >= 0.0, "{m:?}");
+        assert_eq!(m.device_bytes, m.reads * PAGE as u64);
+        assert!(m.latency_us.is_sorted(), "{:?}", m.latency_us);
     }
 }

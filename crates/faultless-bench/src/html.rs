@@ -120,9 +120,11 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
     }
     out.push_str("</p>\n");
     match report.wrong_bytes() {
-        0 => out.push_str("<p class=\"soft\">Every byte that was read was checked. Figures are medians over the rounds; the contenders took turns. Where some rounds say faster and some slower, it says ≈ 1.</p>\n"),
+        0 if kinds.contains(&Kind::Fio) => out.push_str("<p class=\"soft\">Every byte that was read was checked, but for those that fio read, which chooses the pages itself.</p>\n"),
+        0 => out.push_str("<p class=\"soft\">Every byte that was read was checked.</p>\n"),
         n => _ = writeln!(out, "<p><strong>{n} bytes were wrong: these figures are worth nothing.</strong></p>"),
     }
+    out.push_str("<p class=\"soft\">Figures are medians over the rounds; the contenders took turns. Where some rounds say faster and some slower, it says ≈ 1.</p>\n");
     if let Some(us) = report.storage_delay_us {
         let _ = writeln!(
             out,

@@ -22,7 +22,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
-checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
+checked. (But for fio, which chooses the pages itself, and whose bytes are not checked.) Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
 about ten minutes; \"all\" takes an hour. The data file is kept for the next run.
 
 A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Use so many of the processors that this process may use [default: all].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     cores: Option<u16>,
-    /// Reads that each thread has in flight, by the contenders that have several: uring, faultless-batch, faultless-async.
+    /// Reads that each thread has in flight, by the contenders that have several: uring, fio, faultless-batch, faultless-async.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     depth: u16,
     /// Length of one measurement, in seconds (pressure, latency and smaps-gentle: twice to three times as long).
@@ -122,7 +122,8 @@ enum ScenarioArg {
     PressureOver,
     /// The second, in a group whose memory is halved meanwhile.
     PressureShrink,
-    /// Quiet, by every way to ask for a page: faults, MADV_POPULATE_READ, loads that ask first, batches, futures, pread, io_uring.
+    /// Quiet, by every way to ask for a page: faults, MADV_POPULATE_READ, loads that ask first, batches, futures, pread, io_uring (and
+    /// fio, if it is installed).
     Reads,
     /// All of the data in order, by words.
     Scan,
@@ -411,9 +412,9 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
     }
     let mut text = format!(
         "Share of touches that miss: {POLICY_PAGES} pages, {POLICY_TOUCHES} touches, of which the second half counts.\n\
-         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"swept\" asks Linux 7.3 now\n\
-         and then which pages were touched, which the engine does not; \"uncooled\" is without the cooling area. All others see\n\
-         every access.\n"
+         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"swept\" is the engine\n\
+         if it asked Linux 7.3 now and then which pages were touched, which it does not; \"uncooled\" is without the cooling area.\n\
+         All others see every access.\n"
     );
     for judged in &all {
         let _ = writeln!(

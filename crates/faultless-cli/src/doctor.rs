@@ -31,7 +31,7 @@ fn engine() -> Vec<Finding> {
                     format!("partial: {why}"),
                     match backend.avoids_mmap_lock() {
                         true => "misses still avoid mmap_lock, but not as cheaply as they could",
-                        false => "misses take mmap_lock, as those of the kernel's mmap do: a map gains nothing but its pool's memory budget, and `faultless run` serves no program; Linux 6.9 and later do better",
+                        false => "misses take mmap_lock, as those of the kernel's mmap do, and `faultless run` serves no program; Linux 6.9 and later do better",
                     },
                 ),
                 other => finding(

@@ -406,7 +406,7 @@ fn doubts(r: &Report) -> String {
     for missing in &r.observed.missing {
         let _ = writeln!(
             text,
-            "This kernel has no tracepoint {missing}; what it tells is missing."
+            "The kernel's tracepoint {missing} is not there, or cannot be used by this user; what it tells is missing."
         );
     }
     if r.observed.other_mounts {

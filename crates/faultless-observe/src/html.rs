@@ -696,7 +696,7 @@ fn doubts(out: &mut String, r: &Report) {
     for missing in &r.observed.missing {
         let _ = writeln!(
             out,
-            "<li>This kernel has no tracepoint <code>{}</code>; what it tells is missing.</li>",
+            "<li>The kernel's tracepoint <code>{}</code> is not there, or cannot be used by this user; what it tells is missing.</li>",
             escape(missing)
         );
     }

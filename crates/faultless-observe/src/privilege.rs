@@ -18,6 +18,11 @@ pub(crate) fn has(capability: u32) -> bool {
     effective >> capability & 1 == 1
 }
 
+/// Whether this process may look at the types of the kernel's modules.
+pub(crate) fn is_admin() -> bool {
+    has(CAP_SYS_ADMIN)
+}
+
 /// Whether this process may load the observer's programs, as far as capabilities go.
 pub(crate) fn may_observe() -> bool {
     has(CAP_SYS_ADMIN) || (has(CAP_BPF) && has(CAP_PERFMON))

@@ -993,7 +993,7 @@ fn verdict(
             "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock (--dry-run says which those are)"
         }
         false => {
-            "Linux 6.9 or later, and the program under `faultless run`: misses in large read-only file mappings then stay off mmap_lock"
+            "Use Linux 6.9 or later, and run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock"
         }
     };
     add(run.to_owned(), of_files);

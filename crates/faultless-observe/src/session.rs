@@ -94,6 +94,7 @@ impl Session {
             .open_memory(&PROGRAMS.0)
             .context("the BPF programs cannot be opened")?;
         let mut missing = Vec::new();
+        let modules = Modules::look();
         let carries_a_path = arguments(&btf, "mmap_lock_start_locking") == Some(3);
         for mut program in open.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
@@ -123,17 +124,14 @@ impl Session {
                     "this kernel has no tracepoint {tracepoint}; observe needs Linux 5.18 or later with CONFIG_FTRACE"
                 );
             }
-            let in_module = tracepoint.starts_with("fuse_");
-            let loaded = Path::new("/sys/kernel/btf/fuse").exists();
-            if in_module && loaded && has_tracepoint(tracepoint) {
+            let of_fuse = tracepoint.starts_with("fuse_");
+            if of_fuse && modules.have(tracepoint) {
                 continue;
             }
             program.set_autoload(false);
-            if in_module && !loaded {
-                // Then there is no such file system.
-                continue;
+            if !of_fuse || modules.fuse {
+                missing.push(tracepoint.to_owned());
             }
-            missing.push(tracepoint.to_owned());
         }
         let given = raw::Settings {
             wait_ns: nanos(settings.wait_min),
@@ -330,14 +328,39 @@ fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Whether the kernel, or a module that is loaded, has a tracepoint. (The types of a module say that too, but need those of the kernel.)
-fn has_tracepoint(name: &str) -> bool {
-    let function = format!("__traceiter_{name}");
-    std::fs::read_to_string("/proc/kallsyms").is_ok_and(|symbols| {
-        symbols
-            .lines()
-            .any(|line| line.split_whitespace().nth(2) == Some(&function))
-    })
+/// FUSE, where it may be a module: its types are not among the kernel's own.
+struct Modules {
+    /// There is such a file system.
+    fuse: bool,
+    /// It is a module whose tracepoints can be used: its types can be read, which takes CAP_SYS_ADMIN.
+    usable: bool,
+    symbols: String,
+}
+
+impl Modules {
+    fn look() -> Self {
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let usable = Path::new("/sys/kernel/btf/fuse").exists() && crate::privilege::is_admin();
+        Modules {
+            fuse: text("/proc/filesystems")
+                .split_whitespace()
+                .any(|t| t == "fuse"),
+            usable,
+            symbols: if usable {
+                text("/proc/kallsyms")
+            } else {
+                String::new()
+            },
+        }
+    }
+
+    /// Whether a tracepoint of the module's is there to be used.
+    fn have(&self, tracepoint: &str) -> bool {
+        // (Linux 6.1 has the module, and it has none.)
+        let function = format!("__traceiter_{tracepoint}");
+        let is_it = |line: &str| line.split_whitespace().nth(2) == Some(&function);
+        self.usable && self.symbols.lines().any(is_it)
+    }
 }
 
 /// How many arguments a tracepoint has.
@@ -358,9 +381,9 @@ fn refused(e: libbpf_rs::Error) -> anyhow::Error {
         }
         _ => {
             let said = lock(&SAID).take();
-            let said = said.map_or(String::new(), |said| format!(" ({said})"));
+            let said = said.map_or(String::new(), |(_, said)| format!(" ({said})"));
             let refuses = format!(
-                "the kernel refuses the BPF programs{said}: they may not know a kernel as new as this one, or it lacks CONFIG_MEMCG, or is a PREEMPT_RT kernel, whose locks are others; FAULTLESS_BPF_LOG=1 shows all that libbpf says"
+                "the kernel refuses the BPF programs{said}: the programs may be too old for this kernel, or the kernel lacks CONFIG_MEMCG, or it is a PREEMPT_RT kernel, whose locks are others; FAULTLESS_BPF_LOG=1 shows all that libbpf says"
             );
             return anyhow::Error::new(e).context(refuses);
         }
@@ -368,32 +391,46 @@ fn refused(e: libbpf_rs::Error) -> anyhow::Error {
     anyhow::Error::new(e).context(why)
 }
 
-/// The first thing that libbpf complained about since programs were last loaded, in one line.
-static SAID: Mutex<Option<String>> = Mutex::new(None);
+/// What libbpf complained about since programs were last loaded: the line that says most, and how much that is.
+static SAID: Mutex<Option<(u8, String)>> = Mutex::new(None);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// libbpf writes to stderr, at length: only where the user asks for that. Otherwise its first complaint is kept.
+/// libbpf writes much to stderr. It may do so only where the user sets FAULTLESS_BPF_LOG; otherwise its best complaint is kept.
 fn quiet() {
     if std::env::var_os("FAULTLESS_BPF_LOG").is_some() {
         return;
     }
     lock(&SAID).take();
     let keep = |_: PrintLevel, text: String| {
-        if let Some(line) = complaint(&text) {
-            lock(&SAID).get_or_insert(line);
+        let mut said = lock(&SAID);
+        if let Some(better) = complaint(&text)
+            && said.as_ref().is_none_or(|(says, _)| *says < better.0)
+        {
+            *said = Some(better);
         }
     };
     libbpf_rs::set_print(Some((PrintLevel::Warn, keep)));
 }
 
-/// The line of libbpf's that says what is wrong: not the one that says that something is, nor the programs' listing.
-fn complaint(text: &str) -> Option<String> {
-    let line = text.lines().find(|line| line.contains("failed to"))?;
-    let line = line.trim().trim_start_matches("libbpf: ");
-    Some(printable(line).to_string())
+/// The line that names the cause, and how well it does.
+fn complaint(text: &str) -> Option<(u8, String)> {
+    let lines = || text.lines().map(str::trim);
+    let with = |part: &'static str| lines().find(|line| line.contains(part));
+    // The kernel's reason is the last line of its listing, before the count of what it has looked at.
+    let reason = || {
+        let end = lines().position(|line| line.starts_with("processed "))?;
+        lines().take(end).last().filter(|line| !line.is_empty())
+    };
+    let (says, line) = with("failed to resolve CO-RE relocation")
+        .map(|line| (2, line))
+        .or_else(|| reason().map(|line| (1, line)))
+        .or_else(|| with("failed to").map(|line| (0, line)))
+        .filter(|(_, line)| !line.contains("failed to load object"))?;
+    let line = line.trim_start_matches("libbpf: ");
+    Some((says, printable(line).to_string()))
 }
 
 #[allow(unsafe_code, reason = "poll(2)")]
@@ -413,21 +450,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_what_libbpf_says_the_reason_is_kept() {
-        let text = "libbpf: prog 'page_fault_user': relo #9: failed to resolve CO-RE relocation\n0: R1=ctx()\n";
-        let kept = "prog 'page_fault_user': relo #9: failed to resolve CO-RE relocation";
-        assert_eq!(complaint(text).as_deref(), Some(kept));
+    fn of_what_libbpf_says_the_line_that_names_the_cause_is_kept() {
+        let listing = |reason| {
+            format!(
+                "libbpf: prog 'x': -- BEGIN PROG LOAD LOG --\n0: R1=ctx() R10=fp0\n{reason}\nprocessed 9 insns (limit 1000000)\n-- END PROG LOAD LOG --\n"
+            )
+        };
+        let relocation = "failed to resolve CO-RE relocation <byte_off> [116] struct dentry.d_u.d_alias (0:2:0 @ offset 16)";
+        let says = |text: &str| complaint(text);
+        assert_eq!(says(&listing(relocation)), Some((2, relocation.to_owned())));
+        let reason = "R2 invalid mem access 'scalar'";
+        assert_eq!(says(&listing(reason)), Some((1, reason.to_owned())));
+        let missing = "libbpf: prog 'fuse_request_send': failed to find kernel BTF type ID of 'fuse_request_send': -ESRCH\n";
+        assert!(
+            says(missing).is_some_and(|(says, text)| says == 0 && text.starts_with("prog 'fuse"))
+        );
         assert_eq!(
-            complaint("libbpf: prog 'x': BPF program load failed: -EINVAL\n"),
+            says("libbpf: prog 'x': BPF program load failed: -EINVAL\n"),
             None
         );
-        let foreign = complaint("libbpf: failed to \u{1b}[2J\n").expect("a complaint");
-        assert!(!foreign.contains('\u{1b}'), "{foreign}");
+        assert_eq!(says("libbpf: failed to load object 'faultless'\n"), None);
+        let foreign = says("libbpf: failed to \u{1b}[2J\n").expect("a complaint");
+        assert!(!foreign.1.contains('\u{1b}'), "{foreign:?}");
     }
 
     #[test]
-    fn a_tracepoint_is_there_or_not() {
-        assert!(has_tracepoint("sched_switch"));
-        assert!(!has_tracepoint("sched_swi"));
+    fn a_tracepoint_of_a_module_is_there_if_its_function_is() {
+        let modules = |usable| Modules {
+            fuse: true,
+            usable,
+            symbols: "0000000000000000 t __traceiter_fuse_request_send\t[fuse]\n".to_owned(),
+        };
+        assert!(modules(true).have("fuse_request_send"));
+        assert!(!modules(true).have("fuse_request") && !modules(false).have("fuse_request_send"));
     }
 }

@@ -60,7 +60,7 @@ struct dentry {
 	struct qstr d_name;
 	struct hlist_node d_alias;
 };
-/* Until Linux 7.0 the union that has it had a name. */
+/* Up to and including Linux 7.0, d_alias lies in a union with the name d_u. */
 struct dentry___before_7_1 {
 	union {
 		struct hlist_node d_alias;
@@ -88,6 +88,10 @@ struct folio {
 	unsigned long index;
 };
 struct page {
+	unsigned long compound_info;
+};
+/* So it was called before some 7.x. */
+struct page___with_head {
 	unsigned long compound_head;
 };
 struct bio_vec {

@@ -349,9 +349,12 @@ static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 	record->parts = 0;
 	struct hlist_node *alias = BPF_CORE_READ(inode, i_dentry.first);
 	if (alias) {
-		__u32 at = bpf_core_field_exists(struct dentry, d_alias)
-				   ? bpf_core_field_offset(struct dentry, d_alias)
-				   : bpf_core_field_offset(struct dentry___before_7_1, d_u.d_alias);
+		/* (A branch, not a choice of two values: of the field that is not there, the offset may not be looked at.) */
+		__u32 at;
+		if (bpf_core_field_exists(struct dentry, d_alias))
+			at = bpf_core_field_offset(struct dentry, d_alias);
+		else
+			at = bpf_core_field_offset(struct dentry___before_7_1, d_u.d_alias);
 		struct dentry *dentry = (void *)alias - at;
 		for (int i = 0; i < PATH_PARTS; i++) {
 			struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
@@ -364,6 +367,22 @@ static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 	}
 	submit(record);
 	return 0;
+}
+
+/* Tail pages have bit 0 set, and the address of the head page or, on kernels from some 7.x on, a mask that makes it of their own. */
+static __always_inline struct folio *folio_of(struct page *page)
+{
+	unsigned long info;
+	if (bpf_core_field_exists(struct page, compound_info))
+		info = BPF_CORE_READ(page, compound_info);
+	else
+		info = BPF_CORE_READ((struct page___with_head *)page, compound_head);
+	if (!(info & 1))
+		return (struct folio *)page;
+	/* (No page structure lies in the last 2 GiB of addresses, and no mask leaves so many bits out.) */
+	if (info >> 31 == ~0UL >> 31)
+		return (struct folio *)((unsigned long)page & (info - 1));
+	return (struct folio *)(info - 1);
 }
 
 static __always_inline __u32 bucket_of(__u64 ns)
@@ -1061,8 +1080,7 @@ int BPF_PROG(block_rq_complete, struct request *rq, int error, unsigned int byte
 	page = BPF_CORE_READ(vec, bv_page);
 	if (!page)
 		return 0;
-	unsigned long head = BPF_CORE_READ(page, compound_head);
-	struct folio *folio = (struct folio *)(head & 1 ? head - 1 : (unsigned long)page);
+	struct folio *folio = folio_of(page);
 	struct address_space *mapping = BPF_CORE_READ(folio, mapping);
 	if (!mapping || (unsigned long)mapping & 3) /* anonymous memory: direct I/O, or swap */
 		return 0;

@@ -25,15 +25,21 @@ impl Backend {
     pub fn avoids_mmap_lock(&self) -> bool {
         match self {
             Backend::Full => true,
-            Backend::Partial(_) => kernel_version().is_none_or(|version| version >= INSTALLS),
+            Backend::Partial(_) => kernel_version().is_some_and(installs_without_lock),
             Backend::Mmap(_) => false,
         }
     }
 }
 
-/// The first kernel that serves faults in armed mappings without `mmap_lock`, and the first that installs pages without it.
-const FAULTS: (u32, u32) = (6, 6);
-const INSTALLS: (u32, u32) = (6, 9);
+/// Whether a kernel serves faults in armed mappings without `mmap_lock`.
+fn faults_without_lock(version: (u32, u32)) -> bool {
+    version >= (6, 6)
+}
+
+/// Whether a kernel installs pages without `mmap_lock`.
+fn installs_without_lock(version: (u32, u32)) -> bool {
+    version >= (6, 9)
+}
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -95,10 +101,10 @@ pub(crate) fn open_uffd(choice: BackendChoice) -> Result<Owned, String> {
 pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
     let mut lacks = Vec::new();
     if let Some((major, minor)) = kernel_version() {
-        if (major, minor) < FAULTS {
+        if !faults_without_lock((major, minor)) {
             lacks.push(format!("Linux {major}.{minor} serves faults in armed mappings under mmap_lock; 6.6 does not"));
         }
-        if (major, minor) < INSTALLS {
+        if !installs_without_lock((major, minor)) {
             lacks.push(format!(
                 "Linux {major}.{minor} installs pages under mmap_lock; 6.9 does not"
             ));
@@ -140,8 +146,9 @@ mod tests {
     fn what_serves_misses_says_whether_it_avoids_the_lock() {
         assert!(Backend::Full.avoids_mmap_lock());
         assert!(!Backend::Mmap("asked for".to_owned()).avoids_mmap_lock());
-        let version = kernel_version().expect("a kernel has a version");
-        let partial = Backend::Partial("something".to_owned());
-        assert_eq!(partial.avoids_mmap_lock(), version >= (6, 9));
+        let without = [(5, 15), (6, 1), (6, 8), (6, 9), (7, 0)].map(installs_without_lock);
+        assert_eq!(without, [false, false, false, true, true]);
+        let without = [(6, 5), (6, 6), (6, 18)].map(faults_without_lock);
+        assert_eq!(without, [false, true, true]);
     }
 }

@@ -31,6 +31,8 @@ enum Command {
     /// Say what each design of the page fault would do to a workload: a model.
     Whatif(whatif::Args),
     /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
+    ///
+    /// As root, it loads the observer's BPF programs for a moment.
     Doctor(doctor::Args),
     /// (internal) One setting's measurements.
     #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]

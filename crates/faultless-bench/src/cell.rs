@@ -737,7 +737,7 @@ impl Bench {
     }
 
     /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as the
-    /// readers fill what it frees, so after a while they pause. (None is measured yet.)
+    /// readers fill what it frees, so after a while they pause. (This is before they are measured.)
     fn lower(&self, readers: &Readers<'_>, group: &Place, to: u64) -> anyhow::Result<()> {
         let began = Instant::now();
         let lowered = std::thread::scope(|scope| {

@@ -16,7 +16,7 @@
 //! * [`micro`]: what single operations cost, for the model of `faultless whatif`.
 //! * [`machine`]: what it ran on.
 //!
-//! Every byte of every page that is read is checked, in every contender. A measurement with wrong bytes is worth
+//! Every byte of every page that is read is checked, in every contender but fio. A measurement with wrong bytes is worth
 //! nothing, and says so.
 
 pub mod cell;

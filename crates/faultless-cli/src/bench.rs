@@ -22,7 +22,8 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
-checked. (But for fio, which chooses the pages itself, and whose bytes are not checked.) Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
+checked. fio is an exception: it chooses its own
+pages, and their bytes are not checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
 about ten minutes; \"all\" takes an hour. The data file is kept for the next run.
 
 A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
@@ -277,13 +278,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             _ => Kind::ALL.to_vec(),
         };
         if contenders.contains(&Kind::Fio) && !faultless_bench::fio::is_installed() {
-            eprintln!("faultless: left out: fio, which is not installed");
+            eprintln!("faultless: left out: fio, since none with io_uring is installed");
             contenders.retain(|&kind| kind != Kind::Fio);
         }
     } else if contenders.contains(&Kind::Fio) {
         anyhow::ensure!(
             faultless_bench::fio::is_installed(),
-            "fio is not installed: install the package fio, or name other --contenders"
+            "no fio with io_uring is installed: install the package fio, or name other --contenders"
         );
     }
     unique(&mut scenarios);
@@ -412,8 +413,8 @@ fn judge_policies(json: bool) -> anyhow::Result<()> {
     }
     let mut text = format!(
         "Share of touches that miss: {POLICY_PAGES} pages, {POLICY_TOUCHES} touches, of which the second half counts.\n\
-         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"swept\" is the engine\n\
-         if it asked Linux 7.3 now and then which pages were touched, which it does not; \"uncooled\" is without the cooling area.\n\
+         \"faultless\" sees no loads of resident pages; \"seen\" are accesses that are seen (pins); \"uncooled\" is without\n\
+         the cooling area; \"swept\" is without it too, and as if the engine asked Linux 7.3 now and then which pages were touched.\n\
          All others see every access.\n"
     );
     for judged in &all {

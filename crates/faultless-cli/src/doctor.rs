@@ -7,7 +7,7 @@ use faultless_untrusted::printable;
 
 /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
 ///
-/// As root, it loads the observer's BPF programs for a moment.
+/// Where the user may observe, it loads the observer's BPF programs for a moment.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print JSON.

@@ -32,7 +32,7 @@ enum Command {
     Whatif(whatif::Args),
     /// Say what Faultless and its observer can do on this machine, and what each missing thing costs.
     ///
-    /// As root, it loads the observer's BPF programs for a moment.
+    /// Where the user may observe, it loads the observer's BPF programs for a moment.
     Doctor(doctor::Args),
     /// (internal) One setting's measurements.
     #[command(name = faultless_bench::plan::WORKER_COMMAND, hide = true)]

@@ -406,7 +406,7 @@ fn doubts(r: &Report) -> String {
     for missing in &r.observed.missing {
         let _ = writeln!(
             text,
-            "The kernel's tracepoint {missing} is not there, or cannot be used by this user; what it tells is missing."
+            "The tracepoint {missing} was not used, since the kernel lacks it, or (with FUSE as a module) CAP_SYS_ADMIN was lacking; what it tells is missing."
         );
     }
     if r.observed.other_mounts {

@@ -28,6 +28,11 @@ impl Observer {
     }
 
     /// Never called.
+    pub fn missing(&self) -> &[String] {
+        match self.0 {}
+    }
+
+    /// Never called.
     ///
     /// # Errors
     ///

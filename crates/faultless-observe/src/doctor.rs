@@ -115,15 +115,23 @@ pub fn observer() -> Vec<Finding> {
             follow_children: false,
         });
         let why = loaded.as_ref().err().map(|e| format!("{e:#}"));
+        let missing = loaded.as_ref().map_or(&[][..], Observer::missing);
+        let standing = match &loaded {
+            Err(_) => Missing,
+            Ok(_) if missing.is_empty() => Good,
+            Ok(_) => Lacking,
+        };
+        let found = match standing {
+            Good => "they load and attach".to_owned(),
+            Lacking => format!("they load, without {}", missing.join(", ")),
+            Missing => "it fails".to_owned(),
+        };
+        let without = "what those tracepoints tell is missing from reports (those of FUSE need CAP_SYS_ADMIN where it is a module)";
         all.push(finding(
             "loading the BPF programs",
-            if_good(loaded.is_ok(), Missing),
-            if loaded.is_ok() {
-                "they load and attach"
-            } else {
-                "it fails"
-            },
-            &why.unwrap_or_default(),
+            standing,
+            found,
+            why.as_deref().unwrap_or(without),
         ));
     }
     let lockdown = setting("/sys/kernel/security/lockdown").unwrap_or_default();

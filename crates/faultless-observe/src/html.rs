@@ -696,7 +696,7 @@ fn doubts(out: &mut String, r: &Report) {
     for missing in &r.observed.missing {
         let _ = writeln!(
             out,
-            "<li>The kernel's tracepoint <code>{}</code> is not there, or cannot be used by this user; what it tells is missing.</li>",
+            "<li>The tracepoint <code>{}</code> was not used, since the kernel lacks it, or (with FUSE as a module) CAP_SYS_ADMIN was lacking; what it tells is missing.</li>",
             escape(missing)
         );
     }

@@ -97,6 +97,11 @@ impl Observer {
         })
     }
 
+    /// Tracepoints without which it has to do: the kernel does not have them, or this user may not use them.
+    pub fn missing(&self) -> &[String] {
+        &self.session.missing
+    }
+
     /// Watches a process that runs.
     ///
     /// # Errors

@@ -94,7 +94,11 @@ impl Session {
             .open_memory(&PROGRAMS.0)
             .context("the BPF programs cannot be opened")?;
         let mut missing = Vec::new();
-        let modules = Modules::look();
+        let modules = Modules::look(
+            Path::new("/sys/kernel/btf/fuse").exists(),
+            crate::privilege::is_admin(),
+            |path| std::fs::read_to_string(path).unwrap_or_default(),
+        );
         let carries_a_path = arguments(&btf, "mmap_lock_start_locking") == Some(3);
         for mut program in open.progs_mut() {
             let name = program.name().to_string_lossy().into_owned();
@@ -338,18 +342,17 @@ struct Modules {
 }
 
 impl Modules {
-    fn look() -> Self {
-        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let usable = Path::new("/sys/kernel/btf/fuse").exists() && crate::privilege::is_admin();
+    /// `types`: those of the module can be read, by one who has CAP_SYS_ADMIN. `text` reads a file of the kernel's.
+    fn look(types: bool, admin: bool, text: impl Fn(&str) -> String) -> Self {
+        let usable = types && admin;
         Modules {
             fuse: text("/proc/filesystems")
                 .split_whitespace()
                 .any(|t| t == "fuse"),
             usable,
-            symbols: if usable {
-                text("/proc/kallsyms")
-            } else {
-                String::new()
+            symbols: match usable {
+                true => text("/proc/kallsyms"),
+                false => String::new(),
             },
         }
     }
@@ -422,7 +425,14 @@ fn complaint(text: &str) -> Option<(u8, String)> {
     // The kernel's reason is the last line of its listing, before the count of what it has looked at.
     let reason = || {
         let end = lines().position(|line| line.starts_with("processed "))?;
-        lines().take(end).last().filter(|line| !line.is_empty())
+        let is_listing = |line: &str| {
+            let number = line
+                .split_once(':')
+                .is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+            number || line.is_empty() || line.starts_with(';') || line.starts_with("from ")
+        };
+        let last = lines().take(end).last()?;
+        (!is_listing(last) && !last.contains("BEGIN PROG LOAD LOG")).then_some(last)
     };
     let (says, line) = with("failed to resolve CO-RE relocation")
         .map(|line| (2, line))
@@ -461,6 +471,8 @@ mod tests {
         assert_eq!(says(&listing(relocation)), Some((2, relocation.to_owned())));
         let reason = "R2 invalid mem access 'scalar'";
         assert_eq!(says(&listing(reason)), Some((1, reason.to_owned())));
+        assert_eq!(says(&listing("213: (95) exit")), None);
+        assert_eq!(says("-- BEGIN PROG LOAD LOG --\nprocessed 0 insns\n"), None);
         let missing = "libbpf: prog 'fuse_request_send': failed to find kernel BTF type ID of 'fuse_request_send': -ESRCH\n";
         assert!(
             says(missing).is_some_and(|(says, text)| says == 0 && text.starts_with("prog 'fuse"))
@@ -475,13 +487,22 @@ mod tests {
     }
 
     #[test]
-    fn a_tracepoint_of_a_module_is_there_if_its_function_is() {
-        let modules = |usable| Modules {
-            fuse: true,
-            usable,
-            symbols: "0000000000000000 t __traceiter_fuse_request_send\t[fuse]\n".to_owned(),
+    fn fuse_as_a_module_is_used_by_root_and_missing_for_others() {
+        let text = |tracepoint: bool| {
+            move |path: &str| match path {
+                "/proc/filesystems" => "nodev\tproc\nnodev\tfuse\n".to_owned(),
+                _ if tracepoint => "0 t __traceiter_fuse_request_send\t[fuse]\n".to_owned(),
+                _ => "0 t fuse_request_end\t[fuse]\n".to_owned(),
+            }
         };
-        assert!(modules(true).have("fuse_request_send"));
-        assert!(!modules(true).have("fuse_request") && !modules(false).have("fuse_request_send"));
+        let name = "fuse_request_send";
+        let root = Modules::look(true, true, text(true));
+        assert!(root.have(name) && root.fuse && !root.have("fuse_request"));
+        let user = Modules::look(true, false, text(true));
+        assert!(!user.have(name) && user.fuse);
+        let old = Modules::look(true, true, text(false));
+        assert!(!old.have(name) && old.fuse, "Linux 6.1");
+        let none = Modules::look(false, true, |_| "nodev\tproc\n".to_owned());
+        assert!(!none.have(name) && !none.fuse);
     }
 }

@@ -90,7 +90,7 @@ struct folio {
 struct page {
 	unsigned long compound_info;
 };
-/* So it was called before some 7.x. */
+/* Its name in Linux 6.18. */
 struct page___with_head {
 	unsigned long compound_head;
 };

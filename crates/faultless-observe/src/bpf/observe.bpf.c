@@ -349,7 +349,6 @@ static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 	record->parts = 0;
 	struct hlist_node *alias = BPF_CORE_READ(inode, i_dentry.first);
 	if (alias) {
-		/* (A branch, not a choice of two values: of the field that is not there, the offset may not be looked at.) */
 		__u32 at;
 		if (bpf_core_field_exists(struct dentry, d_alias))
 			at = bpf_core_field_offset(struct dentry, d_alias);
@@ -369,7 +368,7 @@ static __noinline int tell_file(struct address_space *mapping, __u64 meant)
 	return 0;
 }
 
-/* Tail pages have bit 0 set, and the address of the head page or, on kernels from some 7.x on, a mask that makes it of their own. */
+/* Tail pages have bit 0 set, and the address of the head page or (Linux 7.3, not 6.18) a mask that makes it of their own. */
 static __always_inline struct folio *folio_of(struct page *page)
 {
 	unsigned long info;

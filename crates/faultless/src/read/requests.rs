@@ -275,9 +275,9 @@ fn serving_max() -> usize {
     process::processors()
 }
 
-/// The most threads that serve new requests of one map, those that a device holds up included. The rest is for other maps.
+/// The most threads that serve new requests of one map, those that a device holds up included. A quarter of all is for other maps.
 fn serving_of_a_map(processors: usize) -> usize {
-    (processors / 2).clamp(4, SERVING_MAX / 4)
+    processors.clamp(4, SERVING_MAX / 4 * 3)
 }
 
 /// The requests of a pool's futures.
@@ -641,10 +641,39 @@ fn pin(core: &MapCore, request: &Request, units: Range<Unit>) -> Outcome {
 mod tests {
     use super::*;
 
+    fn of(map: u32) -> Of {
+        Of::Map(MapId::new(map), Serial::new(1))
+    }
+
+    fn request(map: u32) -> Arc<Request> {
+        let what = What::Units {
+            map: MapId::new(map),
+            serial: Serial::new(1),
+            units: Unit::new(0)..Unit::new(1),
+            pins: false,
+        };
+        Request::new(what, Waker::noop().clone())
+    }
+
     #[test]
-    fn one_map_never_has_all_threads_that_serve() {
-        let of = [1, 2, 16, 64, 1024].map(serving_of_a_map);
-        assert_eq!(of, [4, 4, 8, 8, 8]);
-        assert!(of.iter().all(|&n| n * 4 <= SERVING_MAX));
+    fn a_map_whose_device_hangs_leaves_threads_to_others() {
+        assert_eq!(
+            [1, 2, 16, 64, 1024].map(serving_of_a_map),
+            [4, 4, 16, 24, 24]
+        );
+        let mut queue = Queue::default();
+        (0..SERVING_MAX * TOGETHER).for_each(|_| queue.new.push(of(1), request(1)));
+        let mut taken = 0;
+        while let Some(Work::Together(..)) = queue.take() {
+            taken += 1;
+            // (The device holds all of them up.)
+            queue
+                .serving
+                .iter_mut()
+                .for_each(|since| *since = Nanos::default());
+        }
+        assert_eq!(taken, serving_of_a_map(process::processors()));
+        queue.new.push(of(2), request(2));
+        assert!(matches!(queue.take(), Some(Work::Together(_, map, _)) if map == of(2)));
     }
 }

@@ -478,6 +478,27 @@ impl Readers<'_> {
         Ok(r)
     }
 
+    /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as the
+    /// readers fill what it frees, so after a while they pause. (This is before they are measured.)
+    fn lower(&self, group: &Place, to: u64) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let lowered = std::thread::scope(|scope| {
+            let lowering = std::thread::Builder::new()
+                .spawn_scoped(scope, || group.lower(to))
+                .context("cannot start the thread that lowers the limit")?;
+            while !lowering.is_finished() {
+                if began.elapsed() > LOWER_WAIT {
+                    self.paused.store(true, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let lowered = lowering.join();
+            lowered.unwrap_or_else(|_| bail!("the thread that lowers the limit panicked"))
+        });
+        self.paused.store(false, Ordering::Relaxed);
+        lowered
+    }
+
     fn done(&self) -> u64 {
         self.progress
             .iter()
@@ -630,7 +651,7 @@ impl Bench {
                 let warm = Duration::from_secs_f64(s.warm_seconds);
                 std::thread::sleep(warm);
                 if let (Some(group), Some(to)) = (&self.group, s.lowered) {
-                    lowered = self.lower(&readers, group, to);
+                    lowered = readers.lower(group, to);
                     std::thread::sleep(warm);
                 }
             }
@@ -734,27 +755,6 @@ impl Bench {
         m.locks_readers = locks;
         m.locks_process = m.locks_process.map(|n| n + first_locks);
         Ok(m)
-    }
-
-    /// Lowers the limit of the group while the readers read. A kernel with control groups of version 1 tries again for as long as the
-    /// readers fill what it frees, so after a while they pause. (This is before they are measured.)
-    fn lower(&self, readers: &Readers<'_>, group: &Place, to: u64) -> anyhow::Result<()> {
-        let began = Instant::now();
-        let lowered = std::thread::scope(|scope| {
-            let lowering = std::thread::Builder::new()
-                .spawn_scoped(scope, || group.lower(to))
-                .context("cannot start the thread that lowers the limit")?;
-            while !lowering.is_finished() {
-                if began.elapsed() > LOWER_WAIT {
-                    readers.paused.store(true, Ordering::Relaxed);
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let lowered = lowering.join();
-            lowered.unwrap_or_else(|_| bail!("the thread that lowers the limit panicked"))
-        });
-        readers.paused.store(false, Ordering::Relaxed);
-        lowered
     }
 
     /// Makes pages resident, in order or at random. Returns how many bytes were wrong.

@@ -17,6 +17,11 @@ pub fn is_installed() -> bool {
     command.output().is_ok_and(|out| out.status.success())
 }
 
+/// The quantiles for which fio is asked: all but the least and the most, which it prints anyway.
+fn inner() -> &'static [f64] {
+    &QUANTILES[1..QUANTILES.len() - 1]
+}
+
 /// What fio prints, as far as it is used.
 #[derive(Debug, Deserialize)]
 struct Printed {
@@ -43,7 +48,7 @@ struct Reads {
     lat_ns: Latency,
 }
 
-/// Of a read, with its submission, in nanoseconds.
+/// How long a read took, its submission included, in nanoseconds.
 #[derive(Debug, Deserialize)]
 struct Latency {
     min: f64,
@@ -52,10 +57,9 @@ struct Latency {
     percentile: BTreeMap<String, f64>,
 }
 
-/// Runs it for one measurement.
+/// Runs fio for one measurement.
 pub(crate) fn run(setting: &Setting) -> anyhow::Result<Measured> {
-    let inner = &QUANTILES[1..QUANTILES.len() - 1];
-    let percentiles: Vec<String> = inner.iter().map(|q| format!("{}", q * 100.0)).collect();
+    let percentiles: Vec<String> = inner().iter().map(|q| format!("{}", q * 100.0)).collect();
     // A link with a plain name, in its directory: colons and other characters of a name have a meaning for fio.
     let dir = crate::private_dir().context("cannot make a directory for fio")?;
     let link = dir.path().join("data");
@@ -138,7 +142,7 @@ fn measured(text: &str) -> anyhow::Result<Measured> {
         Some(ns.min(read.lat_ns.max).max(read.lat_ns.min) / 1e3)
     };
     let mut latency_us = vec![read.lat_ns.min / 1e3];
-    for &q in &QUANTILES[1..QUANTILES.len() - 1] {
+    for &q in inner() {
         latency_us
             .push(us(q).with_context(|| format!("fio left out the percentile {}", q * 100.0))?);
     }
@@ -168,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_fio_prints_is_understood_and_what_it_does_not_print_is_an_error() {
-        let percentiles: Vec<String> = QUANTILES[1..QUANTILES.len() - 1]
+        let percentiles: Vec<String> = inner()
             .iter()
             .map(|q| format!("\"{:.6}\": {}", q * 100.0, q * 1e7))
             .collect();

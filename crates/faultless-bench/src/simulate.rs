@@ -387,22 +387,22 @@ struct Engine {
     sweep: Option<Sweep>,
 }
 
-/// How often the kernel is asked while as much is read as the cache holds. (More often, loops lose and nothing gains.)
+/// How often the engine asks while it reads as much as the cache holds. (If it asks more often, loops miss more and no trace misses less.)
 const SWEEPS: usize = 2;
 
-/// What the kernel is asked now and then, where it tells which pages were touched.
+/// The engine's view of touches, if it asked Linux 7.3 now and then which pages the program touched.
 struct Sweep {
-    /// Misses until it is asked again.
+    /// Misses until the engine asks again.
     due: usize,
-    /// How often it was asked.
+    /// How often the engine asked.
     asked: u64,
-    /// For each page, whether it was touched since; and how often the kernel had been asked when it arrived.
+    /// For each page, whether the program touched it since; and how often the engine had asked when the page arrived.
     touched: Vec<bool>,
     came: Vec<u64>,
 }
 
 impl Engine {
-    /// With a kernel that tells which pages were touched.
+    /// The engine on a kernel that tells which pages the program touched.
     fn swept(pages: u32, room: usize) -> Self {
         Engine {
             sweep: Some(Sweep {
@@ -415,7 +415,7 @@ impl Engine {
         }
     }
 
-    /// Asks the kernel which pages were touched. (A page that has arrived since the last time was touched as it arrived.)
+    /// Asks the kernel which pages the program touched. (A page that has arrived since the last time was touched as it arrived.)
     fn sweep(&mut self) {
         let Some(sweep) = &mut self.sweep else {
             return;

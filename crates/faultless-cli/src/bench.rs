@@ -22,9 +22,8 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every contender reads the same pages of the same file, in the same random order, and all 4,096 bytes of each page are
-checked. fio is an exception: it chooses its own
-pages, and their bytes are not checked. Without arguments the scenarios about mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in
-about ten minutes; \"all\" takes an hour. The data file is kept for the next run.
+checked. fio is an exception: it chooses its own pages, and their bytes are not checked. Without arguments the scenarios about
+mmap_lock are run (quiet, churn, smaps, smaps-gentle, pagemap, fork, bigfree), in about ten minutes; \"all\" takes an hour. The data file is kept for the next run.
 
 A row's figures are medians over the rounds, and beneath each are the least and the most of them. The contenders take
 turns within each round, and each is first equally often if --rounds is a multiple of their number. \"× mmap\" is the ratio

@@ -29,7 +29,7 @@ use std::time::Duration;
 /// Observations disturb each other's victims: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Whether this machine lets tests observe. (To find out is to observe for a moment: once.)
+/// Whether this machine lets tests observe. (`doctor` observes for a moment to find out, so it runs once.)
 fn observable() -> Result<(), String> {
     static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
     FOUND.get_or_init(ask_doctor).clone()

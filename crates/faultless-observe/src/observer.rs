@@ -97,7 +97,7 @@ impl Observer {
         })
     }
 
-    /// Tracepoints without which it has to do: the kernel does not have them, or this user may not use them.
+    /// Tracepoints that the observer does without: the kernel lacks them, or this user may not use them.
     pub fn missing(&self) -> &[String] {
         &self.session.missing
     }

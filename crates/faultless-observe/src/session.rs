@@ -5,6 +5,7 @@
 
 use crate::raw::{self, Raw};
 use anyhow::{Context, bail};
+use faultless_untrusted::input::kernel_text;
 use faultless_untrusted::printable;
 use libbpf_rs::btf::ReferencesType;
 use libbpf_rs::btf::types::{FuncProto, Ptr, Typedef};
@@ -97,7 +98,7 @@ impl Session {
         let modules = Modules::look(
             Path::new("/sys/kernel/btf/fuse").exists(),
             crate::privilege::is_admin(),
-            |path| std::fs::read_to_string(path).unwrap_or_default(),
+            |path| kernel_text(path).unwrap_or_default(),
         );
         let carries_a_path = arguments(&btf, "mmap_lock_start_locking") == Some(3);
         for mut program in open.progs_mut() {
@@ -336,13 +337,13 @@ fn nanos(d: Duration) -> u64 {
 struct Modules {
     /// There is such a file system.
     fuse: bool,
-    /// It is a module whose tracepoints can be used: its types can be read, which takes CAP_SYS_ADMIN.
+    /// It is a module, and this process may read its types, which its tracepoints need.
     usable: bool,
     symbols: String,
 }
 
 impl Modules {
-    /// `types`: those of the module can be read, by one who has CAP_SYS_ADMIN. `text` reads a file of the kernel's.
+    /// `types`: the kernel shows the types of the module. `admin`: this process may read them. `text` reads a file of the kernel's.
     fn look(types: bool, admin: bool, text: impl Fn(&str) -> String) -> Self {
         let usable = types && admin;
         Modules {
@@ -359,7 +360,7 @@ impl Modules {
 
     /// Whether a tracepoint of the module's is there to be used.
     fn have(&self, tracepoint: &str) -> bool {
-        // (Linux 6.1 has the module, and it has none.)
+        // (In Linux 6.1 the module has no tracepoints.)
         let function = format!("__traceiter_{tracepoint}");
         let is_it = |line: &str| line.split_whitespace().nth(2) == Some(&function);
         self.usable && self.symbols.lines().any(is_it)

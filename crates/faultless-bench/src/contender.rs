@@ -56,8 +56,10 @@ pub enum Kind {
     FaultlessOver,
     /// A plain C program that maps the file.
     Program,
-    /// The same program under `faultless run`.
+    /// The same program under `faultless run --backend stand-in`.
     ProgramServed,
+    /// The same under `faultless run --backend live`.
+    ProgramLive,
     /// The kernel's mmap while `faultless observe` looks on.
     MmapObserved,
     /// … while it records a trace.
@@ -77,7 +79,7 @@ impl Kind {
         Kind::FaultlessOver,
     ];
     /// A program of its own, without and with.
-    pub const UNMODIFIED: [Kind; 2] = [Kind::Program, Kind::ProgramServed];
+    pub const UNMODIFIED: [Kind; 3] = [Kind::Program, Kind::ProgramServed, Kind::ProgramLive];
     /// The kernel's mmap, without and with somebody who looks on.
     pub const OBSERVED: [Kind; 4] = [
         Kind::Mmap,
@@ -99,7 +101,7 @@ impl Kind {
         Kind::FaultlessAsync,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 18] = [
+    pub const EVERY: [Kind; 19] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -115,6 +117,7 @@ impl Kind {
         Kind::FaultlessOver,
         Kind::Program,
         Kind::ProgramServed,
+        Kind::ProgramLive,
         Kind::MmapObserved,
         Kind::MmapTraced,
         Kind::MmapRecorded,
@@ -171,6 +174,7 @@ impl Kind {
             Kind::FaultlessOver => "faultless-over",
             Kind::Program => "C program",
             Kind::ProgramServed => "faultless run",
+            Kind::ProgramLive => "faultless run, live",
             Kind::MmapObserved => "observed",
             Kind::MmapTraced => "observed, trace",
             Kind::MmapRecorded => "perf record",
@@ -320,7 +324,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::FaultlessHuge => engine(Asking::TouchHuge),
         Kind::Uring => Uring::open(terms).map(|c| Box::new(c) as _),
-        Kind::Fio | Kind::Program | Kind::ProgramServed => {
+        Kind::Fio | Kind::Program | Kind::ProgramServed | Kind::ProgramLive => {
             anyhow::bail!("{} is a process of its own", kind.name())
         }
     };

@@ -38,6 +38,7 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::FaultlessOver => (RGBColor(12, 12, 12), "#a16207", "#fde047"),
         Kind::Program => (RGBColor(7, 7, 7), "#b45309", "#fbbf24"),
         Kind::ProgramServed => (RGBColor(8, 8, 8), "#0369a1", "#38bdf8"),
+        Kind::ProgramLive => (RGBColor(21, 21, 21), "#065f46", "#6ee7b7"),
         Kind::MmapObserved => (RGBColor(9, 9, 9), "#15803d", "#4ade80"),
         Kind::MmapTraced => (RGBColor(10, 10, 10), "#4d7c0f", "#a3e635"),
         Kind::MmapRecorded => (RGBColor(11, 11, 11), "#be185d", "#f472b6"),

@@ -330,7 +330,9 @@ impl Plan {
     /// The contenders that make sense in a scenario.
     fn contenders(&self, scenario: Scenario) -> Vec<Kind> {
         let suits = |kind: &Kind| match (scenario.access(), kind) {
-            (_, Kind::Program | Kind::ProgramServed) => unmodified::suits(scenario),
+            (_, Kind::Program | Kind::ProgramServed | Kind::ProgramLive) => {
+                unmodified::suits(scenario)
+            }
             (_, Kind::FaultlessOver) => scenario.has_large_budget(),
             (_, Kind::Fio) => scenario == Scenario::Reads,
             (Access::Resident, _) => false,
@@ -1113,7 +1115,7 @@ mod tests {
             (Scenario::Quiet, &Kind::ALL[..], 5),
             (Scenario::Scan, &Kind::ALL[..], 3),
             (Scenario::PressureZipf, &Kind::ALL[..], 3),
-            (Scenario::Smaps, &Kind::UNMODIFIED[..], 4),
+            (Scenario::Smaps, &Kind::UNMODIFIED[..], 3),
             (Scenario::Quiet, &Kind::OBSERVED[..], 4),
         ] {
             let plan = plan(of, None);

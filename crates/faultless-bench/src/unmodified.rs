@@ -101,7 +101,16 @@ impl Program {
                         "--stats-json",
                     ])
                     .arg(&reports)
-                    .args(["--reads", "direct", "--"])
+                    .args(["--backend", "stand-in", "--reads", "direct", "--"])
+                    .arg(self.path());
+                command
+            }
+            Kind::ProgramLive => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .args(["run", "--backend", "live", "--stats-json"])
+                    .arg(&reports)
+                    .arg("--")
                     .arg(self.path());
                 command
             }
@@ -143,7 +152,7 @@ impl Program {
             printed.with_context(|| format!("the program ended with {status}"))?;
         anyhow::ensure!(status.success(), "the program ended with {status}");
         let (misses, first_misses) = match cell.kind {
-            Kind::ProgramServed => {
+            Kind::ProgramServed | Kind::ProgramLive => {
                 let all = read_reports(&reports).context("cannot read the report")?;
                 let _ = std::fs::remove_file(&reports);
                 let misses: u64 = all.iter().map(|r| r.totals.misses).sum();

@@ -267,6 +267,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let mut contenders: Vec<Kind> = args.contenders.into_iter().map(Kind::from).collect();
     if args.unmodified {
         contenders = Kind::UNMODIFIED.to_vec();
+        if let Err(why) = faultless::live::support() {
+            eprintln!("faultless: without live mappings: {why}");
+            contenders.retain(|&kind| kind != Kind::ProgramLive);
+        }
         // Found out before minutes are spent.
         crate::run::library()?;
     } else if args.observed {

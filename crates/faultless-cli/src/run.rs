@@ -28,6 +28,9 @@ The program's exit status, signals, input and output are its own. In gdb: handle
   faultless run --stats -- rg --mmap needle logs/
   faultless run --memory 8G -- python3 search.py")]
 pub(crate) struct Args {
+    /// What serves the mappings.
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
     /// Memory for all file mappings of the program and what it starts, together [default: half of what is available].
     #[arg(long, value_name = "SIZE", value_parser = crate::bench::size)]
     memory: Option<ByteSize>,
@@ -71,6 +74,18 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    /// From Linux 6.19 on live, before that stand-in; with --memory stand-in, and live where that cannot be.
+    #[default]
+    Auto,
+    /// The kernel's own mapping goes on to be used, and only the reading is done otherwise (Linux 6.15; a gain from 6.19 on). The page
+    /// cache is the memory. The bytes may change.
+    Live,
+    /// A map of the engine's takes the mapping's place, within a memory budget. A lease guards its bytes.
+    StandIn,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Reads {
     /// Through the page cache if half of the mapping is in it already, directly otherwise.
     #[default]
@@ -95,6 +110,16 @@ const MEMORY_MIN: ByteSize = ByteSize::mib(4);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let name = args.command.first().context("no program")?;
+    if args.backend == Backend::Live && args.memory.is_some() {
+        crate::bench::usage_error(
+            "--memory is a budget of stand-ins, and --backend live makes none; leave one of them out",
+        );
+    }
+    if args.backend == Backend::Live
+        && let Err(why) = faultless::live::support()
+    {
+        bail!("--backend live cannot be had: {why}; leave it out, or choose stand-in");
+    }
     let memory = match args.memory {
         Some(memory) if memory < MEMORY_MIN => crate::bench::usage_error(&format!(
             "--memory is {memory}: give it at least {MEMORY_MIN}"
@@ -124,7 +149,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         } else {
             Vec::new()
         },
+        backend: match args.backend {
+            Backend::Auto => faultless_run::Backend::Auto,
+            Backend::Live => faultless_run::Backend::Live,
+            Backend::StandIn => faultless_run::Backend::StandIn,
+        },
         memory: memory.get(),
+        budget: args.memory.is_some(),
         min_size: args.min_size.unwrap_or(min_size(args.eager)).get(),
         eager: args.eager,
         trust: args.trust,

@@ -2,15 +2,18 @@
 
 #![allow(unsafe_code, reason = "borrows the program's descriptor")]
 
+use crate::serving::Served;
 use crate::state::{self, Entry, STANDING, State};
 use crate::waiting::Waiting;
-use crate::{threads, trap};
+use crate::{mappings, threads, trap};
+use faultless::live::{self, Live, Support};
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
-use faultless_run::{Reads as Wish, Settings, matches};
+use faultless_run::{Backend, Reads as Wish, Settings, matches};
 use faultless_sys::fdtable;
 use faultless_sys::file::{self, Status};
 use faultless_sys::mem::{self, PAGE};
+use faultless_sys::raw::{check, gated};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,8 +42,10 @@ const IDLE: i32 =
 /// Flags that a mapping may have and still be taken over.
 const ALLOWED: i32 = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_NORESERVE | IDLE;
 
-/// Most mappings that are taken over at the same time: a forked child makes each of them anew.
+/// Most mappings that have a stand-in at the same time: a forked child makes each of them anew.
 const STANDING_MAX: usize = 256;
+/// Most bytes that are mapped live, in parts of the machine's memory. Their page tables take a part in 512 of them: 0.3 % of memory.
+const LIVE_MAX: (u64, u64) = (3 * 512, 1000);
 /// Stand-ins begin at multiples of this.
 const GRANULE: usize = 2 << 20;
 
@@ -88,7 +93,6 @@ fn look(call: Call) -> Option<Taken> {
             call,
             id: status.id,
             path,
-            access,
             trusted,
         }));
     }
@@ -97,7 +101,7 @@ fn look(call: Call) -> Option<Taken> {
     let cached = cached_share(data, |at, len| {
         file::cached_pages(call.fd, call.offset + at, len).unwrap_or(0)
     });
-    if let Err(why) = worth_it(settings, &call, cached) {
+    if let Err(why) = worth_it(settings, cached) {
         leave(why, call.len, path);
         return None;
     }
@@ -110,20 +114,93 @@ fn look(call: Call) -> Option<Taken> {
     state::LOOKED.store(true, Ordering::Relaxed);
     let known = Known {
         status: &status,
-        access,
         path: &path,
         trusted,
         ring,
         cached,
+        may_be_written: kind == libc::MAP_SHARED && access & libc::O_ACCMODE == libc::O_RDWR,
     };
-    let taken = permitted(&state, settings, &call, &known).and_then(|()| {
-        let at = stand_in(&mut state, settings, &call, &known, None)?;
-        Ok(at.map_or(Taken::No, Taken::At))
-    });
-    if let Err(why) = &taken {
-        state.leave(why, call.len, || path);
+    match serve(&mut state, settings, &call, &known, None) {
+        Ok(at) => Some(at.map_or(Taken::No, Taken::At)),
+        Err(why) => {
+            state.leave(&why, call.len, || path);
+            None
+        }
     }
-    taken.ok()
+}
+
+/// Whether a mapping may be served live in this process.
+pub(crate) fn may_serve_live(settings: &Settings) -> bool {
+    match settings.backend {
+        Backend::Live => live::support().is_ok(),
+        Backend::StandIn => false,
+        Backend::Auto => live::support() == Ok(Support::Free),
+    }
+}
+
+/// Why a mapping is served live, or by a stand-in.
+pub(crate) fn why(is_live: bool) -> &'static str {
+    let Some(settings) = state::settings() else {
+        return "";
+    };
+    match (settings.backend, is_live) {
+        (Backend::Live | Backend::StandIn, _) => "chosen by --backend",
+        (Backend::Auto, true) if settings.budget => {
+            "no stand-in can be had for it, in spite of --memory"
+        }
+        (Backend::Auto, true) => "on this kernel a miss in a live mapping takes no mmap_lock",
+        (Backend::Auto, false) if settings.budget => "--memory asks for a budget",
+        (Backend::Auto, false) => "on this kernel a miss in a live mapping would take mmap_lock",
+    }
+}
+
+/// The ways to serve a mapping, the preferred one first.
+fn ways(settings: &Settings) -> &'static [Way] {
+    // (Asked where it decides something: the kernel is tried with a mapping.)
+    let gains = || live::support() == Ok(Support::Free);
+    match settings.backend {
+        Backend::Live => &[Way::Live],
+        Backend::StandIn => &[Way::StandIn],
+        Backend::Auto if !gains() => &[Way::StandIn],
+        // What a budget is for, a stand-in alone can do.
+        Backend::Auto if settings.budget => &[Way::StandIn, Way::Live],
+        Backend::Auto => &[Way::Live],
+    }
+}
+
+/// How a mapping is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    StandIn,
+    Live,
+}
+
+/// Serves a mapping. With advice, the kernel's mapping lies there already. Returns where it lies; `None` if the kernel is to make it.
+///
+/// # Errors
+///
+/// Why it is left to the kernel.
+pub(crate) fn serve(
+    state: &mut State,
+    settings: &Settings,
+    call: &Call,
+    known: &Known<'_>,
+    advice: Option<i32>,
+) -> Result<Option<usize>, String> {
+    permitted(state, settings, call, known)?;
+    let mut result = Ok(None);
+    for way in ways(settings) {
+        result = match way {
+            Way::StandIn => can_stand_in(state, settings, call, known)
+                .and_then(|()| stand_in(state, settings, call, known, advice)),
+            Way::Live => can_live(state, call)
+                .and_then(|()| serve_live(state, settings, call, known, advice)),
+        };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 /// Counts a mapping that stays the kernel's.
@@ -133,8 +210,8 @@ fn leave(why: &'static str, bytes: usize, path: impl FnOnce() -> PathBuf) {
 }
 
 /// Whether a mapping promises a gain, as far as can be seen from outside.
-fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
-    promises(settings, call, cached)?;
+fn worth_it(settings: &Settings, cached: f64) -> Result<(), &'static str> {
+    promises(settings, cached)?;
     if !settings.eager && !settings.dry_run && state::lock().doubt.passes() {
         return Err("the mappings before it were unmapped before they paid");
     }
@@ -142,15 +219,7 @@ fn worth_it(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'stati
 }
 
 /// Whether a mapping that waited still promises a gain.
-pub(crate) fn promises(settings: &Settings, call: &Call, cached: f64) -> Result<(), &'static str> {
-    if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
-        return Err("the program asked for an address at which no stand-in can begin");
-    }
-    if state::STANDING.load(Ordering::Relaxed) >= STANDING_MAX {
-        return Err(
-            "there are 256 others, and a forked child would have to make each of them anew",
-        );
-    }
+pub(crate) fn promises(settings: &Settings, cached: f64) -> Result<(), &'static str> {
     if !settings.eager && cached >= CACHED {
         return Err("its pages are in the page cache already");
     }
@@ -194,27 +263,22 @@ fn never_written(fd: i32) -> bool {
 /// What is known of a mapping's file.
 pub(crate) struct Known<'a> {
     pub(crate) status: &'a Status,
-    pub(crate) access: i32,
     pub(crate) path: &'a Path,
     pub(crate) trusted: bool,
     pub(crate) ring: bool,
     pub(crate) cached: f64,
+    /// It is shared, and the program can make it writable.
+    pub(crate) may_be_written: bool,
 }
 
-/// What can be known before anything is tried.
-pub(crate) fn permitted(
+/// What can be known before anything is tried, whatever is to serve it.
+fn permitted(
     state: &State,
     settings: &Settings,
     call: &Call,
     known: &Known<'_>,
 ) -> Result<(), String> {
-    let Known {
-        status,
-        access,
-        path,
-        trusted,
-        ..
-    } = *known;
+    let path = known.path;
     let no = |why: &str| Err(why.to_owned());
     if let Some(why) = state.closed {
         return no(why);
@@ -231,11 +295,6 @@ pub(crate) fn permitted(
     if matches(&settings.skip, path) {
         return no("--skip names it");
     }
-    if settings.no_lease && !trusted {
-        return no(
-            "it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)",
-        );
-    }
     if call.flags & !ALLOWED != 0 {
         return match call.flags & !ALLOWED {
             f if f & libc::MAP_LOCKED != 0 => no("it is to be locked in memory (MAP_LOCKED)"),
@@ -248,16 +307,65 @@ pub(crate) fn permitted(
     if file::holds_lease(call.fd) {
         return no("the program has a lease on its file");
     }
+    if call.offset >= known.status.len {
+        return no("it begins beyond the end of the file");
+    }
+    Ok(())
+}
+
+/// Whether a live mapping is possible, as far as can be known before it is tried.
+fn can_live(state: &State, call: &Call) -> Result<(), String> {
+    live::support()?;
+    let live = || state.standing.values().filter_map(|e| e.served.live());
+    if live().count() >= live::MOST {
+        return Err(format!("there are {} other live mappings", live::MOST));
+    }
+    let bytes = live().map(|l| l.range().len() as u64).sum::<u64>() + call.len as u64;
+    let (part, of) = LIVE_MAX;
+    if bytes > machine_memory() / of * part {
+        return Err("the page tables of live mappings would take more than 0.3 % of the machine's memory (--backend stand-in needs none)".to_owned());
+    }
+    Ok(())
+}
+
+/// Memory of the machine, in bytes.
+fn machine_memory() -> u64 {
+    // SAFETY: no pointers; a name that always exists.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    u64::try_from(pages)
+        .unwrap_or(0)
+        .saturating_mul(PAGE as u64)
+}
+
+/// Whether a stand-in is possible, as far as can be known before it is tried.
+fn can_stand_in(
+    state: &State,
+    settings: &Settings,
+    call: &Call,
+    known: &Known<'_>,
+) -> Result<(), String> {
+    let Known {
+        status, trusted, ..
+    } = *known;
+    let no = |why: &str| Err(why.to_owned());
+    if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
+        return no("the program asked for an address at which no stand-in can begin");
+    }
+    if STANDING.load(Ordering::Relaxed) >= STANDING_MAX {
+        return no("there are 256 others, and a forked child would have to make each of them anew");
+    }
+    if settings.no_lease && !trusted {
+        return no(
+            "it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)",
+        );
+    }
     if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
         return no("its file is in memory (tmpfs, memfd)");
     }
-    if call.flags & libc::MAP_SHARED != 0 && access & libc::O_ACCMODE == libc::O_RDWR {
+    if known.may_be_written {
         return no(
             "it is shared and its descriptor open for writing, so that mprotect could make it writable",
         );
-    }
-    if call.offset >= status.len {
-        return no("it begins beyond the end of the file");
     }
     if trusted && call.offset + call.len as u64 > status.len.next_multiple_of(PAGE as u64) {
         return no("it reaches beyond the end of a file that may grow (--trust takes no lease)");
@@ -313,8 +421,68 @@ pub(crate) fn has_descriptor_of(kind: &str) -> bool {
     found
 }
 
+/// Begins to serve the kernel's own mapping, which is made before that if it does not lie there already.
+fn serve_live(
+    state: &mut State,
+    settings: &Settings,
+    call: &Call,
+    known: &Known<'_>,
+    advice: Option<i32>,
+) -> Result<Option<usize>, String> {
+    state.prepare_live()?;
+    if settings.dry_run {
+        state.would_serve(known.path, call.len, "live");
+        return Ok(None);
+    }
+    let at = match advice {
+        Some(_) => call.addr,
+        None => match make(call) {
+            Some(at) => at,
+            // What it refuses, it refuses to the program.
+            None => return Ok(None),
+        },
+    };
+    if trap::active() && !trap::in_window(at) {
+        state.leave(OUT_OF_WINDOW, call.len, || known.path.to_owned());
+        return Ok(Some(at));
+    }
+    let wanted = live::Wanted {
+        // SAFETY: the program's own descriptor, which it keeps open for the time of its call.
+        file: unsafe { BorrowedFd::borrow_raw(call.fd) },
+        at,
+        len: call.len,
+        offset: call.offset,
+        advice: advice.unwrap_or(libc::MADV_NORMAL),
+    };
+    // SAFETY: made just now, or found to be plain, for reading, and without pages of its own.
+    match unsafe { Live::new(&wanted) } {
+        Ok(live) => state.insert(Entry {
+            served: Served::Live(live),
+            path: Arc::from(known.path),
+        }),
+        // The mapping is there all the same.
+        Err(e) => state.leave(&reason(&e), call.len, || known.path.to_owned()),
+    }
+    Ok(Some(at))
+}
+
+/// The program's mapping, as the kernel makes it. `None` if it does not.
+fn make(call: &Call) -> Option<usize> {
+    let place = match call.addr {
+        0 if trap::active() => trap::place(call.len),
+        addr => addr,
+    };
+    let (flags, fd) = (call.flags as usize, call.fd as usize);
+    let prot = libc::PROT_READ as usize;
+    let args = [place, call.len, prot, flags, fd, call.offset as usize];
+    // SAFETY: the program's own call; it replaces nothing, since MAP_FIXED is not among its flags.
+    let at = check(unsafe { gated(libc::SYS_mmap, args) }).ok()?;
+    mappings::given_out(at, call.len);
+    Some(at)
+}
+
 /// Makes the stand-in. With advice, the kernel's mapping lies there already and is replaced.
-pub(crate) fn stand_in(
+fn stand_in(
     state: &mut State,
     settings: &Settings,
     call: &Call,
@@ -354,10 +522,8 @@ pub(crate) fn stand_in(
     }
     if settings.dry_run {
         // It could be had: that is all that was asked.
-        let past = state.files.entry(path.to_owned()).or_default();
-        past.mappings += 1;
-        past.bytes += call.len as u64;
-        past.trusted = trusted;
+        let coherence = if trusted { "trust" } else { "lease" };
+        state.would_serve(path, call.len, coherence);
         return Ok(None);
     }
     if let Some(advice) = advice {
@@ -367,7 +533,10 @@ pub(crate) fn stand_in(
         let _ = standin.map().prefetch(..);
     }
     let path: Arc<Path> = Arc::from(PathBuf::from(path));
-    state.insert(Entry { standin, path });
+    state.insert(Entry {
+        served: Served::StandIn(standin),
+        path,
+    });
     Ok(Some(at))
 }
 

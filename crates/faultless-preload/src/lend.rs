@@ -6,6 +6,8 @@
 //!
 //! * Little memory is read in and pinned for the time of the call.
 //! * For more than that, and in children of vfork, the call gets the address of the kernel's own mapping of the same bytes.
+//!
+//! Of a live mapping, which is the kernel's own, the markers are kept away for the time of the call.
 
 #![allow(unsafe_code, reason = "fills arrays that the kernel reads")]
 
@@ -14,6 +16,7 @@ use crate::mappings::reaches;
 use crate::probe;
 use crate::real::Errno;
 use crate::state;
+use faultless::live::{self, Opened};
 use faultless::standin::{self, Held, Lent};
 use faultless_sys::mem;
 use libc::iovec;
@@ -39,6 +42,7 @@ pub(crate) struct Given {
     at: usize,
     _held: Option<Held>,
     lent: Option<Lent>,
+    opened: Option<Opened>,
 }
 
 impl Given {
@@ -53,6 +57,7 @@ impl Given {
                 at: at as usize,
                 _held: None,
                 lent: None,
+                opened: None,
             }
         }
     }
@@ -64,7 +69,11 @@ impl Given {
             at: range.start,
             _held: None,
             lent: None,
+            opened: opened(&range),
         };
+        if !standin::touches(&range) {
+            return given;
+        }
         let foreign = state::foreign();
         if !foreign && range.len() <= PINNED_MAX.load(Ordering::Relaxed) {
             let mut held = Held::new();
@@ -96,7 +105,17 @@ impl Drop for Given {
         let _errno = Errno::keep();
         self._held = None;
         self.lent = None;
+        self.opened = None;
     }
+}
+
+/// Keeps markers away from what live mappings have of a range.
+fn opened(range: &Range<usize>) -> Option<Opened> {
+    live::touches(range).then(|| {
+        let mut opened = Opened::default();
+        opened.open(range);
+        opened
+    })
 }
 
 /// Elements that an array has room for without memory of its own.
@@ -160,6 +179,7 @@ pub(crate) struct GivenVector {
     parts: Array<iovec>,
     lent: Array<Lent>,
     _held: Held,
+    opened: Opened,
 }
 
 /// Parts that can be pinned at the same time.
@@ -206,12 +226,16 @@ impl GivenVector {
             parts: Array::new(count)?,
             lent: Array::new(ours)?,
             _held: Held::new(),
+            opened: Opened::default(),
         };
         for i in 0..count {
             // SAFETY: found to be there by `part_of_ours`.
             let mut part = unsafe { vector.add(i).read_unaligned() };
             let range = range(part.iov_base, part.iov_len);
-            if !reaches(&range) {
+            if live::touches(&range) {
+                given.opened.open(&range);
+            }
+            if !standin::touches(&range) {
             } else if pin {
                 given._held.hold(range);
                 if !given._held.holds() {
@@ -240,6 +264,7 @@ impl Drop for GivenVector {
     fn drop(&mut self) {
         let errno = Errno::keep();
         self._held = Held::new();
+        self.opened = Opened::default();
         drop(errno);
     }
 }
@@ -248,7 +273,11 @@ impl Drop for GivenVector {
 pub(crate) struct GivenWords<const N: usize> {
     pub(crate) words: [usize; N],
     _lent: [Option<Lent>; N],
+    _opened: Opened,
 }
+
+/// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure.
+const SHORT: usize = 64 << 10;
 
 impl<const N: usize> GivenWords<N> {
     /// What a call that failed with `EFAULT` is to be made again with: addresses that the kernel can read, or the same ones if a
@@ -265,6 +294,7 @@ impl<const N: usize> GivenWords<N> {
         (standin::hand_backs() != hand_backs).then_some(GivenWords {
             words,
             _lent: [const { None }; N],
+            _opened: Opened::default(),
         })
     }
 
@@ -274,10 +304,15 @@ impl<const N: usize> GivenWords<N> {
         let mut given = GivenWords {
             words,
             _lent: [const { None }; N],
+            _opened: Opened::default(),
         };
         let mut any = false;
         for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
             let byte = *word..word.saturating_add(1);
+            if *word >= mem::PAGE && live::touches(&byte) {
+                given._opened.open(&(*word..word.saturating_add(SHORT)));
+                any = true;
+            }
             if *word >= mem::PAGE
                 && reaches(&byte)
                 && let Some(lent) = standin::lend(&byte)

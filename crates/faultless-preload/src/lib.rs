@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `real` | the C library's own functions; errno |
 //! | `state` | the mappings that are taken over, the lock, the life of the process (start, fork, exec, end) |
+//! | `serving` | what serves a mapping: a stand-in, or markers in the kernel's own |
 //! | `decide` | which mappings are taken over, and why others are not |
 //! | `threads`, `waiting`, `smaps` | nothing is taken over while the program has one thread; what is when it creates a second |
 //! | `mappings` | mmap, munmap, mremap, mprotect, madvise, mlock, mincore |
@@ -57,6 +58,7 @@ mod raw;
 mod real;
 mod reports;
 mod service;
+mod serving;
 mod short;
 mod signals;
 mod smaps;

@@ -9,8 +9,9 @@
 use crate::decide::{self, Call, Taken};
 use crate::real::{real, returned};
 use crate::state::{self, STANDING, State};
-use crate::waiting;
-use faultless::standin;
+use crate::{serving, waiting};
+use faultless::{live, standin};
+use faultless_sys::Errno;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw::{check, gated};
 use std::ffi::{c_int, c_uint, c_void};
@@ -27,7 +28,7 @@ fn pages(addr: usize, len: usize) -> Range<usize> {
 /// Whether a range may have a part of a mapping of ours.
 #[inline]
 pub(crate) fn reaches(range: &Range<usize>) -> bool {
-    STANDING.load(Ordering::Relaxed) != 0 && standin::touches(range)
+    STANDING.load(Ordering::Relaxed) != 0 && serving::touches(range)
 }
 
 /// Whether a range has a part of a mapping of ours that this process may change.
@@ -58,7 +59,7 @@ fn with_kernels(
             // SAFETY: the program's own call, with its own arguments.
             check(unsafe { gated(nr, args) })
         } else {
-            Err(faultless_sys::Errno(libc::ENOMEM))
+            Err(Errno(libc::ENOMEM))
         }
     };
     returned(result)
@@ -121,10 +122,11 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
 
 /// Looks whether the kernel has given out addresses that were thought to be ours: then a system call that nobody saw had
 /// freed them. Before the program learns of them.
-fn given_out(at: usize, len: usize) {
+pub(crate) fn given_out(at: usize, len: usize) {
     let range = pages(at, len);
     if reaches(&range) {
         standin::given_out(&range);
+        live::given_out(&range);
     }
 }
 
@@ -169,7 +171,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
             [serial] => state
                 .standing
                 .get(&serial)
-                .is_some_and(|e| e.standin.range() == range),
+                .is_some_and(|e| e.served.range() == range),
             _ => false,
         };
         // SAFETY: the program's own call, with its own arguments.
@@ -178,7 +180,7 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
             && let [serial] = state.over(&range)[..]
             && let Some(entry) = state.remove(serial)
         {
-            let result = entry.standin.unmap_with(unmap);
+            let result = entry.served.unmap_with(unmap);
             state::ended();
             result
         } else if let Some(result) = trim(&state, &range, unmap) {
@@ -186,26 +188,26 @@ pub(crate) unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
         } else if state.hand_back_over(&range, "a part of it was unmapped") {
             unmap()
         } else {
-            Err(faultless_sys::Errno(libc::ENOMEM))
+            Err(Errno(libc::ENOMEM))
         }
     };
     returned(result) as c_int
 }
 
 /// Unmaps a part of one mapping of ours, the rest of which goes on to be served.
-fn trim<E>(
+fn trim(
     state: &State,
     gone: &Range<usize>,
-    unmap: impl Fn() -> Result<usize, E>,
-) -> Option<Result<usize, E>> {
+    unmap: impl Fn() -> Result<usize, Errno>,
+) -> Option<Result<usize, Errno>> {
     let [serial] = state.over(gone)[..] else {
         return None;
     };
     let entry = state.standing.get(&serial)?;
-    if !entry.standin.can_be_trimmed(gone) {
+    if !entry.served.can_be_trimmed(gone) {
         return None;
     }
-    Some(entry.standin.trim_with(gone, unmap))
+    Some(entry.served.trim_with(gone, unmap))
 }
 
 #[unsafe(no_mangle)]
@@ -247,7 +249,7 @@ pub(crate) unsafe extern "C" fn mremap(
             // SAFETY: the program's own call, with its own arguments.
             check(unsafe { gated(libc::SYS_mremap, args) })
         } else {
-            Err(faultless_sys::Errno(libc::ENOMEM))
+            Err(Errno(libc::ENOMEM))
         }
     };
     returned(result) as *mut c_void
@@ -316,25 +318,26 @@ const MADV_COLD: c_int = 20;
 const MADV_PAGEOUT: c_int = 21;
 const MADV_POPULATE_READ: c_int = 22;
 
-/// Follows advice for the mappings of ours in a range. `None`: it is none that is known.
+/// Follows advice for the stand-ins in a range. `None`: it is none that is known.
 fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
     for start in state.over(range) {
         let Some(entry) = state.standing.get(&start) else {
             continue;
         };
-        let whole = entry.standin.range();
+        let standin = entry.served.stand_in()?;
+        let whole = standin.range();
         let part = range.start.max(whole.start)..range.end.min(whole.end);
-        let first = entry.standin.first();
+        let first = standin.first();
         let within = part.start - first..part.end - first;
-        let map = entry.standin.map();
+        let map = standin.map();
         match advice {
             libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL => {
-                entry.standin.advise(advice);
+                standin.advise(advice);
             }
             libc::MADV_WILLNEED => _ = map.prefetch(within),
             libc::MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT => _ = map.release(within),
             libc::MADV_DONTFORK | libc::MADV_DOFORK if part == whole => {
-                entry.standin.set_dont_fork(advice == libc::MADV_DONTFORK);
+                standin.set_dont_fork(advice == libc::MADV_DONTFORK);
             }
             // They change nothing that a program can see of a file's mapping, or nothing at all.
             libc::MADV_HUGEPAGE
@@ -347,6 +350,24 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Notes advice for the live mappings in a range, of which the kernel is told as well. `false`: it is none that leaves markers what they
+/// are.
+fn advise_live(state: &State, range: &Range<usize>, advice: c_int) -> bool {
+    for serial in state.over(range) {
+        let live = state.standing.get(&serial).and_then(|e| e.served.live());
+        match (live, advice) {
+            (Some(live), libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL) => {
+                live.advise(advice);
+            }
+            (Some(_), libc::MADV_DONTFORK | libc::MADV_DOFORK) => {}
+            (Some(_), libc::MADV_DONTDUMP | libc::MADV_DODUMP) => {}
+            (Some(_), advice) if harmless(advice) => {}
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// Advice that leaves a mapping a plain one.
@@ -373,13 +394,24 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
     if !concerns(&range) || !(addr as usize).is_multiple_of(PAGE) {
         return kernel(libc::SYS_madvise, args) as c_int;
     }
+    if live::touches(&range) {
+        let known = advise_live(&state::lock(), &range, advice);
+        if known {
+            // (The kernel would stop at a marker.)
+            let mut opened = live::Opened::default();
+            if advice == MADV_POPULATE_READ {
+                opened.open(&range);
+            }
+            return kernel(libc::SYS_madvise, args) as c_int;
+        }
+    }
     let (inside, followed) = {
         let state = state::lock();
         let inside = state.over(&range).first().is_some_and(|start| {
             state
                 .standing
                 .get(start)
-                .is_some_and(|e| e.standin.covers(&range))
+                .is_some_and(|e| e.served.covers(&range))
         });
         // What is not all in one mapping of ours concerns the kernel as well.
         (inside, inside && advise(&state, &range, advice).is_some())
@@ -390,7 +422,7 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
     if inside && advice == MADV_POPULATE_READ {
         // Long: others need the lock meanwhile. What is unmapped meanwhile is the program's affair.
         return match standin::read_range(range) {
-            Some(false) => returned(Err(faultless_sys::Errno(libc::EFAULT))) as c_int,
+            Some(false) => returned(Err(Errno(libc::EFAULT))) as c_int,
             _ => 0,
         };
     }
@@ -483,7 +515,11 @@ fn resident(range: &Range<usize>, there: &mut [Option<bool>; 256]) {
         let Some(entry) = state.standing.get(&start) else {
             continue;
         };
-        let whole = entry.standin.range();
+        // (Of a live mapping the kernel knows it.)
+        let Some(standin) = entry.served.stand_in() else {
+            continue;
+        };
+        let whole = standin.range();
         let part = range.start.max(whole.start)..range.end.min(whole.end);
         let mut cached = [0u8; 256];
         if let Some(lent) = standin::lend(&part) {
@@ -492,11 +528,11 @@ fn resident(range: &Range<usize>, there: &mut [Option<bool>; 256]) {
             let _ = unsafe { gated(libc::SYS_mincore, args) };
         }
         for (i, page) in part.clone().step_by(PAGE).enumerate() {
-            if !entry.standin.touches(&(page..page + PAGE)) {
+            if !standin.touches(&(page..page + PAGE)) {
                 continue;
             }
-            let at = page - entry.standin.first();
-            let held = entry.standin.map().is_resident(at..at + 1);
+            let at = page - standin.first();
+            let held = standin.map().is_resident(at..at + 1);
             there[(page - range.start) / PAGE] = Some(held || cached[i] & 1 != 0);
         }
     }

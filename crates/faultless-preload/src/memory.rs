@@ -10,7 +10,7 @@ use crate::lend::range;
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, returned, set_errno};
 use crate::state::idle;
-use faultless::standin;
+use faultless::{live, standin};
 use faultless_sys::raw;
 use std::ffi::{c_int, c_void};
 use std::io::Write;
@@ -57,13 +57,23 @@ fn again_from_memory(
     if !is_own_memory(fd) {
         return None;
     }
-    let lent = standin::lend(&range(at, len))?;
+    let memory = range(at, len);
+    let mut opened = live::Opened::default();
+    let lent = standin::lend(&memory);
+    let at = match &lent {
+        Some(lent) => lent.at(),
+        None if live::touches(&memory) => {
+            opened.open(&memory);
+            memory.start
+        }
+        None => return None,
+    };
     drop(errno);
     // SAFETY: the program's own buffer; the kernel checks the pointer.
     Some(returned(raw::check(unsafe {
         raw::syscall(
             libc::SYS_pread64,
-            [fd as usize, buf as usize, len, lent.at(), 0, 0],
+            [fd as usize, buf as usize, len, at, 0, 0],
         )
     })))
 }

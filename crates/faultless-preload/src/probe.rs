@@ -9,7 +9,7 @@
 
 use crate::mappings::reaches;
 use crate::state;
-use faultless::standin;
+use faultless::{live, standin};
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 
@@ -31,6 +31,12 @@ fn kernel_reads(at: usize) -> bool {
 fn page_is_there(page: usize) -> bool {
     let range = page..page + PAGE;
     if !reaches(&range) {
+        return kernel_reads(page);
+    }
+    if !standin::touches(&range) {
+        // A live mapping's: what the kernel can read there without its markers.
+        let mut opened = live::Opened::default();
+        opened.open(&range);
         return kernel_reads(page);
     }
     // Pages of a stand-in are read in; a child of vfork may not claim them, but its loads are served like any other.

@@ -36,10 +36,16 @@ unsafe extern "C-unwind" fn syscall(
         // SAFETY: the program's own arguments.
         return unsafe { real(nr, a, b, c, d, e, f) };
     }
-    if nr == libc::SYS_rt_sigaction && a as c_int == libc::SIGBUS && !state::foreign() {
+    if nr == libc::SYS_rt_sigaction && signals::is_told_apart(a as c_int) && !state::foreign() {
         // SAFETY: the program's own arguments.
         let kernels = || unsafe { real(nr, a, b, c, d, e, f) };
-        return signals::raw_sigaction(b as *const c_void, c as *mut c_void, d, kernels);
+        return signals::raw_sigaction(
+            a as c_int,
+            b as *const c_void,
+            c as *mut c_void,
+            d,
+            kernels,
+        );
     }
     if matches!(nr, libc::SYS_execve | libc::SYS_execveat) {
         return exec::by_number(nr, [a, b, c, d, e, f]);

@@ -52,7 +52,7 @@ fn report(reason: &'static str) -> Report {
         pid: raw::getpid(),
         program,
         reason: reason.to_owned(),
-        backend: state.pool.as_ref().map(|p| p.backend().to_string()),
+        backend: backend(&state),
         dry_run: state::settings().is_some_and(|s| s.dry_run),
         totals: totals(&state),
         files: files(&state),
@@ -71,6 +71,15 @@ fn report(reason: &'static str) -> Report {
         .left_alone
         .sort_by_key(|l| std::cmp::Reverse(l.bytes));
     report
+}
+
+/// What serves misses in this process.
+fn backend(state: &State) -> Option<String> {
+    let of_stand_ins = state.pool.as_ref().map(|p| p.backend().to_string());
+    let live = state.live.as_ref().is_some_and(Result::is_ok);
+    let live = live.then(|| "live mappings".to_owned());
+    let all: Vec<String> = of_stand_ins.into_iter().chain(live).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// What stays the kernel's, and what does so as yet.
@@ -136,6 +145,11 @@ fn totals(state: &State) -> Totals {
         totals.peak_bytes = stats.peak.get();
         (totals.memory_bytes, totals.duplicated_bytes) = service::figures();
     }
+    let standing = state.standing.values();
+    let live = standing.filter(|e| e.served.live().is_some());
+    totals.misses += live.map(|e| e.served.happened().misses).sum::<u64>();
+    let past = state.files.values().map(|f| f.live_misses);
+    totals.misses += past.sum::<u64>();
     totals
 }
 
@@ -146,18 +160,26 @@ fn files(state: &State) -> Vec<FileReport> {
         .map(|(path, past)| {
             let mut file = FileReport {
                 path: path.clone(),
-                coherence: if past.trusted { "trust" } else { "lease" }.to_owned(),
+                coherence: past.coherence.to_owned(),
+                backend: match past.coherence {
+                    "live" => "live",
+                    _ => "stand-in",
+                }
+                .to_owned(),
+                why: past.why.to_owned(),
                 mappings: past.mappings,
                 mapped_bytes: past.bytes,
                 misses: past.misses,
                 read_bytes: past.read,
                 resident_bytes: 0,
+                put_back: past.put_back,
             };
             for e in state.standing.values().filter(|e| *e.path == **path) {
-                let stats = e.standin.stats();
-                file.misses += stats.misses;
-                file.read_bytes += stats.bytes_read;
-                file.resident_bytes += e.standin.resident();
+                let happened = e.served.happened();
+                file.misses += happened.misses;
+                file.read_bytes += happened.read;
+                file.resident_bytes += happened.resident;
+                file.put_back += happened.put_back;
             }
             file
         })

@@ -5,7 +5,7 @@
 use crate::state::{self, STANDING};
 use crate::{decide, lend, reports};
 use faultless::standin::Thread;
-use faultless::{ByteSize, standin};
+use faultless::{ByteSize, live, standin};
 use faultless_run::tree::{LEAST, Share, Use};
 use faultless_sys::{futex, raw, signal};
 use std::io;
@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often shares are worked out anew.
 const TICK_NS: u64 = 250_000_000;
+/// The pause between two rounds of work on live mappings, if there is more.
+const MORE_NS: u64 = 1_000_000;
 
 static SHARE: Mutex<Option<Share>> = Mutex::new(None);
 static GRANTED: AtomicU64 = AtomicU64::new(0);
@@ -129,8 +131,9 @@ pub(crate) fn start() -> io::Result<()> {
     let started = standin::spawn(c"faultless-serve", || {
         // All signals were blocked by whoever started it, and stay so, but for the C library's own.
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
+        let mut more = true;
         for turn in 0u32.. {
-            futex::wait(&ASKED, 0, TICK_NS);
+            futex::wait(&ASKED, 0, if more { MORE_NS } else { TICK_NS });
             let asked = ASKED.swap(0, Ordering::SeqCst);
             if asked & STOP != 0 {
                 return;
@@ -141,7 +144,10 @@ pub(crate) fn start() -> io::Result<()> {
             if asked & REPORT != 0 {
                 reports::write("asked");
             }
-            tick();
+            more = live::work();
+            if !more || turn % 64 == 0 {
+                tick();
+            }
             // A ring that was made by a system call of the program's own.
             if turn % 4 == 0
                 && STANDING.load(Ordering::Relaxed) != 0
@@ -175,8 +181,8 @@ fn tick() {
         };
         let mut held = std::collections::BTreeMap::<(u64, u64), u64>::new();
         for e in state.standing.values() {
-            let id = e.standin.file_id();
-            *held.entry((id.dev, id.ino)).or_default() += e.standin.resident();
+            let id = e.served.file_id();
+            *held.entry((id.dev, id.ino)).or_default() += e.served.happened().resident;
         }
         (pool, held)
     };

@@ -1,8 +1,9 @@
-//! Signals: SIGBUS is the engine's, and never blocked; the program does not notice.
+//! Signals: SIGBUS is the engine's, and never blocked; the program does not notice. Where mappings may be served live, the same holds for
+//! SIGSEGV.
 //!
-//! A thread that blocks SIGBUS and misses is killed by the kernel. So SIGBUS is taken out of every mask that the program
+//! A thread that blocks the signal and misses is killed by the kernel. So it is taken out of every mask that the program
 //! sets, for a thread or for the time of a handler; that it wanted it there is remembered for the thread, and shown when it
-//! asks. What the program wants done about SIGBUS is kept beside the engine's handler, and is done for every fault that is
+//! asks. What the program wants done about the signal is kept beside the engine's handler, and is done for every fault that is
 //! not a miss.
 
 #![allow(
@@ -11,23 +12,35 @@
 )]
 
 use crate::real::{real, set_errno};
-use crate::{probe, state, trap};
+use crate::{decide, probe, state, trap};
+use faultless::live;
 use faultless::standin::{self, Disposition};
 use faultless_sys::signal::{self, SigSet};
 use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-const SIGBUS: SigSet = signal::set_of(libc::SIGBUS);
+/// The signals by which misses are told.
+static FAULTS: AtomicU64 = AtomicU64::new(signal::set_of(libc::SIGBUS));
 
 thread_local! {
-    /// The program believes that SIGBUS is blocked in this thread.
-    static BELIEVES_BLOCKED: Cell<bool> = const { Cell::new(false) };
+    /// Those of them that the program believes to be blocked in this thread.
+    static BELIEVES_BLOCKED: Cell<SigSet> = const { Cell::new(0) };
+}
+
+/// The signals by which misses are told.
+pub(crate) fn faults() -> SigSet {
+    FAULTS.load(Ordering::Relaxed)
+}
+
+fn is_fault(signo: c_int) -> bool {
+    signo == libc::SIGBUS || signo == libc::SIGSEGV && faults() & signal::set_of(signo) != 0
 }
 
 /// Signals that must stay open.
 fn kept() -> SigSet {
-    SIGBUS
+    faults()
         | if trap::active() {
             signal::set_of(libc::SIGSYS)
         } else {
@@ -42,7 +55,7 @@ fn bits(set: *const sigset_t) -> SigSet {
 }
 
 /// A copy of a set, which can be read, without the signals that must stay open.
-fn without_sigbus(set: *const sigset_t) -> Option<sigset_t> {
+fn without_kept(set: *const sigset_t) -> Option<sigset_t> {
     // SAFETY: null, or a set that the C library reads itself before it makes its call.
     let mut copy = *unsafe { set.as_ref() }?;
     // SAFETY: as in `bits`.
@@ -54,11 +67,14 @@ fn pointer(set: &Option<sigset_t>) -> *const sigset_t {
     set.as_ref().map_or(std::ptr::null(), std::ptr::from_ref)
 }
 
-/// SIGBUS may have been blocked when the program was executed.
+/// They may have been blocked when the program was executed.
 pub(crate) fn at_start() {
+    if state::settings().is_some_and(decide::may_serve_live) {
+        FAULTS.fetch_or(signal::set_of(libc::SIGSEGV), Ordering::Relaxed);
+    }
     let before = signal::set_mask(signal::ALL);
-    signal::set_mask(before & !SIGBUS);
-    BELIEVES_BLOCKED.set(before & SIGBUS != 0);
+    signal::set_mask(before & !faults());
+    BELIEVES_BLOCKED.set(before & faults());
     crate::service::answer_sigusr2();
 }
 
@@ -72,10 +88,10 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
     // SAFETY: null or the program's own structure.
     let wanted = unsafe { new.as_ref() }.map(|new| {
         let mut wanted = *new;
-        wanted.sa_mask = without_sigbus(&new.sa_mask).unwrap_or(new.sa_mask);
+        wanted.sa_mask = without_kept(&new.sa_mask).unwrap_or(new.sa_mask);
         wanted
     });
-    if signo == libc::SIGBUS || signo == libc::SIGSYS {
+    if is_fault(signo) || signo == libc::SIGSYS {
         let disposition = wanted.as_ref().map(|w| Disposition {
             handler: w.sa_sigaction,
             flags: w.sa_flags as usize,
@@ -94,6 +110,8 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
             Err(kernels())
         } else if signo == libc::SIGBUS {
             standin::sigbus(disposition, kernels)
+        } else if signo == libc::SIGSEGV {
+            live::sigsegv(disposition, kernels)
         } else {
             trap::disposition(disposition).ok_or_else(kernels)
         };
@@ -121,7 +139,7 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
 
 /// Whether the handler of a signal is this library's.
 fn ours(signo: c_int) -> bool {
-    state::on() && (signo == libc::SIGBUS || (signo == libc::SIGSYS && trap::active()))
+    state::on() && (is_fault(signo) || (signo == libc::SIGSYS && trap::active()))
 }
 
 /// `signal` and its kin for such signals, by `sigaction`.
@@ -161,7 +179,7 @@ simple_handlers! {
     __sysv_signal: libc::SA_RESETHAND | libc::SA_NODEFER;
 }
 
-/// Sets the thread's mask by `real`, without SIGBUS.
+/// Sets the thread's mask by `real`, without the signals that must stay open.
 fn mask(
     real: unsafe extern "C" fn(c_int, *const sigset_t, *mut sigset_t) -> c_int,
     how: c_int,
@@ -172,12 +190,16 @@ fn mask(
         // SAFETY: the program's own arguments.
         return unsafe { real(how, new, old) };
     }
-    let names_sigbus = !new.is_null() && bits(new) & SIGBUS != 0;
+    let named = if new.is_null() {
+        0
+    } else {
+        bits(new) & faults()
+    };
     let wanted = if how == libc::SIG_UNBLOCK {
-        // Unblocking it does no harm.
+        // Unblocking them does no harm.
         None
     } else {
-        without_sigbus(new)
+        without_kept(new)
     };
     let set = if wanted.is_some() {
         pointer(&wanted)
@@ -188,16 +210,16 @@ fn mask(
     let result = unsafe { real(how, set, old) };
     if result == 0 {
         let believed = BELIEVES_BLOCKED.get();
-        if !old.is_null() && believed {
+        if !old.is_null() && believed != 0 {
             // SAFETY: written just now; its first 64 bits are the kernel's set.
-            unsafe { *old.cast::<SigSet>() |= SIGBUS };
+            unsafe { *old.cast::<SigSet>() |= believed };
         }
         // (A child of vfork has its mask for itself, and shares what is remembered with its parent.)
-        if !new.is_null() && (names_sigbus || believed) && !state::foreign() {
+        if !new.is_null() && (named | believed) != 0 && !state::foreign() {
             BELIEVES_BLOCKED.set(match how {
-                libc::SIG_BLOCK => believed || names_sigbus,
-                libc::SIG_UNBLOCK => believed && !names_sigbus,
-                _ => names_sigbus,
+                libc::SIG_BLOCK => believed | named,
+                libc::SIG_UNBLOCK => believed & !named,
+                _ => named,
             });
         }
     }
@@ -230,7 +252,7 @@ unsafe extern "C" fn pthread_sigmask(
     )
 }
 
-/// A mask for the time of a call, in which handlers may run: without SIGBUS, where this process is served.
+/// A mask for the time of a call, in which handlers may run: without the signals that must stay open, where this process is served.
 struct Meanwhile {
     copy: Option<sigset_t>,
     own: *const sigset_t,
@@ -241,7 +263,7 @@ impl Meanwhile {
         // (The C library hands the kernel the pointer as it is.)
         let there =
             state::on() && !own.is_null() && probe::readable(own as usize, size_of::<SigSet>());
-        let copy = if there { without_sigbus(own) } else { None };
+        let copy = if there { without_kept(own) } else { None };
         Meanwhile { copy, own }
     }
 
@@ -402,8 +424,8 @@ unsafe extern "C" fn sigsetmask(set: c_int) -> c_int {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sighold(signo: c_int) -> c_int {
     if ours(signo) {
-        if signo == libc::SIGBUS {
-            BELIEVES_BLOCKED.set(true);
+        if is_fault(signo) {
+            BELIEVES_BLOCKED.set(BELIEVES_BLOCKED.get() | signal::set_of(signo));
         }
         return 0;
     }
@@ -437,7 +459,12 @@ unsafe extern "C" fn sigset(signo: c_int, handler: sighandler_t) -> sighandler_t
             )
         };
     }
-    let held = BELIEVES_BLOCKED.replace(handler == SIG_HOLD);
+    let (believed, own) = (BELIEVES_BLOCKED.get(), signal::set_of(signo) & faults());
+    let held = believed & own != 0;
+    BELIEVES_BLOCKED.set(match handler {
+        SIG_HOLD => believed | own,
+        _ => believed & !own,
+    });
     let before = if handler == SIG_HOLD {
         // SAFETY: asks only.
         unsafe {
@@ -466,8 +493,15 @@ pub(crate) fn raw_mask(how: c_int, new: *const SigSet) -> Option<SigSet> {
     Some(probe::copy(new)? & !kept())
 }
 
-/// Nobody but this library may do this to SIGBUS; a program that asks the kernel itself is told what it believes.
+/// Whether [`raw_sigaction`] is for a signal.
+pub(crate) fn is_told_apart(signo: c_int) -> bool {
+    is_fault(signo)
+}
+
+/// Nobody but this library may do this to the signals by which misses are told; a program that asks the kernel itself is told what it
+/// believes.
 pub(crate) fn raw_sigaction(
+    signo: c_int,
     new: *const c_void,
     old: *mut c_void,
     size: usize,
@@ -488,12 +522,17 @@ pub(crate) fn raw_sigaction(
             Some(words) => Some(Disposition {
                 handler: words[0],
                 flags: words[1],
-                mask: words[MASK_AT] as SigSet & !SIGBUS,
+                mask: words[MASK_AT] as SigSet & !faults(),
             }),
             None => return refuse(libc::EFAULT),
         }
     };
-    let before = match standin::sigbus(wanted, kernels) {
+    let replaced = if signo == libc::SIGBUS {
+        standin::sigbus(wanted, kernels)
+    } else {
+        live::sigsegv(wanted, kernels)
+    };
+    let before = match replaced {
         Ok(before) => before,
         Err(result) => return result,
     };

@@ -39,8 +39,11 @@ impl<'a> Vma<'a> {
             && self.flags.is_some()
             && self.key.unwrap_or(0) == 0
             && self.flags().all(|f| PLAIN.contains(&f))
-            // One that `mprotect` could make writable for all.
-            && !(self.has(b"ms") && self.has(b"mw"))
+    }
+
+    /// Whether `mprotect` could make it writable for all that share it.
+    pub(crate) fn may_be_written(&self) -> bool {
+        self.has(b"ms") && self.has(b"mw")
     }
 
     /// The advice that it was given (`MADV_…`).
@@ -181,12 +184,13 @@ Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
         for (start, why) in [
             (0x7f00_0200_0000, "a copied page"),
             (0x7f00_0400_0000, "locked"),
-            (0x7f00_0800_0000, "can be made writable for all"),
             (0x7f00_0900_0000, "protected by a key"),
         ] {
             let vma = at(TEXT, start..start + 4096).expect(why);
             assert!(!vma.plain(), "{why}");
         }
+        let shared = at(TEXT, 0x7f00_0800_0000..0x7f00_0800_1000).expect("there");
+        assert!(shared.plain() && shared.may_be_written());
         for (start, why) in [(0x55d0_a8c0_0000, "code"), (0x7f00_0600_0000, "memory")] {
             assert_eq!(at(TEXT, start..start + 4096), None, "{why}");
         }

@@ -6,10 +6,11 @@
 )]
 
 use crate::real::Errno;
+use crate::serving::Served;
 use crate::waiting::{self, Waiting};
-use crate::{counters, lend, limits, real, reports, service, signals, threads, trap};
-use faultless::standin::{self, StandIn};
-use faultless::{ByteSize, Pool, Stats};
+use crate::{counters, decide, lend, limits, real, reports, service, signals, threads, trap};
+use faultless::standin;
+use faultless::{ByteSize, Pool};
 use faultless_run::{Settings, VARIABLE};
 use faultless_sys::file::FileId;
 use faultless_sys::{mem, raw, signal};
@@ -124,7 +125,7 @@ pub(crate) fn end(reason: &'static str) {
 
 /// One mapping that is taken over.
 pub(crate) struct Entry {
-    pub(crate) standin: StandIn,
+    pub(crate) served: Served,
     pub(crate) path: Arc<Path>,
 }
 
@@ -170,7 +171,13 @@ pub(crate) struct Past {
     pub(crate) bytes: u64,
     pub(crate) misses: u64,
     pub(crate) read: u64,
-    pub(crate) trusted: bool,
+    /// What keeps the bytes the file's: `lease`, `trust` or `live`.
+    pub(crate) coherence: &'static str,
+    /// Why it is served as it is.
+    pub(crate) why: &'static str,
+    pub(crate) put_back: u64,
+    /// The misses among `misses` that were in live mappings.
+    pub(crate) live_misses: u64,
 }
 
 /// A count of mappings, for one reason.
@@ -201,6 +208,8 @@ pub(crate) struct State {
     pub(crate) waiting: Vec<Waiting>,
     /// Whether it pays.
     pub(crate) doubt: Doubt,
+    /// Whether live mappings can be served, or why not; asked when it is first needed.
+    pub(crate) live: Option<Result<(), String>>,
     /// Why nothing is taken over any more.
     pub(crate) closed: Option<&'static str>,
 }
@@ -208,7 +217,7 @@ pub(crate) struct State {
 impl State {
     /// Entries that have a part of a range.
     pub(crate) fn over(&self, range: &Range<usize>) -> Vec<u64> {
-        let has_part = |e: &Entry| e.standin.touches(range);
+        let has_part = |e: &Entry| e.served.touches(range);
         let over = self.standing.iter().filter(|(_, e)| has_part(e));
         over.map(|(&serial, _)| serial).collect()
     }
@@ -249,13 +258,23 @@ impl State {
         tally(all.or_insert_with(|| Tally::of(path)), bytes, longest_ns);
     }
 
+    /// Counts a mapping that would be served.
+    pub(crate) fn would_serve(&mut self, path: &Path, bytes: usize, coherence: &'static str) {
+        let past = self.files.entry(path.to_owned()).or_default();
+        past.mappings += 1;
+        past.bytes += bytes as u64;
+        past.coherence = coherence;
+        past.why = decide::why(coherence == "live");
+    }
+
     /// Takes a mapping over.
     pub(crate) fn insert(&mut self, entry: Entry) {
         let past = self.files.entry(entry.path.to_path_buf()).or_default();
         past.mappings += 1;
-        past.bytes += entry.standin.range().len() as u64;
-        past.trusted = !entry.standin.leased();
-        self.standing.insert(entry.standin.serial(), entry);
+        past.bytes += entry.served.range().len() as u64;
+        past.coherence = entry.served.coherence();
+        past.why = decide::why(entry.served.live().is_some());
+        self.standing.insert(entry.served.serial(), entry);
         STANDING.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -263,11 +282,15 @@ impl State {
     /// about its addresses must come here.
     pub(crate) fn remove(&mut self, serial: u64) -> Option<Entry> {
         let entry = self.standing.remove(&serial)?;
-        let stats: Stats = entry.standin.stats();
-        self.doubt.learn(stats.misses);
+        let happened = entry.served.happened();
+        self.doubt.learn(happened.misses);
         let past = self.files.entry(entry.path.to_path_buf()).or_default();
-        past.misses += stats.misses;
-        past.read += stats.bytes_read;
+        past.misses += happened.misses;
+        if entry.served.live().is_some() {
+            past.live_misses += happened.misses;
+        }
+        past.read += happened.read;
+        past.put_back += happened.put_back;
         Some(entry)
     }
 
@@ -276,22 +299,22 @@ impl State {
         let Some(entry) = self.remove(serial) else {
             return true;
         };
-        let (path, bytes) = (entry.path.clone(), entry.standin.range().len());
-        let stats = entry.standin.stats();
-        match entry.standin.hand_back() {
+        let (path, bytes) = (entry.path.clone(), entry.served.range().len());
+        let happened = entry.served.happened();
+        match entry.served.hand_back() {
             Ok(longest) => {
                 ended();
                 self.count_end(reason, &path, bytes, longest);
                 true
             }
             Err(failed) => {
-                let (standin, error) = *failed;
+                let (served, error) = *failed;
                 say(&format!("faultless: {error}; it stays as it is\n"));
                 // It goes on: `remove` has counted it as gone.
                 let past = self.files.entry(path.to_path_buf()).or_default();
-                past.misses -= stats.misses.min(past.misses);
-                past.read -= stats.bytes_read.min(past.read);
-                self.standing.insert(serial, Entry { standin, path });
+                past.misses -= happened.misses.min(past.misses);
+                past.read -= happened.read.min(past.read);
+                self.standing.insert(serial, Entry { served, path });
                 false
             }
         }
@@ -315,12 +338,12 @@ impl State {
         }
     }
 
-    /// Hands back all mappings of a file.
+    /// Hands back all stand-ins for mappings of a file. (Live mappings bear whatever is done to it.)
     pub(crate) fn hand_back_file(&mut self, id: FileId, reason: &'static str) {
         let of_file: Vec<u64> = self
             .standing
             .iter()
-            .filter(|(_, e)| e.standin.file_id() == id)
+            .filter(|(_, e)| e.served.file_id() == id && e.served.stand_in().is_some())
             .map(|(&serial, _)| serial)
             .collect();
         for serial in of_file {
@@ -428,6 +451,31 @@ impl State {
         made
     }
 
+    /// Prepares this process for live mappings.
+    pub(crate) fn prepare_live(&mut self) -> Result<(), String> {
+        let prepare = || {
+            limits::check()?;
+            standin::keep_descriptors_high();
+            standin::start_threads().map_err(|e| format!("cannot start a thread: {e}"))?;
+            HAS_THREADS.store(true, Ordering::SeqCst);
+            Self::start_service()
+        };
+        self.live.get_or_insert_with(prepare).clone()
+    }
+
+    /// What the engine needs in this process, whatever it serves.
+    fn start_service() -> Result<(), String> {
+        if !standin::descriptors_are_apart() {
+            return Err(
+                "copies of the process could act on it by descriptors of the engine's, which this kernel does not keep apart (Linux 6.9 does)"
+                    .to_owned(),
+            );
+        }
+        standin::on_lease_broken(lease_broken);
+        standin::on_lost(service::lost);
+        service::start().map_err(|e| format!("cannot start a thread: {e}"))
+    }
+
     fn make_pool(&mut self) -> Result<Pool, String> {
         limits::check()?;
         standin::keep_descriptors_high();
@@ -440,16 +488,8 @@ impl State {
         if let faultless::Backend::Mmap(why) = pool.backend() {
             return Err(format!("there is no userfaultfd: {why}"));
         }
-        if !standin::descriptors_are_apart() {
-            return Err(
-                "copies of the process could act on it by descriptors of the engine's, which this kernel does not keep apart (Linux 6.9 does)"
-                    .to_owned(),
-            );
-        }
         HAS_THREADS.store(true, Ordering::SeqCst);
-        standin::on_lease_broken(lease_broken);
-        standin::on_lost(service::lost);
-        service::start().map_err(|e| format!("cannot start a thread: {e}"))?;
+        Self::start_service()?;
         lend::set_pinned_max(standin::hold_at_most(&pool));
         self.pool = Some(pool.clone());
         Ok(pool)
@@ -463,7 +503,7 @@ fn lease_broken(serial: u64) -> bool {
     let Some(entry) = state.standing.get(&serial) else {
         return true;
     };
-    let id = entry.standin.file_id();
+    let id = entry.served.file_id();
     state.note_written(id);
     state.hand_back(serial, "its file was opened for writing")
 }
@@ -472,14 +512,14 @@ fn lease_broken(serial: u64) -> bool {
 pub(crate) fn settle_lost() {
     let mut state = lock();
     let all = state.standing.iter();
-    let gone = all.filter(|(_, e)| e.standin.range().is_empty());
+    let gone = all.filter(|(_, e)| e.served.range().is_empty());
     let gone: Vec<u64> = gone.map(|(&serial, _)| serial).collect();
     for serial in gone {
         let Some(entry) = state.remove(serial) else {
             continue;
         };
-        let (path, bytes) = (entry.path.clone(), entry.standin.bytes());
-        entry.standin.end();
+        let (path, bytes) = (entry.path.clone(), entry.served.bytes());
+        entry.served.end();
         ended();
         state.count_end(
             "the program unmapped or moved it past the C library",
@@ -506,6 +546,7 @@ pub(crate) fn step_aside(reason: &'static str) {
             // The kernel did not take one back: it has to be served.
             return;
         }
+        state.live = None;
         state.pool.take()
     };
     if HAS_THREADS.load(Ordering::SeqCst) {

@@ -12,9 +12,9 @@
 
 use crate::counters::Counter;
 use crate::lend::{Given, GivenWords};
-use crate::mappings;
 use crate::real::{Errno, errno};
 use crate::state::{self, STANDING};
+use crate::{mappings, signals};
 use faultless::standin::Disposition;
 use faultless_run::compat::{GATE_RETURN, GATES, MARK, WINDOW};
 use faultless_sys::mem::{self, PAGE};
@@ -239,7 +239,7 @@ fn not_ours(signo: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: `uc_sigmask` begins with the kernel's 8-byte set.
     let interrupted =
         unsafe { *(&raw const (*context.cast::<libc::ucontext_t>()).uc_sigmask).cast::<SigSet>() };
-    let kept = signal::set_of(libc::SIGBUS);
+    let kept = signals::faults();
     signal::set_mask((interrupted | former.mask | SIGSYS) & !kept);
     match former.handler {
         libc::SIG_IGN => {}

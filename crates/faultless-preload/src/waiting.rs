@@ -12,8 +12,7 @@
 use crate::decide::{self, Call, Known};
 use crate::smaps::{self, Vma};
 use crate::state::{self, State};
-use crate::{limits, threads, trap};
-use faultless::standin;
+use crate::{limits, serving, threads, trap};
 use faultless_run::Settings;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
@@ -44,8 +43,6 @@ pub(crate) struct Waiting {
     pub(crate) call: Call,
     pub(crate) id: FileId,
     pub(crate) path: PathBuf,
-    /// How the program's descriptor was opened.
-    pub(crate) access: i32,
     pub(crate) trusted: bool,
 }
 
@@ -206,7 +203,7 @@ fn promote(
             false => Ok(()),
         };
     };
-    if standin::touches(&range) {
+    if serving::touches(&range) {
         return Ok(());
     }
     let again = || "its file cannot be opened again by its name".to_owned();
@@ -227,18 +224,16 @@ fn promote(
         // The kernel says so of all pages of a file that is neither the caller's nor writable to it: it is not known.
         cached = 0.0;
     }
-    decide::promises(settings, &call, cached)?;
+    decide::promises(settings, cached)?;
     let known = Known {
         status: &status,
-        access: mapped.access,
         path: &mapped.path,
         trusted: mapped.trusted,
         ring: looked.ring,
         cached,
+        may_be_written: vma.may_be_written(),
     };
-    decide::permitted(state, settings, &call, &known)?;
-    decide::stand_in(state, settings, &call, &known, Some(vma.advice()))?;
-    Ok(())
+    decide::serve(state, settings, &call, &known, Some(vma.advice())).map(drop)
 }
 
 impl Waiting {

@@ -18,4 +18,4 @@ pub use report::{
     Efaults, FileReport, FillTimes, HandedBack, LeftAlone, Report, Totals, read_reports,
 };
 pub use sandbox::{Sandbox, filters};
-pub use settings::{Reads, Settings, VARIABLE, first_bad, matches};
+pub use settings::{Backend, Reads, Settings, VARIABLE, first_bad, matches};

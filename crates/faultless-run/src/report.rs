@@ -85,8 +85,14 @@ pub struct FileReport {
     /// The file, as it was called when it was first mapped.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// `lease`, or `trust`.
+    /// What keeps the bytes the file's: `lease` or `trust` of a stand-in, or `live`: the kernel's own mapping, with guard markers.
     pub coherence: String,
+    /// What serves the mappings, the last one if they differ: `live` or `stand-in`.
+    #[serde(default)]
+    pub backend: String,
+    /// Why it does.
+    #[serde(default)]
+    pub why: String,
     /// Mappings that were taken over.
     pub mappings: u64,
     /// Their bytes.
@@ -95,8 +101,11 @@ pub struct FileReport {
     pub misses: u64,
     /// Bytes that were read.
     pub read_bytes: u64,
-    /// Bytes in memory now.
+    /// Bytes in memory now, of a stand-in.
     pub resident_bytes: u64,
+    /// Pages of a live mapping that the kernel reclaimed, and whose markers were put back.
+    #[serde(default)]
+    pub put_back: u64,
 }
 
 /// Mappings handed back for one reason.
@@ -200,26 +209,31 @@ impl fmt::Display for Report {
             Size(t.mapped_bytes)
         )?;
         if !self.dry_run && t.mappings > 0 {
-            writeln!(
-                f,
-                "  {} misses, {} read, {} evictions, {} errors; a fill took {:.0} µs (median), {:.0} µs (p99), {:.0} µs (longest)",
-                t.misses,
-                Size(t.read_bytes),
-                t.evictions,
-                t.errors,
-                t.fill_us.p50,
-                t.fill_us.p99,
-                t.fill_us.max
-            )?;
-            writeln!(
-                f,
-                "  memory: {} used, {} at most, of {} for this process and {} for all; held twice in the tree: {}",
-                Size(t.used_bytes),
-                Size(t.peak_bytes),
-                Size(t.memory_bytes),
-                Size(t.memory_tree_bytes),
-                Size(t.duplicated_bytes)
-            )?;
+            write!(f, "  {} misses", t.misses)?;
+            if t.memory_bytes == 0 {
+                // All of them are live: the memory is the kernel's page cache.
+                writeln!(f)?;
+            } else {
+                writeln!(
+                    f,
+                    ", {} read, {} evictions, {} errors; a fill took {:.0} µs (median), {:.0} µs (p99), {:.0} µs (longest)",
+                    Size(t.read_bytes),
+                    t.evictions,
+                    t.errors,
+                    t.fill_us.p50,
+                    t.fill_us.p99,
+                    t.fill_us.max
+                )?;
+                writeln!(
+                    f,
+                    "  memory: {} used, {} at most, of {} for this process and {} for all; held twice in the tree: {}",
+                    Size(t.used_bytes),
+                    Size(t.peak_bytes),
+                    Size(t.memory_bytes),
+                    Size(t.memory_tree_bytes),
+                    Size(t.duplicated_bytes)
+                )?;
+            }
             if let Some(backend) = &self.backend {
                 writeln!(f, "  backend: {backend}")?;
             }
@@ -234,6 +248,14 @@ impl fmt::Display for Report {
                 Size(file.mapped_bytes),
                 file.misses
             )?;
+            if !file.why.is_empty() {
+                writeln!(
+                    f,
+                    "      {}: {}",
+                    printable(&file.backend),
+                    printable(&file.why)
+                )?;
+            }
         }
         for h in &self.handed_back {
             writeln!(

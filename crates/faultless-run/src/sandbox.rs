@@ -137,6 +137,7 @@ fn make_unusual_calls() {
     /// `cachestat(2)` (6.5).
     const SYS_CACHESTAT: c_long = 451;
     call(SYS_CACHESTAT, [exe, at, at, 0, 0, 0]);
+    call(SYS_fadvise64, [exe, 0, 0, POSIX_FADV_RANDOM as usize, 0, 0]);
     /// `F_SETSIG`.
     const SETSIG: i32 = 10;
     for command in [F_GETLEASE, SETSIG, F_SETOWN, F_OFD_GETLK] {

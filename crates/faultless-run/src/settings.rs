@@ -20,11 +20,30 @@ pub enum Reads {
     Buffered,
 }
 
+/// What serves the mappings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// What suits the kernel and the mapping.
+    #[default]
+    Auto,
+    /// The kernel's own mappings, with guard markers where pages are absent.
+    Live,
+    /// Maps of the engine's in their place.
+    StandIn,
+}
+
 /// The settings of one `faultless run`, shared by the whole tree of processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
+    /// What serves the mappings.
+    #[serde(default)]
+    pub backend: Backend,
     /// Memory budget of the whole tree, in bytes.
     pub memory: u64,
+    /// Whether the user has asked for that budget.
+    #[serde(default)]
+    pub budget: bool,
     /// Smallest mapping that is taken over, in bytes.
     pub min_size: u64,
     /// Files for whose bytes the user vouches: no lease is taken.
@@ -139,7 +158,9 @@ mod tests {
     #[test]
     fn settings_survive_the_environment() {
         let settings = Settings {
+            backend: Backend::Live,
             memory: 1 << 30,
+            budget: true,
             min_size: 1 << 20,
             trust: vec!["*\"quoted\"".into()],
             only: vec![],

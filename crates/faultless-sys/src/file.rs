@@ -248,8 +248,17 @@ pub fn open_flags(fd: i32) -> Result<i32, Errno> {
     fcntl(fd, libc::F_GETFL, 0).map(|flags| flags as i32)
 }
 
-/// How many pages of a part of a file the page cache holds (`cachestat(2)`, 6.5).
-pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
+/// What the page cache has of a part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheState {
+    /// Pages that it has, those included that are being read.
+    pub cached: u64,
+    /// Pages of which it remembers that it had them.
+    pub evicted: u64,
+}
+
+/// What the page cache has of a part of a file (`cachestat(2)`, 6.5).
+pub fn cache_state(fd: i32, offset: u64, len: u64) -> Result<CacheState, Errno> {
     const SYS_CACHESTAT: libc::c_long = 451;
     let range = [offset, len];
     // struct cachestat: cached, dirty, under write-back, evicted, recently evicted.
@@ -268,7 +277,34 @@ pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
             ],
         )
     })?;
-    Ok(stat[0])
+    Ok(CacheState {
+        cached: stat[0],
+        evicted: stat[3],
+    })
+}
+
+/// How many pages of a part of a file the page cache holds (`cachestat(2)`, 6.5).
+pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
+    cache_state(fd, offset, len).map(|state| state.cached)
+}
+
+/// Gives advice about a part of a file, or of an open file (`posix_fadvise(2)`, `POSIX_FADV_…`).
+pub fn advise(fd: i32, offset: u64, len: u64, advice: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe {
+        syscall(
+            libc::SYS_fadvise64,
+            [
+                fd as usize,
+                offset as usize,
+                len as usize,
+                advice as usize,
+                0,
+                0,
+            ],
+        )
+    })
+    .map(drop)
 }
 
 /// Whether this descriptor holds a lease of any kind.

@@ -152,6 +152,33 @@ pub unsafe fn discard(addr: usize, len: usize) -> bool {
     }
 }
 
+/// Puts a guard marker into each page table entry of a range (`MADV_GUARD_INSTALL`, 6.13; in mappings of files, 6.15): a touch raises
+/// SIGSEGV until the marker is removed. What is mapped there now, is mapped no longer.
+///
+/// # Errors
+///
+/// `EINVAL` where the kernel does not know markers, or for a locked or special mapping; `ENOMEM` if not all of the range is mapped.
+///
+/// # Safety
+///
+/// The range must be the caller's. Pages of a private mapping that were written to lose what was written.
+pub unsafe fn install_guards(addr: usize, len: usize) -> Result<(), Errno> {
+    const MADV_GUARD_INSTALL: i32 = 102;
+    // SAFETY: the caller's promise.
+    unsafe { madvise(addr, len, MADV_GUARD_INSTALL) }
+}
+
+/// Removes the guard markers of a range, if it has some (`MADV_GUARD_REMOVE`, 6.13). Nothing else is changed.
+///
+/// # Errors
+///
+/// `ENOMEM` if not all of the range is mapped: what is mapped has no markers any more.
+pub fn remove_guards(addr: usize, len: usize) -> Result<(), Errno> {
+    const MADV_GUARD_REMOVE: i32 = 103;
+    // SAFETY: a page without a marker is what the mapping says that it is; no contents are changed.
+    unsafe { madvise(addr, len, MADV_GUARD_REMOVE) }
+}
+
 /// `munmap(2)`.
 ///
 /// # Safety

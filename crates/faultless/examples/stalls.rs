@@ -6,15 +6,17 @@
 //!
 //! FILE must have 40 MiB; without one, a file is made in the current directory, and removed.
 
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{PAGE, evict_cache, make};
 use faultless::{Advice, BackendChoice, ByteSize, Map, Pool};
 use std::error::Error;
 use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const PAGE: usize = 4096;
 const TASKS: usize = 10_000;
 const TICK: Duration = Duration::from_millis(1);
 
@@ -48,15 +50,6 @@ fn map(way: Way, file: &File) -> Result<Map, faultless::Error> {
     #[allow(unsafe_code, reason = "vouches for the file")]
     unsafe {
         options.map_trusted(file.try_clone().expect("a descriptor"))
-    }
-}
-
-fn evict_cache(file: &File) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: advice on a descriptor.
-    #[allow(unsafe_code, reason = "gives advice")]
-    unsafe {
-        libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED);
     }
 }
 
@@ -104,12 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1);
     let file = match &path {
         Some(path) => File::open(path)?,
-        None => {
-            let mut made = tempfile::NamedTempFile::new_in(".")?;
-            made.write_all(&vec![7; 10_000 * PAGE])?;
-            made.as_file().sync_all()?;
-            File::open(made.path())?
-        }
+        None => File::open(make(10_000)?.path())?,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

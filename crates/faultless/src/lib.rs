@@ -65,6 +65,8 @@ mod evict;
 #[cfg(not(loom))]
 mod fault;
 #[cfg(not(loom))]
+mod guards;
+#[cfg(not(loom))]
 mod read;
 mod space;
 mod sync;
@@ -77,6 +79,9 @@ pub use api::backend::{Backend, BackendChoice};
 pub use api::builder::PoolBuilder;
 #[cfg(not(loom))]
 pub use api::futures::{LoadFuture, PinFuture};
+#[cfg(not(loom))]
+#[doc(hidden)]
+pub use api::live;
 #[cfg(not(loom))]
 pub use api::map::Map;
 #[cfg(not(loom))]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const FLOORS: [&str; 8] = [
+const FLOORS: [&str; 9] = [
     "base",
     "sync",
     "space",
@@ -14,6 +14,7 @@ const FLOORS: [&str; 8] = [
     "read",
     "evict",
     "coherence",
+    "guards",
     "api",
 ];
 

@@ -25,7 +25,7 @@ impl Backend {
     pub fn avoids_mmap_lock(&self) -> bool {
         match self {
             Backend::Full => true,
-            Backend::Partial(_) => kernel_version().is_some_and(installs_without_lock),
+            Backend::Partial(_) => text::kernel_version().is_some_and(installs_without_lock),
             Backend::Mmap(_) => false,
         }
     }
@@ -100,7 +100,7 @@ pub(crate) fn open_uffd(choice: BackendChoice) -> Result<Owned, String> {
 /// What this kernel lacks.
 pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
     let mut lacks = Vec::new();
-    if let Some((major, minor)) = kernel_version() {
+    if let Some((major, minor)) = text::kernel_version() {
         if !faults_without_lock((major, minor)) {
             lacks.push(format!("Linux {major}.{minor} serves faults in armed mappings under mmap_lock; 6.6 does not"));
         }
@@ -119,14 +119,6 @@ pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
     } else {
         Backend::Partial(lacks.join("; "))
     }
-}
-
-fn kernel_version() -> Option<(u32, u32)> {
-    let text = text::read("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = text
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// One line on stderr for each process whose engine is not all that it could be.

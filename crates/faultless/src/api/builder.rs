@@ -10,6 +10,7 @@ use crate::base::memory;
 use crate::base::primitive::Mutex;
 use crate::base::size::ByteSize;
 use crate::coherence::{fork, keeper};
+use crate::fault::chain::NotInstalled;
 use crate::fault::handler;
 use crate::read::workers::Workers;
 use crate::space::fds;
@@ -184,9 +185,9 @@ pub fn default_budget() -> ByteSize {
 
 /// Installs the SIGBUS handler, or makes sure that it still is in place.
 pub(crate) fn install_handler() -> Result<(), Error> {
-    handler::install().map_err(|e| match e {
-        handler::NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
-        handler::NotInstalled::Refused(e) => Error::kernel("cannot install a SIGBUS handler", e),
+    handler::SIGBUS.install().map_err(|e| match e {
+        NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
+        NotInstalled::Refused(e) => Error::kernel("cannot install a SIGBUS handler", e),
     })
 }
 

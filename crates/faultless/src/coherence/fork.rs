@@ -13,6 +13,7 @@ use crate::base::primitive::Ordering;
 use crate::base::process;
 use crate::coherence::keeper;
 use crate::coherence::opening::reopen;
+use crate::fault::chain::HandlerLock;
 use crate::fault::handler;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
 use crate::space::{fds, identity, registry};
@@ -21,11 +22,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Once;
 
-type Locks = (
-    handler::HandlerLock,
-    keeper::KeeperLocks,
-    registry::GatesLock,
-);
+type Locks = (HandlerLock, keeper::KeeperLocks, registry::GatesLock);
 
 struct Slot(UnsafeCell<Option<Locks>>);
 // SAFETY: written and emptied only by the thread that holds the locks in question.
@@ -62,7 +59,11 @@ pub(crate) extern "C" fn before() {
             let _ = fd.current(*id);
         }
     });
-    let locks = (handler::freeze(), keeper::freeze(), registry::freeze());
+    let locks = (
+        handler::SIGBUS.freeze(),
+        keeper::freeze(),
+        registry::freeze(),
+    );
     fds::forking();
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *SLOT.0.get() = Some(locks) };

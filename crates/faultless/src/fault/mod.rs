@@ -12,6 +12,7 @@
 
 pub(crate) mod ahead;
 pub(crate) mod ask;
+pub(crate) mod chain;
 pub(crate) mod charge;
 pub(crate) mod claim;
 pub(crate) mod fill;

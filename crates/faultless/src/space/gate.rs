@@ -36,6 +36,30 @@ impl<T> Default for Gate<T> {
     }
 }
 
+#[cfg(not(loom))]
+impl<T> Gate<T> {
+    /// With nothing behind it.
+    pub(crate) const fn new() -> Self {
+        Gate {
+            thing: AtomicPtr::new(std::ptr::null_mut()),
+            users: [const { Users(AtomicU32::new(0)) }; USER_SHARDS],
+        }
+    }
+
+    /// Takes the thing away, and does not wait for threads that are inside: what is taken may be freed when the gate is
+    /// [`vacant`](Self::vacant).
+    pub(crate) fn take(&self) -> *mut T {
+        self.thing.swap(std::ptr::null_mut(), Ordering::SeqCst)
+    }
+
+    /// Forgets the threads that were inside: in the child of a fork, which has only the one that calls.
+    pub(crate) fn forget_users(&self) {
+        for users in &self.users {
+            users.0.store(0, Ordering::SeqCst);
+        }
+    }
+}
+
 /// Somebody who is inside a gate: what is behind it cannot be freed while this lives.
 pub(crate) struct Inside<'a, T> {
     thing: &'a T,

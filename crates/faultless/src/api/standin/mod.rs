@@ -41,7 +41,7 @@ use std::os::fd::BorrowedFd;
 
 pub use crate::base::thread::{Thread, spawn};
 pub use crate::coherence::lend::{Lent, lend};
-pub use crate::fault::handler::Disposition;
+pub use crate::fault::chain::Disposition;
 
 mod held;
 
@@ -375,6 +375,17 @@ pub fn own_efaults() -> u64 {
     OWN_EFAULTS.load(Ordering::Relaxed)
 }
 
+/// Starts the engine's threads that belong to no pool, and its bookkeeping of forks.
+///
+/// # Errors
+///
+/// The system refuses a thread.
+pub fn start_threads() -> std::io::Result<()> {
+    keeper::start()?;
+    crate::coherence::fork::watch();
+    Ok(())
+}
+
 /// Ends the engine's threads that belong to no pool, where there is none any more.
 pub fn stop_threads() {
     keeper::stop();
@@ -387,7 +398,7 @@ pub fn stop_threads() {
 ///
 /// What `kernels` returned.
 pub fn sigbus<R>(new: Option<Disposition>, kernels: impl FnOnce() -> R) -> Result<Disposition, R> {
-    handler::replace_former(new, kernels)
+    handler::SIGBUS.replace_former(new, kernels)
 }
 
 /// How often some stand-in has begun to be handed back. A system call that failed on an absent page is to be made again if that
@@ -466,4 +477,5 @@ pub fn posix_locked(fd: i32) -> bool {
 /// Starts the engine's bookkeeping of forks, so that a handler registered after it runs before it.
 pub fn watch_forks() {
     crate::coherence::fork::watch();
+    crate::guards::fork::watch();
 }

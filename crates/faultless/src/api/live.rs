@@ -1,0 +1,317 @@
+//! Live mappings of a program that knows nothing of them.
+//!
+//! This is the ground for `libfaultless_preload.so`, and no part of the crate's interface.
+
+#![allow(unsafe_code, reason = "serves a mapping by its address")]
+#![allow(missing_docs, reason = "not a part of the interface")]
+
+use crate::base::error::Error;
+use crate::base::primitive::{AtomicU64, Ordering};
+use crate::base::source;
+use crate::coherence::{hooks, keeper};
+use crate::fault::chain::{Disposition, NotInstalled};
+use crate::guards::handler::{self, SIGSEGV};
+use crate::guards::mapping::{CHUNK, LiveMapping};
+use crate::guards::table::Inside;
+use crate::guards::{files, fork, sweep, table};
+use faultless_sys::file::{self, FileId};
+use faultless_sys::mem::PAGE;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+pub use crate::guards::support::{Support, support};
+
+/// Most live mappings at the same time.
+pub const MOST: usize = table::MOST;
+
+/// Markers that are installed before the program learns of its mapping, in bytes of it. The rest follows.
+const FIRST: usize = 64 << 20;
+/// The same in one round of [`work`].
+const ROUND: usize = 256 << 20;
+/// Serial numbers of stand-ins are below this.
+const SERIALS: u64 = 1 << 48;
+
+/// What is to be served.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The file. The descriptor is not kept.
+    pub file: BorrowedFd<'a>,
+    /// Where the program has it mapped, in whole pages.
+    pub at: usize,
+    /// Bytes, a multiple of the page size.
+    pub len: usize,
+    /// Offset in the file.
+    pub offset: u64,
+    /// How the program wants to read it (`MADV_…`).
+    pub advice: i32,
+}
+
+/// A mapping of the kernel's whose misses are served. It must be [ended](Live::end), or its addresses be unmapped by
+/// [`unmap_with`](Live::unmap_with).
+#[derive(Debug)]
+pub struct Live(&'static LiveMapping);
+
+/// What happened in one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Touches of absent pages that were served.
+    pub misses: u64,
+    /// Those of them whose pages were in the page cache.
+    pub cached: u64,
+    /// Pages that the kernel had reclaimed, and whose next touch is served again.
+    pub put_back: u64,
+}
+
+impl Live {
+    /// Begins to serve one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses what is needed. The mapping is as it was.
+    ///
+    /// # Safety
+    ///
+    /// At `at` lies a mapping of the kernel's of these bytes of the file, which is not writable, and of which no page holds anything but
+    /// the file's bytes.
+    pub unsafe fn new(wanted: &Wanted<'_>) -> Result<Live, Error> {
+        let name = source::file_name(wanted.file);
+        let cannot =
+            |what: &str, e: std::io::Error| Error::kernel(format!("cannot {what} {name}"), e);
+        keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
+        fork::watch();
+        SIGSEGV.install().map_err(|e| match e {
+            NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
+            NotInstalled::Refused(e) => Error::kernel("cannot install a SIGSEGV handler", e),
+        })?;
+        let status = file::status(wanted.file.as_raw_fd()).map_err(|e| cannot("stat", e.into()))?;
+        let file = files::open(wanted.file.as_raw_fd()).map_err(|e| cannot("open", e))?;
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        let range = wanted.at..wanted.at + wanted.len;
+        let live = LiveMapping::new(serial, range, wanted.offset, status.len, file);
+        live.advice.store(wanted.advice, Ordering::Relaxed);
+        let live = table::insert(live).ok_or(Error::TooManyMaps(MOST))?;
+        let live = Live(live);
+        match sweep::install(live.0, FIRST) {
+            Ok(_) => Ok(live),
+            Err(e) => {
+                live.end();
+                Err(cannot("install guard markers in a mapping of", e.into()))
+            }
+        }
+    }
+
+    /// What of it is still served.
+    pub fn range(&self) -> Range<usize> {
+        self.0.range()
+    }
+
+    /// The address at which it began.
+    pub fn first(&self) -> usize {
+        self.0.first
+    }
+
+    /// How many bytes the program had mapped with it, at first.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Never used again by another one of the process, or by a stand-in.
+    pub fn serial(&self) -> u64 {
+        self.0.serial
+    }
+
+    pub fn file_id(&self) -> FileId {
+        self.0.file.id
+    }
+
+    pub fn counts(&self) -> Counts {
+        let counts = &self.0.counts;
+        Counts {
+            misses: counts.misses.load(Ordering::Relaxed),
+            cached: counts.cached.load(Ordering::Relaxed),
+            put_back: counts.put_back.load(Ordering::Relaxed),
+        }
+    }
+
+    /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`. (The kernel is told by the program itself.)
+    pub fn advise(&self, advice: i32) {
+        self.0.advice.store(advice, Ordering::Relaxed);
+    }
+
+    /// Whether the rest can be served if a part is unmapped.
+    pub fn can_be_trimmed(&self, gone: &Range<usize>) -> bool {
+        let range = self.range();
+        let front = gone.start <= range.start && gone.end < range.end;
+        let end = range.start < gone.start && range.end <= gone.end;
+        front || end
+    }
+
+    /// Unmaps a part at the front or the end, by a call that does so.
+    ///
+    /// # Errors
+    ///
+    /// The call's: then all of it is still mapped, and that part is not served any more.
+    pub fn trim_with<E>(
+        &self,
+        gone: &Range<usize>,
+        unmap: impl FnOnce() -> Result<usize, E>,
+    ) -> Result<usize, E> {
+        let range = self.range();
+        self.0.trim(gone);
+        table::trimmed(self.0);
+        handler::expect_latecomers();
+        unmap().inspect_err(|_| {
+            self.0
+                .open(gone.start.max(range.start)..gone.end.min(range.end));
+        })
+    }
+
+    /// Ends it with a call that unmaps its addresses.
+    ///
+    /// # Errors
+    ///
+    /// The call's: then it is left to the kernel.
+    pub fn unmap_with<E>(self, unmap: impl FnOnce() -> Result<usize, E>) -> Result<usize, E> {
+        // (Until they are unmapped, touches are served.)
+        let result = unmap().inspect_err(|_| self.0.open(self.range()));
+        self.leave();
+        result
+    }
+
+    /// Leaves it to the kernel.
+    pub fn end(self) {
+        self.0.open(self.range());
+        self.leave();
+    }
+
+    fn leave(self) {
+        handler::expect_latecomers();
+        // SAFETY: from `insert`, and consumed here.
+        unsafe { table::remove(self.0) };
+        files::close_unused();
+    }
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(SERIALS);
+
+/// Whether a live mapping has a part of a range. Takes no lock.
+pub fn touches(range: &Range<usize>) -> bool {
+    table::touches(range)
+}
+
+/// Live mappings of which one system call can use parts.
+const PARTS: usize = 4;
+
+/// Memory of live mappings that a system call is to read: the kernel cannot be interrupted by SIGSEGV in the middle of it, and a marker is
+/// `EFAULT` to it. So the markers are removed, and none is installed in these mappings while this lives.
+#[derive(Default)]
+pub struct Opened {
+    parts: [Option<Inside>; PARTS],
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").finish_non_exhaustive()
+    }
+}
+
+impl Opened {
+    /// Opens what live mappings have of a range, and asks the page cache for it. Takes no lock.
+    pub fn open(&mut self, range: &Range<usize>) {
+        let mut at = range.start;
+        while at < range.end {
+            let Some(next) = table::next_part(at..range.end) else {
+                return;
+            };
+            let Some(live) = table::find(next) else {
+                return;
+            };
+            let of = live.range();
+            let start = next & !(PAGE - 1);
+            at = range.end.min(of.end);
+            let part = start..at.next_multiple_of(PAGE);
+            self.hold(live);
+            if let Some(live) = table::find(next) {
+                open(&live, part);
+            }
+        }
+    }
+
+    /// Keeps markers out of a mapping. (Where there is no room for that, for ever.)
+    fn hold(&mut self, live: Inside) {
+        let is_it = |held: &Option<Inside>| held.as_ref().is_some_and(|h| h.serial == live.serial);
+        if self.parts.iter().any(is_it) {
+            return;
+        }
+        live.hold();
+        if let Some(free) = self.parts.iter_mut().find(|part| part.is_none()) {
+            *free = Some(live);
+        }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.parts.iter().flatten().for_each(|live| live.release());
+    }
+}
+
+/// Removes the markers of a part, for the kernel.
+fn open(live: &LiveMapping, part: Range<usize>) {
+    /// More than this the kernel reads by itself.
+    const MOST: usize = 1 << 20;
+    let data = live.with_data(part.clone());
+    if data.len() <= MOST
+        && !data.is_empty()
+        && let Some(fd) = live.file.number()
+    {
+        let (at, len) = (live.offset_of(data.start), data.len() as u64);
+        let _ = file::advise(fd, at, len, libc::POSIX_FADV_WILLNEED);
+    }
+    for chunk in part.clone().step_by(CHUNK) {
+        live.opens(chunk);
+    }
+    live.opens(part.end - 1);
+    live.open(part);
+}
+
+/// The kernel has given out addresses that were thought to be a live mapping's: whichever they belonged to has lost them. To be called
+/// before the program learns the addresses.
+pub fn given_out(range: &Range<usize>) {
+    table::for_each(|live| {
+        let of = live.range();
+        if range.end <= of.start || of.end <= range.start {
+            return;
+        }
+        if of.start < range.start && range.end < of.end {
+            // What is left of it, the kernel serves.
+            live.open(of.start..range.start);
+            live.open(range.end..of.end);
+            live.trim(&of);
+        } else {
+            live.trim(range);
+        }
+        table::trimmed(live);
+        if live.range().is_empty() {
+            hooks::lost();
+        }
+    });
+}
+
+/// A round of the work that is done beside the program: installing the markers of large mappings, and putting markers back. Returns
+/// whether there is more to do immediately.
+pub fn work() -> bool {
+    let more = sweep::round(ROUND);
+    files::close_unused();
+    more
+}
+
+/// Replaces (or, without a new one, reads) the disposition of SIGSEGV that the program believes in. While the engine's handler is not
+/// installed, `kernels` is called instead.
+///
+/// # Errors
+///
+/// What `kernels` returned.
+pub fn sigsegv<R>(new: Option<Disposition>, kernels: impl FnOnce() -> R) -> Result<Disposition, R> {
+    SIGSEGV.replace_former(new, kernels)
+}

@@ -1,0 +1,247 @@
+//! One live mapping, and what is known of it.
+
+use crate::base::primitive::{
+    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
+use crate::guards::files::LiveFile;
+use faultless_sys::mem::{self, PAGE};
+use faultless_sys::raw;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes whose markers are installed together and looked at together: what one page of a page table maps.
+pub(crate) const CHUNK: usize = 2 << 20;
+/// What the kernel maps with one fault, if the page cache has it: markers are removed together there.
+pub(crate) const WINDOW: usize = 64 << 10;
+/// Threads whose last windows are remembered.
+const THREADS: usize = 16;
+
+/// What is known of a chunk's markers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Markers {
+    /// None was installed yet.
+    None,
+    /// All pages have one.
+    Installed,
+    /// Pages that are in memory, or were, have none.
+    Opened,
+}
+
+/// What happened in a live mapping.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// Touches of markers.
+    pub(crate) misses: AtomicU64,
+    /// Those of them whose pages were in the page cache.
+    pub(crate) cached: AtomicU64,
+    /// Markers that were put back on pages which the kernel had reclaimed.
+    pub(crate) put_back: AtomicU64,
+}
+
+/// One live mapping.
+#[derive(Debug)]
+pub(crate) struct LiveMapping {
+    pub(crate) serial: u64,
+    /// What of it is still the program's mapping of the file.
+    start: AtomicUsize,
+    end: AtomicUsize,
+    /// Where it began, and which byte of the file lies there.
+    pub(crate) first: usize,
+    pub(crate) bytes: usize,
+    offset: u64,
+    /// Where the file ended: pages behind have no markers.
+    data_end: usize,
+    pub(crate) file: Arc<LiveFile>,
+    /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
+    pub(crate) advice: AtomicI32,
+    chunks: Box<[AtomicU8]>,
+    /// The chunk that is looked at next.
+    pub(crate) hand: AtomicUsize,
+    /// Misses less hits, as the kernel counts them (`mmap_miss`): above a limit, nothing is read around a miss.
+    lost: AtomicU32,
+    /// For some threads, the window of the last miss and how many before it were neighbours.
+    last: [AtomicU64; THREADS],
+    pub(crate) counts: Counts,
+    /// System calls that are using a part of it now, whose markers were removed: meanwhile none is installed.
+    holders: AtomicUsize,
+    installing: AtomicBool,
+}
+
+/// While this lives, markers may be installed in a mapping.
+pub(crate) struct Installing<'a>(&'a LiveMapping);
+
+impl Drop for Installing<'_> {
+    fn drop(&mut self) {
+        self.0.installing.store(false, Ordering::SeqCst);
+    }
+}
+
+impl LiveMapping {
+    /// Of `range`, where the file's bytes from `offset` on are mapped, of a file of `len` bytes.
+    pub(crate) fn new(
+        serial: u64,
+        range: Range<usize>,
+        offset: u64,
+        len: u64,
+        file: Arc<LiveFile>,
+    ) -> Self {
+        let data = len.saturating_sub(offset).min(range.len() as u64) as usize;
+        let data_end = range.start + data.next_multiple_of(PAGE);
+        let chunks = range.len().div_ceil(CHUNK);
+        LiveMapping {
+            serial,
+            start: AtomicUsize::new(range.start),
+            end: AtomicUsize::new(range.end),
+            first: range.start,
+            bytes: range.len(),
+            offset,
+            data_end,
+            file,
+            advice: AtomicI32::new(libc::MADV_NORMAL),
+            chunks: (0..chunks)
+                .map(|_| AtomicU8::new(Markers::None as u8))
+                .collect(),
+            hand: AtomicUsize::new(0),
+            lost: AtomicU32::new(0),
+            last: [const { AtomicU64::new(0) }; THREADS],
+            counts: Counts::default(),
+            holders: AtomicUsize::new(0),
+            installing: AtomicBool::new(false),
+        }
+    }
+
+    /// Keeps markers from being installed until [`release`](Self::release).
+    pub(crate) fn hold(&self) {
+        // The holder is counted *first*, and looks for a thread that installs *then*; that thread does it the other way round.
+        self.holders.fetch_add(1, Ordering::SeqCst);
+        while self.installing.load(Ordering::SeqCst) {
+            raw::sched_yield();
+        }
+    }
+
+    pub(crate) fn release(&self) {
+        self.holders.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Permission to install some markers. `None` if a system call needs that there are none, or another thread is at it.
+    pub(crate) fn installing(&self) -> Option<Installing<'_>> {
+        if self.installing.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        let permission = Installing(self);
+        (self.holders.load(Ordering::SeqCst) == 0).then_some(permission)
+    }
+
+    /// What of it is still served.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.start.load(Ordering::SeqCst)..self.end.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn covers(&self, addr: usize) -> bool {
+        self.range().contains(&addr)
+    }
+
+    /// Takes a part away that lies at the front or at the end.
+    pub(crate) fn trim(&self, gone: &Range<usize>) {
+        let range = self.range();
+        if gone.start <= range.start {
+            self.start.store(gone.end.min(range.end), Ordering::SeqCst);
+        } else {
+            self.end.store(gone.start, Ordering::SeqCst);
+        }
+    }
+
+    /// Which byte of the file lies at an address.
+    pub(crate) fn offset_of(&self, addr: usize) -> u64 {
+        self.offset + (addr - self.first) as u64
+    }
+
+    /// The part of a range that has bytes of the file, and is still served.
+    pub(crate) fn with_data(&self, part: Range<usize>) -> Range<usize> {
+        let range = self.range();
+        let start = part.start.max(range.start);
+        start..part.end.min(range.end).min(self.data_end).max(start)
+    }
+
+    /// The pages that the kernel maps together with the one at `addr`.
+    pub(crate) fn window(&self, addr: usize) -> Range<usize> {
+        let start = addr & !(WINDOW - 1);
+        self.with_data(start..start + WINDOW)
+    }
+
+    pub(crate) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// The part of the mapping that a chunk is.
+    pub(crate) fn chunk(&self, number: usize) -> Range<usize> {
+        let start = self.first + number * CHUNK;
+        self.with_data(start..start + CHUNK)
+    }
+
+    pub(crate) fn markers(&self, chunk: usize) -> Markers {
+        match self.chunks[chunk].load(Ordering::Relaxed) {
+            0 => Markers::None,
+            1 => Markers::Installed,
+            _ => Markers::Opened,
+        }
+    }
+
+    pub(crate) fn set_markers(&self, chunk: usize, markers: Markers) {
+        let word = &self.chunks[chunk];
+        // (Written seldom: every miss comes here.)
+        if word.load(Ordering::Relaxed) != markers as u8 {
+            word.store(markers as u8, Ordering::Relaxed);
+        }
+    }
+
+    /// A marker of the window at `addr` is about to be removed.
+    pub(crate) fn opens(&self, addr: usize) {
+        let chunk = (addr - self.first) / CHUNK;
+        if self.markers(chunk) == Markers::Installed {
+            self.set_markers(chunk, Markers::Opened);
+        }
+    }
+
+    /// Counts a miss, and says whether what lies around it is to be read with it. As the kernel judges for its own mappings: not
+    /// after many misses that no hits made up for.
+    pub(crate) fn reads_around(&self, cached: bool) -> bool {
+        /// `MMAP_LOTSAMISS`, and how far above it is counted.
+        const LOTS: u32 = 100;
+        const MOST: u32 = LOTS * 10;
+        let lost = self.lost.load(Ordering::Relaxed);
+        match cached {
+            true if lost > 0 => self.lost.store(lost - 1, Ordering::Relaxed),
+            false if lost < MOST => self.lost.store(lost + 1, Ordering::Relaxed),
+            _ => {}
+        }
+        !cached && lost <= LOTS
+    }
+
+    /// Notes that a thread has missed in the window at `window`, and returns how many windows it has missed in before, each the next
+    /// of the one before it.
+    pub(crate) fn run_of(&self, thread: u32, window: usize) -> u64 {
+        const RUN_BITS: u32 = 8;
+        const RUN_MAX: u64 = (1 << RUN_BITS) - 1;
+        let number = (window / WINDOW) as u64;
+        let last = &self.last[thread as usize % THREADS];
+        let before = last.load(Ordering::Relaxed);
+        let (former, run) = (before >> RUN_BITS, before & RUN_MAX);
+        let run = match number.wrapping_sub(former) {
+            0 => run,
+            1 => (run + 1).min(RUN_MAX),
+            _ => 0,
+        };
+        last.store(number << RUN_BITS | run, Ordering::Relaxed);
+        if former == number { 0 } else { run }
+    }
+
+    /// Removes the markers of a range.
+    pub(crate) fn open(&self, range: Range<usize>) {
+        if !range.is_empty() {
+            // (What the program has unmapped meanwhile has no markers, and nothing else goes wrong.)
+            let _ = mem::remove_guards(range.start, range.len());
+        }
+    }
+}

@@ -452,6 +452,8 @@ fn serve_live(
         at,
         len: call.len,
         offset: call.offset,
+        flags: call.flags & !IDLE,
+        may_be_written: known.may_be_written,
         advice: advice.unwrap_or(libc::MADV_NORMAL),
     };
     // SAFETY: made just now, or found to be plain, for reading, and without pages of its own.

@@ -361,7 +361,12 @@ fn advise_live(state: &State, range: &Range<usize>, advice: c_int) -> bool {
             (Some(live), libc::MADV_NORMAL | libc::MADV_RANDOM | libc::MADV_SEQUENTIAL) => {
                 live.advise(advice);
             }
-            (Some(_), libc::MADV_DONTFORK | libc::MADV_DOFORK) => {}
+            // (Of a part: the kernel alone can have it so.)
+            (Some(live), libc::MADV_DONTFORK | libc::MADV_DOFORK)
+                if range.start <= live.range().start && live.range().end <= range.end =>
+            {
+                live.set_dont_fork(advice == libc::MADV_DONTFORK);
+            }
             (Some(_), libc::MADV_DONTDUMP | libc::MADV_DODUMP) => {}
             (Some(_), advice) if harmless(advice) => {}
             _ => return false,

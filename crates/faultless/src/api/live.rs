@@ -11,7 +11,7 @@ use crate::base::source;
 use crate::coherence::{hooks, keeper};
 use crate::fault::chain::{Disposition, NotInstalled};
 use crate::guards::handler::{self, SIGSEGV};
-use crate::guards::mapping::{CHUNK, LiveMapping};
+use crate::guards::mapping::{CHUNK, Child, LiveMapping};
 use crate::guards::table::Inside;
 use crate::guards::{files, fork, sweep, table};
 use faultless_sys::file::{self, FileId};
@@ -42,6 +42,10 @@ pub struct Wanted<'a> {
     pub len: usize,
     /// Offset in the file.
     pub offset: u64,
+    /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
+    pub flags: i32,
+    /// The program can make it writable, for all that share it.
+    pub may_be_written: bool,
     /// How the program wants to read it (`MADV_…`).
     pub advice: i32,
 }
@@ -87,10 +91,14 @@ impl Live {
         let file = files::open(wanted.file.as_raw_fd()).map_err(|e| cannot("open", e))?;
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let range = wanted.at..wanted.at + wanted.len;
-        let live = LiveMapping::new(serial, range, wanted.offset, status.len, file);
+        let live = LiveMapping::new(serial, range, wanted.offset, status.len, file, wanted.flags);
         live.advice.store(wanted.advice, Ordering::Relaxed);
         let live = table::insert(live).ok_or(Error::TooManyMaps(MOST))?;
         let live = Live(live);
+        // (Our descriptor is for reading: what it maps could never be made writable for all.)
+        if !wanted.may_be_written {
+            live.0.leave_out_of_forks();
+        }
         match sweep::install(live.0, FIRST) {
             Ok(_) => Ok(live),
             Err(e) => {
@@ -138,6 +146,14 @@ impl Live {
         self.0.advice.store(advice, Ordering::Relaxed);
     }
 
+    /// `MADV_DONTFORK` or `MADV_DOFORK`, which the program gives the kernel itself.
+    pub fn set_dont_fork(&self, dont: bool) {
+        self.0.set_child(match dont {
+            true => Child::Without,
+            false => Child::Copied,
+        });
+    }
+
     /// Whether the rest can be served if a part is unmapped.
     pub fn can_be_trimmed(&self, gone: &Range<usize>) -> bool {
         let range = self.range();
@@ -173,14 +189,14 @@ impl Live {
     /// The call's: then it is left to the kernel.
     pub fn unmap_with<E>(self, unmap: impl FnOnce() -> Result<usize, E>) -> Result<usize, E> {
         // (Until they are unmapped, touches are served.)
-        let result = unmap().inspect_err(|_| self.0.open(self.range()));
+        let result = unmap().inspect_err(|_| self.0.leave_to_kernel());
         self.leave();
         result
     }
 
     /// Leaves it to the kernel.
     pub fn end(self) {
-        self.0.open(self.range());
+        self.0.leave_to_kernel();
         self.leave();
     }
 
@@ -285,8 +301,9 @@ pub fn given_out(range: &Range<usize>) {
         }
         if of.start < range.start && range.end < of.end {
             // What is left of it, the kernel serves.
-            live.open(of.start..range.start);
-            live.open(range.end..of.end);
+            for rest in [of.start..range.start, range.end..of.end] {
+                live.leave_part_to_kernel(rest);
+            }
             live.trim(&of);
         } else {
             live.trim(range);

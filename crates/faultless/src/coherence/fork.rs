@@ -11,8 +11,8 @@
 use crate::base::ids::Addr;
 use crate::base::primitive::Ordering;
 use crate::base::process;
-use crate::coherence::keeper;
 use crate::coherence::opening::reopen;
+use crate::coherence::{hooks, keeper};
 use crate::fault::chain::HandlerLock;
 use crate::fault::handler;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
@@ -156,6 +156,7 @@ fn bar_regions() {
         Some(kernel) if restore(core, kernel) => {}
         _ => bar(core.region()),
     });
+    hooks::in_child();
     // An open file of the parent's that lived on in the child would keep the parent's lease, with nobody to give it up.
     // A new process has no POSIX locks to lose.
     fds::for_each_number(|number| {

@@ -17,6 +17,20 @@ pub(crate) fn lost() {
     }
 }
 
+static IN_CHILD: OnceLock<fn()> = OnceLock::new();
+
+/// Sets what is called in a forked child while the engine's descriptors are still open there.
+pub(crate) fn on_child(f: fn()) {
+    let _ = IN_CHILD.set(f);
+}
+
+/// This is a forked child, and the engine's descriptors are about to be closed.
+pub(crate) fn in_child() {
+    if let Some(call) = IN_CHILD.get() {
+        call();
+    }
+}
+
 static ON_LEASE_BROKEN: OnceLock<fn(u64) -> bool> = OnceLock::new();
 
 /// Sets what is called, on a thread of the engine's that may wait, when the lease of the stand-in with a serial number is

@@ -1,9 +1,15 @@
 //! One live mapping, and what is known of it.
 
+#![allow(
+    unsafe_code,
+    reason = "gives advice about a mapping, and makes it anew in a child"
+)]
+
 use crate::base::primitive::{
     AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 use crate::guards::files::LiveFile;
+use faultless_sys::file::CacheState;
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
 use std::ops::Range;
@@ -26,6 +32,23 @@ pub(crate) enum Markers {
     Installed,
     /// Pages that are in memory, or were, have none.
     Opened,
+}
+
+/// How a forked child finds a mapping. The kernel would copy all page tables that may have markers, page by page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Child {
+    /// The kernel copies it: our descriptor cannot make the same mapping.
+    Copied,
+    /// The kernel leaves it out (`MADV_DONTFORK`), and it is mapped anew.
+    Anew,
+    /// Not at all: the program has asked for that.
+    Without,
+}
+
+/// The two counts in a word. (A chunk has 512 pages.)
+fn print_of(state: CacheState) -> u32 {
+    (state.cached as u32) << 16 | state.evicted as u32 & 0xFFFF
 }
 
 /// What happened in a live mapping.
@@ -53,9 +76,15 @@ pub(crate) struct LiveMapping {
     /// Where the file ended: pages behind have no markers.
     data_end: usize,
     pub(crate) file: Arc<LiveFile>,
+    /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
+    flags: i32,
+    /// How a forked child is to find it.
+    child: AtomicU8,
     /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
     pub(crate) advice: AtomicI32,
     chunks: Box<[AtomicU8]>,
+    /// What the page cache had of each chunk when its markers were put back last: nothing has to be done while it has the same.
+    settled: Box<[AtomicU32]>,
     /// The chunk that is looked at next.
     pub(crate) hand: AtomicUsize,
     /// Misses less hits, as the kernel counts them (`mmap_miss`): above a limit, nothing is read around a miss.
@@ -85,6 +114,7 @@ impl LiveMapping {
         offset: u64,
         len: u64,
         file: Arc<LiveFile>,
+        flags: i32,
     ) -> Self {
         let data = len.saturating_sub(offset).min(range.len() as u64) as usize;
         let data_end = range.start + data.next_multiple_of(PAGE);
@@ -98,10 +128,13 @@ impl LiveMapping {
             offset,
             data_end,
             file,
+            flags,
+            child: AtomicU8::new(Child::Copied as u8),
             advice: AtomicI32::new(libc::MADV_NORMAL),
             chunks: (0..chunks)
                 .map(|_| AtomicU8::new(Markers::None as u8))
                 .collect(),
+            settled: (0..chunks).map(|_| AtomicU32::new(0)).collect(),
             hand: AtomicUsize::new(0),
             lost: AtomicU32::new(0),
             last: [const { AtomicU64::new(0) }; THREADS],
@@ -196,6 +229,16 @@ impl LiveMapping {
         }
     }
 
+    /// Whether pages of a chunk may have been reclaimed since the last [`settle`](Self::settle).
+    pub(crate) fn may_be_reclaimed(&self, chunk: usize, state: CacheState) -> bool {
+        state.evicted > 0 && self.settled[chunk].load(Ordering::Relaxed) != print_of(state)
+    }
+
+    /// Notes that all pages of a chunk have markers that the page cache did not have.
+    pub(crate) fn settle(&self, chunk: usize, state: CacheState) {
+        self.settled[chunk].store(print_of(state), Ordering::Relaxed);
+    }
+
     /// A marker of the window at `addr` is about to be removed.
     pub(crate) fn opens(&self, addr: usize) {
         let chunk = (addr - self.first) / CHUNK;
@@ -235,6 +278,71 @@ impl LiveMapping {
         };
         last.store(number << RUN_BITS | run, Ordering::Relaxed);
         if former == number { 0 } else { run }
+    }
+
+    pub(crate) fn child(&self) -> Child {
+        match self.child.load(Ordering::SeqCst) {
+            0 => Child::Copied,
+            1 => Child::Anew,
+            _ => Child::Without,
+        }
+    }
+
+    /// Notes what the program has asked for.
+    pub(crate) fn set_child(&self, child: Child) {
+        self.child.store(child as u8, Ordering::SeqCst);
+    }
+
+    /// From now on forked children map it anew, if the kernel agrees.
+    pub(crate) fn leave_out_of_forks(&self) {
+        let range = self.range();
+        // SAFETY: changes no contents; a child is given the same mapping by `map_anew`.
+        let left_out = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DONTFORK) };
+        if left_out.is_ok() {
+            self.set_child(Child::Anew);
+        }
+    }
+
+    /// From now on the kernel copies it into forked children, as it would have without us.
+    pub(crate) fn let_kernel_copy(&self) {
+        let range = self.range();
+        if self.child() == Child::Anew && !range.is_empty() {
+            // SAFETY: changes no contents.
+            let _ = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DOFORK) };
+            self.set_child(Child::Copied);
+        }
+    }
+
+    /// Makes the mapping in a forked child, by the descriptor that the child still has.
+    pub(crate) fn map_anew(&self) {
+        let (range, fd) = (self.range(), self.file.number());
+        let (Child::Anew, Some(fd), false) = (self.child(), fd, range.is_empty()) else {
+            return;
+        };
+        let offset = self.offset_of(range.start);
+        let flags = self.flags | mem::MAP_FIXED_NOREPLACE;
+        let prot = libc::PROT_READ;
+        // SAFETY: replaces nothing: the parent's mapping was left out.
+        let made = unsafe { mem::map(range.start, range.len(), prot, flags, fd, offset) };
+        if made.is_ok() {
+            let advice = self.advice.load(Ordering::Relaxed);
+            // SAFETY: made above; this advice changes no contents.
+            let _ = unsafe { mem::madvise(range.start, range.len(), advice) };
+        }
+    }
+
+    /// Makes it what it would be without us.
+    pub(crate) fn leave_to_kernel(&self) {
+        self.leave_part_to_kernel(self.range());
+    }
+
+    /// Makes a part what it would be without us.
+    pub(crate) fn leave_part_to_kernel(&self, part: Range<usize>) {
+        if self.child() == Child::Anew && !part.is_empty() {
+            // SAFETY: changes no contents.
+            let _ = unsafe { mem::madvise(part.start, part.len(), libc::MADV_DOFORK) };
+        }
+        self.open(part);
     }
 
     /// Removes the markers of a range.

@@ -64,12 +64,13 @@ fn put_back(live: &LiveMapping) {
         let Some(state) = state_of(live, fd, &live.chunk(number)) else {
             return;
         };
-        if state.evicted == 0 {
+        if !live.may_be_reclaimed(number, state) {
             continue;
         }
         let Ok(Some(pages)) = guard(live, number) else {
             return;
         };
+        live.settle(number, state);
         live.counts.put_back.fetch_add(pages, Ordering::Relaxed);
         left -= 1;
         if left == 0 {

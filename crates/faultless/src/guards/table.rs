@@ -172,6 +172,16 @@ fn free_left(state: &mut Slots) {
     });
 }
 
+/// In the child of a fork, whose only thread is the caller: runs `f` on all of them.
+pub(crate) fn for_each_after_fork(f: impl Fn(&LiveMapping)) {
+    for slot in used() {
+        // SAFETY: what lies behind a gate is freed after it was taken from there, and the child has no other thread.
+        if let Some(live) = unsafe { slot.gate.peek().as_ref() } {
+            f(live);
+        }
+    }
+}
+
 /// In the child of a fork, whose only thread is the caller: runs `f` on all of them, and forgets them.
 pub(crate) fn forget(mut state: MutexGuard<'static, Slots>, mut f: impl FnMut(&LiveMapping)) {
     for slot in used() {

@@ -6,26 +6,6 @@ use common::*;
 use std::path::Path;
 use std::process::Command;
 
-/// Runs a test program by itself, which proves the program, and served.
-fn both(name: &str, options: &[&str]) -> Served {
-    let program = compile(name, &[]);
-    let data = scratch().join(format!(
-        "{name}.{}.data",
-        options.join("").replace('/', "_")
-    ));
-    let data = data.to_str().expect("a plain path");
-    let by_itself = plain(&program, &[data]);
-    assert!(
-        by_itself.status.success(),
-        "{name}: {}",
-        String::from_utf8_lossy(&by_itself.stderr)
-    );
-    let served = served(options, &program, &[data]);
-    served.same_as(&by_itself);
-    let _ = std::fs::remove_file(data);
-    served
-}
-
 #[test]
 fn every_call_that_hands_the_kernel_memory_finds_it_there() {
     let served = both("calls", &["--memory", "64M"]);
@@ -128,77 +108,6 @@ fn all_that_holds_without_compat_holds_with_it() {
     for name in ["calls", "shape", "holes", "signals", "family", "storm"] {
         both(name, &["--memory", "64M", "--compat"]).taken_over();
     }
-}
-
-/// Whether mappings can be served live here.
-fn live(test: &str) -> bool {
-    possible(
-        test,
-        faultless::live::support().map(drop).map_err(str::to_owned),
-    )
-}
-
-#[test]
-fn a_live_mapping_is_the_kernels_whoever_writes_to_the_file_or_cuts_it_or_handles_faults() {
-    if live("a_live_mapping_is_the_kernels") {
-        let served = both("live", &["--backend", "live"]);
-        served.taken_over().handed_back_because("mprotect");
-        let files = served.reports.iter().flat_map(|r| &r.files);
-        assert!(
-            files
-                .into_iter()
-                .all(|f| f.backend == "live" && !f.why.is_empty()),
-            "{}",
-            served.told()
-        );
-    }
-}
-
-#[test]
-fn all_that_holds_for_stand_ins_holds_for_live_mappings() {
-    if !live("all_that_holds_for_stand_ins_holds_for_live_mappings") {
-        return;
-    }
-    for compat in [
-        &["--backend", "live"][..],
-        &["--backend", "live", "--compat"],
-    ] {
-        for name in ["shape", "holes", "signals", "family", "storm"] {
-            both(name, compat).taken_over();
-        }
-        // (The kernel alone touches its pages: markers are removed, and none is missed.)
-        let served = both("calls", compat);
-        let files = served.reports.iter().flat_map(|r| &r.files);
-        assert!(
-            files.into_iter().any(|f| f.backend == "live"),
-            "{}",
-            served.told()
-        );
-    }
-}
-
-#[test]
-fn pages_of_a_live_mapping_that_were_reclaimed_are_served_again() {
-    if !live("pages_of_a_live_mapping_that_were_reclaimed_are_served_again") {
-        return;
-    }
-    // (By itself the program finds no markers.)
-    let program = compile("reclaimed", &[]);
-    let data = scratch().join("reclaimed.data");
-    let served = served(
-        &["--backend", "live"],
-        &program,
-        &[data.to_str().expect("a plain path")],
-    );
-    served.printed("good\n").taken_over();
-    let put_back: u64 = served
-        .reports
-        .iter()
-        .flat_map(|r| &r.files)
-        .map(|f| f.put_back)
-        .sum();
-    assert!(put_back > 0, "{}", served.told());
-    let _ = std::fs::remove_file(data);
 }
 
 #[test]

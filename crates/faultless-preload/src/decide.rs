@@ -193,7 +193,7 @@ pub(crate) fn serve(
         result = match way {
             Way::StandIn => can_stand_in(state, settings, call, known)
                 .and_then(|()| stand_in(state, settings, call, known, advice)),
-            Way::Live => can_live(state, call)
+            Way::Live => can_live(state, call, known)
                 .and_then(|()| serve_live(state, settings, call, known, advice)),
         };
         if result.is_ok() {
@@ -221,11 +221,12 @@ fn worth_it(settings: &Settings, cached: f64) -> Result<(), &'static str> {
 /// Whether a mapping that waited still promises a gain.
 pub(crate) fn promises(settings: &Settings, cached: f64) -> Result<(), &'static str> {
     if !settings.eager && cached >= CACHED {
-        return Err("its pages are in the page cache already");
+        return Err(IN_CACHE);
     }
     Ok(())
 }
 
+const IN_CACHE: &str = "its pages are in the page cache already";
 /// The share of a mapping that must be in the page cache for it to be left alone.
 const CACHED: f64 = 0.75;
 
@@ -314,8 +315,11 @@ fn permitted(
 }
 
 /// Whether a live mapping is possible, as far as can be known before it is tried.
-fn can_live(state: &State, call: &Call) -> Result<(), String> {
+fn can_live(state: &State, call: &Call, known: &Known<'_>) -> Result<(), String> {
     live::support()?;
+    if known.cached >= 1.0 {
+        return Err(IN_CACHE.to_owned());
+    }
     let live = || state.standing.values().filter_map(|e| e.served.live());
     if live().count() >= live::MOST {
         return Err(format!("there are {} other live mappings", live::MOST));

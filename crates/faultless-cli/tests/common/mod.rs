@@ -143,7 +143,7 @@ pub fn served_as_it_comes(
     command
         .args(["run", "--stats-json"])
         .arg(json.path())
-        .args(options)
+        .args(by_backend(options))
         .arg("--")
         .arg(program)
         .args(args)
@@ -152,6 +152,23 @@ pub fn served_as_it_comes(
     let output = command.output().expect("it starts");
     let reports = read_reports(json.path()).expect("reports are JSON lines");
     Served { output, reports }
+}
+
+/// The options, for the backend that the variable FAULTLESS_TEST_BACKEND names, if it names one: so that whole files of tests can be run
+/// with each. (Live mappings have no budget.)
+fn by_backend(options: &[&str]) -> Vec<String> {
+    let all = || options.iter().map(|&o| o.to_owned());
+    match std::env::var("FAULTLESS_TEST_BACKEND") {
+        Ok(backend) if !options.contains(&"--backend") => {
+            let budgets = options.iter().position(|&o| o == "--memory");
+            let is_budget = |i: &usize| budgets.is_some_and(|at| *i == at || *i == at + 1);
+            let live = backend == "live";
+            let kept = all().enumerate().filter(|(i, _)| !live || !is_budget(i));
+            let kept: Vec<String> = kept.map(|(_, o)| o).collect();
+            [vec!["--backend".to_owned(), backend], kept].concat()
+        }
+        _ => all().collect(),
+    }
 }
 
 impl Served {
@@ -299,6 +316,26 @@ impl Served {
             .collect::<String>()
             + &self.stderr()
     }
+}
+
+/// Runs a test program by itself, which proves the program, and served.
+pub fn both(name: &str, options: &[&str]) -> Served {
+    let program = compile(name, &[]);
+    let data = scratch().join(format!(
+        "{name}.{}.data",
+        options.join("").replace('/', "_")
+    ));
+    let data = data.to_str().expect("a plain path");
+    let by_itself = plain(&program, &[data]);
+    assert!(
+        by_itself.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&by_itself.stderr)
+    );
+    let served = served(options, &program, &[data]);
+    served.same_as(&by_itself);
+    let _ = std::fs::remove_file(data);
+    served
 }
 
 /// Whether a test can run; if not, it says so, and is counted by `./run test`.

@@ -1,0 +1,246 @@
+//! `faultless run --backend live`: the kernel's own mappings, of files that others write, and in programs that have a use for SIGSEGV.
+
+mod common;
+
+use common::*;
+use std::path::Path;
+
+const LIVE: [&str; 2] = ["--backend", "live"];
+
+/// Whether mappings can be served live here.
+fn live(test: &str) -> bool {
+    possible(
+        test,
+        faultless::live::support().map(drop).map_err(str::to_owned),
+    )
+}
+
+#[test]
+fn a_live_mapping_is_the_kernels_whoever_writes_to_the_file_or_cuts_it_or_handles_faults() {
+    if live("a_live_mapping_is_the_kernels") {
+        let served = both("live", &["--backend", "live"]);
+        served.taken_over().handed_back_because("mprotect");
+        let files = served.reports.iter().flat_map(|r| &r.files);
+        assert!(
+            files
+                .into_iter()
+                .all(|f| f.backend == "live" && !f.why.is_empty()),
+            "{}",
+            served.told()
+        );
+    }
+}
+
+#[test]
+fn all_that_holds_for_stand_ins_holds_for_live_mappings() {
+    if !live("all_that_holds_for_stand_ins_holds_for_live_mappings") {
+        return;
+    }
+    for compat in [
+        &["--backend", "live"][..],
+        &["--backend", "live", "--compat"],
+    ] {
+        for name in ["shape", "holes", "signals", "family", "storm"] {
+            both(name, compat).taken_over();
+        }
+        // (The kernel alone touches its pages: markers are removed, and none is missed.)
+        let served = both("calls", compat);
+        let files = served.reports.iter().flat_map(|r| &r.files);
+        assert!(
+            files.into_iter().any(|f| f.backend == "live"),
+            "{}",
+            served.told()
+        );
+    }
+}
+
+#[test]
+fn pages_of_a_live_mapping_that_were_reclaimed_are_served_again() {
+    if !live("pages_of_a_live_mapping_that_were_reclaimed_are_served_again") {
+        return;
+    }
+    // (By itself the program finds no markers.)
+    let program = compile("reclaimed", &[]);
+    let data = scratch().join("reclaimed.data");
+    let served = served(
+        &["--backend", "live"],
+        &program,
+        &[data.to_str().expect("a plain path")],
+    );
+    served.printed("good\n").taken_over();
+    let put_back: u64 = served
+        .reports
+        .iter()
+        .flat_map(|r| &r.files)
+        .map(|f| f.put_back)
+        .sum();
+    assert!(put_back > 0, "{}", served.told());
+    let _ = std::fs::remove_file(data);
+}
+
+/// All that was served of a file was served live, and pages of it were missed.
+#[track_caller]
+fn served_live(served: &Served, name: &str) {
+    let files = || served.reports.iter().flat_map(|r| &r.files);
+    assert!(files().all(|f| f.backend == "live"), "{}", served.told());
+    served.taken_over_of(name);
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+fn source(name: &str) -> String {
+    text(&sources().join(name)).to_owned()
+}
+
+fn python() -> &'static Path {
+    Path::new("/usr/bin/python3")
+}
+
+/// Whether Python has a module.
+fn module(name: &str) -> Result<(), String> {
+    let found = plain(python(), &["-c", &format!("import {name}")]);
+    let missing = || format!("python3 has no module {name} (./run setup installs it)");
+    found.status.success().then_some(()).ok_or_else(missing)
+}
+
+/// Makes something with a script, in a directory of its own.
+fn made_by(script: &str, args: &[&str]) {
+    let made = plain(python(), &[&["-c", script], args].concat());
+    let said = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(made.status.success(), "{said}");
+}
+
+#[test]
+fn sqlite_with_a_write_ahead_log_and_two_writers() {
+    if !live("sqlite_wal") || !possible("sqlite_wal", module("sqlite3")) {
+        return;
+    }
+    let dir = tempfile::tempdir_in(scratch()).expect("a directory");
+    let file = dir.path().join("wal.db");
+    made_by(
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('pragma journal_mode = wal')\n\
+         c.execute('create table t (id integer primary key, v blob)')\n\
+         c.executemany('insert into t values (?, ?)', ((i, bytes((i * 7 + j) & 255 for j in range(64)) * 60) for i in range(1, 8001)))\n\
+         c.commit(); c.execute('pragma wal_checkpoint(truncate)')",
+        &[text(&file)],
+    );
+    cool(&file);
+    let script = source("sqlite_wal.py");
+    let options = [&LIVE[..], &["--min-size", "1M"]].concat();
+    let served = served(&options, python(), &[&script, text(&file)]);
+    served.printed("('ok',)\n(0,)\n(8300,)\n");
+    served_live(&served, "wal.db");
+}
+
+#[test]
+fn lmdb_written_by_two_processes() {
+    if !live("lmdb_two") || !possible("lmdb_two", module("lmdb")) {
+        return;
+    }
+    let dir = tempfile::tempdir_in(scratch()).expect("a directory");
+    let made = plain(
+        python(),
+        &[&source("lmdb_writer.py"), text(dir.path()), "100000"],
+    );
+    assert!(made.status.success());
+    cool(&dir.path().join("data.mdb"));
+    let script = source("lmdb_two.py");
+    let served = served(&LIVE, python(), &[&script, text(dir.path()), "100000"]);
+    served.printed("100600\nTrue\n");
+    served_live(&served, "data.mdb");
+}
+
+#[test]
+fn a_server_that_forks_its_children() {
+    if !live("prefork") {
+        return;
+    }
+    let file = once("prefork.data", |path| {
+        let bytes: Vec<u8> = (0..64u64 << 20)
+            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+            .collect();
+        std::fs::write(path, bytes).expect("writable");
+    });
+    let script = source("prefork.py");
+    let by_itself = plain(python(), &[&script, text(&file)]);
+    cool(&file);
+    let served = served(&LIVE, python(), &[&script, text(&file)]);
+    served.same_as(&by_itself);
+    served_live(&served, "prefork.data");
+}
+
+#[test]
+fn java_with_its_own_use_of_sigsegv() {
+    if !live("java_live") || !possible("java_live", commands(&["java", "javac"])) {
+        return;
+    }
+    let classes = tempfile::tempdir_in(scratch()).expect("a directory");
+    let compiled = std::process::Command::new("javac")
+        .args(["-d", text(classes.path()), &source("Maps.java")])
+        .status();
+    assert!(compiled.expect("javac starts").success());
+    let file = once("java.live.data", |path| {
+        let bytes: Vec<u8> = (0..64u64 << 20)
+            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+            .collect();
+        std::fs::write(path, bytes).expect("writable");
+    });
+    let shrinking = classes.path().join("shrinking");
+    let dir = text(classes.path());
+    let args = ["-Xmx48m", "-cp", dir, "Maps", text(&file), text(&shrinking)];
+    let by_itself = plain(Path::new("java"), &args);
+    cool(&file);
+    let served = served(&LIVE, Path::new("java"), &args);
+    served.same_as(&by_itself);
+    served_live(&served, "java.live.data");
+}
+
+/// Runs a program with a file on an overlay, in a mount namespace of its own.
+#[test]
+fn a_file_on_overlayfs() {
+    let mount = "mount -t overlay overlay -o lowerdir=$0/low,upperdir=$0/up,workdir=$0/work $0/all";
+    let dir = tempfile::tempdir_in(scratch()).expect("a directory");
+    for name in ["low", "up", "work", "all"] {
+        std::fs::create_dir(dir.path().join(name)).expect("writable");
+    }
+    let unshare = |then: &str| {
+        let script = format!("{mount} && {then}");
+        let mut all = std::process::Command::new("unshare");
+        all.args(["-m", "sh", "-c", &script]).arg(dir.path());
+        all
+    };
+    let can = unshare("true").output().is_ok_and(|o| o.status.success());
+    let can = can
+        .then_some(())
+        .ok_or("overlayfs cannot be mounted here (it takes root)".to_owned());
+    if !live("overlay") || !possible("overlay", can) {
+        return;
+    }
+    std::fs::copy(
+        once("overlay.data", |path| {
+            let bytes: Vec<u8> = (0..32u32 << 20).map(|i| (i >> 12) as u8).collect();
+            std::fs::write(path, bytes).expect("writable");
+        }),
+        dir.path().join("low/file"),
+    )
+    .expect("copied");
+    let json = dir.path().join("reports.json");
+    let read = "import mmap, os, sys, threading\n\
+        m = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, mmap.MAP_SHARED, mmap.PROT_READ)\n\
+        t = threading.Thread(target=lambda: None); t.start(); t.join()\n\
+        print(all(m[i * 4096] == i & 255 for i in range(0, len(m) // 4096, 3)))";
+    let run = format!(
+        "sync && echo 1 > /proc/sys/vm/drop_caches; {FAULTLESS} run --backend live --eager --stats-json {} -- /usr/bin/python3 -c '{read}' $0/all/file",
+        text(&json)
+    );
+    let output = unshare(&run)
+        .env("FAULTLESS_LIBRARY", library())
+        .output()
+        .expect("it starts");
+    let reports = faultless_run::read_reports(&json).expect("reports are JSON lines");
+    let served = Served { output, reports };
+    served.printed("True\n");
+    served_live(&served, "/all/file");
+}

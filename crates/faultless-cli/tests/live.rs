@@ -55,6 +55,14 @@ fn all_that_holds_for_stand_ins_holds_for_live_mappings() {
 }
 
 #[test]
+fn what_is_mapped_where_a_live_mapping_was_is_never_touched() {
+    if live("what_is_mapped_where_a_live_mapping_was_is_never_touched") {
+        let served = both("handed_on", &LIVE);
+        served.taken_over().handed_back_because("mprotect");
+    }
+}
+
+#[test]
 fn pages_of_a_live_mapping_that_were_reclaimed_are_served_again() {
     if !live("pages_of_a_live_mapping_that_were_reclaimed_are_served_again") {
         return;

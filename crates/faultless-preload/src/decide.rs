@@ -36,6 +36,20 @@ const IN_MEMORY: [u64; 3] = [
     0x9584_58F6, // hugetlbfs
 ];
 
+/// File systems of which mappings are served live without being asked for: of this machine's disks, so that no program has to answer when
+/// the engine opens or reads one of their files, this one included.
+const LOCAL: [u64; 9] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0xF2F5_2010, // f2fs
+    0x794C_7630, // overlayfs
+    0x7371_7368, // squashfs
+    0xE0F5_E1E2, // erofs
+    0xCA45_1A4E, // bcachefs
+    0x9660,      // iso9660
+];
+
 /// Flags of mmap that concern the making of a mapping, or nothing at all.
 const IDLE: i32 =
     libc::MAP_POPULATE | libc::MAP_NONBLOCK | libc::MAP_DENYWRITE | libc::MAP_EXECUTABLE;
@@ -44,7 +58,7 @@ const ALLOWED: i32 = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_NORESERVE 
 
 /// Most mappings that have a stand-in at the same time: a forked child makes each of them anew.
 const STANDING_MAX: usize = 256;
-/// Most bytes that are mapped live, in parts of the machine's memory. Their page tables take a part in 512 of them: 0.3 % of memory.
+/// Most bytes that are mapped live, in parts of the memory that the process may have. Their page tables take a part in 512 of them: 0.3 % of memory.
 const LIVE_MAX: (u64, u64) = (3 * 512, 1000);
 /// Stand-ins begin at multiples of this.
 const GRANULE: usize = 2 << 20;
@@ -94,6 +108,7 @@ fn look(call: Call) -> Option<Taken> {
             id: status.id,
             path,
             trusted,
+            local: is_local(call.fd),
         }));
     }
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
@@ -107,6 +122,7 @@ fn look(call: Call) -> Option<Taken> {
     }
     let path = path();
     let trusted = matches(&settings.trust, &path) || never_written(call.fd);
+    let local = is_local(call.fd);
     // Before the lock: this asks the dynamic linker, which may be at work on behalf of a thread that waits for us.
     let ring = uses_io_uring();
 
@@ -116,6 +132,7 @@ fn look(call: Call) -> Option<Taken> {
         status: &status,
         path: &path,
         trusted,
+        local,
         ring,
         cached,
         may_be_written: kind == libc::MAP_SHARED && access & libc::O_ACCMODE == libc::O_RDWR,
@@ -193,7 +210,7 @@ pub(crate) fn serve(
         result = match way {
             Way::StandIn => can_stand_in(state, settings, call, known)
                 .and_then(|()| stand_in(state, settings, call, known, advice)),
-            Way::Live => can_live(state, call, known)
+            Way::Live => can_live(state, settings, call, known)
                 .and_then(|()| serve_live(state, settings, call, known, advice)),
         };
         if result.is_ok() {
@@ -261,11 +278,18 @@ fn never_written(fd: i32) -> bool {
     file::fs_magic(fd).is_ok_and(|m| NEVER_WRITTEN.contains(&m))
 }
 
+/// Whether a file is on a disk of this machine's.
+fn is_local(fd: i32) -> bool {
+    file::fs_magic(fd).is_ok_and(|m| LOCAL.contains(&m))
+}
+
 /// What is known of a mapping's file.
 pub(crate) struct Known<'a> {
     pub(crate) status: &'a Status,
     pub(crate) path: &'a Path,
     pub(crate) trusted: bool,
+    /// It is on a disk of this machine's.
+    pub(crate) local: bool,
     pub(crate) ring: bool,
     pub(crate) cached: f64,
     /// It is shared, and the program can make it writable.
@@ -315,30 +339,41 @@ fn permitted(
 }
 
 /// Whether a live mapping is possible, as far as can be known before it is tried.
-fn can_live(state: &State, call: &Call, known: &Known<'_>) -> Result<(), String> {
+fn can_live(
+    state: &mut State,
+    settings: &Settings,
+    call: &Call,
+    known: &Known<'_>,
+) -> Result<(), String> {
+    let no = |why: &str| Err(why.to_owned());
     live::support()?;
     if known.cached >= 1.0 {
-        return Err(IN_CACHE.to_owned());
+        return no(IN_CACHE);
     }
+    if !known.local && !known.trusted && settings.only.is_empty() {
+        return no(
+            "its file system may be in memory, or served by a program or over a network (--trust or --only serves it all the same)",
+        );
+    }
+    if call.flags & libc::MAP_POPULATE != 0 {
+        return no("the program has it read in as it is mapped (MAP_POPULATE)");
+    }
+    if file::is_dax(call.fd) {
+        return no("its storage is memory (DAX)");
+    }
+    let memory = state.prepare_live()?;
     let live = || state.standing.values().filter_map(|e| e.served.live());
     if live().count() >= live::MOST {
         return Err(format!("there are {} other live mappings", live::MOST));
     }
     let bytes = live().map(|l| l.range().len() as u64).sum::<u64>() + call.len as u64;
     let (part, of) = LIVE_MAX;
-    if bytes > machine_memory() / of * part {
-        return Err("the page tables of live mappings would take more than 0.3 % of the machine's memory (--backend stand-in needs none)".to_owned());
+    if bytes > memory / of * part {
+        return no(
+            "the page tables of live mappings would take more than 0.3 % of the memory that this process may have (--backend stand-in needs none)",
+        );
     }
     Ok(())
-}
-
-/// Memory of the machine, in bytes.
-fn machine_memory() -> u64 {
-    // SAFETY: no pointers; a name that always exists.
-    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
-    u64::try_from(pages)
-        .unwrap_or(0)
-        .saturating_mul(PAGE as u64)
 }
 
 /// Whether a stand-in is possible, as far as can be known before it is tried.
@@ -433,7 +468,6 @@ fn serve_live(
     known: &Known<'_>,
     advice: Option<i32>,
 ) -> Result<Option<usize>, String> {
-    state.prepare_live()?;
     if settings.dry_run {
         state.would_serve(known.path, call.len, "live");
         return Ok(None);

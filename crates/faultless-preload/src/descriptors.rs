@@ -11,7 +11,7 @@
 use crate::real::{Errno, real};
 use crate::state::{self, LOOKED, STANDING};
 use crate::{counters, probe};
-use faultless::standin;
+use faultless::{live, standin};
 use faultless_sys::file::{self, FileId};
 use std::ffi::{c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
@@ -149,7 +149,13 @@ fn control(
         // A lease for writing is had only by who has the file open alone.
         libc::F_SETLEASE if STANDING.load(Ordering::Relaxed) != 0 && !state::foreign() => {
             if let Some(id) = file_of(fd) {
-                state::lock().hand_back_file(id, "the program takes a lease on it");
+                let reason = "the program takes a lease on it";
+                let mut state = state::lock();
+                state.hand_back_file(id, reason);
+                state.hand_back_live(Some(id), reason);
+                drop(state);
+                // (Its descriptor counts, too.)
+                live::settle();
             }
             call()
         }

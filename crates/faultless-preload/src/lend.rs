@@ -111,11 +111,16 @@ impl Drop for Given {
 
 /// Keeps markers away from what live mappings have of a range.
 fn opened(range: &Range<usize>) -> Option<Opened> {
-    live::touches(range).then(|| {
-        let mut opened = Opened::default();
-        opened.open(range);
-        opened
-    })
+    if !live::touches(range) {
+        return None;
+    }
+    if state::foreign() {
+        Opened::open_in_passing(range);
+        return None;
+    }
+    let mut opened = Opened::default();
+    opened.open(range);
+    Some(opened)
 }
 
 /// Elements that an array has room for without memory of its own.
@@ -232,8 +237,10 @@ impl GivenVector {
             // SAFETY: found to be there by `part_of_ours`.
             let mut part = unsafe { vector.add(i).read_unaligned() };
             let range = range(part.iov_base, part.iov_len);
-            if live::touches(&range) {
+            if live::touches(&range) && !state::foreign() {
                 given.opened.open(&range);
+            } else {
+                Opened::open_in_passing(&range);
             }
             if !standin::touches(&range) {
             } else if pin {
@@ -276,8 +283,8 @@ pub(crate) struct GivenWords<const N: usize> {
     _opened: Opened,
 }
 
-/// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure.
-const SHORT: usize = 64 << 10;
+/// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure, a module.
+const SHORT: usize = 16 << 20;
 
 impl<const N: usize> GivenWords<N> {
     /// What a call that failed with `EFAULT` is to be made again with: addresses that the kernel can read, or the same ones if a
@@ -291,11 +298,16 @@ impl<const N: usize> GivenWords<N> {
             counter.add();
             return Some(given);
         }
-        (standin::hand_backs() != hand_backs).then_some(GivenWords {
+        (standin::hand_backs() != hand_backs).then(|| Self::as_they_are(words))
+    }
+
+    /// The words themselves.
+    pub(crate) fn as_they_are(words: [usize; N]) -> Self {
+        GivenWords {
             words,
             _lent: [const { None }; N],
             _opened: Opened::default(),
-        })
+        }
     }
 
     /// `None` if none of them points into a mapping of ours.
@@ -309,8 +321,13 @@ impl<const N: usize> GivenWords<N> {
         let mut any = false;
         for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
             let byte = *word..word.saturating_add(1);
-            if *word >= mem::PAGE && live::touches(&byte) {
-                given._opened.open(&(*word..word.saturating_add(SHORT)));
+            // (The buffer may begin before the mapping.)
+            let short = *word..word.saturating_add(SHORT);
+            if *word >= mem::PAGE && live::touches(&short) {
+                match state::foreign() {
+                    true => Opened::open_in_passing(&short),
+                    false => given._opened.open(&short),
+                }
                 any = true;
             }
             if *word >= mem::PAGE

@@ -9,7 +9,7 @@
 use crate::lend::range;
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, returned, set_errno};
-use crate::state::idle;
+use crate::state::{self, idle};
 use faultless::{live, standin};
 use faultless_sys::raw;
 use std::ffi::{c_int, c_void};
@@ -63,7 +63,10 @@ fn again_from_memory(
     let at = match &lent {
         Some(lent) => lent.at(),
         None if live::touches(&memory) => {
-            opened.open(&memory);
+            match state::foreign() {
+                true => live::Opened::open_in_passing(&memory),
+                false => opened.open(&memory),
+            }
             memory.start
         }
         None => return None,

@@ -36,7 +36,10 @@ fn page_is_there(page: usize) -> bool {
     if !standin::touches(&range) {
         // A live mapping's: what the kernel can read there without its markers.
         let mut opened = live::Opened::default();
-        opened.open(&range);
+        match state::foreign() {
+            true => live::Opened::open_in_passing(&range),
+            false => opened.open(&range),
+        }
         return kernel_reads(page);
     }
     // Pages of a stand-in are read in; a child of vfork may not claim them, but its loads are served like any other.

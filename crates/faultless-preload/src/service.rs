@@ -145,6 +145,10 @@ pub(crate) fn start() -> io::Result<()> {
                 reports::write("asked");
             }
             more = live::work();
+            if live::handler_is_lost() {
+                state::lock()
+                    .close_live("the program installed a SIGSEGV handler past the C library");
+            }
             if !more || turn % 64 == 0 {
                 tick();
             }

@@ -8,7 +8,7 @@
 use crate::counters::Counter;
 use crate::lend::GivenWords;
 use crate::real::{errno, real};
-use crate::state::idle;
+use crate::state::{self, idle};
 use faultless::standin;
 use std::ffi::c_int;
 
@@ -32,7 +32,9 @@ macro_rules! tried_again {
                 return result;
             }
             static COUNTER: Counter = Counter::new(stringify!($name), true);
-            let Some(given) = GivenWords::again([$($arg),*], hand_backs, &COUNTER) else {
+            let given = GivenWords::again([$($arg),*], hand_backs, &COUNTER);
+            let given = given.or_else(|| keeps_addresses(stringify!($name), [$($arg),*]));
+            let Some(given) = given else {
                 return result;
             };
             let [$($arg),*] = given.words;
@@ -41,6 +43,17 @@ macro_rules! tried_again {
         }
     )* };
     (@word $arg:ident) => { usize };
+}
+
+/// A call whose structures may have the addresses of memory, which the kernel or a device is to use by itself: registered buffers, the
+/// memory of a virtual machine. Live mappings become the kernel's again, and the call is made once more. `None` if there are none.
+fn keeps_addresses<const N: usize>(name: &str, words: [usize; N]) -> Option<GivenWords<N>> {
+    if name != "ioctl" || state::foreign() {
+        return None;
+    }
+    let reason = "the kernel, or a device, uses memory by itself (ioctl)";
+    let any = state::lock().hand_back_live(None, reason);
+    any.then(|| GivenWords::as_they_are(words))
 }
 
 tried_again! { c_int, -1;

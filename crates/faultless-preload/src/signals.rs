@@ -106,7 +106,11 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
             )
         };
         let replaced = if state::foreign() {
-            // A child of vfork: its actions are its own, what is remembered here its parent's.
+            // A child of vfork: its actions are its own, what is remembered here its parent's. Without our handler it must meet no
+            // marker.
+            if signo == libc::SIGSEGV && wanted.is_some() {
+                live::open_all();
+            }
             Err(kernels())
         } else if signo == libc::SIGBUS {
             standin::sigbus(disposition, kernels)

@@ -9,8 +9,8 @@ use crate::real::Errno;
 use crate::serving::Served;
 use crate::waiting::{self, Waiting};
 use crate::{counters, decide, lend, limits, real, reports, service, signals, threads, trap};
-use faultless::standin;
 use faultless::{ByteSize, Pool};
+use faultless::{live, standin};
 use faultless_run::{Settings, VARIABLE};
 use faultless_sys::file::FileId;
 use faultless_sys::{mem, raw, signal};
@@ -208,8 +208,9 @@ pub(crate) struct State {
     pub(crate) waiting: Vec<Waiting>,
     /// Whether it pays.
     pub(crate) doubt: Doubt,
-    /// Whether live mappings can be served, or why not; asked when it is first needed.
-    pub(crate) live: Option<Result<(), String>>,
+    /// The memory that this process may have, in bytes, where live mappings can be served, or why they cannot; asked when it is first
+    /// needed.
+    pub(crate) live: Option<Result<u64, String>>,
     /// Why nothing is taken over any more.
     pub(crate) closed: Option<&'static str>,
 }
@@ -351,6 +352,28 @@ impl State {
         }
     }
 
+    /// Hands back all live mappings, or those of a file.
+    pub(crate) fn hand_back_live(&mut self, id: Option<FileId>, reason: &'static str) -> bool {
+        let is_its =
+            |e: &Entry| e.served.live().is_some() && id.is_none_or(|id| e.served.file_id() == id);
+        let live: Vec<u64> = self
+            .standing
+            .iter()
+            .filter(|(_, e)| is_its(e))
+            .map(|(&serial, _)| serial)
+            .collect();
+        for &serial in &live {
+            self.hand_back(serial, reason);
+        }
+        !live.is_empty()
+    }
+
+    /// Hands all live mappings back, and serves none live any more.
+    pub(crate) fn close_live(&mut self, reason: &'static str) {
+        self.live = Some(Err(reason.to_owned()));
+        self.hand_back_live(None, reason);
+    }
+
     /// Hands everything back, and takes nothing over any more.
     pub(crate) fn close(&mut self, reason: &'static str) {
         self.closed = Some(reason);
@@ -452,13 +475,18 @@ impl State {
     }
 
     /// Prepares this process for live mappings.
-    pub(crate) fn prepare_live(&mut self) -> Result<(), String> {
+    pub(crate) fn prepare_live(&mut self) -> Result<u64, String> {
         let prepare = || {
             limits::check()?;
             standin::keep_descriptors_high();
             standin::start_threads().map_err(|e| format!("cannot start a thread: {e}"))?;
             HAS_THREADS.store(true, Ordering::SeqCst);
-            Self::start_service()
+            Self::start_service()?;
+            // (It reads files of /proc.)
+            let limit = standin::apart(faultless::internals::memory_limit);
+            limit
+                .map(ByteSize::get)
+                .ok_or_else(|| "the keeper thread is gone".to_owned())
         };
         self.live.get_or_insert_with(prepare).clone()
     }
@@ -552,6 +580,7 @@ pub(crate) fn step_aside(reason: &'static str) {
     if HAS_THREADS.load(Ordering::SeqCst) {
         let _errno = Errno::keep();
         service::stop();
+        live::settle();
         drop(pool);
         standin::stop_threads();
         HAS_THREADS.store(false, Ordering::SeqCst);

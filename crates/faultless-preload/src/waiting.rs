@@ -44,6 +44,7 @@ pub(crate) struct Waiting {
     pub(crate) id: FileId,
     pub(crate) path: PathBuf,
     pub(crate) trusted: bool,
+    pub(crate) local: bool,
 }
 
 impl Waiting {
@@ -229,6 +230,7 @@ fn promote(
         status: &status,
         path: &mapped.path,
         trusted: mapped.trusted,
+        local: mapped.local,
         ring: looked.ring,
         cached,
         may_be_written: vma.may_be_written(),

@@ -137,6 +137,10 @@ fn make_unusual_calls() {
     /// `cachestat(2)` (6.5).
     const SYS_CACHESTAT: c_long = 451;
     call(SYS_CACHESTAT, [exe, at, at, 0, 0, 0]);
+    for guard in [102, 103] {
+        // `MADV_GUARD_INSTALL` and `MADV_GUARD_REMOVE` (6.13), of nothing.
+        call(SYS_madvise, [at & !4095, 0, guard, 0, 0, 0]);
+    }
     call(SYS_fadvise64, [exe, 0, 0, POSIX_FADV_RANDOM as usize, 0, 0]);
     /// `F_SETSIG`.
     const SETSIG: i32 = 10;

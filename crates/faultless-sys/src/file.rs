@@ -288,6 +288,28 @@ pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
     cache_state(fd, offset, len).map(|state| state.cached)
 }
 
+/// Whether loads from a mapping of a file reach its storage directly, so that there is no page cache between (`STATX_ATTR_DAX`).
+pub fn is_dax(fd: i32) -> bool {
+    const STATX_ATTR_DAX: u64 = 0x20_0000;
+    let mut st = core::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
+    let asked = check(unsafe {
+        syscall(
+            libc::SYS_statx,
+            [
+                fd as usize,
+                c"".as_ptr() as usize,
+                (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC) as usize,
+                0,
+                st.as_mut_ptr() as usize,
+                0,
+            ],
+        )
+    });
+    // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
+    asked.is_ok() && unsafe { st.assume_init() }.stx_attributes & STATX_ATTR_DAX != 0
+}
+
 /// Gives advice about a part of a file, or of an open file (`posix_fadvise(2)`, `POSIX_FADV_…`).
 pub fn advise(fd: i32, offset: u64, len: u64, advice: i32) -> Result<(), Errno> {
     // SAFETY: no pointers.

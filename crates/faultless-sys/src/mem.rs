@@ -152,6 +152,63 @@ pub unsafe fn discard(addr: usize, len: usize) -> bool {
     }
 }
 
+/// What lies at an address, as the kernel says of the mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// Where the mapping begins.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// Whether the process may write to it now.
+    pub writable: bool,
+    /// Whether writes are shared with the file.
+    pub shared: bool,
+    /// The byte of the file that lies at `start`.
+    pub offset: u64,
+    /// The file's inode on its device; 0 for memory.
+    pub inode: u64,
+    /// The device, as its major and minor number.
+    pub device: (u32, u32),
+}
+
+/// Asks what lies at an address (`PROCMAP_QUERY` on `/proc/PID/maps`, 6.11).
+///
+/// # Errors
+///
+/// `ENOENT` if nothing is mapped there; `ENOTTY` where the kernel does not know the question.
+pub fn mapped_at(maps: i32, addr: usize) -> Result<Mapped, Errno> {
+    /// `_IOWR('f', 17, struct procmap_query)`
+    const PROCMAP_QUERY: usize = 0xC068_6611;
+    const WRITABLE: u64 = 2;
+    const SHARED: u64 = 8;
+    // size, what is asked for, the address; start, end, flags, page size, offset, inode, device, lengths, pointers
+    let mut query = [0u64; 13];
+    (query[0], query[2]) = (104, addr as u64);
+    // SAFETY: the structure has the kernel's layout; it asks for no names, so no pointer in it is followed.
+    check(unsafe {
+        syscall(
+            libc::SYS_ioctl,
+            [
+                maps as usize,
+                PROCMAP_QUERY,
+                query.as_mut_ptr() as usize,
+                0,
+                0,
+                0,
+            ],
+        )
+    })?;
+    Ok(Mapped {
+        start: query[3] as usize,
+        end: query[4] as usize,
+        writable: query[5] & WRITABLE != 0,
+        shared: query[5] & SHARED != 0,
+        offset: query[7],
+        inode: query[8],
+        device: (query[9] as u32, (query[9] >> 32) as u32),
+    })
+}
+
 /// Puts a guard marker into each page table entry of a range (`MADV_GUARD_INSTALL`, 6.13; in mappings of files, 6.15): a touch raises
 /// SIGSEGV until the marker is removed. What is mapped there now, is mapped no longer.
 ///

@@ -165,6 +165,29 @@ pub fn gettid() -> u32 {
     unsafe { syscall(libc::SYS_gettid, [0; 6]) as u32 }
 }
 
+/// Major and minor version of the kernel (`uname(2)`). `None` if its release does not begin with two numbers.
+pub fn kernel_version() -> Option<(u32, u32)> {
+    // SAFETY: the structure is writable, and any bytes are valid.
+    let release = unsafe {
+        let mut name: libc::utsname = core::mem::zeroed();
+        check(syscall(
+            libc::SYS_uname,
+            [&raw mut name as usize, 0, 0, 0, 0, 0],
+        ))
+        .ok()?;
+        name.release
+    };
+    let mut numbers = release.split(|&c| !(c as u8).is_ascii_digit());
+    let mut number = || {
+        let digits = numbers.next().filter(|d| !d.is_empty())?;
+        let value = |sum: u32, &c: &libc::c_char| {
+            sum.checked_mul(10)?.checked_add(u32::from(c as u8 - b'0'))
+        };
+        digits.iter().try_fold(0, value)
+    };
+    Some((number()?, number()?))
+}
+
 /// The number of the process that calls (`getpid(2)`).
 #[inline]
 pub fn getpid() -> u32 {

@@ -119,7 +119,7 @@ pub use coherence::lease::OnBreak;
 #[cfg(not(loom))]
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::api::builder::default_budget;
+    pub use crate::api::builder::{default_budget, memory_limit};
     pub use crate::base::ids::{Entry, Serial, Slot};
     pub use crate::evict::policy;
 }

@@ -6,6 +6,9 @@ static const size_t mib = 1 << 20;
 static sigjmp_buf back;
 static volatile sig_atomic_t signo_seen, code_seen;
 static void *volatile addr_seen;
+/* What the handler reads, if anything. */
+static const char *volatile handlers_page;
+static volatile char read_there;
 
 static void on_fault(int signo, siginfo_t *info, void *context)
 {
@@ -13,6 +16,8 @@ static void on_fault(int signo, siginfo_t *info, void *context)
     signo_seen = signo;
     code_seen = info->si_code;
     addr_seen = info->si_addr;
+    if (handlers_page)
+        read_there = *handlers_page;
     siglongjmp(back, 1);
 }
 
@@ -120,6 +125,31 @@ static void faults(const char *path)
     if (sigsetjmp(back, 1) == 0)
         raise(SIGSEGV);
     CHECK(signo_seen == SIGSEGV && code_seen <= 0);
+    /* A miss in the handler itself; and a fault there, which ends the process. */
+    handlers_page = m + 11 * mib;
+    CHECK(load(NULL) == SIGSEGV && read_there == m[11 * mib]);
+    handlers_page = NULL;
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        verify(m, 0, 12 * mib, 13 * mib);
+        handlers_page = (const char *)8;
+        load(NULL);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        /* The same where misses are served. */
+        char *again = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, 0);
+        verify(again, 0, 12 * mib, 13 * mib);
+        handlers_page = (const char *)8;
+        load(NULL);
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
     /* Blocked, as far as the program can see. */
     sigset_t all, was, none;
     sigfillset(&all);

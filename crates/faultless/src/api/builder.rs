@@ -183,6 +183,11 @@ pub fn default_budget() -> ByteSize {
     share_of(&memory::look())
 }
 
+/// The most memory that this process can have: the machine's, or its control group's.
+pub fn memory_limit() -> ByteSize {
+    ByteSize::new(memory::look().limit)
+}
+
 /// Installs the SIGBUS handler, or makes sure that it still is in place.
 pub(crate) fn install_handler() -> Result<(), Error> {
     handler::SIGBUS.install().map_err(|e| match e {

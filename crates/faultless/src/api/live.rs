@@ -11,11 +11,11 @@ use crate::base::source;
 use crate::coherence::{hooks, keeper};
 use crate::fault::chain::{Disposition, NotInstalled};
 use crate::guards::handler::{self, SIGSEGV};
-use crate::guards::mapping::{CHUNK, Child, LiveMapping};
+use crate::guards::mapping::{self, Child, LiveMapping};
 use crate::guards::table::Inside;
 use crate::guards::{files, fork, sweep, table};
 use faultless_sys::file::{self, FileId};
-use faultless_sys::mem::PAGE;
+use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -26,8 +26,6 @@ pub const MOST: usize = table::MOST;
 
 /// Markers that are installed before the program learns of its mapping, in bytes of it. The rest follows.
 const FIRST: usize = 64 << 20;
-/// The same in one round of [`work`].
-const ROUND: usize = 256 << 20;
 /// Serial numbers of stand-ins are below this.
 const SERIALS: u64 = 1 << 48;
 
@@ -89,18 +87,39 @@ impl Live {
         })?;
         let status = file::status(wanted.file.as_raw_fd()).map_err(|e| cannot("stat", e.into()))?;
         let file = files::open(wanted.file.as_raw_fd()).map_err(|e| cannot("open", e))?;
-        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let range = wanted.at..wanted.at + wanted.len;
-        let live = LiveMapping::new(serial, range, wanted.offset, status.len, file, wanted.flags);
+        // (Where the kernel does not say what is in memory, markers would stand on pages that are.)
+        let number = file.number().unwrap_or(-1);
+        if let Err(e) = file::cache_state(number, wanted.offset, PAGE as u64) {
+            drop(file);
+            files::close_unused();
+            return Err(cannot("ask what is in memory of", e.into()));
+        }
+        let Some(named) = name_in_maps(wanted.at) else {
+            files::close_unused();
+            let e = std::io::ErrorKind::Unsupported.into();
+            return Err(cannot("ask the kernel about a mapping of", e));
+        };
+        let live = LiveMapping::new(
+            NEXT.fetch_add(1, Ordering::Relaxed),
+            wanted.at..wanted.at + wanted.len,
+            wanted.offset,
+            status.len,
+            file,
+            wanted.flags,
+            named,
+        );
         live.advice.store(wanted.advice, Ordering::Relaxed);
-        let live = table::insert(live).ok_or(Error::TooManyMaps(MOST))?;
+        let Some(live) = table::insert(live) else {
+            files::close_unused();
+            return Err(Error::TooManyMaps(MOST));
+        };
         let live = Live(live);
         // (Our descriptor is for reading: what it maps could never be made writable for all.)
         if !wanted.may_be_written {
             live.0.leave_out_of_forks();
         }
         match sweep::install(live.0, FIRST) {
-            Ok(_) => Ok(live),
+            Ok(()) => Ok(live),
             Err(e) => {
                 live.end();
                 Err(cannot("install guard markers in a mapping of", e.into()))
@@ -188,6 +207,8 @@ impl Live {
     ///
     /// The call's: then it is left to the kernel.
     pub fn unmap_with<E>(self, unmap: impl FnOnce() -> Result<usize, E>) -> Result<usize, E> {
+        // For ever: what the program maps there next must find no marker.
+        self.0.hold();
         // (Until they are unmapped, touches are served.)
         let result = unmap().inspect_err(|_| self.0.leave_to_kernel());
         self.leave();
@@ -196,6 +217,8 @@ impl Live {
 
     /// Leaves it to the kernel.
     pub fn end(self) {
+        // For ever.
+        self.0.hold();
         self.0.leave_to_kernel();
         self.leave();
     }
@@ -223,6 +246,8 @@ const PARTS: usize = 4;
 #[derive(Default)]
 pub struct Opened {
     parts: [Option<Inside>; PARTS],
+    /// There were more.
+    all: bool,
 }
 
 impl std::fmt::Debug for Opened {
@@ -234,34 +259,54 @@ impl std::fmt::Debug for Opened {
 impl Opened {
     /// Opens what live mappings have of a range, and asks the page cache for it. Takes no lock.
     pub fn open(&mut self, range: &Range<usize>) {
+        self.open_in(range, true);
+    }
+
+    /// The same for a child of vfork, which may never return here: markers may come back at any time.
+    pub fn open_in_passing(range: &Range<usize>) {
+        Opened::default().open_in(range, false);
+    }
+
+    fn open_in(&mut self, range: &Range<usize>, hold: bool) {
+        let end = range.end.min(range.start.saturating_add(MOST_AT_A_TIME));
         let mut at = range.start;
-        while at < range.end {
-            let Some(next) = table::next_part(at..range.end) else {
+        while at < end {
+            let Some(next) = table::next_part(at..end) else {
                 return;
             };
-            let Some(live) = table::find(next) else {
-                return;
-            };
-            let of = live.range();
             let start = next & !(PAGE - 1);
-            at = range.end.min(of.end);
-            let part = start..at.next_multiple_of(PAGE);
-            self.hold(live);
+            at = start + PAGE;
             if let Some(live) = table::find(next) {
+                let of = live.range();
+                let part = start..end.next_multiple_of(PAGE).min(of.end);
+                at = part.end.max(at);
+                if hold {
+                    self.hold(&live);
+                }
                 open(&live, part);
             }
         }
     }
 
-    /// Keeps markers out of a mapping. (Where there is no room for that, for ever.)
-    fn hold(&mut self, live: Inside) {
+    /// Keeps markers out of a mapping.
+    fn hold(&mut self, live: &LiveMapping) {
         let is_it = |held: &Option<Inside>| held.as_ref().is_some_and(|h| h.serial == live.serial);
-        if self.parts.iter().any(is_it) {
+        if self.all || self.parts.iter().any(is_it) {
             return;
         }
-        live.hold();
-        if let Some(free) = self.parts.iter_mut().find(|part| part.is_none()) {
-            *free = Some(live);
+        let free = self.parts.iter_mut().find(|part| part.is_none());
+        match (free, table::find(live.range().start)) {
+            (Some(free), Some(inside)) if inside.serial == live.serial => {
+                inside.hold();
+                *free = Some(inside);
+            }
+            _ => {
+                mapping::hold_all();
+                self.all = true;
+                // (A thread that is at it is done when the mapping can be held once.)
+                live.hold();
+                live.release();
+            }
         }
     }
 }
@@ -269,8 +314,14 @@ impl Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         self.parts.iter().flatten().for_each(|live| live.release());
+        if self.all {
+            mapping::release_all();
+        }
     }
 }
+
+/// Bytes that one system call reads or writes at most (`MAX_RW_COUNT`).
+const MOST_AT_A_TIME: usize = 0x7fff_f000;
 
 /// Removes the markers of a part, for the kernel.
 fn open(live: &LiveMapping, part: Range<usize>) {
@@ -284,11 +335,12 @@ fn open(live: &LiveMapping, part: Range<usize>) {
         let (at, len) = (live.offset_of(data.start), data.len() as u64);
         let _ = file::advise(fd, at, len, libc::POSIX_FADV_WILLNEED);
     }
-    for chunk in part.clone().step_by(CHUNK) {
-        live.opens(chunk);
-    }
-    live.opens(part.end - 1);
-    live.open(part);
+    live.open_chunks(part);
+}
+
+/// Removes all markers of all live mappings. They come back.
+pub fn open_all() {
+    table::for_each(|live| live.open_chunks(live.range()));
 }
 
 /// The kernel has given out addresses that were thought to be a live mapping's: whichever they belonged to has lost them. To be called
@@ -299,6 +351,8 @@ pub fn given_out(range: &Range<usize>) {
         if range.end <= of.start || of.end <= range.start {
             return;
         }
+        handler::expect_latecomers();
+        live.hold();
         if of.start < range.start && range.end < of.end {
             // What is left of it, the kernel serves.
             for rest in [of.start..range.start, range.end..of.end] {
@@ -309,17 +363,42 @@ pub fn given_out(range: &Range<usize>) {
             live.trim(range);
         }
         table::trimmed(live);
+        // (One that was installed since the kernel gave them out.)
+        live.open(of.start.max(range.start)..of.end.min(range.end));
+        live.release();
         if live.range().is_empty() {
             hooks::lost();
         }
     });
 }
 
+/// What the kernel calls a mapping's file: its inode and its device.
+fn name_in_maps(at: usize) -> Option<(u64, (u32, u32))> {
+    keeper::apart(move || {
+        let maps = file::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC).ok()?;
+        let mapped = mem::mapped_at(maps, at);
+        // SAFETY: opened above, in a table that the program does not see.
+        unsafe { file::close(maps) };
+        mapped.ok().map(|m| (m.inode, m.device))
+    })?
+}
+
+/// Whether another SIGSEGV handler was installed by a call that nobody saw: then touches of markers are not served.
+pub fn handler_is_lost() -> bool {
+    SIGSEGV.is_lost()
+}
+
+/// Frees what mappings that have ended held, where no thread is in them any more.
+pub fn settle() {
+    table::free();
+    files::close_unused();
+}
+
 /// A round of the work that is done beside the program: installing the markers of large mappings, and putting markers back. Returns
 /// whether there is more to do immediately.
 pub fn work() -> bool {
-    let more = sweep::round(ROUND);
-    files::close_unused();
+    let more = keeper::apart(sweep::round).unwrap_or(false);
+    settle();
     more
 }
 

@@ -77,6 +77,10 @@ pub(crate) enum NotInstalled {
     Refused(Errno),
 }
 
+/// Blocked while the program's handler runs: the signal by which the C library cancels threads, which a program cannot block itself. (A
+/// handler that leaves by `longjmp` and does not restore the mask leaves it blocked, as it would leave its own signal.)
+const RUNS: signal::SigSet = signal::set_of(32);
+
 /// A signal handler, as the kernel calls it.
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
 
@@ -146,6 +150,12 @@ impl Chain {
         Ok(before)
     }
 
+    /// Whether the handler was put in place and is no longer: the program has replaced it by a call that nobody saw.
+    pub(crate) fn is_lost(&self) -> bool {
+        let now = signal::action(self.signo).map(|now| now.handler);
+        self.installed.load(Ordering::Acquire) && now != Ok(self.ours().handler)
+    }
+
     /// Puts the handler in place, or makes sure that it still is.
     pub(crate) fn install(&self) -> Result<(), NotInstalled> {
         let _no_handler_here = signal::Blocked::all();
@@ -189,7 +199,10 @@ impl Chain {
         let former = self.former.read();
         // By kill, tgkill, sigqueue, or as a mere notice of broken memory: no instruction would run into it again.
         let sent = code <= 0 || code == libc::BUS_MCEERR_AO;
-        let handler = if self.spent.load(Ordering::Relaxed) {
+        // A fault of a handler that has the signal blocked, as far as it can see, ends the process.
+        // SAFETY: the context is the kernel's.
+        let in_handler = !sent && unsafe { interrupted(context) } & RUNS != 0;
+        let handler = if in_handler || self.spent.load(Ordering::Relaxed) {
             libc::SIG_DFL
         } else {
             former.handler
@@ -209,12 +222,14 @@ impl Chain {
                 // The former handler gets the signal mask that it asked for, not ours: it may never return (longjmp).
                 // SAFETY: the context is the kernel's.
                 let interrupted = unsafe { interrupted(context) };
-                let itself = if former.flags & libc::SA_NODEFER as usize != 0 {
+                // The signal itself stays open: the handler may miss. That it runs is told by a signal of the C library's in the mask.
+                let runs = if former.flags & libc::SA_NODEFER as usize != 0 {
                     0
                 } else {
-                    signal::set_of(signo)
+                    RUNS
                 };
-                let mine = signal::set_mask(interrupted | former.mask | itself);
+                let open = signal::set_of(signo);
+                let mine = signal::set_mask((interrupted | former.mask | runs) & !open);
                 if former.flags & libc::SA_RESETHAND as usize != 0 {
                     self.spent.store(true, Ordering::Relaxed);
                 }

@@ -17,6 +17,11 @@ pub(crate) struct LiveFile {
 }
 
 impl LiveFile {
+    /// The number in the table of the keeper's threads.
+    pub(crate) fn keepers_number(&self) -> i32 {
+        self.fd.engine_number()
+    }
+
     /// The descriptor, if it can be had: the program may have closed the number, and have put another file there.
     pub(crate) fn number(&self) -> Option<i32> {
         let number = self.fd.get();
@@ -44,7 +49,7 @@ pub(crate) fn open(fd: i32) -> io::Result<Arc<LiveFile>> {
     let number = Owned::new(reopen(fd, false)?);
     // Reads of one page read that page alone: what is read ahead is decided here. (`MADV_RANDOM` on the mapping would make reclaim
     // forget that its pages are used.)
-    file::advise(number.number(), 0, 0, libc::POSIX_FADV_RANDOM)?;
+    let _ = file::advise(number.number(), 0, 0, libc::POSIX_FADV_RANDOM);
     let fd = keeper::adopt(number, Some(id))?;
     let file = Arc::new(LiveFile { fd, id });
     open.push(file.clone());

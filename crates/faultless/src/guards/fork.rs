@@ -50,11 +50,7 @@ extern "C" fn before() {
         return;
     }
     // What a child's mappings are made from must be there when the table of descriptors is copied.
-    table::for_each(|live| {
-        if live.file.number().is_none() {
-            live.let_kernel_copy();
-        }
-    });
+    table::for_each(LiveMapping::before_fork);
     let locks = (SIGSEGV.freeze(), files::freeze(), table::freeze());
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *PLACE.0.get() = Some(locks) };
@@ -68,7 +64,7 @@ extern "C" fn after() {
 extern "C" fn in_child() {
     // SAFETY: as above; the child has no other thread.
     if let Some((_handler, open, slots)) = unsafe { (*PLACE.0.get()).take() } {
-        table::forget(slots, |live| live.open(live.range()));
+        table::forget(slots, LiveMapping::drop_tables);
         files::forget(open);
     }
 }

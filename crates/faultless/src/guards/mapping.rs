@@ -5,13 +5,14 @@
     reason = "gives advice about a mapping, and makes it anew in a child"
 )]
 
+use crate::base::ids::Nanos;
 use crate::base::primitive::{
     AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
+use crate::base::{clock, process};
 use crate::guards::files::LiveFile;
 use faultless_sys::file::CacheState;
 use faultless_sys::mem::{self, PAGE};
-use faultless_sys::raw;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub(crate) enum Markers {
     Installed,
     /// Pages that are in memory, or were, have none.
     Opened,
+    /// None has one, since the kernel was to use it.
+    Removed,
 }
 
 /// How a forked child finds a mapping. The kernel would copy all page tables that may have markers, page by page.
@@ -76,10 +79,15 @@ pub(crate) struct LiveMapping {
     /// Where the file ended: pages behind have no markers.
     data_end: usize,
     pub(crate) file: Arc<LiveFile>,
+    /// What the kernel calls the file in `/proc/PID/maps`.
+    pub(crate) inode: u64,
+    pub(crate) device: (u32, u32),
     /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
     flags: i32,
     /// How a forked child is to find it.
     child: AtomicU8,
+    /// How often the kernel has copied its page tables.
+    copied: AtomicU32,
     /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
     pub(crate) advice: AtomicI32,
     chunks: Box<[AtomicU8]>,
@@ -95,6 +103,18 @@ pub(crate) struct LiveMapping {
     /// System calls that are using a part of it now, whose markers were removed: meanwhile none is installed.
     holders: AtomicUsize,
     installing: AtomicBool,
+}
+
+/// System calls that use parts of more mappings than they can note.
+static OF_ALL: AtomicUsize = AtomicUsize::new(0);
+
+/// Keeps markers from being installed in any mapping until [`release_all`].
+pub(crate) fn hold_all() {
+    OF_ALL.fetch_add(1, Ordering::SeqCst);
+}
+
+pub(crate) fn release_all() {
+    OF_ALL.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// While this lives, markers may be installed in a mapping.
@@ -115,6 +135,7 @@ impl LiveMapping {
         len: u64,
         file: Arc<LiveFile>,
         flags: i32,
+        named: (u64, (u32, u32)),
     ) -> Self {
         let data = len.saturating_sub(offset).min(range.len() as u64) as usize;
         let data_end = range.start + data.next_multiple_of(PAGE);
@@ -128,8 +149,11 @@ impl LiveMapping {
             offset,
             data_end,
             file,
+            inode: named.0,
+            device: named.1,
             flags,
             child: AtomicU8::new(Child::Copied as u8),
+            copied: AtomicU32::new(0),
             advice: AtomicI32::new(libc::MADV_NORMAL),
             chunks: (0..chunks)
                 .map(|_| AtomicU8::new(Markers::None as u8))
@@ -140,16 +164,31 @@ impl LiveMapping {
             last: [const { AtomicU64::new(0) }; THREADS],
             counts: Counts::default(),
             holders: AtomicUsize::new(0),
-            installing: AtomicBool::new(false),
+            installing: AtomicBool::new(true),
         }
+    }
+
+    /// The permission to install the first markers, which a new mapping has.
+    ///
+    /// To be called once.
+    pub(crate) fn first(&self) -> Installing<'_> {
+        Installing(self)
+    }
+
+    /// Whether writes to it are shared with the file.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.flags & libc::MAP_TYPE == libc::MAP_SHARED
     }
 
     /// Keeps markers from being installed until [`release`](Self::release).
     pub(crate) fn hold(&self) {
+        /// How long to wait before looking again whether a thread still installs some.
+        const NAP: Nanos = Nanos::from_micros(20);
         // The holder is counted *first*, and looks for a thread that installs *then*; that thread does it the other way round.
         self.holders.fetch_add(1, Ordering::SeqCst);
-        while self.installing.load(Ordering::SeqCst) {
-            raw::sched_yield();
+        // (A copy of the process has no such thread.)
+        while self.installing.load(Ordering::SeqCst) && !process::forked() {
+            clock::nap(NAP);
         }
     }
 
@@ -163,7 +202,8 @@ impl LiveMapping {
             return None;
         }
         let permission = Installing(self);
-        (self.holders.load(Ordering::SeqCst) == 0).then_some(permission)
+        let holders = || self.holders.load(Ordering::SeqCst) + OF_ALL.load(Ordering::SeqCst);
+        (holders() == 0).then_some(permission)
     }
 
     /// What of it is still served.
@@ -217,7 +257,8 @@ impl LiveMapping {
         match self.chunks[chunk].load(Ordering::Relaxed) {
             0 => Markers::None,
             1 => Markers::Installed,
-            _ => Markers::Opened,
+            2 => Markers::Opened,
+            _ => Markers::Removed,
         }
     }
 
@@ -241,9 +282,32 @@ impl LiveMapping {
 
     /// A marker of the window at `addr` is about to be removed.
     pub(crate) fn opens(&self, addr: usize) {
-        let chunk = (addr - self.first) / CHUNK;
+        let chunk = self.chunk_of(addr);
         if self.markers(chunk) == Markers::Installed {
             self.set_markers(chunk, Markers::Opened);
+        }
+    }
+
+    fn chunk_of(&self, addr: usize) -> usize {
+        (addr - self.first) / CHUNK
+    }
+
+    /// Removes the markers of a part that the kernel is to use, chunk by chunk, where there may be some.
+    pub(crate) fn open_chunks(&self, part: Range<usize>) {
+        let mut at = part.start;
+        while at < part.end {
+            let number = self.chunk_of(at);
+            let whole = self.first + number * CHUNK..self.first + (number + 1) * CHUNK;
+            let end = whole.end.min(part.end);
+            if self.markers(number) != Markers::Removed {
+                if at == whole.start && end == whole.end {
+                    self.set_markers(number, Markers::Removed);
+                } else {
+                    self.opens(at);
+                }
+                self.open(at..end);
+            }
+            at = end;
         }
     }
 
@@ -310,6 +374,34 @@ impl LiveMapping {
             // SAFETY: changes no contents.
             let _ = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DOFORK) };
             self.set_child(Child::Copied);
+        }
+    }
+
+    /// The process is about to be forked. A large mapping whose page tables the kernel copies each time gives its markers up.
+    pub(crate) fn before_fork(&self) {
+        /// Bytes that are worth it, and forks.
+        const LARGE: usize = 64 << 20;
+        const FORKS: u32 = 3;
+        if self.file.number().is_none() {
+            self.let_kernel_copy();
+        }
+        if self.child() == Child::Copied
+            && self.range().len() > LARGE
+            && self.copied.fetch_add(1, Ordering::Relaxed) + 1 == FORKS
+        {
+            // For ever.
+            self.hold();
+            self.drop_tables();
+        }
+    }
+
+    /// Removes all markers, and gives the page tables back where the kernel frees empty ones.
+    pub(crate) fn drop_tables(&self) {
+        let range = self.range();
+        self.open(range.clone());
+        if self.is_shared() && !range.is_empty() {
+            // SAFETY: a shared mapping of a file: what was written to it is in the file's pages.
+            let _ = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DONTNEED) };
         }
     }
 

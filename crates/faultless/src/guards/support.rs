@@ -1,11 +1,6 @@
 //! Whether this kernel can serve live mappings, and what that gains.
 
-#![allow(unsafe_code, reason = "a scratch mapping")]
-
 use crate::base::primitive::OnceLock;
-use crate::base::text;
-use faultless_sys::mem::PAGE;
-use faultless_sys::{Errno, file, mem};
 
 /// What live mappings come to on this kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,49 +11,24 @@ pub enum Support {
     Locked,
 }
 
-/// What this kernel can do.
+/// What this kernel can do, by its version: nothing is tried, so that any process may ask at any time. (A kernel that refuses after
+/// all says so when the first markers are installed.)
 ///
 /// # Errors
 ///
 /// What it lacks.
 pub fn support() -> Result<Support, &'static str> {
-    static FOUND: OnceLock<Result<Support, &'static str>> = OnceLock::new();
-    *FOUND.get_or_init(look)
+    static FOUND: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    judge(*FOUND.get_or_init(faultless_sys::raw::kernel_version))
 }
 
-fn look() -> Result<Support, &'static str> {
-    const UNKNOWN: &str =
-        "this kernel knows no guard markers in mappings of files; Linux 6.15 does";
-    let version = text::kernel_version();
-    if version.is_some_and(|version| version < (6, 15)) {
-        return Err(UNKNOWN);
+fn judge(version: Option<(u32, u32)>) -> Result<Support, &'static str> {
+    match version {
+        // Since when `MADV_GUARD_REMOVE` takes the VMA's own lock alone.
+        Some(version) if version >= (6, 19) => Ok(Support::Free),
+        Some(version) if version >= (6, 15) => Ok(Support::Locked),
+        _ => Err("this kernel knows no guard markers in mappings of files; Linux 6.15 does"),
     }
-    match scratch() {
-        Ok(()) if version.is_some_and(frees_the_lock) => Ok(Support::Free),
-        Ok(()) => Ok(Support::Locked),
-        Err(Errno(libc::EINVAL)) => Err(UNKNOWN),
-        Err(_) => Err("this kernel refuses guard markers in a mapping of a file"),
-    }
-}
-
-/// Since when `MADV_GUARD_REMOVE` takes the VMA's own lock alone.
-fn frees_the_lock(version: (u32, u32)) -> bool {
-    version >= (6, 19)
-}
-
-/// Installs and removes a marker in a mapping that nobody else knows.
-fn scratch() -> Result<(), Errno> {
-    let fd = file::memory_file(c"faultless-guard", PAGE as u64)?;
-    let made = mem::map_aside(PAGE, libc::PROT_READ, libc::MAP_SHARED, fd, 0);
-    // SAFETY: made above; a mapping keeps the file.
-    unsafe { file::close(fd) };
-    let at = made?;
-    // SAFETY: mapped just now, empty, and shown to nobody.
-    let installed = unsafe { mem::install_guards(at, PAGE) };
-    let removed = installed.and_then(|()| mem::remove_guards(at, PAGE));
-    // SAFETY: as above.
-    let _ = unsafe { mem::unmap(at, PAGE) };
-    removed
 }
 
 #[cfg(test)]
@@ -66,8 +36,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lock_is_free_since_6_19() {
-        let free = [(6, 15), (6, 18), (6, 19), (7, 0), (7, 3)].map(frees_the_lock);
-        assert_eq!(free, [false, false, true, true, true]);
+    fn markers_are_known_since_6_15_and_free_the_lock_since_6_19() {
+        let old = [None, Some((6, 1)), Some((6, 14))].map(judge);
+        assert!(old.iter().all(Result::is_err));
+        let locked = [(6, 15), (6, 18)].map(|v| judge(Some(v)));
+        assert_eq!(locked, [Ok(Support::Locked); 2]);
+        let free = [(6, 19), (7, 0), (7, 3)].map(|v| judge(Some(v)));
+        assert_eq!(free, [Ok(Support::Free); 3]);
     }
 }

@@ -125,6 +125,8 @@ pub(crate) fn insert(live: LiveMapping) -> Option<&'static LiveMapping> {
 
 /// Says that a mapping has lost a part.
 pub(crate) fn trimmed(live: &LiveMapping) {
+    let _no_handler_here = signal::Blocked::all();
+    let _nothing_is_removed = lock(&STATE);
     let is_its = |slot: &&Slot| std::ptr::eq(slot.gate.peek(), live);
     if let Some(slot) = used().iter().find(is_its) {
         let range = live.range();

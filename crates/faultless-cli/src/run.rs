@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Taken over are mappings of regular files that are readable, neither writable nor executable, and large enough, in the
-program and in all that it executes. A read lease guards the bytes: when somebody opens the file for writing, the mapping
-becomes the kernel's again, at the same address, before the writer goes on. Everything else goes to the kernel untouched.
+program and in all that it executes. A stand-in's bytes are guarded by a read lease: when somebody opens the file for
+writing, the mapping becomes the kernel's again, at the same address, before the writer goes on. A live mapping stays the
+kernel's all the time, so --memory, --reads and --no-lease mean nothing to it. Everything else goes to the kernel untouched.
 
 PATTERNS without a slash are about a file's name, others about its whole path; * stands for slashes, too.
 
-The program's exit status, signals, input and output are its own. In gdb: handle SIGBUS nostop noprint pass.
+The program's exit status, signals, input and output are its own. In gdb: handle SIGBUS SIGSEGV nostop noprint pass.
 
   faultless run --stats -- rg --mmap needle logs/
   faultless run --memory 8G -- python3 search.py")]

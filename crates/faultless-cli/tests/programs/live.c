@@ -201,6 +201,13 @@ static void system_calls(const char *path)
     verify(m, 0, 0, 10 * mib);
     CHECK(mlock(m + 9 * mib, PAGE) == 0 || errno == EPERM || errno == ENOMEM);
     CHECK(munmap(m, len) == 0);
+    close(fd);
+    /* A lease that is had only by a process that has the file open alone. */
+    m = map_shared(path, &fd);
+    CHECK(load(m + 13 * mib) == 0);
+    CHECK(fcntl(fd, F_SETLEASE, F_WRLCK) == 0 && fcntl(fd, F_SETLEASE, F_UNLCK) == 0);
+    verify(m, 0, 13 * mib, 14 * mib);
+    CHECK(munmap(m, len) == 0);
     free(copy);
     close(fd);
     close(ends[0]);

@@ -1,6 +1,7 @@
 //! `faultless doctor`.
 
 use comfy_table::{Table, presets};
+use faultless::live::{Support, support};
 use faultless::{Backend, Pool};
 use faultless_observe::doctor::{Finding, Standing, observer};
 use faultless_untrusted::printable;
@@ -15,13 +16,32 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn engine() -> Vec<Finding> {
-    let finding = |what: &str, standing, found: String, costs: &str| Finding {
+fn finding(what: &str, standing: Standing, found: String, costs: &str) -> Finding {
+    Finding {
         what: what.to_owned(),
         standing,
         found,
         costs: costs.to_owned(),
-    };
+    }
+}
+
+/// Whether `faultless run` can leave programs the kernel's own mappings.
+fn live_mappings() -> Finding {
+    const WHAT: &str = "live mappings";
+    const COSTS: &str = "`faultless run` makes stand-ins, which need a lease on each file";
+    match support() {
+        Ok(Support::Free) => finding(WHAT, Standing::Good, "a miss takes no mmap_lock".into(), ""),
+        Ok(Support::Locked) => finding(
+            WHAT,
+            Standing::Lacking,
+            "a miss takes mmap_lock; from Linux 6.19 on it does not".into(),
+            COSTS,
+        ),
+        Err(why) => finding(WHAT, Standing::Lacking, why.into(), COSTS),
+    }
+}
+
+fn engine() -> Vec<Finding> {
     let mut all = Vec::new();
     all.push(
         match Pool::builder().memory(faultless::ByteSize::mib(4)).build() {
@@ -51,6 +71,7 @@ fn engine() -> Vec<Finding> {
             ),
         },
     );
+    all.push(live_mappings());
     all.push(match crate::run::library() {
         Ok(path) => finding(
             "library for `faultless run`",

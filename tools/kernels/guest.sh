@@ -1,0 +1,52 @@
+# What is tried in a guest. Standard output is JSON, an object in each line; standard error is the console.
+cd /d
+
+# A line of JSON: a kind, a name, an exit status (77: it cannot be had on this kernel), and the first line of a file, as far as JSON needs no escapes in it.
+tell() {
+    text=$(head -n 1 "$4" 2>/dev/null | tr -d '"\\' | tr -cd ' -~' | cut -c1-300)
+    printf '{"kind":"%s","name":"%s","status":%s,"said":"%s"}\n' "$1" "$2" "$3" "$text"
+}
+
+# A document of JSON in one line.
+document() { printf '{"kind":"%s","document":%s}\n' "$1" "$(tr '\n' ' ' <"$2")"; }
+
+uname -r >/tmp/release
+tell kernel release 0 /tmp/release
+faultless doctor --json >/tmp/doctor && document doctor /tmp/doctor
+
+common="--file /d/bench.data --size 64M --memory 64M --threads 2 --seconds 2 --rounds 1 --json"
+faultless bench quiet $common --contenders mmap,pread,uffd-monitor,faultless,faultless-load >/tmp/bench 2>/tmp/err
+status=$?
+[ $status = 0 ] && document library /tmp/bench
+tell bench library $status /tmp/err
+faultless bench quiet $common --unmodified >/tmp/bench 2>/tmp/err
+status=$?
+[ $status = 0 ] && document programs /tmp/bench
+tell bench programs $status /tmp/err
+
+for program in shape holes signals storm live reclaimed handed_on; do
+    # (That one waits for markers, and finds none by itself.)
+    if [ $program = reclaimed ]; then echo good >/tmp/bare; else /t/test-$program /d/test.data >/tmp/bare 2>/dev/null; fi
+    for backend in stand-in live; do
+        # Those last ones are about live mappings.
+        case $program-$backend in live-stand-in | reclaimed-stand-in | handed_on-stand-in) continue ;; esac
+        if ! faultless run --backend $backend -- /bin/true 2>/tmp/said; then
+            tell "run-$backend" $program 77 /tmp/said
+            continue
+        fi
+        : >/tmp/said
+        faultless run --backend $backend --eager --stats -- /t/test-$program /d/test.data >/tmp/out 2>/tmp/err
+        status=$?
+        if [ $status = 0 ] && ! cmp -s /tmp/bare /tmp/out; then status=1; fi
+        if [ $status != 0 ]; then grep -E 'faultless:|test-|\.c:' /tmp/err | grep -v process >/tmp/said; else grep -m 1 'taken over' /tmp/err >/tmp/said; fi
+        tell "run-$backend" $program $status /tmp/said
+        rm -f /d/test.data
+    done
+done
+
+faultless observe --json -- /t/test-storm /d/test.data >/tmp/out 2>/tmp/err
+status=$?
+grep -m 1 'faultless:' /tmp/err >/tmp/said
+tell observe observe $status /tmp/said
+dmesg | grep -E 'Oops|BUG:|WARNING:' >/tmp/said
+tell dmesg dmesg $(wc -l </tmp/said) /tmp/said

@@ -207,7 +207,7 @@ fn java_with_its_own_use_of_sigsegv() {
 
 /// Runs a program with a file on an overlay, in a mount namespace of its own.
 #[test]
-fn a_file_on_overlayfs() {
+fn a_file_on_overlayfs_of_which_the_kernel_does_not_say_what_is_cached_is_left_alone() {
     let mount = "mount -t overlay overlay -o lowerdir=$0/low,upperdir=$0/up,workdir=$0/work $0/all";
     let dir = tempfile::tempdir_in(scratch()).expect("a directory");
     for name in ["low", "up", "work", "all"] {
@@ -240,7 +240,7 @@ fn a_file_on_overlayfs() {
         t = threading.Thread(target=lambda: None); t.start(); t.join()\n\
         print(all(m[i * 4096] == i & 255 for i in range(0, len(m) // 4096, 3)))";
     let run = format!(
-        "sync && echo 1 > /proc/sys/vm/drop_caches; {FAULTLESS} run --backend live --eager --stats-json {} -- /usr/bin/python3 -c '{read}' $0/all/file",
+        "{FAULTLESS} run --backend live --eager --only file --stats-json {} -- /usr/bin/python3 -c '{read}' $0/all/file",
         text(&json)
     );
     let output = unshare(&run)
@@ -249,6 +249,8 @@ fn a_file_on_overlayfs() {
         .expect("it starts");
     let reports = faultless_run::read_reports(&json).expect("reports are JSON lines");
     let served = Served { output, reports };
-    served.printed("True\n");
-    served_live(&served, "/all/file");
+    served
+        .printed("True\n")
+        .left_alone("/all/file")
+        .left_because("learn what is in memory");
 }

@@ -36,14 +36,15 @@ const IN_MEMORY: [u64; 3] = [
     0x9584_58F6, // hugetlbfs
 ];
 
+/// Longest private mapping that is served live, in bytes.
+const PRIVATE_MAX: usize = 1 << 30;
 /// File systems of which mappings are served live without being asked for: of this machine's disks, so that no program has to answer when
 /// the engine opens or reads one of their files, this one included.
-const LOCAL: [u64; 9] = [
+const LOCAL: [u64; 8] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
     0x9123_683E, // btrfs
     0xF2F5_2010, // f2fs
-    0x794C_7630, // overlayfs
     0x7371_7368, // squashfs
     0xE0F5_E1E2, // erofs
     0xCA45_1A4E, // bcachefs
@@ -173,7 +174,6 @@ pub(crate) fn why(is_live: bool) -> &'static str {
 
 /// The ways to serve a mapping, the preferred one first.
 fn ways(settings: &Settings) -> &'static [Way] {
-    // (Asked where it decides something: the kernel is tried with a mapping.)
     let gains = || live::support() == Ok(Support::Free);
     match settings.backend {
         Backend::Live => &[Way::Live],
@@ -205,19 +205,20 @@ pub(crate) fn serve(
     advice: Option<i32>,
 ) -> Result<Option<usize>, String> {
     permitted(state, settings, call, known)?;
-    let mut result = Ok(None);
+    let mut refused = None;
     for way in ways(settings) {
-        result = match way {
+        let result = match way {
             Way::StandIn => can_stand_in(state, settings, call, known)
                 .and_then(|()| stand_in(state, settings, call, known, advice)),
             Way::Live => can_live(state, settings, call, known)
                 .and_then(|()| serve_live(state, settings, call, known, advice)),
         };
-        if result.is_ok() {
-            break;
+        match result {
+            Ok(at) => return Ok(at),
+            Err(why) => refused = Some(refused.unwrap_or(why)),
         }
     }
-    result
+    refused.map_or(Ok(None), Err)
 }
 
 /// Counts a mapping that stays the kernel's.
@@ -357,6 +358,14 @@ fn can_live(
     }
     if call.flags & libc::MAP_POPULATE != 0 {
         return no("the program has it read in as it is mapped (MAP_POPULATE)");
+    }
+    if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
+        return no("its file is in memory (tmpfs, memfd)");
+    }
+    if call.flags & libc::MAP_TYPE == libc::MAP_PRIVATE && call.len > PRIVATE_MAX {
+        return no(
+            "it is private and larger than 1 GiB: its markers would all have to be installed before the program goes on",
+        );
     }
     if file::is_dax(call.fd) {
         return no("its storage is memory (DAX)");

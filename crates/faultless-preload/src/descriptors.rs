@@ -127,6 +127,10 @@ impl Drop for Settled {
     }
 }
 
+/// How often, and how long after each other, it is looked whether the engine has let a descriptor go that it has no use for.
+const SETTLE_TRIES: u32 = 50;
+const SETTLE_NAP_NS: u64 = 1_000_000;
+
 fn control(
     real: unsafe extern "C-unwind" fn(c_int, c_int, ...) -> c_int,
     fd: c_int,
@@ -152,10 +156,17 @@ fn control(
                 let reason = "the program takes a lease on it";
                 let mut state = state::lock();
                 state.hand_back_file(id, reason);
-                state.hand_back_live(Some(id), reason);
+                // (The engine's descriptor counts as another that has the file open.)
+                let writes = arg as usize == libc::F_WRLCK as usize;
+                let live = writes && state.hand_back_live(Some(id), reason);
                 drop(state);
-                // (Its descriptor counts, too.)
-                live::settle();
+                for _ in 0..if live { SETTLE_TRIES } else { 0 } {
+                    live::settle();
+                    if live::holds_none_of(id) {
+                        break;
+                    }
+                    faultless_sys::raw::nap(SETTLE_NAP_NS);
+                }
             }
             call()
         }

@@ -283,8 +283,8 @@ pub(crate) struct GivenWords<const N: usize> {
     _opened: Opened,
 }
 
-/// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure, a module.
-const SHORT: usize = 16 << 20;
+/// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure, a string of `execve`.
+const SHORT: usize = 128 << 10;
 
 impl<const N: usize> GivenWords<N> {
     /// What a call that failed with `EFAULT` is to be made again with: addresses that the kernel can read, or the same ones if a

@@ -32,28 +32,31 @@ macro_rules! tried_again {
                 return result;
             }
             static COUNTER: Counter = Counter::new(stringify!($name), true);
-            let given = GivenWords::again([$($arg),*], hand_backs, &COUNTER);
-            let given = given.or_else(|| keeps_addresses(stringify!($name), [$($arg),*]));
-            let Some(given) = given else {
-                return result;
-            };
-            let [$($arg),*] = given.words;
-            // SAFETY: the same arguments, where pointers into our mappings are replaced by other addresses of the same bytes.
-            unsafe { real($($arg),*) }
+            let mut result = result;
+            if let Some(given) = GivenWords::again([$($arg),*], hand_backs, &COUNTER) {
+                let [$($arg),*] = given.words;
+                // SAFETY: the same arguments, where pointers into our mappings are replaced by other addresses of the same bytes.
+                result = unsafe { real($($arg),*) };
+                if result != $failed || errno() != libc::EFAULT {
+                    return result;
+                }
+            }
+            if keeps_addresses(stringify!($name)) {
+                // SAFETY: the program's own arguments.
+                result = unsafe { real($($arg),*) };
+            }
+            result
         }
     )* };
     (@word $arg:ident) => { usize };
 }
 
 /// A call whose structures may have the addresses of memory, which the kernel or a device is to use by itself: registered buffers, the
-/// memory of a virtual machine. Live mappings become the kernel's again, and the call is made once more. `None` if there are none.
-fn keeps_addresses<const N: usize>(name: &str, words: [usize; N]) -> Option<GivenWords<N>> {
-    if name != "ioctl" || state::foreign() {
-        return None;
-    }
+/// memory of a virtual machine. Live mappings become the kernel's again, and the call is to be made once more. `false` if there are
+/// none.
+fn keeps_addresses(name: &str) -> bool {
     let reason = "the kernel, or a device, uses memory by itself (ioctl)";
-    let any = state::lock().hand_back_live(None, reason);
-    any.then(|| GivenWords::as_they_are(words))
+    name == "ioctl" && !state::foreign() && state::lock().hand_back_live(None, reason)
 }
 
 tried_again! { c_int, -1;

@@ -19,6 +19,7 @@ use faultless_sys::signal::{self, SigSet};
 use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The signals by which misses are told.
@@ -183,6 +184,28 @@ simple_handlers! {
     __sysv_signal: libc::SA_RESETHAND | libc::SA_NODEFER;
 }
 
+const SEGV: SigSet = signal::set_of(libc::SIGSEGV);
+
+/// While the program's SIGSEGV handler runs, the signal is open and another one is blocked (`live::RUNS`), which the C library never
+/// lets a program block or keep. The program is told that SIGSEGV was blocked, and what it wants of SIGSEGV is done to the other.
+fn in_handler(how: c_int, asks: bool, names_segv: bool, before: &mut SigSet) {
+    if faults() & SEGV == 0 || *before & live::RUNS == 0 {
+        return;
+    }
+    *before = *before & !live::RUNS | SEGV;
+    let mask = signal::set_mask(signal::ALL);
+    let blocked = match how {
+        _ if asks => true,
+        libc::SIG_BLOCK => true,
+        libc::SIG_UNBLOCK => !names_segv,
+        _ => names_segv,
+    };
+    signal::set_mask(match blocked {
+        true => mask | live::RUNS,
+        false => mask & !live::RUNS,
+    });
+}
+
 /// Sets the thread's mask by `real`, without the signals that must stay open.
 fn mask(
     real: unsafe extern "C" fn(c_int, *const sigset_t, *mut sigset_t) -> c_int,
@@ -210,9 +233,20 @@ fn mask(
     } else {
         new
     };
+    // What was blocked before is of interest even if the program does not ask.
+    let mut before = MaybeUninit::<sigset_t>::zeroed();
+    let told = match old.is_null() {
+        true => before.as_mut_ptr(),
+        false => old,
+    };
     // SAFETY: the program's own arguments, or a copy.
-    let result = unsafe { real(how, set, old) };
+    let result = unsafe { real(how, set, told) };
     if result == 0 {
+        let names_segv = !new.is_null() && bits(new) & SEGV != 0;
+        // SAFETY: written just now; its first 64 bits are the kernel's set.
+        in_handler(how, new.is_null(), names_segv, unsafe {
+            &mut *told.cast::<SigSet>()
+        });
         let believed = BELIEVES_BLOCKED.get();
         if !old.is_null() && believed != 0 {
             // SAFETY: written just now; its first 64 bits are the kernel's set.

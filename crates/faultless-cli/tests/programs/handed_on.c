@@ -31,8 +31,8 @@ static void *mapper(void *unused)
         case 1:
             CHECK(munmap(m + len / 2, len / 2) == 0);
             usleep(10000);
-            CHECK(*(volatile char *)(m + len / 2 - PAGE) == 0);
-            break;
+            CHECK(*(volatile char *)(m + len / 2 - PAGE) == 0 && munmap(m, len / 2) == 0);
+            continue;
         case 2:
             CHECK(mmap(m + len / 4, part, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == m + len / 4);
             memset(m + len / 4, 5, part);

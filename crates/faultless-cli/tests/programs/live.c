@@ -9,6 +9,9 @@ static void *volatile addr_seen;
 /* What the handler reads, if anything. */
 static const char *volatile handlers_page;
 static volatile char read_there;
+/* How often the handler has run, in memory that children share; and whether it opens the signal for itself. */
+static int *entries;
+static volatile int unblocks;
 
 static void on_fault(int signo, siginfo_t *info, void *context)
 {
@@ -16,6 +19,14 @@ static void on_fault(int signo, siginfo_t *info, void *context)
     signo_seen = signo;
     code_seen = info->si_code;
     addr_seen = info->si_addr;
+    ++*entries;
+    if (unblocks && *entries == 1) {
+        sigset_t segv, was;
+        sigemptyset(&segv);
+        sigaddset(&segv, SIGSEGV);
+        CHECK(sigprocmask(SIG_UNBLOCK, &segv, &was) == 0 && sigismember(&was, SIGSEGV) == 1 && sigismember(&was, SIGUSR1) == 0);
+        (void)*(volatile char *)NULL;
+    }
     if (handlers_page)
         read_there = *handlers_page;
     siglongjmp(back, 1);
@@ -129,6 +140,7 @@ static void faults(const char *path)
     handlers_page = m + 11 * mib;
     CHECK(load(NULL) == SIGSEGV && read_there == m[11 * mib]);
     handlers_page = NULL;
+    *entries = 0;
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
@@ -138,7 +150,8 @@ static void faults(const char *path)
         _exit(0);
     }
     int status;
-    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV && *entries == 1);
+    *entries = 0;
     child = fork();
     CHECK(child >= 0);
     if (child == 0) {
@@ -149,7 +162,14 @@ static void faults(const char *path)
         load(NULL);
         _exit(0);
     }
-    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV && *entries == 1);
+    /* The handler opens the signal, and is called for the fault that it meets then. */
+    *entries = 0;
+    unblocks = 1;
+    CHECK(load(NULL) == SIGSEGV && *entries == 2);
+    unblocks = 0;
+    /* It left by a jump: it is called again. */
+    CHECK(load(NULL) == SIGSEGV && load(NULL) == SIGSEGV && *entries == 4);
     /* Blocked, as far as the program can see. */
     sigset_t all, was, none;
     sigfillset(&all);
@@ -217,6 +237,8 @@ static void system_calls(const char *path)
 int main(int argc, char **argv)
 {
     CHECK(argc > 1);
+    entries = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(entries != MAP_FAILED);
     catch(SIGSEGV, 0);
     catch(SIGBUS, 0);
     make(argv[1], len);

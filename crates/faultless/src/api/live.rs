@@ -10,10 +10,11 @@ use crate::base::primitive::{AtomicU64, Ordering};
 use crate::base::source;
 use crate::coherence::{hooks, keeper};
 use crate::fault::chain::{Disposition, NotInstalled};
+use crate::guards::files::LiveFile;
 use crate::guards::handler::{self, SIGSEGV};
 use crate::guards::mapping::{self, Child, LiveMapping};
 use crate::guards::table::Inside;
-use crate::guards::{files, fork, sweep, table};
+use crate::guards::{files, fork, serve, sweep, table};
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
@@ -87,14 +88,13 @@ impl Live {
         })?;
         let status = file::status(wanted.file.as_raw_fd()).map_err(|e| cannot("stat", e.into()))?;
         let file = files::open(wanted.file.as_raw_fd()).map_err(|e| cannot("open", e))?;
-        // (Where the kernel does not say what is in memory, markers would stand on pages that are.)
-        let number = file.number().unwrap_or(-1);
-        if let Err(e) = file::cache_state(number, wanted.offset, PAGE as u64) {
+        if let Err(e) = tells_what_is_cached(&file, wanted.offset) {
             drop(file);
             files::close_unused();
-            return Err(cannot("ask what is in memory of", e.into()));
+            return Err(cannot("learn what is in memory of", e));
         }
         let Some(named) = name_in_maps(wanted.at) else {
+            drop(file);
             files::close_unused();
             let e = std::io::ErrorKind::Unsupported.into();
             return Err(cannot("ask the kernel about a mapping of", e));
@@ -114,8 +114,9 @@ impl Live {
             return Err(Error::TooManyMaps(MOST));
         };
         let live = Live(live);
-        // (Our descriptor is for reading: what it maps could never be made writable for all.)
-        if !wanted.may_be_written {
+        // (Our descriptor is for reading: what it maps could never be made writable for all. And a private mapping may hold what a debugger
+        // has written.)
+        if live.0.is_shared() && !wanted.may_be_written {
             live.0.leave_out_of_forks();
         }
         match sweep::install(live.0, FIRST) {
@@ -192,13 +193,16 @@ impl Live {
         unmap: impl FnOnce() -> Result<usize, E>,
     ) -> Result<usize, E> {
         let range = self.range();
+        handler::expect_latecomers();
+        // Until the part is unmapped, no marker is on its way to it.
+        self.0.hold();
+        self.0
+            .leave_part_to_kernel(gone.start.max(range.start)..gone.end.min(range.end));
         self.0.trim(gone);
         table::trimmed(self.0);
-        handler::expect_latecomers();
-        unmap().inspect_err(|_| {
-            self.0
-                .open(gone.start.max(range.start)..gone.end.min(range.end));
-        })
+        let result = unmap();
+        self.0.release();
+        result
     }
 
     /// Ends it with a call that unmaps its addresses.
@@ -283,7 +287,7 @@ impl Opened {
                 if hold {
                     self.hold(&live);
                 }
-                open(&live, part);
+                open(&live, part, hold);
             }
         }
     }
@@ -324,7 +328,7 @@ impl Drop for Opened {
 const MOST_AT_A_TIME: usize = 0x7fff_f000;
 
 /// Removes the markers of a part, for the kernel.
-fn open(live: &LiveMapping, part: Range<usize>) {
+fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     /// More than this the kernel reads by itself.
     const MOST: usize = 1 << 20;
     let data = live.with_data(part.clone());
@@ -335,12 +339,12 @@ fn open(live: &LiveMapping, part: Range<usize>) {
         let (at, len) = (live.offset_of(data.start), data.len() as u64);
         let _ = file::advise(fd, at, len, libc::POSIX_FADV_WILLNEED);
     }
-    live.open_chunks(part);
+    live.open_chunks(part, hold);
 }
 
 /// Removes all markers of all live mappings. They come back.
 pub fn open_all() {
-    table::for_each(|live| live.open_chunks(live.range()));
+    table::for_each(|live| live.open_chunks(live.range(), false));
 }
 
 /// The kernel has given out addresses that were thought to be a live mapping's: whichever they belonged to has lost them. To be called
@@ -372,6 +376,16 @@ pub fn given_out(range: &Range<usize>) {
     });
 }
 
+/// Whether the kernel says what the page cache has of a file: not of another user's, and not on every file system.
+fn tells_what_is_cached(file: &LiveFile, offset: u64) -> std::io::Result<()> {
+    let number = file.number().ok_or(std::io::ErrorKind::NotFound)?;
+    serve::read_byte(number, offset);
+    match file::cache_state(number, offset, PAGE as u64)?.cached {
+        0 => Err(std::io::ErrorKind::Unsupported.into()),
+        _ => Ok(()),
+    }
+}
+
 /// What the kernel calls a mapping's file: its inode and its device.
 fn name_in_maps(at: usize) -> Option<(u64, (u32, u32))> {
     keeper::apart(move || {
@@ -383,9 +397,17 @@ fn name_in_maps(at: usize) -> Option<(u64, (u32, u32))> {
     })?
 }
 
+/// The signal that is blocked while the program's SIGSEGV handler runs, since SIGSEGV itself stays open.
+pub use crate::fault::chain::RUNS;
+
 /// Whether another SIGSEGV handler was installed by a call that nobody saw: then touches of markers are not served.
 pub fn handler_is_lost() -> bool {
     SIGSEGV.is_lost()
+}
+
+/// Whether the engine has no descriptor of a file for live mappings.
+pub fn holds_none_of(id: FileId) -> bool {
+    files::holds_none_of(id)
 }
 
 /// Frees what mappings that have ended held, where no thread is in them any more.

@@ -79,7 +79,7 @@ pub(crate) enum NotInstalled {
 
 /// Blocked while the program's handler runs: the signal by which the C library cancels threads, which a program cannot block itself. (A
 /// handler that leaves by `longjmp` and does not restore the mask leaves it blocked, as it would leave its own signal.)
-const RUNS: signal::SigSet = signal::set_of(32);
+pub const RUNS: signal::SigSet = signal::set_of(32);
 
 /// A signal handler, as the kernel calls it.
 type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
@@ -93,6 +93,8 @@ pub(crate) struct Chain {
     installing: Mutex<()>,
     /// The former handler was to be called once only (`SA_RESETHAND`), and has been.
     spent: AtomicBool,
+    /// The signal stays open while the program's handler runs, and these are blocked instead.
+    runs: Option<signal::SigSet>,
 }
 
 /// The lock on a signal's installation, held across `fork`.
@@ -109,6 +111,16 @@ impl Chain {
             installed: AtomicBool::new(false),
             installing: Mutex::new(()),
             spent: AtomicBool::new(false),
+            runs: None,
+        }
+    }
+
+    /// The same for a signal that may mean a miss in the program's own handler of it. Masks are interposed, and tell the program that the
+    /// signal is blocked.
+    pub(crate) const fn open_in_handlers(self) -> Self {
+        Chain {
+            runs: Some(RUNS),
+            ..self
         }
     }
 
@@ -152,6 +164,8 @@ impl Chain {
 
     /// Whether the handler was put in place and is no longer: the program has replaced it by a call that nobody saw.
     pub(crate) fn is_lost(&self) -> bool {
+        let _no_handler_here = signal::Blocked::all();
+        let _one_at_a_time = lock(&self.installing);
         let now = signal::action(self.signo).map(|now| now.handler);
         self.installed.load(Ordering::Acquire) && now != Ok(self.ours().handler)
     }
@@ -201,7 +215,7 @@ impl Chain {
         let sent = code <= 0 || code == libc::BUS_MCEERR_AO;
         // A fault of a handler that has the signal blocked, as far as it can see, ends the process.
         // SAFETY: the context is the kernel's.
-        let in_handler = !sent && unsafe { interrupted(context) } & RUNS != 0;
+        let in_handler = !sent && unsafe { interrupted(context) } & self.runs.unwrap_or(0) != 0;
         let handler = if in_handler || self.spent.load(Ordering::Relaxed) {
             libc::SIG_DFL
         } else {
@@ -222,14 +236,14 @@ impl Chain {
                 // The former handler gets the signal mask that it asked for, not ours: it may never return (longjmp).
                 // SAFETY: the context is the kernel's.
                 let interrupted = unsafe { interrupted(context) };
-                // The signal itself stays open: the handler may miss. That it runs is told by a signal of the C library's in the mask.
-                let runs = if former.flags & libc::SA_NODEFER as usize != 0 {
-                    0
-                } else {
-                    RUNS
+                let own = signal::set_of(signo);
+                let (blocked, open) = match self.runs {
+                    _ if former.flags & libc::SA_NODEFER as usize != 0 => (0, 0),
+                    // The handler may miss. That it runs is told by another signal in the mask.
+                    Some(runs) => (runs, own),
+                    None => (own, 0),
                 };
-                let open = signal::set_of(signo);
-                let mine = signal::set_mask((interrupted | former.mask | runs) & !open);
+                let mine = signal::set_mask((interrupted | former.mask | blocked) & !open);
                 if former.flags & libc::SA_RESETHAND as usize != 0 {
                     self.spent.store(true, Ordering::Relaxed);
                 }

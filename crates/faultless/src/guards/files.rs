@@ -56,6 +56,10 @@ pub(crate) fn open(fd: i32) -> io::Result<Arc<LiveFile>> {
     Ok(file)
 }
 
+pub(crate) fn holds_none_of(id: FileId) -> bool {
+    lock(&OPEN).iter().all(|f| f.id != id)
+}
+
 /// Closes the descriptors of files of which nothing is mapped any more.
 pub(crate) fn close_unused() {
     let unused: Vec<_> = {

@@ -14,7 +14,7 @@ use crate::coherence::hooks;
 use crate::fault::chain::HandlerLock;
 use crate::guards::files::{self, LiveFile};
 use crate::guards::handler::SIGSEGV;
-use crate::guards::mapping::LiveMapping;
+use crate::guards::mapping::{self, LiveMapping};
 use crate::guards::table::{self, Slots};
 use std::cell::UnsafeCell;
 use std::sync::{Arc, Once};
@@ -64,7 +64,8 @@ extern "C" fn after() {
 extern "C" fn in_child() {
     // SAFETY: as above; the child has no other thread.
     if let Some((_handler, open, slots)) = unsafe { (*PLACE.0.get()).take() } {
-        table::forget(slots, LiveMapping::drop_tables);
+        table::forget(slots, LiveMapping::in_child);
+        mapping::forget_holders();
         files::forget(open);
     }
 }

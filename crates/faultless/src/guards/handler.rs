@@ -13,7 +13,7 @@ use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 
 /// SIGSEGV.
-pub(crate) static SIGSEGV: Chain = Chain::new(libc::SIGSEGV, on_sigsegv);
+pub(crate) static SIGSEGV: Chain = Chain::new(libc::SIGSEGV, on_sigsegv).open_in_handlers();
 
 /// How often a live mapping has ended whose addresses may stay in use: a touch of a marker that was removed then may find no mapping.
 static ENDED: AtomicU64 = AtomicU64::new(0);
@@ -49,6 +49,7 @@ fn is_ours(addr: usize) -> bool {
     };
     if process::forked() {
         // A copy of the process that no fork handler has prepared. The kernel serves it.
+        live.map_anew();
         live.open(live.range());
     } else {
         serve(&live, addr);

@@ -10,8 +10,10 @@ use crate::base::primitive::{
     AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 use crate::base::{clock, process};
+use crate::coherence::opening::reopen;
 use crate::guards::files::LiveFile;
-use faultless_sys::file::CacheState;
+use faultless_sys::Errno;
+use faultless_sys::file::{self, CacheState};
 use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
 use std::sync::Arc;
@@ -115,6 +117,11 @@ pub(crate) fn hold_all() {
 
 pub(crate) fn release_all() {
     OF_ALL.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// In a forked child: the threads that made those calls are not here.
+pub(crate) fn forget_holders() {
+    OF_ALL.store(0, Ordering::SeqCst);
 }
 
 /// While this lives, markers may be installed in a mapping.
@@ -293,19 +300,19 @@ impl LiveMapping {
     }
 
     /// Removes the markers of a part that the kernel is to use, chunk by chunk, where there may be some.
-    pub(crate) fn open_chunks(&self, part: Range<usize>) {
+    /// With `held`, none can come back before the caller is done, and the kernel need not be asked again.
+    pub(crate) fn open_chunks(&self, part: Range<usize>, held: bool) {
         let mut at = part.start;
         while at < part.end {
             let number = self.chunk_of(at);
             let whole = self.first + number * CHUNK..self.first + (number + 1) * CHUNK;
             let end = whole.end.min(part.end);
-            if self.markers(number) != Markers::Removed {
-                if at == whole.start && end == whole.end {
-                    self.set_markers(number, Markers::Removed);
-                } else {
-                    self.opens(at);
-                }
+            if !held || self.markers(number) != Markers::Removed {
+                self.opens(at);
                 self.open(at..end);
+                if held && at == whole.start && end == whole.end {
+                    self.set_markers(number, Markers::Removed);
+                }
             }
             at = end;
         }
@@ -391,36 +398,54 @@ impl LiveMapping {
         {
             // For ever.
             self.hold();
-            self.drop_tables();
+            self.open(self.range());
         }
     }
 
-    /// Removes all markers, and gives the page tables back where the kernel frees empty ones.
-    pub(crate) fn drop_tables(&self) {
-        let range = self.range();
-        self.open(range.clone());
-        if self.is_shared() && !range.is_empty() {
-            // SAFETY: a shared mapping of a file: what was written to it is in the file's pages.
-            let _ = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DONTNEED) };
+    /// In a forked child: the kernel serves it.
+    pub(crate) fn in_child(&self) {
+        if self.child() == Child::Copied {
+            self.open(self.range());
         }
     }
 
-    /// Makes the mapping in a forked child, by the descriptor that the child still has.
+    /// Makes the mapping in a forked child, by the descriptor that the child still has. Where something lies there by now, that stays.
     pub(crate) fn map_anew(&self) {
-        let (range, fd) = (self.range(), self.file.number());
-        let (Child::Anew, Some(fd), false) = (self.child(), fd, range.is_empty()) else {
+        let (Child::Anew, Some(fd)) = (self.child(), self.file.number()) else {
             return;
         };
-        let offset = self.offset_of(range.start);
+        // (An open file without advice, as the program's own.)
+        let (number, own) = match reopen(fd, false) {
+            Ok(fresh) => (fresh, true),
+            Err(_) => (fd, false),
+        };
+        let range = self.range();
+        if self.map_part(number, range.clone()).is_err() {
+            let mut at = range.start;
+            while at < range.end {
+                let end = range.end.min((at + 1).next_multiple_of(CHUNK));
+                let _ = self.map_part(number, at..end);
+                at = end;
+            }
+        }
+        if own {
+            // SAFETY: opened above; the mapping keeps the file.
+            unsafe { file::close(number) };
+        }
+    }
+
+    fn map_part(&self, number: i32, part: Range<usize>) -> Result<(), Errno> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let offset = self.offset_of(part.start);
         let flags = self.flags | mem::MAP_FIXED_NOREPLACE;
         let prot = libc::PROT_READ;
         // SAFETY: replaces nothing: the parent's mapping was left out.
-        let made = unsafe { mem::map(range.start, range.len(), prot, flags, fd, offset) };
-        if made.is_ok() {
-            let advice = self.advice.load(Ordering::Relaxed);
-            // SAFETY: made above; this advice changes no contents.
-            let _ = unsafe { mem::madvise(range.start, range.len(), advice) };
-        }
+        unsafe { mem::map(part.start, part.len(), prot, flags, number, offset)? };
+        let advice = self.advice.load(Ordering::Relaxed);
+        // SAFETY: made above; this advice changes no contents.
+        unsafe { mem::madvise(part.start, part.len(), advice) }
     }
 
     /// Makes it what it would be without us.

@@ -91,10 +91,9 @@ fn ask_for(live: &LiveMapping, fd: i32, range: Range<usize>) {
 }
 
 /// Has the page cache read the page of a byte, and waits for it. What comes of it, the load will see.
-fn read_byte(fd: i32, offset: u64) {
+pub(crate) fn read_byte(fd: i32, offset: u64) {
     let mut byte = 0u8;
+    let at = &raw mut byte as usize;
     // SAFETY: a byte of this frame.
-    let read = || unsafe { file::pread(fd, &raw mut byte as usize, 1, offset) };
-    let mut read = read;
-    while read() == Err(Errno(libc::EINTR)) {}
+    while unsafe { file::pread(fd, at, 1, offset) } == Err(Errno(libc::EINTR)) {}
 }

@@ -14,7 +14,7 @@ use faultless_sys::file::{self, CacheState};
 use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
 
-/// What one round does at most, for all mappings together, in chunks: looks at the page cache, first markers, and markers put back.
+/// What one round does at most, in chunks: looks at the page cache, first markers, and markers put back.
 #[derive(Debug)]
 struct Budget {
     looks: usize,
@@ -28,6 +28,16 @@ impl Budget {
         first: 64,
         put_back: 64,
     };
+
+    /// What each of some mappings gets of it.
+    fn share(&self, of: usize) -> Budget {
+        let part = |all: usize| (all / of.max(1)).max(1);
+        Budget {
+            looks: part(self.looks),
+            first: part(self.first),
+            put_back: part(self.put_back),
+        }
+    }
 }
 
 /// Takes one from a budget, if it has one.
@@ -59,12 +69,13 @@ pub(crate) fn round() -> bool {
     let Ok(maps) = file::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC) else {
         return false;
     };
-    let mut budget = Budget::ROUND;
+    let mut mappings = 0;
+    table::for_each(|live| mappings += usize::from(live.is_shared()));
     let mut more = false;
     table::for_each(|live| {
         // (A private mapping may hold what the program wrote, if only by a debugger's hand.)
         if live.is_shared() {
-            more |= look(live, maps, &mut budget);
+            more |= look(live, maps, &mut Budget::ROUND.share(mappings));
         }
     });
     // SAFETY: opened above, in a table that the program does not see.
@@ -168,7 +179,8 @@ fn guard(live: &LiveMapping, fd: i32, number: usize) -> Result<u64, Errno> {
     let markers = [Markers::Opened, Markers::Installed][usize::from(none_cached)];
     live.set_markers(number, markers);
     if none_cached {
-        return install_over(part).map(|()| pages as u64);
+        let installed = install_over(part).map(|()| pages as u64);
+        return installed.inspect_err(|_| live.set_markers(number, Markers::Opened));
     }
     if state.is_some_and(|state| state.cached >= pages as u64) {
         return Ok(0);

@@ -65,6 +65,10 @@ mod evict;
 #[cfg(not(loom))]
 mod fault;
 #[cfg(not(loom))]
+#[cfg_attr(
+    faultless_sim,
+    allow(dead_code, reason = "a simulated fork has no child")
+)]
 mod guards;
 #[cfg(not(loom))]
 mod read;

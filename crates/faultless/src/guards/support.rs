@@ -1,6 +1,6 @@
 //! Whether this kernel can serve live mappings, and what that gains.
 
-use crate::base::primitive::OnceLock;
+use std::sync::OnceLock;
 
 /// What live mappings come to on this kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,8 +42,8 @@ static TWINS: [AtomicI32; NUMBERS] = [const { AtomicI32::new(0) }; NUMBERS];
 static NAMED: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
 /// For each number, how often it was noted as the engine's.
 static NOTED: [AtomicU32; NUMBERS] = [const { AtomicU32::new(0) }; NUMBERS];
-/// Numbers that were ever noted lie from the first of these on and below the second.
-static NOTED_RANGE: [AtomicUsize; 2] = [AtomicUsize::new(NUMBERS), AtomicUsize::new(0)];
+/// Numbers that were ever noted: how far the least of them is from the end, and the number behind the largest.
+static NOTED_RANGE: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 /// How many threads fetch a descriptor from the keeper, which is in the table before it is noted.
 static RECOVERING: AtomicUsize = AtomicUsize::new(0);
 /// How long a look at [`NOTED`] waits for them at a time, and how often.
@@ -244,8 +244,9 @@ fn close_arriving() {
 
 /// Runs `f` on all numbers that are noted as the engine's.
 pub(crate) fn for_each_number(mut f: impl FnMut(i32)) {
-    let [first, end] = [0, 1].map(|i: usize| NOTED_RANGE[i].load(Ordering::SeqCst));
-    for (number, twin) in TWINS.iter().enumerate().take(end).skip(first) {
+    let [from_end, end] = [0, 1].map(|i: usize| NOTED_RANGE[i].load(Ordering::SeqCst));
+    let noted = TWINS.iter().enumerate().take(end);
+    for (number, twin) in noted.skip(NUMBERS - from_end) {
         if twin.load(Ordering::SeqCst) != 0 {
             f(number as i32);
         }
@@ -285,7 +286,7 @@ impl Fd {
     fn mark(&self, number: i32) {
         if let Some(owner) = OWNERS.get(number as usize) {
             Self::came(number);
-            NOTED_RANGE[0].fetch_min(number as usize, Ordering::SeqCst);
+            NOTED_RANGE[0].fetch_max(NUMBERS - number as usize, Ordering::SeqCst);
             NOTED_RANGE[1].fetch_max(number as usize + 1, Ordering::SeqCst);
             owner.store(self.identity, Ordering::SeqCst);
             NAMED[number as usize].store(named(number), Ordering::SeqCst);

@@ -53,6 +53,10 @@ impl<T> Gate<T> {
     }
 
     /// Forgets the threads that were inside: in the child of a fork, which has only the one that calls.
+    #[cfg_attr(
+        faultless_sim,
+        allow(dead_code, reason = "a simulated fork has no child")
+    )]
     pub(crate) fn forget_users(&self) {
         for users in &self.users {
             users.0.store(0, Ordering::SeqCst);

@@ -419,6 +419,9 @@ pub fn settle() {
 /// A round of the work that is done beside the program: installing the markers of large mappings, and putting markers back. Returns
 /// whether there is more to do immediately.
 pub fn work() -> bool {
+    if table::is_unused() {
+        return false;
+    }
     let more = keeper::apart(sweep::round).unwrap_or(false);
     settle();
     more

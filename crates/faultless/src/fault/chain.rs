@@ -164,10 +164,13 @@ impl Chain {
 
     /// Whether the handler was put in place and is no longer: the program has replaced it by a call that nobody saw.
     pub(crate) fn is_lost(&self) -> bool {
+        if !self.installed.load(Ordering::Acquire) {
+            return false;
+        }
         let _no_handler_here = signal::Blocked::all();
         let _one_at_a_time = lock(&self.installing);
         let now = signal::action(self.signo).map(|now| now.handler);
-        self.installed.load(Ordering::Acquire) && now != Ok(self.ours().handler)
+        now != Ok(self.ours().handler)
     }
 
     /// Puts the handler in place, or makes sure that it still is.

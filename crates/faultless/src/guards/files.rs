@@ -17,6 +17,11 @@ pub(crate) struct LiveFile {
 }
 
 impl LiveFile {
+    #[cfg(all(test, not(faultless_sim)))]
+    pub(crate) fn of(fd: Fd, id: FileId) -> Self {
+        LiveFile { fd, id }
+    }
+
     /// The number in the table of the keeper's threads.
     pub(crate) fn keepers_number(&self) -> i32 {
         self.fd.engine_number()

@@ -6,12 +6,11 @@
 )]
 
 use crate::base::ids::Nanos;
-use crate::base::primitive::{
-    AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-};
+use crate::base::primitive::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::base::{clock, process};
 use crate::coherence::opening::reopen;
 use crate::guards::files::LiveFile;
+use crate::sync::holders::{Changing, Holders};
 use faultless_sys::Errno;
 use faultless_sys::file::{self, CacheState};
 use faultless_sys::mem::{self, PAGE};
@@ -103,8 +102,7 @@ pub(crate) struct LiveMapping {
     last: [AtomicU64; THREADS],
     pub(crate) counts: Counts,
     /// System calls that are using a part of it now, whose markers were removed: meanwhile none is installed.
-    holders: AtomicUsize,
-    installing: AtomicBool,
+    holders: Holders,
 }
 
 /// System calls that use parts of more mappings than they can note.
@@ -122,15 +120,6 @@ pub(crate) fn release_all() {
 /// In a forked child: the threads that made those calls are not here.
 pub(crate) fn forget_holders() {
     OF_ALL.store(0, Ordering::SeqCst);
-}
-
-/// While this lives, markers may be installed in a mapping.
-pub(crate) struct Installing<'a>(&'a LiveMapping);
-
-impl Drop for Installing<'_> {
-    fn drop(&mut self) {
-        self.0.installing.store(false, Ordering::SeqCst);
-    }
 }
 
 impl LiveMapping {
@@ -170,16 +159,15 @@ impl LiveMapping {
             lost: AtomicU32::new(0),
             last: [const { AtomicU64::new(0) }; THREADS],
             counts: Counts::default(),
-            holders: AtomicUsize::new(0),
-            installing: AtomicBool::new(true),
+            holders: Holders::changing(),
         }
     }
 
     /// The permission to install the first markers, which a new mapping has.
     ///
     /// To be called once.
-    pub(crate) fn first(&self) -> Installing<'_> {
-        Installing(self)
+    pub(crate) fn first(&self) -> Changing<'_> {
+        self.holders.first()
     }
 
     /// Whether writes to it are shared with the file.
@@ -191,26 +179,20 @@ impl LiveMapping {
     pub(crate) fn hold(&self) {
         /// How long to wait before looking again whether a thread still installs some.
         const NAP: Nanos = Nanos::from_micros(20);
-        // The holder is counted *first*, and looks for a thread that installs *then*; that thread does it the other way round.
-        self.holders.fetch_add(1, Ordering::SeqCst);
-        // (A copy of the process has no such thread.)
-        while self.installing.load(Ordering::SeqCst) && !process::forked() {
+        self.holders.hold(|| {
             clock::nap(NAP);
-        }
+            // (A copy of the process has no such thread.)
+            !process::forked()
+        });
     }
 
     pub(crate) fn release(&self) {
-        self.holders.fetch_sub(1, Ordering::SeqCst);
+        self.holders.release();
     }
 
     /// Permission to install some markers. `None` if a system call needs that there are none, or another thread is at it.
-    pub(crate) fn installing(&self) -> Option<Installing<'_>> {
-        if self.installing.swap(true, Ordering::SeqCst) {
-            return None;
-        }
-        let permission = Installing(self);
-        let holders = || self.holders.load(Ordering::SeqCst) + OF_ALL.load(Ordering::SeqCst);
-        (holders() == 0).then_some(permission)
+    pub(crate) fn installing(&self) -> Option<Changing<'_>> {
+        self.holders.change(|| OF_ALL.load(Ordering::SeqCst) > 0)
     }
 
     /// What of it is still served.
@@ -468,5 +450,93 @@ impl LiveMapping {
             // (What the program has unmapped meanwhile has no markers, and nothing else goes wrong.)
             let _ = mem::remove_guards(range.start, range.len());
         }
+    }
+}
+
+#[cfg(all(test, not(faultless_sim)))]
+mod tests {
+    use super::*;
+    use crate::space::fds::Fd;
+    use faultless_sys::file::FileId;
+
+    const AT: usize = 0x7000_0000_3000;
+
+    /// 5 MiB of a file that ends 100 bytes into its fourth MiB.
+    fn mapping() -> LiveMapping {
+        let id = FileId { dev: 1, ino: 2 };
+        let file = LiveFile::of(Fd::new(-1, -1), id);
+        let (offset, len) = (8192, (3 << 20) + 100 + 8192);
+        let range = AT..AT + (5 << 20);
+        LiveMapping::new(
+            7,
+            range,
+            offset,
+            len,
+            Arc::new(file),
+            libc::MAP_SHARED,
+            (2, (0, 1)),
+        )
+    }
+
+    #[test]
+    fn parts_end_where_the_file_and_the_mapping_end() {
+        let live = mapping();
+        assert_eq!(live.chunks(), 3);
+        assert_eq!(live.chunk(0), AT..AT + CHUNK);
+        assert_eq!(live.chunk(1), AT + CHUNK..AT + (3 << 20) + PAGE);
+        assert!(live.chunk(2).is_empty());
+        // Windows lie where the kernel's do, by address.
+        let window = live.window(AT + WINDOW);
+        assert_eq!(window, 0x7000_0001_0000..0x7000_0002_0000);
+        assert_eq!(live.window(AT), AT..0x7000_0001_0000);
+        assert_eq!(live.offset_of(AT + PAGE), 8192 + PAGE as u64);
+    }
+
+    #[test]
+    fn a_mapping_is_cut_at_its_ends() {
+        let live = mapping();
+        live.trim(&(AT - PAGE..AT + PAGE));
+        live.trim(&(AT + (4 << 20)..AT + (9 << 20)));
+        assert_eq!(live.range(), AT + PAGE..AT + (4 << 20));
+        assert_eq!(live.chunk(0).start, AT + PAGE);
+        live.trim(&(AT..AT + (5 << 20)));
+        assert!(live.range().is_empty() && !live.covers(AT + PAGE));
+    }
+
+    #[test]
+    fn nothing_is_read_around_after_many_misses_that_no_hits_made_up_for() {
+        let live = mapping();
+        let around = |n: usize, cached| (0..n).filter(|_| live.reads_around(cached)).count();
+        assert_eq!(around(101, false), 101);
+        assert_eq!(around(50, false), 0);
+        assert_eq!(around(100, true), 0);
+        assert_eq!(around(10, false), 10);
+    }
+
+    #[test]
+    fn threads_that_miss_in_one_window_after_the_other_are_told_apart() {
+        let live = mapping();
+        for n in 0..4 {
+            assert_eq!(live.run_of(1, AT + n * WINDOW), n as u64);
+            assert_eq!(live.run_of(2, AT + n * 7 * WINDOW), 0);
+        }
+        // Again in the same one: no step.
+        assert_eq!(live.run_of(1, AT + 3 * WINDOW), 0);
+        assert_eq!(live.run_of(1, AT + 4 * WINDOW), 4);
+        assert_eq!(live.run_of(1, AT), 0);
+    }
+
+    #[test]
+    fn a_held_mapping_gets_no_markers() {
+        let live = mapping();
+        drop(live.first());
+        live.hold();
+        assert!(live.installing().is_none());
+        live.release();
+        hold_all();
+        assert!(live.installing().is_none());
+        release_all();
+        let permission = live.installing();
+        assert!(permission.is_some() && live.installing().is_none());
     }
 }

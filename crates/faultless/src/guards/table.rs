@@ -74,6 +74,11 @@ fn used() -> &'static [Slot] {
     &SLOTS[..USED.load(Ordering::SeqCst).min(MOST)]
 }
 
+/// Whether there has been no live mapping in this process as yet.
+pub(crate) fn is_unused() -> bool {
+    USED.load(Ordering::SeqCst) == 0
+}
+
 /// Finds the mapping that `addr` lies in.
 pub(crate) fn find(addr: usize) -> Option<Inside> {
     let byte = addr..addr.saturating_add(1);

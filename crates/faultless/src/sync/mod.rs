@@ -5,6 +5,11 @@ pub(crate) mod bell;
 pub(crate) mod blocks;
 pub(crate) mod budget;
 pub(crate) mod handover;
+#[cfg_attr(
+    loom,
+    allow(dead_code, reason = "live mappings use it, which are not modelled")
+)]
+pub(crate) mod holders;
 #[cfg(not(loom))]
 pub(crate) mod huge_slots;
 #[cfg(not(loom))]

@@ -1,7 +1,7 @@
 # What is tried in a guest. Standard output is JSON, an object in each line; standard error is the console.
 cd /d
 
-# A line of JSON: a kind, a name, an exit status (77: it cannot be had on this kernel), and the first line of a file, as far as JSON needs no escapes in it.
+# A line of JSON: a kind, a name, an exit status (77: this kernel cannot do it), and the first line of a file, as far as JSON needs no escapes in it.
 tell() {
     text=$(head -n 1 "$4" 2>/dev/null | tr -d '"\\' | tr -cd ' -~' | cut -c1-300)
     printf '{"kind":"%s","name":"%s","status":%s,"said":"%s"}\n' "$1" "$2" "$3" "$text"

@@ -119,7 +119,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.backend == Backend::Live
         && let Err(why) = faultless::live::support()
     {
-        bail!("--backend live cannot be had: {why}; leave it out, or choose stand-in");
+        bail!("--backend live is not possible: {why}; leave it out, or choose stand-in");
     }
     let memory = match args.memory {
         Some(memory) if memory < MEMORY_MIN => crate::bench::usage_error(&format!(

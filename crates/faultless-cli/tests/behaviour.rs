@@ -295,10 +295,6 @@ const READ_ONCE: &str = "import mmap,sys,hashlib\n\
     print(hashlib.sha256(m).hexdigest())\n\
     print(sys.argv[2:])";
 
-fn python() -> &'static Path {
-    Path::new("/usr/bin/python3")
-}
-
 /// A file of 8 MiB: each test that opens it for writing has one of its own.
 fn some_file() -> std::path::PathBuf {
     eight_mib("some.file")

@@ -26,10 +26,6 @@ fn file(name: &str, mib: usize) -> PathBuf {
     path
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
 fn lines(of: &Output) -> String {
     String::from_utf8_lossy(&of.stdout).into_owned()
 }

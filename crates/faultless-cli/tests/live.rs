@@ -16,9 +16,9 @@ fn live(test: &str) -> bool {
 }
 
 #[test]
-fn a_live_mapping_is_the_kernels_whoever_writes_to_the_file_or_cuts_it_or_handles_faults() {
+fn a_live_mapping_is_the_kernels_while_others_write_to_the_file_and_cut_it_and_handle_faults() {
     if live("a_live_mapping_is_the_kernels") {
-        let served = both("live", &["--backend", "live"]);
+        let served = both("live", &LIVE);
         served.taken_over().handed_back_because("mprotect");
         let files = served.reports.iter().flat_map(|r| &r.files);
         assert!(
@@ -36,10 +36,7 @@ fn all_that_holds_for_stand_ins_holds_for_live_mappings() {
     if !live("all_that_holds_for_stand_ins_holds_for_live_mappings") {
         return;
     }
-    for compat in [
-        &["--backend", "live"][..],
-        &["--backend", "live", "--compat"],
-    ] {
+    for compat in [&LIVE[..], &["--backend", "live", "--compat"]] {
         for name in ["shape", "holes", "signals", "family", "storm"] {
             both(name, compat).taken_over();
         }
@@ -70,11 +67,7 @@ fn pages_of_a_live_mapping_that_were_reclaimed_are_served_again() {
     // (By itself the program finds no markers.)
     let program = compile("reclaimed", &[]);
     let data = scratch().join("reclaimed.data");
-    let served = served(
-        &["--backend", "live"],
-        &program,
-        &[data.to_str().expect("a plain path")],
-    );
+    let served = served(&LIVE, &program, &[data.to_str().expect("a plain path")]);
     served.printed("good\n").taken_over();
     let put_back: u64 = served
         .reports
@@ -94,25 +87,6 @@ fn served_live(served: &Served, name: &str) {
     served.taken_over_of(name);
 }
 
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
-fn source(name: &str) -> String {
-    text(&sources().join(name)).to_owned()
-}
-
-fn python() -> &'static Path {
-    Path::new("/usr/bin/python3")
-}
-
-/// Whether Python has a module.
-fn module(name: &str) -> Result<(), String> {
-    let found = plain(python(), &["-c", &format!("import {name}")]);
-    let missing = || format!("python3 has no module {name} (./run setup installs it)");
-    found.status.success().then_some(()).ok_or_else(missing)
-}
-
 /// Makes something with a script, in a directory of its own.
 fn made_by(script: &str, args: &[&str]) {
     let made = plain(python(), &[&["-c", script], args].concat());
@@ -122,7 +96,7 @@ fn made_by(script: &str, args: &[&str]) {
 
 #[test]
 fn sqlite_with_a_write_ahead_log_and_two_writers() {
-    if !live("sqlite_wal") || !possible("sqlite_wal", module("sqlite3")) {
+    if !live("sqlite_wal") || !possible("sqlite_wal", modules("sqlite3")) {
         return;
     }
     let dir = tempfile::tempdir_in(scratch()).expect("a directory");
@@ -144,7 +118,7 @@ fn sqlite_with_a_write_ahead_log_and_two_writers() {
 
 #[test]
 fn lmdb_written_by_two_processes() {
-    if !live("lmdb_two") || !possible("lmdb_two", module("lmdb")) {
+    if !live("lmdb_two") || !possible("lmdb_two", modules("lmdb")) {
         return;
     }
     let dir = tempfile::tempdir_in(scratch()).expect("a directory");
@@ -165,12 +139,7 @@ fn a_server_that_forks_its_children() {
     if !live("prefork") {
         return;
     }
-    let file = once("prefork.data", |path| {
-        let bytes: Vec<u8> = (0..64u64 << 20)
-            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-            .collect();
-        std::fs::write(path, bytes).expect("writable");
-    });
+    let file = once("prefork.data", |path| write_mixed(path, 64 << 20));
     let script = source("prefork.py");
     let by_itself = plain(python(), &[&script, text(&file)]);
     cool(&file);
@@ -189,12 +158,7 @@ fn java_with_its_own_use_of_sigsegv() {
         .args(["-d", text(classes.path()), &source("Maps.java")])
         .status();
     assert!(compiled.expect("javac starts").success());
-    let file = once("java.live.data", |path| {
-        let bytes: Vec<u8> = (0..64u64 << 20)
-            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-            .collect();
-        std::fs::write(path, bytes).expect("writable");
-    });
+    let file = once("java.live.data", |path| write_mixed(path, 64 << 20));
     let shrinking = classes.path().join("shrinking");
     let dir = text(classes.path());
     let args = ["-Xmx48m", "-cp", dir, "Maps", text(&file), text(&shrinking)];

@@ -6,31 +6,6 @@ use common::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-fn python() -> &'static Path {
-    Path::new("/usr/bin/python3")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
-}
-
-fn source(name: &str) -> String {
-    text(&sources().join(name)).to_owned()
-}
-
-/// Whether the distribution's Python has some modules.
-fn modules(names: &str) -> Result<(), String> {
-    commands(&["/usr/bin/python3"])?;
-    let output = plain(python(), &["-c", &format!("import {names}")]);
-    let why = String::from_utf8_lossy(&output.stderr);
-    let why = why.lines().last().unwrap_or_default().to_owned();
-    output
-        .status
-        .success()
-        .then_some(())
-        .ok_or(why + " (./run setup installs it)")
-}
-
 /// Text with a needle now and then: 2 GiB.
 fn letters() -> PathBuf {
     once("letters", |path| {
@@ -256,12 +231,7 @@ fn java() {
         "{}",
         String::from_utf8_lossy(&compiled.stderr)
     );
-    let file = once("java.data", |path| {
-        let bytes: Vec<u8> = (0..128u64 << 20)
-            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-            .collect();
-        std::fs::write(path, bytes).expect("writable");
-    });
+    let file = once("java.data", |path| write_mixed(path, 128 << 20));
     let shrinking = classes.path().join("shrinking");
     let args = [
         "-Xmx48m",
@@ -432,10 +402,5 @@ fn programs_in_go() {
 }
 
 fn letters_of_go() -> PathBuf {
-    once("go.data", |path| {
-        let bytes: Vec<u8> = (0..32u64 << 20)
-            .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-            .collect();
-        std::fs::write(path, bytes).expect("writable");
-    })
+    once("go.data", |path| write_mixed(path, 32 << 20))
 }

@@ -99,17 +99,18 @@ fn look(call: Call) -> Option<Taken> {
         return None;
     }
     let path = || std::fs::read_link(format!("/proc/self/fd/{}", call.fd)).unwrap_or_default();
+    let file_system = || file::fs_magic(call.fd).ok();
     // The mappings of a program with one thread are judged when it creates a second.
     if !settings.eager && threads::alone() && call.flags & !ALLOWED == 0 {
         state::LOOKED.store(true, Ordering::Relaxed);
-        let path = path();
-        let trusted = matches(&settings.trust, &path) || never_written(call.fd);
+        let (path, file_system) = (path(), file_system());
+        let trusted = is_trusted(settings, &path, file_system);
         return Some(Taken::Later(Waiting {
             call,
             id: status.id,
             path,
             trusted,
-            local: is_local(call.fd),
+            file_system,
         }));
     }
     // What costs little to find out comes first, and nothing is asked of the file system under the lock.
@@ -121,9 +122,8 @@ fn look(call: Call) -> Option<Taken> {
         leave(why, call.len, path);
         return None;
     }
-    let path = path();
-    let trusted = matches(&settings.trust, &path) || never_written(call.fd);
-    let local = is_local(call.fd);
+    let (path, file_system) = (path(), file_system());
+    let trusted = is_trusted(settings, &path, file_system);
     // Before the lock: this asks the dynamic linker, which may be at work on behalf of a thread that waits for us.
     let ring = uses_io_uring();
 
@@ -133,7 +133,7 @@ fn look(call: Call) -> Option<Taken> {
         status: &status,
         path: &path,
         trusted,
-        local,
+        file_system,
         ring,
         cached,
         may_be_written: kind == libc::MAP_SHARED && access & libc::O_ACCMODE == libc::O_RDWR,
@@ -149,11 +149,7 @@ fn look(call: Call) -> Option<Taken> {
 
 /// Whether a mapping may be served live in this process.
 pub(crate) fn may_serve_live(settings: &Settings) -> bool {
-    match settings.backend {
-        Backend::Live => live::support().is_ok(),
-        Backend::StandIn => false,
-        Backend::Auto => live::support() == Ok(Support::Free),
-    }
+    ways(settings).contains(&Way::Live) && live::support().is_ok()
 }
 
 /// Why a mapping is served live, or by a stand-in.
@@ -164,7 +160,7 @@ pub(crate) fn why(is_live: bool) -> &'static str {
     match (settings.backend, is_live) {
         (Backend::Live | Backend::StandIn, _) => "chosen by --backend",
         (Backend::Auto, true) if settings.budget => {
-            "no stand-in can be had for it, in spite of --memory"
+            "no stand-in is possible for it, in spite of --memory"
         }
         (Backend::Auto, true) => "on this kernel a miss in a live mapping takes no mmap_lock",
         (Backend::Auto, false) if settings.budget => "--memory asks for a budget",
@@ -179,7 +175,7 @@ fn ways(settings: &Settings) -> &'static [Way] {
         Backend::Live => &[Way::Live],
         Backend::StandIn => &[Way::StandIn],
         Backend::Auto if !gains() => &[Way::StandIn],
-        // What a budget is for, a stand-in alone can do.
+        // Only a stand-in keeps a budget.
         Backend::Auto if settings.budget => &[Way::StandIn, Way::Live],
         Backend::Auto => &[Way::Live],
     }
@@ -274,14 +270,9 @@ const NEVER_WRITTEN: [u64; 4] = [
     0x28CD_3D45, // cramfs
 ];
 
-/// Whether nobody can write to a file, so that there is nothing for a lease to guard.
-fn never_written(fd: i32) -> bool {
-    file::fs_magic(fd).is_ok_and(|m| NEVER_WRITTEN.contains(&m))
-}
-
-/// Whether a file is on a disk of this machine's.
-fn is_local(fd: i32) -> bool {
-    file::fs_magic(fd).is_ok_and(|m| LOCAL.contains(&m))
+/// Whether nothing has to guard a file's bytes: the user vouches for them, or nobody can write to them.
+fn is_trusted(settings: &Settings, path: &Path, file_system: Option<u64>) -> bool {
+    matches(&settings.trust, path) || file_system.is_some_and(|m| NEVER_WRITTEN.contains(&m))
 }
 
 /// What is known of a mapping's file.
@@ -289,15 +280,22 @@ pub(crate) struct Known<'a> {
     pub(crate) status: &'a Status,
     pub(crate) path: &'a Path,
     pub(crate) trusted: bool,
-    /// It is on a disk of this machine's.
-    pub(crate) local: bool,
+    /// The type of its file system, if the kernel says.
+    pub(crate) file_system: Option<u64>,
     pub(crate) ring: bool,
     pub(crate) cached: f64,
     /// It is shared, and the program can make it writable.
     pub(crate) may_be_written: bool,
 }
 
-/// What can be known before anything is tried, whatever is to serve it.
+impl Known<'_> {
+    /// Whether its file system is one of some types.
+    fn is_on(&self, types: &[u64]) -> bool {
+        self.file_system.is_some_and(|m| types.contains(&m))
+    }
+}
+
+/// Checks that need no attempt, for stand-ins and live mappings alike.
 fn permitted(
     state: &State,
     settings: &Settings,
@@ -351,7 +349,7 @@ fn can_live(
     if known.cached >= 1.0 {
         return no(IN_CACHE);
     }
-    if !known.local && !known.trusted && settings.only.is_empty() {
+    if !known.is_on(&LOCAL) && !known.trusted && settings.only.is_empty() {
         return no(
             "its file system may be in memory, or served by a program or over a network (--trust or --only serves it all the same)",
         );
@@ -359,7 +357,7 @@ fn can_live(
     if call.flags & libc::MAP_POPULATE != 0 {
         return no("the program has it read in as it is mapped (MAP_POPULATE)");
     }
-    if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
+    if known.is_on(&IN_MEMORY) {
         return no("its file is in memory (tmpfs, memfd)");
     }
     if call.flags & libc::MAP_TYPE == libc::MAP_PRIVATE && call.len > PRIVATE_MAX {
@@ -407,7 +405,7 @@ fn can_stand_in(
             "it needs a lease, and --no-lease forbids them (--trust, if its bytes do not change)",
         );
     }
-    if file::fs_magic(call.fd).is_ok_and(|m| IN_MEMORY.contains(&m)) {
+    if known.is_on(&IN_MEMORY) {
         return no("its file is in memory (tmpfs, memfd)");
     }
     if known.may_be_written {
@@ -485,7 +483,7 @@ fn serve_live(
         Some(_) => call.addr,
         None => match make(call) {
             Some(at) => at,
-            // What it refuses, it refuses to the program.
+            // The kernel refuses it to the program as well.
             None => return Ok(None),
         },
     };

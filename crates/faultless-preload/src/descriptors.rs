@@ -127,7 +127,7 @@ impl Drop for Settled {
     }
 }
 
-/// How often, and how long after each other, it is looked whether the engine has let a descriptor go that it has no use for.
+/// How often a thread looks whether the engine has closed a descriptor that it no longer uses, and how long it waits in between.
 const SETTLE_TRIES: u32 = 50;
 const SETTLE_NAP_NS: u64 = 1_000_000;
 
@@ -150,7 +150,7 @@ fn control(
                 locking(fd, kind == libc::F_WRLCK as i16, call)
             }
         }
-        // A lease for writing is had only by who has the file open alone.
+        // The kernel grants a lease for writing only if nobody else has the file open.
         libc::F_SETLEASE if STANDING.load(Ordering::Relaxed) != 0 && !state::foreign() => {
             if let Some(id) = file_of(fd) {
                 let reason = "the program takes a lease on it";

@@ -110,17 +110,20 @@ impl Drop for Given {
 }
 
 /// Keeps markers away from what live mappings have of a range.
-fn opened(range: &Range<usize>) -> Option<Opened> {
-    if !live::touches(range) {
-        return None;
+pub(crate) fn opened(range: &Range<usize>) -> Option<Opened> {
+    live::touches(range).then(|| {
+        let mut opened = Opened::default();
+        open(&mut opened, range);
+        opened
+    })
+}
+
+/// The same for one range more. (A child of vfork may never return here: it only removes the markers.)
+fn open(opened: &mut Opened, range: &Range<usize>) {
+    match state::foreign() {
+        true => Opened::open_in_passing(range),
+        false => opened.open(range),
     }
-    if state::foreign() {
-        Opened::open_in_passing(range);
-        return None;
-    }
-    let mut opened = Opened::default();
-    opened.open(range);
-    Some(opened)
 }
 
 /// Elements that an array has room for without memory of its own.
@@ -237,10 +240,8 @@ impl GivenVector {
             // SAFETY: found to be there by `part_of_ours`.
             let mut part = unsafe { vector.add(i).read_unaligned() };
             let range = range(part.iov_base, part.iov_len);
-            if live::touches(&range) && !state::foreign() {
-                given.opened.open(&range);
-            } else {
-                Opened::open_in_passing(&range);
+            if live::touches(&range) {
+                open(&mut given.opened, &range);
             }
             if !standin::touches(&range) {
             } else if pin {
@@ -298,16 +299,11 @@ impl<const N: usize> GivenWords<N> {
             counter.add();
             return Some(given);
         }
-        (standin::hand_backs() != hand_backs).then(|| Self::as_they_are(words))
-    }
-
-    /// The words themselves.
-    pub(crate) fn as_they_are(words: [usize; N]) -> Self {
-        GivenWords {
+        (standin::hand_backs() != hand_backs).then(|| GivenWords {
             words,
             _lent: [const { None }; N],
             _opened: Opened::default(),
-        }
+        })
     }
 
     /// `None` if none of them points into a mapping of ours.
@@ -324,10 +320,7 @@ impl<const N: usize> GivenWords<N> {
             // (The buffer may begin before the mapping.)
             let short = *word..word.saturating_add(SHORT);
             if *word >= mem::PAGE && live::touches(&short) {
-                match state::foreign() {
-                    true => Opened::open_in_passing(&short),
-                    false => given._opened.open(&short),
-                }
+                open(&mut given._opened, &short);
                 any = true;
             }
             if *word >= mem::PAGE

@@ -9,7 +9,7 @@
 use crate::decide::{self, Call, Taken};
 use crate::real::{real, returned};
 use crate::state::{self, STANDING, State};
-use crate::{serving, waiting};
+use crate::{lend, serving, waiting};
 use faultless::{live, standin};
 use faultless_sys::Errno;
 use faultless_sys::mem::PAGE;
@@ -352,8 +352,7 @@ fn advise(state: &State, range: &Range<usize>, advice: c_int) -> Option<()> {
     Some(())
 }
 
-/// Notes advice for the live mappings in a range, of which the kernel is told as well. `false`: it is none that leaves markers what they
-/// are.
+/// Notes advice for the live mappings in a range, which the kernel gets as well. `false`: it may change the markers.
 fn advise_live(state: &State, range: &Range<usize>, advice: c_int) -> bool {
     for serial in state.over(range) {
         let live = state.standing.get(&serial).and_then(|e| e.served.live());
@@ -403,10 +402,7 @@ pub(crate) unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c
         let known = advise_live(&state::lock(), &range, advice);
         if known {
             // (The kernel would stop at a marker.)
-            let mut opened = live::Opened::default();
-            if advice == MADV_POPULATE_READ {
-                opened.open(&range);
-            }
+            let _opened = (advice == MADV_POPULATE_READ).then(|| lend::opened(&range));
             return kernel(libc::SYS_madvise, args) as c_int;
         }
     }

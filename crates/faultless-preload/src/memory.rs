@@ -6,11 +6,11 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::lend::range;
+use crate::lend::{opened, range};
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, returned, set_errno};
-use crate::state::{self, idle};
-use faultless::{live, standin};
+use crate::state::idle;
+use faultless::standin;
 use faultless_sys::raw;
 use std::ffi::{c_int, c_void};
 use std::io::Write;
@@ -58,17 +58,11 @@ fn again_from_memory(
         return None;
     }
     let memory = range(at, len);
-    let mut opened = live::Opened::default();
     let lent = standin::lend(&memory);
+    let opened = opened(&memory);
     let at = match &lent {
         Some(lent) => lent.at(),
-        None if live::touches(&memory) => {
-            match state::foreign() {
-                true => live::Opened::open_in_passing(&memory),
-                false => opened.open(&memory),
-            }
-            memory.start
-        }
+        None if opened.is_some() => memory.start,
         None => return None,
     };
     drop(errno);

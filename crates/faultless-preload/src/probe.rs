@@ -8,8 +8,8 @@
 #![allow(unsafe_code, reason = "reads memory that was found to be there")]
 
 use crate::mappings::reaches;
-use crate::state;
-use faultless::{live, standin};
+use crate::{lend, state};
+use faultless::standin;
 use faultless_sys::mem::PAGE;
 use faultless_sys::raw;
 
@@ -34,12 +34,8 @@ fn page_is_there(page: usize) -> bool {
         return kernel_reads(page);
     }
     if !standin::touches(&range) {
-        // A live mapping's: what the kernel can read there without its markers.
-        let mut opened = live::Opened::default();
-        match state::foreign() {
-            true => live::Opened::open_in_passing(&range),
-            false => opened.open(&range),
-        }
+        // A live mapping's: the kernel can read it without its markers.
+        let _opened = lend::opened(&range);
         return kernel_reads(page);
     }
     // Pages of a stand-in are read in; a child of vfork may not claim them, but its loads are served like any other.

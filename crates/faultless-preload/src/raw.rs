@@ -36,7 +36,7 @@ unsafe extern "C-unwind" fn syscall(
         // SAFETY: the program's own arguments.
         return unsafe { real(nr, a, b, c, d, e, f) };
     }
-    if nr == libc::SYS_rt_sigaction && signals::is_told_apart(a as c_int) && !state::foreign() {
+    if nr == libc::SYS_rt_sigaction && signals::is_fault(a as c_int) && !state::foreign() {
         // SAFETY: the program's own arguments.
         let kernels = || unsafe { real(nr, a, b, c, d, e, f) };
         return signals::raw_sigaction(

@@ -131,7 +131,7 @@ pub(crate) fn start() -> io::Result<()> {
     let started = standin::spawn(c"faultless-serve", || {
         // All signals were blocked by whoever started it, and stay so, but for the C library's own.
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
-        let mut more = true;
+        let mut more = false;
         for turn in 0u32.. {
             futex::wait(&ASKED, 0, if more { MORE_NS } else { TICK_NS });
             let asked = ASKED.swap(0, Ordering::SeqCst);

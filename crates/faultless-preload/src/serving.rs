@@ -15,7 +15,7 @@ pub(crate) enum Served {
     Live(Live),
 }
 
-/// What happened in it.
+/// Counts of the events in it.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Happened {
     pub(crate) misses: u64,
@@ -53,10 +53,7 @@ impl Served {
     pub(crate) fn touches(&self, range: &Range<usize>) -> bool {
         match self {
             Served::StandIn(standin) => standin.touches(range),
-            Served::Live(live) => {
-                let own = live.range();
-                own.start < range.end && range.start < own.end
-            }
+            Served::Live(live) => live.touches(range),
         }
     }
 
@@ -64,10 +61,7 @@ impl Served {
     pub(crate) fn covers(&self, range: &Range<usize>) -> bool {
         match self {
             Served::StandIn(standin) => standin.covers(range),
-            Served::Live(live) => {
-                let own = live.range();
-                own.start <= range.start && range.end <= own.end
-            }
+            Served::Live(live) => live.covers(range),
         }
     }
 
@@ -93,7 +87,7 @@ impl Served {
         }
     }
 
-    /// What keeps its bytes the file's, in a word for the reports.
+    /// The reports' word for how its bytes stay the file's.
     pub(crate) fn coherence(&self) -> &'static str {
         match self {
             Served::StandIn(standin) if standin.leased() => "lease",

@@ -3,8 +3,8 @@
 //!
 //! A thread that blocks the signal and misses is killed by the kernel. So it is taken out of every mask that the program
 //! sets, for a thread or for the time of a handler; that it wanted it there is remembered for the thread, and shown when it
-//! asks. What the program wants done about the signal is kept beside the engine's handler, and is done for every fault that is
-//! not a miss.
+//! asks. The program's own action for the signal is kept beside the engine's handler, which takes it for every fault that is not a
+//! miss.
 
 #![allow(
     unsafe_code,
@@ -35,7 +35,8 @@ pub(crate) fn faults() -> SigSet {
     FAULTS.load(Ordering::Relaxed)
 }
 
-fn is_fault(signo: c_int) -> bool {
+/// Whether misses are told by a signal, so that its handler is the engine's.
+pub(crate) fn is_fault(signo: c_int) -> bool {
     signo == libc::SIGBUS || signo == libc::SIGSEGV && faults() & signal::set_of(signo) != 0
 }
 
@@ -113,12 +114,10 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
                 live::open_all();
             }
             Err(kernels())
-        } else if signo == libc::SIGBUS {
-            standin::sigbus(disposition, kernels)
-        } else if signo == libc::SIGSEGV {
-            live::sigsegv(disposition, kernels)
-        } else {
+        } else if signo == libc::SIGSYS {
             trap::disposition(disposition).ok_or_else(kernels)
+        } else {
+            replace(signo, disposition, kernels)
         };
         let before = match replaced {
             Ok(before) => before,
@@ -140,6 +139,19 @@ unsafe extern "C" fn sigaction(signo: c_int, new: *const Action, old: *mut Actio
     let wanted = wanted.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: a copy of the program's own argument.
     unsafe { real(signo, wanted, old) }
+}
+
+/// Replaces the disposition of SIGBUS or SIGSEGV that the program believes in, or reads it. `Err`: the result of `kernels`, which is called
+/// while the engine's handler is not installed.
+fn replace<R>(
+    signo: c_int,
+    new: Option<Disposition>,
+    kernels: impl FnOnce() -> R,
+) -> Result<Disposition, R> {
+    match signo {
+        libc::SIGSEGV => live::sigsegv(new, kernels),
+        _ => standin::sigbus(new, kernels),
+    }
 }
 
 /// Whether the handler of a signal is this library's.
@@ -233,7 +245,7 @@ fn mask(
     } else {
         new
     };
-    // What was blocked before is of interest even if the program does not ask.
+    // The former mask is needed even if the program does not ask for it.
     let mut before = MaybeUninit::<sigset_t>::zeroed();
     let told = match old.is_null() {
         true => before.as_mut_ptr(),
@@ -242,9 +254,8 @@ fn mask(
     // SAFETY: the program's own arguments, or a copy.
     let result = unsafe { real(how, set, told) };
     if result == 0 {
-        let names_segv = !new.is_null() && bits(new) & SEGV != 0;
         // SAFETY: written just now; its first 64 bits are the kernel's set.
-        in_handler(how, new.is_null(), names_segv, unsafe {
+        in_handler(how, new.is_null(), named & SEGV != 0, unsafe {
             &mut *told.cast::<SigSet>()
         });
         let believed = BELIEVES_BLOCKED.get();
@@ -531,11 +542,6 @@ pub(crate) fn raw_mask(how: c_int, new: *const SigSet) -> Option<SigSet> {
     Some(probe::copy(new)? & !kept())
 }
 
-/// Whether [`raw_sigaction`] is for a signal.
-pub(crate) fn is_told_apart(signo: c_int) -> bool {
-    is_fault(signo)
-}
-
 /// Nobody but this library may do this to the signals by which misses are told; a program that asks the kernel itself is told what it
 /// believes.
 pub(crate) fn raw_sigaction(
@@ -565,12 +571,7 @@ pub(crate) fn raw_sigaction(
             None => return refuse(libc::EFAULT),
         }
     };
-    let replaced = if signo == libc::SIGBUS {
-        standin::sigbus(wanted, kernels)
-    } else {
-        live::sigsegv(wanted, kernels)
-    };
-    let before = match replaced {
+    let before = match replace(signo, wanted, kernels) {
         Ok(before) => before,
         Err(result) => return result,
     };

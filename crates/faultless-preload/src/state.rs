@@ -9,8 +9,7 @@ use crate::real::Errno;
 use crate::serving::Served;
 use crate::waiting::{self, Waiting};
 use crate::{counters, decide, lend, limits, real, reports, service, signals, threads, trap};
-use faultless::{ByteSize, Pool};
-use faultless::{live, standin};
+use faultless::{ByteSize, Pool, live, standin};
 use faultless_run::{Settings, VARIABLE};
 use faultless_sys::file::FileId;
 use faultless_sys::{mem, raw, signal};
@@ -171,7 +170,7 @@ pub(crate) struct Past {
     pub(crate) bytes: u64,
     pub(crate) misses: u64,
     pub(crate) read: u64,
-    /// What keeps the bytes the file's: `lease`, `trust` or `live`.
+    /// How the bytes stay the file's: `lease`, `trust` or `live`.
     pub(crate) coherence: &'static str,
     /// Why it is served as it is.
     pub(crate) why: &'static str,
@@ -218,9 +217,13 @@ pub(crate) struct State {
 impl State {
     /// Entries that have a part of a range.
     pub(crate) fn over(&self, range: &Range<usize>) -> Vec<u64> {
-        let has_part = |e: &Entry| e.served.touches(range);
-        let over = self.standing.iter().filter(|(_, e)| has_part(e));
-        over.map(|(&serial, _)| serial).collect()
+        self.those(|e| e.served.touches(range))
+    }
+
+    /// Some of the entries.
+    fn those(&self, is_one: impl Fn(&Entry) -> bool) -> Vec<u64> {
+        let those = self.standing.iter().filter(|(_, e)| is_one(e));
+        those.map(|(&serial, _)| serial).collect()
     }
 
     /// Counts a mapping that stays the kernel's.
@@ -339,15 +342,10 @@ impl State {
         }
     }
 
-    /// Hands back all stand-ins for mappings of a file. (Live mappings bear whatever is done to it.)
+    /// Hands back all stand-ins for mappings of a file. (Live mappings bear all changes of a file.)
     pub(crate) fn hand_back_file(&mut self, id: FileId, reason: &'static str) {
-        let of_file: Vec<u64> = self
-            .standing
-            .iter()
-            .filter(|(_, e)| e.served.file_id() == id && e.served.stand_in().is_some())
-            .map(|(&serial, _)| serial)
-            .collect();
-        for serial in of_file {
+        let is_its = |e: &Entry| e.served.file_id() == id && e.served.stand_in().is_some();
+        for serial in self.those(is_its) {
             self.hand_back(serial, reason);
         }
     }
@@ -356,12 +354,7 @@ impl State {
     pub(crate) fn hand_back_live(&mut self, id: Option<FileId>, reason: &'static str) -> bool {
         let is_its =
             |e: &Entry| e.served.live().is_some() && id.is_none_or(|id| e.served.file_id() == id);
-        let live: Vec<u64> = self
-            .standing
-            .iter()
-            .filter(|(_, e)| is_its(e))
-            .map(|(&serial, _)| serial)
-            .collect();
+        let live = self.those(is_its);
         for &serial in &live {
             self.hand_back(serial, reason);
         }
@@ -491,7 +484,7 @@ impl State {
         self.live.get_or_insert_with(prepare).clone()
     }
 
-    /// What the engine needs in this process, whatever it serves.
+    /// Starts the parts of the engine that stand-ins and live mappings both need.
     fn start_service() -> Result<(), String> {
         if !standin::descriptors_are_apart() {
             return Err(
@@ -539,10 +532,7 @@ fn lease_broken(serial: u64) -> bool {
 /// Ends mappings that have no addresses left, because of system calls that nobody saw.
 pub(crate) fn settle_lost() {
     let mut state = lock();
-    let all = state.standing.iter();
-    let gone = all.filter(|(_, e)| e.served.range().is_empty());
-    let gone: Vec<u64> = gone.map(|(&serial, _)| serial).collect();
-    for serial in gone {
+    for serial in state.those(|e| e.served.range().is_empty()) {
         let Some(entry) = state.remove(serial) else {
             continue;
         };

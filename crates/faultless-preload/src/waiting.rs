@@ -44,7 +44,8 @@ pub(crate) struct Waiting {
     pub(crate) id: FileId,
     pub(crate) path: PathBuf,
     pub(crate) trusted: bool,
-    pub(crate) local: bool,
+    /// The type of its file system.
+    pub(crate) file_system: Option<u64>,
 }
 
 impl Waiting {
@@ -230,7 +231,7 @@ fn promote(
         status: &status,
         path: &mapped.path,
         trusted: mapped.trusted,
-        local: mapped.local,
+        file_system: mapped.file_system,
         ring: looked.ring,
         cached,
         may_be_written: vma.may_be_written(),

@@ -85,7 +85,7 @@ pub struct FileReport {
     /// The file, as it was called when it was first mapped.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// What keeps the bytes the file's: `lease` or `trust` of a stand-in, or `live`: the kernel's own mapping, with guard markers.
+    /// How the bytes stay the file's: by a `lease`, by the user's `trust`, or because the mapping is `live`, the kernel's own.
     pub coherence: String,
     /// What serves the mappings, the last one if they differ: `live` or `stand-in`.
     #[serde(default)]

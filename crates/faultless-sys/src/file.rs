@@ -141,36 +141,37 @@ pub struct Status {
     pub uid: u32,
 }
 
-/// Which file a descriptor is, as the kernel remembers it: asks no file server, as `fstat(2)` may (`statx(2)` with
-/// `AT_STATX_DONT_SYNC`).
-pub fn cached_id(fd: i32) -> Result<FileId, Errno> {
+/// What the kernel remembers of a file, without asking a file server (`statx(2)` with `AT_STATX_DONT_SYNC`). `mask`: `STATX_…`.
+fn remembered(fd: i32, mask: u32) -> Result<libc::statx, Errno> {
     let mut st = core::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
-    let asked = check(unsafe {
+    check(unsafe {
         syscall(
             libc::SYS_statx,
             [
                 fd as usize,
                 c"".as_ptr() as usize,
                 (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC) as usize,
-                libc::STATX_INO as usize,
+                mask as usize,
                 st.as_mut_ptr() as usize,
                 0,
             ],
         )
-    });
-    match asked {
+    })?;
+    // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
+    Ok(unsafe { st.assume_init() })
+}
+
+/// Which file a descriptor is, as the kernel remembers it: asks no file server, as `fstat(2)` may.
+pub fn cached_id(fd: i32) -> Result<FileId, Errno> {
+    match remembered(fd, libc::STATX_INO) {
         // Before Linux 4.11, or behind a filter.
         Err(Errno(libc::ENOSYS | libc::EPERM)) => status(fd).map(|st| st.id),
         Err(e) => Err(e),
-        Ok(_) => {
-            // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
-            let st = unsafe { st.assume_init() };
-            Ok(FileId {
-                dev: libc::makedev(st.stx_dev_major, st.stx_dev_minor),
-                ino: st.stx_ino,
-            })
-        }
+        Ok(st) => Ok(FileId {
+            dev: libc::makedev(st.stx_dev_major, st.stx_dev_minor),
+            ino: st.stx_ino,
+        }),
     }
 }
 
@@ -248,16 +249,16 @@ pub fn open_flags(fd: i32) -> Result<i32, Errno> {
     fcntl(fd, libc::F_GETFL, 0).map(|flags| flags as i32)
 }
 
-/// What the page cache has of a part of a file.
+/// How many pages of a part of a file the page cache holds, and held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheState {
-    /// Pages that it has, those included that are being read.
+    /// Pages that it holds, including pages that are being read.
     pub cached: u64,
-    /// Pages of which it remembers that it had them.
+    /// Pages that it no longer holds and still remembers.
     pub evicted: u64,
 }
 
-/// What the page cache has of a part of a file (`cachestat(2)`, 6.5).
+/// Asks how many pages of a part of a file the page cache holds, and held (`cachestat(2)`, 6.5).
 pub fn cache_state(fd: i32, offset: u64, len: u64) -> Result<CacheState, Errno> {
     const SYS_CACHESTAT: libc::c_long = 451;
     let range = [offset, len];
@@ -291,23 +292,7 @@ pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
 /// Whether loads from a mapping of a file reach its storage directly, so that there is no page cache between (`STATX_ATTR_DAX`).
 pub fn is_dax(fd: i32) -> bool {
     const STATX_ATTR_DAX: u64 = 0x20_0000;
-    let mut st = core::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
-    let asked = check(unsafe {
-        syscall(
-            libc::SYS_statx,
-            [
-                fd as usize,
-                c"".as_ptr() as usize,
-                (libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC) as usize,
-                0,
-                st.as_mut_ptr() as usize,
-                0,
-            ],
-        )
-    });
-    // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
-    asked.is_ok() && unsafe { st.assume_init() }.stx_attributes & STATX_ATTR_DAX != 0
+    remembered(fd, 0).is_ok_and(|st| st.stx_attributes & STATX_ATTR_DAX != 0)
 }
 
 /// Gives advice about a part of a file, or of an open file (`posix_fadvise(2)`, `POSIX_FADV_…`).

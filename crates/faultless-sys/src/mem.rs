@@ -152,7 +152,7 @@ pub unsafe fn discard(addr: usize, len: usize) -> bool {
     }
 }
 
-/// What lies at an address, as the kernel says of the mapping.
+/// A mapping of the process, as the kernel describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mapped {
     /// Where the mapping begins.
@@ -171,7 +171,7 @@ pub struct Mapped {
     pub device: (u32, u32),
 }
 
-/// Asks what lies at an address (`PROCMAP_QUERY` on `/proc/PID/maps`, 6.11).
+/// Asks which mapping lies at an address (`PROCMAP_QUERY` on `/proc/PID/maps`, 6.11).
 ///
 /// # Errors
 ///
@@ -210,7 +210,7 @@ pub fn mapped_at(maps: i32, addr: usize) -> Result<Mapped, Errno> {
 }
 
 /// Puts a guard marker into each page table entry of a range (`MADV_GUARD_INSTALL`, 6.13; in mappings of files, 6.15): a touch raises
-/// SIGSEGV until the marker is removed. What is mapped there now, is mapped no longer.
+/// SIGSEGV until the marker is removed. The call unmaps the pages that are mapped in the range now.
 ///
 /// # Errors
 ///

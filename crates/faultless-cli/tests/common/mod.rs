@@ -318,6 +318,42 @@ impl Served {
     }
 }
 
+/// The distribution's Python.
+pub fn python() -> &'static Path {
+    Path::new("/usr/bin/python3")
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+/// The path of a program's source in `tests/programs`.
+pub fn source(name: &str) -> String {
+    text(&sources().join(name)).to_owned()
+}
+
+/// Whether the distribution's Python has some modules.
+pub fn modules(names: &str) -> Result<(), String> {
+    commands(&["/usr/bin/python3"])?;
+    let output = plain(python(), &["-c", &format!("import {names}")]);
+    let why = String::from_utf8_lossy(&output.stderr);
+    let why = why.lines().last().unwrap_or_default().to_owned();
+    output
+        .status
+        .success()
+        .then_some(())
+        .ok_or(why + " (./run setup installs it)")
+}
+
+/// Writes bytes that look random.
+pub fn write_mixed(path: &Path, len: u64) {
+    let bytes: Vec<u8> = (0..len)
+        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
+        .collect();
+    std::fs::write(path, bytes).expect("writable");
+}
+
 /// Runs a test program by itself, which proves the program, and served.
 pub fn both(name: &str, options: &[&str]) -> Served {
     let program = compile(name, &[]);

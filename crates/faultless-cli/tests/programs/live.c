@@ -222,7 +222,7 @@ static void system_calls(const char *path)
     CHECK(mlock(m + 9 * mib, PAGE) == 0 || errno == EPERM || errno == ENOMEM);
     CHECK(munmap(m, len) == 0);
     close(fd);
-    /* A lease that is had only by a process that has the file open alone. */
+    /* The kernel grants this lease only to a process that alone has the file open. */
     m = map_shared(path, &fd);
     CHECK(load(m + 13 * mib) == 0);
     CHECK(fcntl(fd, F_SETLEASE, F_WRLCK) == 0 && fcntl(fd, F_SETLEASE, F_UNLCK) == 0);

@@ -74,7 +74,6 @@ impl Kernel {
             }
             "/sys/fs/cgroup/x/memory.current" => "0\n".to_owned(),
             "/sys/fs/cgroup/x/memory.stat" if self.accounts => "anon 0\nshmem 0\n".to_owned(),
-            "/proc/sys/kernel/osrelease" => "6.18.0\n".to_owned(),
             "/proc/sys/fs/lease-break-time" => format!("{}\n", self.break_seconds),
             "/proc/self/status" => "VmPTE: 4 kB\n".to_owned(),
             _ => return None,
@@ -139,6 +138,15 @@ fn answer(nr: libc::c_long, a: [usize; 6]) -> Answer {
         libc::SYS_getpid => Ok(PID as usize),
         libc::SYS_gettid => Ok(with(|w| w.scheduler.current + scheduler::TID_BASE) as usize),
         libc::SYS_geteuid => Ok(0),
+        libc::SYS_uname => {
+            // SAFETY: zeros are valid.
+            let mut name: libc::utsname = unsafe { std::mem::zeroed() };
+            for (to, &from) in name.release.iter_mut().zip(b"6.18.0") {
+                *to = from as libc::c_char;
+            }
+            write(a[0], name);
+            Ok(0)
+        }
         libc::SYS_sched_yield => {
             scheduler::give_way();
             Ok(0)

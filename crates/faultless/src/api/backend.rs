@@ -2,8 +2,8 @@
 
 use crate::base::descriptor::Owned;
 use crate::base::primitive::{AtomicBool, Ordering};
-use crate::base::text;
 use crate::evict::evictor::batches_work;
+use faultless_sys::raw::kernel_version;
 use faultless_sys::{mem, raw, uffd};
 use std::fmt;
 
@@ -25,7 +25,7 @@ impl Backend {
     pub fn avoids_mmap_lock(&self) -> bool {
         match self {
             Backend::Full => true,
-            Backend::Partial(_) => text::kernel_version().is_some_and(installs_without_lock),
+            Backend::Partial(_) => kernel_version().is_some_and(installs_without_lock),
             Backend::Mmap(_) => false,
         }
     }
@@ -100,7 +100,7 @@ pub(crate) fn open_uffd(choice: BackendChoice) -> Result<Owned, String> {
 /// What this kernel lacks.
 pub(crate) fn rate(unprotected: Option<&'static str>) -> Backend {
     let mut lacks = Vec::new();
-    if let Some((major, minor)) = text::kernel_version() {
+    if let Some((major, minor)) = kernel_version() {
         if !faults_without_lock((major, minor)) {
             lacks.push(format!("Linux {major}.{minor} serves faults in armed mappings under mmap_lock; 6.6 does not"));
         }

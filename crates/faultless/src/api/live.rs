@@ -14,9 +14,9 @@ use crate::guards::files::LiveFile;
 use crate::guards::handler::{self, SIGSEGV};
 use crate::guards::mapping::{self, Child, LiveMapping};
 use crate::guards::table::Inside;
-use crate::guards::{files, fork, serve, sweep, table};
+use crate::guards::{files, maps, serve, sweep, table};
 use faultless_sys::file::{self, FileId};
-use faultless_sys::mem::{self, PAGE};
+use faultless_sys::mem::PAGE;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -74,34 +74,34 @@ impl Live {
     ///
     /// # Safety
     ///
-    /// At `at` lies a mapping of the kernel's of these bytes of the file, which is not writable, and of which no page holds anything but
+    /// [`start_threads`](crate::standin::start_threads) and [`watch_forks`](crate::standin::watch_forks) were called. At `at` lies a mapping of the kernel's of these bytes of the file, which is not writable, and of which no page holds anything but
     /// the file's bytes.
     pub unsafe fn new(wanted: &Wanted<'_>) -> Result<Live, Error> {
-        let name = source::file_name(wanted.file);
-        let cannot =
-            |what: &str, e: std::io::Error| Error::kernel(format!("cannot {what} {name}"), e);
-        keeper::start().map_err(|e| Error::kernel("cannot start the keeper thread", e))?;
-        fork::watch();
         SIGSEGV.install().map_err(|e| match e {
             NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
             NotInstalled::Refused(e) => Error::kernel("cannot install a SIGSEGV handler", e),
         })?;
+        Self::begin(wanted).inspect_err(|_| files::close_unused())
+    }
+
+    fn begin(wanted: &Wanted<'_>) -> Result<Live, Error> {
+        let name = source::file_name(wanted.file);
+        let cannot =
+            |what: &str, e: std::io::Error| Error::kernel(format!("cannot {what} {name}"), e);
         let status = file::status(wanted.file.as_raw_fd()).map_err(|e| cannot("stat", e.into()))?;
         let file = files::open(wanted.file.as_raw_fd()).map_err(|e| cannot("open", e))?;
-        if let Err(e) = tells_what_is_cached(&file, wanted.offset) {
-            drop(file);
-            files::close_unused();
-            return Err(cannot("learn what is in memory of", e));
-        }
-        let Some(named) = name_in_maps(wanted.at) else {
-            drop(file);
-            files::close_unused();
-            let e = std::io::ErrorKind::Unsupported.into();
-            return Err(cannot("ask the kernel about a mapping of", e));
-        };
+        tells_what_is_cached(&file, wanted.offset)
+            .map_err(|e| cannot("learn what is in memory of", e))?;
+        let at = wanted.at;
+        let named = keeper::apart(move || maps::with_maps(|maps| maps::name_at(maps, at)));
+        let unknown = || std::io::ErrorKind::Unsupported.into();
+        let named = named
+            .flatten()
+            .flatten()
+            .ok_or_else(|| cannot("ask the kernel about a mapping of", unknown()))?;
         let live = LiveMapping::new(
             NEXT.fetch_add(1, Ordering::Relaxed),
-            wanted.at..wanted.at + wanted.len,
+            at..at + wanted.len,
             wanted.offset,
             status.len,
             file,
@@ -109,11 +109,7 @@ impl Live {
             named,
         );
         live.advice.store(wanted.advice, Ordering::Relaxed);
-        let Some(live) = table::insert(live) else {
-            files::close_unused();
-            return Err(Error::TooManyMaps(MOST));
-        };
-        let live = Live(live);
+        let live = Live(table::insert(live).ok_or(Error::TooManyMaps(MOST))?);
         // (Our descriptor is for reading: what it maps could never be made writable for all. And a private mapping may hold what a debugger
         // has written.)
         if live.0.is_shared() && !wanted.may_be_written {
@@ -128,14 +124,21 @@ impl Live {
         }
     }
 
-    /// What of it is still served.
+    /// The addresses that are still served.
     pub fn range(&self) -> Range<usize> {
         self.0.range()
     }
 
-    /// The address at which it began.
-    pub fn first(&self) -> usize {
-        self.0.first
+    /// Whether some of a range is still served.
+    pub fn touches(&self, range: &Range<usize>) -> bool {
+        let own = self.range();
+        own.start < range.end && range.start < own.end
+    }
+
+    /// Whether all of a range is still served.
+    pub fn covers(&self, range: &Range<usize>) -> bool {
+        let own = self.range();
+        own.start <= range.start && range.end <= own.end
     }
 
     /// How many bytes the program had mapped with it, at first.
@@ -333,11 +336,9 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     const MOST: usize = 1 << 20;
     let data = live.with_data(part.clone());
     if data.len() <= MOST
-        && !data.is_empty()
         && let Some(fd) = live.file.number()
     {
-        let (at, len) = (live.offset_of(data.start), data.len() as u64);
-        let _ = file::advise(fd, at, len, libc::POSIX_FADV_WILLNEED);
+        serve::ask_for(live, fd, data);
     }
     live.open_chunks(part, hold);
 }
@@ -384,17 +385,6 @@ fn tells_what_is_cached(file: &LiveFile, offset: u64) -> std::io::Result<()> {
         0 => Err(std::io::ErrorKind::Unsupported.into()),
         _ => Ok(()),
     }
-}
-
-/// What the kernel calls a mapping's file: its inode and its device.
-fn name_in_maps(at: usize) -> Option<(u64, (u32, u32))> {
-    keeper::apart(move || {
-        let maps = file::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC).ok()?;
-        let mapped = mem::mapped_at(maps, at);
-        // SAFETY: opened above, in a table that the program does not see.
-        unsafe { file::close(maps) };
-        mapped.ok().map(|m| (m.inode, m.device))
-    })?
 }
 
 /// The signal that is blocked while the program's SIGSEGV handler runs, since SIGSEGV itself stays open.

@@ -26,12 +26,3 @@ pub(crate) fn link(path: &str) -> io::Result<std::path::PathBuf> {
 pub(crate) fn link(_: &str) -> io::Result<std::path::PathBuf> {
     Err(io::ErrorKind::NotFound.into())
 }
-
-/// Major and minor version of the running kernel.
-pub(crate) fn kernel_version() -> Option<(u32, u32)> {
-    let text = read("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = text
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}

@@ -1,4 +1,4 @@
-//! A signal whose handler is the engine's: what the program wants done about it, and doing that where a fault is not the engine's.
+//! A signal whose handler is the engine's. For a fault that is not the engine's, it does what the program has asked for.
 
 #![allow(
     unsafe_code,
@@ -134,7 +134,7 @@ impl Chain {
         Action::new(self.handler, signal::ALL)
     }
 
-    /// What the program wants done about faults that are not the engine's.
+    /// The program's own action, for faults that are not the engine's.
     pub(crate) fn former(&self) -> Disposition {
         self.former.read()
     }
@@ -216,9 +216,10 @@ impl Chain {
         let former = self.former.read();
         // By kill, tgkill, sigqueue, or as a mere notice of broken memory: no instruction would run into it again.
         let sent = code <= 0 || code == libc::BUS_MCEERR_AO;
-        // A fault of a handler that has the signal blocked, as far as it can see, ends the process.
         // SAFETY: the context is the kernel's.
-        let in_handler = !sent && unsafe { interrupted(context) } & self.runs.unwrap_or(0) != 0;
+        let interrupted = unsafe { interrupted(context) };
+        // A fault of a handler that has the signal blocked, as far as it can see, ends the process.
+        let in_handler = !sent && interrupted & self.runs.unwrap_or(0) != 0;
         let handler = if in_handler || self.spent.load(Ordering::Relaxed) {
             libc::SIG_DFL
         } else {
@@ -237,8 +238,6 @@ impl Chain {
             }
             handler => {
                 // The former handler gets the signal mask that it asked for, not ours: it may never return (longjmp).
-                // SAFETY: the context is the kernel's.
-                let interrupted = unsafe { interrupted(context) };
                 let own = signal::set_of(signo);
                 let (blocked, open) = match self.runs {
                     _ if former.flags & libc::SA_NODEFER as usize != 0 => (0, 0),

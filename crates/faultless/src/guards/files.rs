@@ -27,7 +27,7 @@ impl LiveFile {
         self.fd.engine_number()
     }
 
-    /// The descriptor, if it can be had: the program may have closed the number, and have put another file there.
+    /// The descriptor, or `None` if the engine cannot get it back: the program may have closed the number, and have put another file there.
     pub(crate) fn number(&self) -> Option<i32> {
         let number = self.fd.get();
         if file::cached_id(number) == Ok(self.id) {
@@ -61,6 +61,7 @@ pub(crate) fn open(fd: i32) -> io::Result<Arc<LiveFile>> {
     Ok(file)
 }
 
+/// Whether no descriptor of a file is open.
 pub(crate) fn holds_none_of(id: FileId) -> bool {
     lock(&OPEN).iter().all(|f| f.id != id)
 }

@@ -9,7 +9,7 @@ use crate::fault::chain::Chain;
 use crate::guards::serve::serve;
 use crate::guards::table;
 use crate::space::last_looks::LastLooks;
-use faultless_sys::mem::PAGE;
+use faultless_sys::mem::{self, PAGE};
 use faultless_sys::raw;
 
 /// SIGSEGV.
@@ -25,7 +25,7 @@ pub(crate) fn expect_latecomers() {
     ENDED.fetch_add(1, Ordering::SeqCst);
 }
 
-/// `si_code` of a touch of an address without a mapping, which a marker is to the kernel (`SEGV_MAPERR`).
+/// `si_code` of a touch of an address without a mapping (`SEGV_MAPERR`). The kernel treats a marker as such an address.
 const NO_MAPPING: i32 = 1;
 
 /// Runs with every signal blocked. Touches no errno, no heap, no lock, no thread-local.
@@ -57,10 +57,5 @@ fn is_ours(addr: usize) -> bool {
     // The program may have unmapped the page by a call that nobody saw: then the load comes back, and it is the program's fault.
     let page = Addr::new(addr & !(PAGE - 1));
     let misses = live.serial << 1 | 1;
-    !LOOKS.again(raw::gettid(), page, misses) || still_mapped(addr)
-}
-
-/// Whether something is mapped at an address.
-fn still_mapped(addr: usize) -> bool {
-    faultless_sys::mem::mapped(addr)
+    !LOOKS.again(raw::gettid(), page, misses) || mem::mapped(addr)
 }

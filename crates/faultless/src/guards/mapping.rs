@@ -21,6 +21,9 @@ use std::sync::Arc;
 pub(crate) const CHUNK: usize = 2 << 20;
 /// What the kernel maps with one fault, if the page cache has it: markers are removed together there.
 pub(crate) const WINDOW: usize = 64 << 10;
+/// A file as the kernel names it in `/proc/PID/maps`: its inode, and its device.
+pub(crate) type Named = (u64, (u32, u32));
+
 /// Threads whose last windows are remembered.
 const THREADS: usize = 16;
 
@@ -70,19 +73,17 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct LiveMapping {
     pub(crate) serial: u64,
-    /// What of it is still the program's mapping of the file.
+    /// The part of the addresses that still is the program's mapping of the file.
     start: AtomicUsize,
     end: AtomicUsize,
-    /// Where it began, and which byte of the file lies there.
+    /// Where it began, how long it was then, and which byte of the file lies there.
     pub(crate) first: usize,
     pub(crate) bytes: usize,
     offset: u64,
     /// Where the file ended: pages behind have no markers.
     data_end: usize,
     pub(crate) file: Arc<LiveFile>,
-    /// What the kernel calls the file in `/proc/PID/maps`.
-    pub(crate) inode: u64,
-    pub(crate) device: (u32, u32),
+    pub(crate) named: Named,
     /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
     flags: i32,
     /// How a forked child is to find it.
@@ -92,7 +93,7 @@ pub(crate) struct LiveMapping {
     /// `MADV_NORMAL`, `MADV_RANDOM` or `MADV_SEQUENTIAL`.
     pub(crate) advice: AtomicI32,
     chunks: Box<[AtomicU8]>,
-    /// What the page cache had of each chunk when its markers were put back last: nothing has to be done while it has the same.
+    /// The state of the page cache for each chunk when its markers were put back last: nothing has to be done until it changes.
     settled: Box<[AtomicU32]>,
     /// The chunk that is looked at next.
     pub(crate) hand: AtomicUsize,
@@ -131,7 +132,7 @@ impl LiveMapping {
         len: u64,
         file: Arc<LiveFile>,
         flags: i32,
-        named: (u64, (u32, u32)),
+        named: Named,
     ) -> Self {
         let data = len.saturating_sub(offset).min(range.len() as u64) as usize;
         let data_end = range.start + data.next_multiple_of(PAGE);
@@ -145,8 +146,7 @@ impl LiveMapping {
             offset,
             data_end,
             file,
-            inode: named.0,
-            device: named.1,
+            named,
             flags,
             child: AtomicU8::new(Child::Copied as u8),
             copied: AtomicU32::new(0),
@@ -195,7 +195,7 @@ impl LiveMapping {
         self.holders.change(|| OF_ALL.load(Ordering::SeqCst) > 0)
     }
 
-    /// What of it is still served.
+    /// The addresses that are still served.
     pub(crate) fn range(&self) -> Range<usize> {
         self.start.load(Ordering::SeqCst)..self.end.load(Ordering::SeqCst)
     }
@@ -357,12 +357,17 @@ impl LiveMapping {
     }
 
     /// From now on the kernel copies it into forked children, as it would have without us.
-    pub(crate) fn let_kernel_copy(&self) {
-        let range = self.range();
-        if self.child() == Child::Anew && !range.is_empty() {
-            // SAFETY: changes no contents.
-            let _ = unsafe { mem::madvise(range.start, range.len(), libc::MADV_DOFORK) };
+    fn let_kernel_copy(&self) {
+        if self.child() == Child::Anew {
+            self.let_kernel_copy_part(self.range());
             self.set_child(Child::Copied);
+        }
+    }
+
+    fn let_kernel_copy_part(&self, part: Range<usize>) {
+        if self.child() == Child::Anew && !part.is_empty() {
+            // SAFETY: changes no contents.
+            let _ = unsafe { mem::madvise(part.start, part.len(), libc::MADV_DOFORK) };
         }
     }
 
@@ -430,17 +435,14 @@ impl LiveMapping {
         unsafe { mem::madvise(part.start, part.len(), advice) }
     }
 
-    /// Makes it what it would be without us.
+    /// Leaves it as it would be without us.
     pub(crate) fn leave_to_kernel(&self) {
         self.leave_part_to_kernel(self.range());
     }
 
-    /// Makes a part what it would be without us.
+    /// Leaves a part as it would be without us.
     pub(crate) fn leave_part_to_kernel(&self, part: Range<usize>) {
-        if self.child() == Child::Anew && !part.is_empty() {
-            // SAFETY: changes no contents.
-            let _ = unsafe { mem::madvise(part.start, part.len(), libc::MADV_DOFORK) };
-        }
+        self.let_kernel_copy_part(part.clone());
         self.open(part);
     }
 

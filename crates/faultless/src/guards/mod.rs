@@ -14,6 +14,7 @@ pub(crate) mod files;
 pub(crate) mod fork;
 pub(crate) mod handler;
 pub(crate) mod mapping;
+pub(crate) mod maps;
 pub(crate) mod serve;
 pub(crate) mod support;
 pub(crate) mod sweep;

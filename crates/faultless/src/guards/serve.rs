@@ -8,7 +8,7 @@ use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, file, raw};
 use std::ops::Range;
 
-/// What is read around a miss, as the kernel does for its mappings (`read_ahead_kb` is 128 unless it was changed).
+/// Bytes that are read around a miss, as the kernel does for its mappings (`read_ahead_kb` is 128 unless it was changed).
 const AROUND: usize = 128 << 10;
 /// How far a thread that misses in one window after the other is read ahead of.
 const AHEAD: usize = 512 << 10;
@@ -82,7 +82,8 @@ fn read_more(
     !cached
 }
 
-fn ask_for(live: &LiveMapping, fd: i32, range: Range<usize>) {
+/// Has the page cache read a part of the mapping, without waiting for it.
+pub(crate) fn ask_for(live: &LiveMapping, fd: i32, range: Range<usize>) {
     let range = live.with_data(range);
     if !range.is_empty() {
         let (at, len) = (live.offset_of(range.start), range.len() as u64);
@@ -90,7 +91,7 @@ fn ask_for(live: &LiveMapping, fd: i32, range: Range<usize>) {
     }
 }
 
-/// Has the page cache read the page of a byte, and waits for it. What comes of it, the load will see.
+/// Has the page cache read the page of a byte, and waits for it. The load will see whether that failed.
 pub(crate) fn read_byte(fd: i32, offset: u64) {
     let mut byte = 0u8;
     let at = &raw mut byte as usize;

@@ -8,13 +8,13 @@
 
 use crate::base::primitive::Ordering;
 use crate::guards::mapping::{CHUNK, LiveMapping, Markers};
-use crate::guards::table;
+use crate::guards::{maps, table};
 use faultless_sys::Errno;
 use faultless_sys::file::{self, CacheState};
 use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
 
-/// What one round does at most, in chunks: looks at the page cache, first markers, and markers put back.
+/// The most that one round does, in chunks: looks at the page cache, first markers, and markers put back.
 #[derive(Debug)]
 struct Budget {
     looks: usize,
@@ -29,7 +29,7 @@ impl Budget {
         put_back: 64,
     };
 
-    /// What each of some mappings gets of it.
+    /// The part of it that each of some mappings gets.
     fn share(&self, of: usize) -> Budget {
         let part = |all: usize| (all / of.max(1)).max(1);
         Budget {
@@ -61,14 +61,20 @@ pub(crate) fn install(live: &LiveMapping, bytes: usize) -> Result<(), Errno> {
         true => live.chunks().min(bytes.div_ceil(CHUNK)),
         false => live.chunks(),
     };
-    (0..chunks).try_for_each(|number| guard(live, fd, number).map(drop))
+    (0..chunks).try_for_each(|number| {
+        let state = state_of(live, fd, &live.chunk(number));
+        guard(live, number, state).map(drop)
+    })
 }
 
 /// One round of the work on all live mappings, on a thread of the keeper's. Returns whether there is more to do immediately.
 pub(crate) fn round() -> bool {
-    let Ok(maps) = file::open(c"/proc/self/maps", libc::O_RDONLY | libc::O_CLOEXEC) else {
-        return false;
-    };
+    let more = maps::with_maps(look_at_all);
+    table::free();
+    more.unwrap_or(false)
+}
+
+fn look_at_all(maps: i32) -> bool {
     let mut mappings = 0;
     table::for_each(|live| mappings += usize::from(live.is_shared()));
     let mut more = false;
@@ -78,9 +84,6 @@ pub(crate) fn round() -> bool {
             more |= look(live, maps, &mut Budget::ROUND.share(mappings));
         }
     });
-    // SAFETY: opened above, in a table that the program does not see.
-    unsafe { file::close(maps) };
-    table::free();
     more
 }
 
@@ -90,31 +93,26 @@ fn look(live: &LiveMapping, maps: i32, budget: &mut Budget) -> bool {
     for _ in 0..live.chunks() {
         let number = live.hand.load(Ordering::Relaxed) % live.chunks();
         let part = live.chunk(number);
-        let due = match live.markers(number) {
-            _ if part.is_empty() => false,
-            Markers::Installed => false,
-            Markers::None => {
-                if !spend(&mut budget.first) {
-                    return true;
-                }
-                true
+        let markers = live.markers(number);
+        if !part.is_empty() && markers != Markers::Installed {
+            let is_first = markers == Markers::None;
+            if is_first && !spend(&mut budget.first) {
+                return true;
             }
-            Markers::Opened | Markers::Removed => {
-                if !spend(&mut budget.looks) {
-                    return false;
-                }
-                let state = state_of(live, fd, &part);
-                let due = state.is_some_and(|state| {
-                    live.markers(number) == Markers::Removed || live.may_be_reclaimed(number, state)
-                });
-                if due && !spend(&mut budget.put_back) {
-                    return false;
-                }
-                due
+            if !is_first && !spend(&mut budget.looks) {
+                return false;
             }
-        };
-        if due && !put(live, maps, fd, number) {
-            return false;
+            let state = state_of(live, fd, &part);
+            let is_due = match markers {
+                Markers::Opened => state.is_some_and(|s| live.may_be_reclaimed(number, s)),
+                _ => is_first || state.is_some(),
+            };
+            if is_due && !is_first && !spend(&mut budget.put_back) {
+                return false;
+            }
+            if is_due && !put(live, maps, number, state) {
+                return false;
+            }
         }
         live.hand.fetch_add(1, Ordering::Relaxed);
     }
@@ -122,7 +120,7 @@ fn look(live: &LiveMapping, maps: i32, budget: &mut Budget) -> bool {
 }
 
 /// Puts markers on the absent pages of a chunk, if it is still the program's mapping. `false` if that cannot be done now.
-fn put(live: &LiveMapping, maps: i32, fd: i32, number: usize) -> bool {
+fn put(live: &LiveMapping, maps: i32, number: usize, state: Option<CacheState>) -> bool {
     let Some(_permission) = live.installing() else {
         return false;
     };
@@ -130,15 +128,14 @@ fn put(live: &LiveMapping, maps: i32, fd: i32, number: usize) -> bool {
     if part.is_empty() {
         return true;
     }
-    if !is_still_there(live, maps, &part) {
+    if !maps::is_still_there(live, maps, &part) {
         // The program has put something else there by a call that nobody saw, or has cut the mapping in two. Nothing is done until a
         // marker of this chunk is touched, if it has any.
         live.set_markers(number, Markers::Installed);
         return true;
     }
     let first = live.markers(number) == Markers::None;
-    let state = state_of(live, fd, &part);
-    if let (Ok(pages), Some(state)) = (guard(live, fd, number), state) {
+    if let (Ok(pages), Some(state)) = (guard(live, number, state), state) {
         live.settle(number, state);
         if !first {
             live.counts.put_back.fetch_add(pages, Ordering::Relaxed);
@@ -147,33 +144,18 @@ fn put(live: &LiveMapping, maps: i32, fd: i32, number: usize) -> bool {
     true
 }
 
-/// Whether what lies in a part of the addresses is still the mapping of the file, for reading.
-fn is_still_there(live: &LiveMapping, maps: i32, part: &Range<usize>) -> bool {
-    let Ok(at) = mem::mapped_at(maps, part.start) else {
-        return false;
-    };
-    let offset = at.offset + part.start.wrapping_sub(at.start) as u64;
-    at.end >= part.end
-        && !at.writable
-        && at.shared
-        && offset == live.offset_of(part.start)
-        && at.inode == live.inode
-        && at.device == live.device
-}
-
 fn state_of(live: &LiveMapping, fd: i32, part: &Range<usize>) -> Option<CacheState> {
     file::cache_state(fd, live.offset_of(part.start), part.len() as u64).ok()
 }
 
-/// Puts markers on the pages of a chunk that the page cache does not have. Returns how many pages those are. The caller has the
-/// permission.
-fn guard(live: &LiveMapping, fd: i32, number: usize) -> Result<u64, Errno> {
+/// Puts markers on the pages of a chunk that the page cache does not have. Returns how many pages those are. `state`: of the chunk, if the
+/// kernel tells. The caller has the permission.
+fn guard(live: &LiveMapping, number: usize, state: Option<CacheState>) -> Result<u64, Errno> {
     let part = live.chunk(number);
     let pages = part.len() / PAGE;
     if pages == 0 {
         return Ok(0);
     }
-    let state = state_of(live, fd, &part);
     let none_cached = state.is_some_and(|state| state.cached == 0);
     // Before: a touch of a marker must find this said, and say otherwise.
     let markers = [Markers::Opened, Markers::Installed][usize::from(none_cached)];

@@ -57,7 +57,7 @@ pub(crate) struct Slots {
 /// A mapping that was taken out of its slot.
 #[derive(Debug)]
 struct Leaving(*mut LiveMapping);
-// SAFETY: the pointer of a box, which whoever has the lock on the slots owns.
+// SAFETY: the pointer of a box, which belongs to the thread that has the lock on the slots.
 unsafe impl Send for Leaving {}
 
 static STATE: Mutex<Slots> = Mutex::new(Slots {
@@ -128,13 +128,18 @@ pub(crate) fn insert(live: LiveMapping) -> Option<&'static LiveMapping> {
     Some(unsafe { &*live })
 }
 
+/// The number of a mapping's slot. The caller has the lock.
+fn number_of(live: &LiveMapping) -> Option<usize> {
+    let is_its = |slot: &Slot| std::ptr::eq(slot.gate.peek(), live);
+    used().iter().position(is_its)
+}
+
 /// Says that a mapping has lost a part.
 pub(crate) fn trimmed(live: &LiveMapping) {
     let _no_handler_here = signal::Blocked::all();
     let _nothing_is_removed = lock(&STATE);
-    let is_its = |slot: &&Slot| std::ptr::eq(slot.gate.peek(), live);
-    if let Some(slot) = used().iter().find(is_its) {
-        let range = live.range();
+    if let Some(number) = number_of(live) {
+        let (slot, range) = (&SLOTS[number], live.range());
         slot.start.store(range.start, Ordering::SeqCst);
         slot.end.store(range.end, Ordering::SeqCst);
     }
@@ -148,10 +153,7 @@ pub(crate) fn trimmed(live: &LiveMapping) {
 pub(crate) unsafe fn remove(live: &'static LiveMapping) {
     let _no_handler_here = signal::Blocked::all();
     let mut state = lock(&STATE);
-    let Some(number) = used()
-        .iter()
-        .position(|s| std::ptr::eq(s.gate.peek(), live))
-    else {
+    let Some(number) = number_of(live) else {
         return;
     };
     SLOTS[number].end.store(0, Ordering::SeqCst);

@@ -23,7 +23,7 @@ impl Drop for Changing<'_> {
 }
 
 impl Holders {
-    /// With a thread that changes it from the beginning: whoever made it, and calls [`first`](Self::first).
+    /// Changing from the beginning: the thread that makes it calls [`first`](Self::first).
     pub(crate) fn changing() -> Self {
         Holders {
             calls: AtomicUsize::new(0),

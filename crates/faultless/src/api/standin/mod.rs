@@ -375,15 +375,13 @@ pub fn own_efaults() -> u64 {
     OWN_EFAULTS.load(Ordering::Relaxed)
 }
 
-/// Starts the engine's threads that belong to no pool, and its bookkeeping of forks.
+/// Starts the engine's threads that belong to no pool.
 ///
 /// # Errors
 ///
 /// The system refuses a thread.
 pub fn start_threads() -> std::io::Result<()> {
-    keeper::start()?;
-    crate::coherence::fork::watch();
-    Ok(())
+    keeper::start().map(drop)
 }
 
 /// Ends the engine's threads that belong to no pool, where there is none any more.

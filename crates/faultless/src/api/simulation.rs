@@ -70,7 +70,7 @@ pub fn describe(pool: &Pool) -> String {
     let core = &engine.core;
     let get = |n: &crate::base::primitive::AtomicU64| n.load(Ordering::Relaxed);
     format!(
-        "used {} of {}, reserve {}, wanted {}, firm {} and fresh {} of {}, evicted {}",
+        "used {} of {}, reserve {}, wanted {}, firm {} and fresh {} of {}, evicted {}; futures: {}",
         core.budget.used(),
         core.budget.limit(),
         get(&core.reserve),
@@ -79,6 +79,7 @@ pub fn describe(pool: &Pool) -> String {
         get(&core.fresh),
         get(&core.firm_max),
         core.evicted.load(Ordering::Relaxed),
+        pool.0.workers.requests.describe(),
     )
 }
 

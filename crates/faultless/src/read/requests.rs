@@ -402,19 +402,10 @@ impl Requests {
         if queue.work() <= queue.unoccupied() {
             return;
         }
-        queue.threads += 1;
-        drop(queue);
-        let host = host.clone();
-        let spawned = thread::spawn(c"faultless-async", {
-            let host = host.clone();
-            move || Self::serve(&host)
-        });
-        // (It runs by itself: the program's code, which it may be in, may wait for the thread that drops the pool.)
-        let Err(error) = spawned.map(drop) else {
+        let Err(error) = Self::start_thread(host, queue) else {
             return;
         };
-        let mut queue = lock(&host.requests().queue);
-        queue.threads -= 1;
+        let mut queue = lock(&requests.queue);
         // (Threads that serve look for more when they have done.)
         if queue.unoccupied() > 0 || queue.serving_now() > 0 {
             return;
@@ -428,6 +419,25 @@ impl Requests {
             request.finish(Err(Failure::NoThread(error))).ok().flatten()
         });
         wake(told.collect());
+    }
+
+    /// Starts a thread that serves. It runs by itself: a caller may be in the program's code, which may wait for the thread that drops
+    /// the pool.
+    fn start_thread(host: &Arc<impl Host>, mut queue: MutexGuard<'_, Queue>) -> io::Result<()> {
+        // (A signal handler of the program may leave by `siglongjmp`. A thread that was counted and never started would keep all later
+        // requests waiting.)
+        let _no_handler_in_between = signal::Blocked::all();
+        queue.threads += 1;
+        drop(queue);
+        let serve = {
+            let host = host.clone();
+            move || Self::serve(&host)
+        };
+        let started = thread::spawn(c"faultless-async", serve).map(drop);
+        if started.is_err() {
+            lock(&host.requests().queue).threads -= 1;
+        }
+        started
     }
 
     /// A thread's life.
@@ -485,6 +495,22 @@ impl Requests {
                 }
             }
         }
+    }
+
+    /// What is queued, and the threads that there are.
+    #[cfg(faultless_sim)]
+    pub(crate) fn describe(&self) -> String {
+        let queue = lock(&self.queue);
+        format!(
+            "{} new requests and {} that wait, {} threads of which {} sleep, {} serve, {} are held up and {} wake tasks",
+            queue.new.len(),
+            queue.waiting.len(),
+            queue.threads,
+            queue.idle,
+            queue.serving.len(),
+            queue.held_up,
+            queue.waking,
+        )
     }
 
     /// The threads end.

@@ -5,6 +5,7 @@ use crate::api::promise::Promise;
 use crate::base::descriptor::Owned;
 use crate::base::error::Error;
 use crate::base::event::{Event, Hook};
+use crate::base::padded::Padded;
 use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, Ordering, lock};
 use crate::base::size::ByteSize;
 use crate::base::thread::{self, Thread};
@@ -18,12 +19,12 @@ use crate::read::workers::Workers;
 use crate::space::last_looks::LastLooks;
 use crate::space::pool_core::{PoolCore, SOURCE_READERS_MAX};
 use crate::space::trips::Trips;
+use crate::sync::arrivals::Arrivals;
 use crate::sync::bell::Bell;
 use crate::sync::blocks::Blocks;
 use crate::sync::budget::Budget;
 use crate::sync::handover::Handover;
 use crate::sync::outbox::{Outbox, Tell};
-use crate::sync::ring::Ring;
 use crate::sync::staging::{CHUNK_MAX, Staging};
 use crate::sync::withheld::Withheld;
 use faultless_sys::mem;
@@ -58,7 +59,8 @@ impl Engine {
     ) -> Result<Self, Error> {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
-        let ring = Ring::new((limit / mem::PAGE as u64).min(RING_MAX)).map_err(memory)?;
+        let entries = (limit / mem::PAGE as u64).min(RING_MAX);
+        let filled = Arrivals::new(entries, process::processors()).map_err(memory)?;
         let staging_max = if guest {
             (memory::look().limit / 256).min(STAGING_MAX)
         } else {
@@ -75,7 +77,7 @@ impl Engine {
             staging,
             huge: OnceLock::new(),
             blocks: Blocks::default(),
-            filled: ring,
+            filled,
             handover: Handover::new(),
             fill_bell: Bell::default(),
             ahead: Handover::new(),
@@ -83,18 +85,17 @@ impl Engine {
             save_bell: Bell::default(),
             trips: Trips::new(limit).map_err(memory)?,
             evict_bell: Bell::default(),
-            clock: AtomicU32::new(1),
-            evicted: AtomicU32::new(0),
-            taken_back: AtomicU32::new(0),
+            clock: Padded(AtomicU32::new(1)),
+            evicted: Padded::default(),
+            taken_back: Padded::default(),
             largest_unit: AtomicU64::new(0),
             cooling: OnceLock::new(),
-            fresh: AtomicU64::new(0),
-            firm: AtomicU64::new(0),
+            firm: Padded::default(),
             firm_max: AtomicU64::new(u64::MAX),
             guest,
             reserve: AtomicU64::new(reserve_of(limit)),
             ghost_reach: AtomicU64::new(ghost_reach(limit / mem::PAGE as u64)),
-            wanted: AtomicU64::new(0),
+            wanted: Padded::default(),
             source_readers: AtomicU32::new(0),
             source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
             last_looks: LastLooks::new(),

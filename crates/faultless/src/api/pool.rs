@@ -89,7 +89,7 @@ impl Pool {
             .engine
             .as_ref()
             .map_or(&*self.0.copies, |e| &e.core.budget);
-        let (used, peak) = (budget.used(), budget.peak());
+        let (used, peak) = (budget.charged(), budget.peak());
         PoolStats {
             maps,
             budget: self.budget(),

@@ -53,7 +53,9 @@ pub fn look(map: &Map) -> (Vec<Look>, bool) {
 /// What a pool has charged, and what it may.
 pub fn charged(pool: &Pool) -> (u64, u64) {
     let engine = pool.0.engine.as_ref();
-    engine.map_or((0, 0), |e| (e.core.budget.used(), e.core.budget.allowed()))
+    engine.map_or((0, 0), |e| {
+        (e.core.budget.charged(), e.core.budget.allowed())
+    })
 }
 
 /// How many units the evictor has taken out of a pool's maps. The count wraps.
@@ -76,7 +78,7 @@ pub fn describe(pool: &Pool) -> String {
         get(&core.reserve),
         get(&core.wanted),
         get(&core.firm),
-        get(&core.fresh),
+        core.filled.bytes(),
         get(&core.firm_max),
         core.evicted.load(Ordering::Relaxed),
         pool.0.workers.requests.describe(),

@@ -15,6 +15,7 @@ pub(crate) mod futex;
 pub(crate) mod ids;
 #[cfg(not(loom))]
 pub(crate) mod memory;
+pub(crate) mod padded;
 pub(crate) mod primitive;
 pub(crate) mod process;
 #[cfg(not(any(loom, faultless_sim)))]

@@ -41,7 +41,14 @@ pub(crate) fn pid() -> u32 {
     PID.load(Ordering::Relaxed)
 }
 
+/// Processors that the simulated machine has.
+#[cfg(faultless_sim)]
+pub(crate) fn processors() -> usize {
+    4
+}
+
 /// Processors that the process may use. (The standard library reads files to find out: once is enough.)
+#[cfg(not(faultless_sim))]
 pub(crate) fn processors() -> usize {
     static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))

@@ -37,6 +37,8 @@ const TAKEN_BACK: u32 = 64;
 const LOOK_SHARE: u64 = 16;
 /// Entries taken off the ring before anything else is seen to.
 const DRAIN_MAX: usize = 1 << 16;
+/// Arrivals that are counted together.
+const COUNT_EACH: usize = 64;
 /// Entries that a look for stale ones goes through before it lets go of the maps that it entered.
 const COMPACT_AT_A_TIME: u32 = 4096;
 /// Sleep without work.
@@ -145,7 +147,7 @@ impl Evictor {
                     continue;
                 }
                 pool.evict_bell.sleep(IDLE, || {
-                    pool.fresh.load(Ordering::Relaxed) < EVICTOR_BACKLOG
+                    pool.filled.bytes() < EVICTOR_BACKLOG
                         && !pool.budget.line.crowded()
                         && !pool.stopping.load(Ordering::Acquire)
                 });
@@ -272,9 +274,9 @@ impl Evictor {
         if self.give_slots_back() {
             return true;
         }
-        // (Units that are being used now, or are still in the ring, can leave in a moment.)
+        // (Units that are being used now, or have not arrived yet, can leave in a moment.)
         self.in_vain += 1;
-        if self.in_vain < IN_VAIN || self.pool.fresh.load(Ordering::Relaxed) > 0 {
+        if self.in_vain < IN_VAIN || !self.pool.filled.is_empty() {
             return false;
         }
         // What is left cannot leave. Beside it, the rest of the map is to have room.
@@ -307,16 +309,17 @@ impl Evictor {
         self.pool.firm.store(bytes, Ordering::Relaxed);
     }
 
-    /// Takes arrivals off the ring.
+    /// Takes what has arrived.
     fn drain(&mut self) -> usize {
         let mut maps = Batch::default();
-        let mut n = 0;
+        let (mut n, mut taken) = (0, 0);
         while n < DRAIN_MAX {
             let Some(entry) = self.pool.filled.pop() else {
                 break;
             };
             n += 1;
             self.filled += entry.unit_bytes();
+            taken += entry.unit_bytes();
             let (id, unit) = (entry.map(), entry.unit());
             if let Some(core) = maps.map(id)
                 && Arc::ptr_eq(&core.pool, &self.pool)
@@ -334,13 +337,19 @@ impl Evictor {
                     self.emptied.push((id, unit));
                 }
             }
-            // Counted in one place before it leaves the other: never less than there is.
-            self.publish_firm();
-            self.pool
-                .fresh
-                .fetch_sub(entry.unit_bytes(), Ordering::Relaxed);
+            // (Threads that wait until there is less that is unmarked look at both sums.)
+            if n % COUNT_EACH == 0 {
+                self.count_arrived(std::mem::take(&mut taken));
+            }
         }
+        self.count_arrived(taken);
         n
+    }
+
+    /// Units of so many bytes are the policy's. They are counted in one place before they leave the other: never less than there are.
+    fn count_arrived(&self, bytes: u64) {
+        self.publish_firm();
+        self.pool.filled.take_off(bytes);
     }
 
     /// Calls `begin` on the unit of an item if its map is still there and is ours to take from.

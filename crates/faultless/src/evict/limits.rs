@@ -43,7 +43,7 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory, floor: u64) -> Li
     if pool.guest && memory.limit < memory.machine {
         // Reclaim is the program's: what it would find of page cache, it must find of ours.
         let max = guest_firm_max(memory);
-        pool.firm_max.store(max, Ordering::Relaxed);
+        set_firm_max(pool, max);
         return Limits {
             firm: max / 2,
             // (The cooling area is memory that the kernel cannot take back at all.)
@@ -59,10 +59,18 @@ pub(crate) fn look_at_limits(pool: &PoolCore, memory: &Memory, floor: u64) -> Li
     } else {
         u64::MAX
     };
-    pool.firm_max.store(max, Ordering::Relaxed);
+    set_firm_max(pool, max);
     Limits {
         firm: (limit / 2).min(memory.limit / 4),
         memory: memory.limit,
+    }
+}
+
+fn set_firm_max(pool: &PoolCore, bytes: u64) {
+    pool.firm_max.store(bytes, Ordering::Relaxed);
+    if bytes < u64::MAX {
+        // (What was left when more was allowed would count for ever, if no thread fills there any more.)
+        pool.filled.gather();
     }
 }
 

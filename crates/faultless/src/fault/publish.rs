@@ -54,8 +54,8 @@ pub(crate) fn track(core: &MapCore, unit: Unit) {
 
 fn tell(core: &MapCore, entry: Entry) {
     let pool = &*core.pool;
-    pool.fresh.fetch_add(core.unit_bytes(), Ordering::Relaxed);
-    // The ring is large; it can be full only while the evictor is held up for long. No count bounds this loop, since an entry that is
+    pool.filled.count(core.unit_bytes(), pool.fill_portion());
+    // The rings are large; they can be full only while the evictor is held up for long. No count bounds this loop, since an entry that is
     // lost is memory that is never evicted. It ends because the evictor waits for no thread that serves a miss.
     while !pool.filled.push(entry) {
         pool.evict_bell.ring();

@@ -27,6 +27,7 @@ use crate::space::counters::Count;
 use crate::space::fds::Fd;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::page::State;
+use crate::space::pool_core::PoolCore;
 use crate::sync::staging::{Buffer, CHUNK_MAX};
 use faultless_sys::signal;
 use std::ops::Range;
@@ -176,7 +177,7 @@ struct Flight<'a> {
 
 impl Flight<'_> {
     /// The read has ended.
-    fn land(self, got: Option<usize>) {
+    fn land(self, got: Option<usize>, spare: &mut Spare<'_>) {
         let Flight { core, run, .. } = &self;
         let start = core.backed(run.units()).start;
         let installed = got.map(|got| {
@@ -196,13 +197,59 @@ impl Flight<'_> {
             // The second pass finds out what is wrong.
             _ => self.give_up(),
         }
-        core.pool.staging.give_lent(self.buffer);
+        spare.keep(self.buffer);
     }
 
     fn give_up(&self) {
         for (unit, &from) in Unit::each(self.run.units()).zip(&self.run.from) {
             abandon(self.core, unit, from, self.run.me, true);
         }
+    }
+}
+
+/// Buffers of reads that have ended, for those that come next: the pool's are taken and given back once for many reads.
+struct Spare<'a> {
+    pool: &'a PoolCore,
+    buffers: Vec<Buffer>,
+}
+
+impl<'a> Spare<'a> {
+    fn new(pool: &'a PoolCore) -> Self {
+        Spare {
+            pool,
+            buffers: Vec::with_capacity(DEPTH),
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> Option<Buffer> {
+        if let Some(at) = self.buffers.iter().rposition(|b| b.is_for(bytes)) {
+            return Some(self.buffers.swap_remove(at));
+        }
+        let PoolCore {
+            staging, budget, ..
+        } = self.pool;
+        staging.try_take(bytes, budget).or_else(|| {
+            // (Those of other sizes count among what threads have on loan.)
+            self.give_back().then(|| staging.try_take(bytes, budget))?
+        })
+    }
+
+    fn keep(&mut self, buffer: Buffer) {
+        self.buffers.push(buffer);
+    }
+
+    /// Returns whether there was anything to give back.
+    fn give_back(&mut self) -> bool {
+        let any = !self.buffers.is_empty();
+        let give = |buffer| self.pool.staging.give_lent(buffer);
+        self.buffers.drain(..).for_each(give);
+        any
+    }
+}
+
+impl Drop for Spare<'_> {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -246,6 +293,7 @@ fn fly(
     let mut flights: Vec<Option<Flight<'_>>> = (0..DEPTH).map(|_| None).collect();
     let (mut flying, mut left, mut starved) = (0, WAVE, false);
     let mut failed: Option<Nanos> = None;
+    let mut spare = Spare::new(&cursor.core.pool);
     loop {
         while flying < DEPTH
             && left > 0
@@ -256,7 +304,14 @@ fn fly(
             };
             let most = part_units(cursor.core).min(left);
             let units = units.start..units.end.min(units.start + most);
-            match begin(&mut ring, cursor, units, free, &mut flights[free]) {
+            match begin(
+                &mut ring,
+                cursor,
+                units,
+                free,
+                &mut flights[free],
+                &mut spare,
+            ) {
                 Begun::Units(n) => {
                     cursor.unit += n;
                     flying += usize::from(flights[free].is_some());
@@ -305,7 +360,7 @@ fn fly(
             let offset = core.source_at(core.backed(flight.run.units()).start);
             let got = got.filter(|&got| is_whole(core, got, flight.want, offset));
             let is_right = *right.get_or_insert_with(|| seen.was_right(core, cursor.fd));
-            flight.land(got.filter(|_| is_right));
+            flight.land(got.filter(|_| is_right), &mut spare);
         }
     }
 }
@@ -317,14 +372,11 @@ fn begin<'a>(
     units: Range<Unit>,
     slot: usize,
     flight: &mut Option<Flight<'a>>,
+    spare: &mut Spare<'_>,
 ) -> Begun {
     let absent = Unit::each(units.clone()).take_while(|&u| is_absent(core, u));
     let mut most = (absent.count() as u64).max(1);
-    let pool = &core.pool;
-    let take = |units: u64| {
-        let bytes = (units << core.unit_shift) as usize;
-        pool.staging.try_take(bytes, &pool.budget)
-    };
+    let mut take = |units: u64| spare.take((units << core.unit_shift) as usize);
     let mut buffer = take(most);
     while buffer.is_none() && most > 1 {
         most /= 2;
@@ -336,11 +388,11 @@ fn begin<'a>(
     let run = match claim_run(core, units, most) {
         Claimed::Run(run) => run,
         Claimed::Nothing => {
-            pool.staging.give_lent(buffer);
+            spare.keep(buffer);
             return Begun::Units(1);
         }
         Claimed::NoRoom => {
-            pool.staging.give_lent(buffer);
+            spare.keep(buffer);
             return Begun::NoRoom;
         }
     };
@@ -367,7 +419,7 @@ fn begin<'a>(
         *flight = Some(begun);
     } else {
         begun.give_up();
-        pool.staging.give_lent(begun.buffer);
+        spare.keep(begun.buffer);
     }
     Begun::Units(count)
 }

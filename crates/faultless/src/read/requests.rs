@@ -389,7 +389,7 @@ impl Requests {
     /// Wakes a thread for what is queued, or starts one. If none can be had, the futures are told.
     fn start(host: &Arc<impl Host>) {
         let requests = host.requests();
-        let mut queue = lock(&requests.queue);
+        let queue = lock(&requests.queue);
         // (A thread that sleeps is woken though it may not serve yet: then it sleeps less long.)
         if queue.work() > queue.unoccupied() - queue.idle && queue.idle > 0 {
             let watched = queue.watched && queue.work_now() == 0;

@@ -4,7 +4,8 @@ use crate::base::primitive::{AtomicU64, Ordering};
 use crate::base::process;
 use crate::base::stats::{BUCKETS, Latency, Stats, bucket};
 
-const SHARDS: usize = 8;
+/// Most processors that count by themselves; with more, some share.
+const SHARDS_MAX: usize = 16;
 
 /// What is counted.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +40,14 @@ struct Shard {
 #[derive(Debug)]
 pub(crate) struct Counters(Box<[Shard]>);
 
+fn shards() -> usize {
+    process::processors().next_power_of_two().min(SHARDS_MAX)
+}
+
 impl Counters {
     pub(crate) fn new() -> Self {
         Counters(
-            (0..SHARDS)
+            (0..shards())
                 .map(|_| Shard {
                     counts: [const { AtomicU64::new(0) }; COUNTS],
                     latency: [const { AtomicU64::new(0) }; BUCKETS],
@@ -52,7 +57,7 @@ impl Counters {
     }
 
     fn shard(&self) -> &Shard {
-        &self.0[process::shard(SHARDS)]
+        &self.0[process::shard(self.0.len())]
     }
 
     pub(crate) fn add(&self, what: Count, n: u64) {

@@ -1,5 +1,6 @@
 //! What the fault path knows of a pool.
 
+use crate::base::padded::Padded;
 use crate::base::primitive::{AtomicBool, AtomicU32, AtomicU64, Mutex, OnceLock, Ordering};
 use crate::base::stats::Stats;
 use crate::space::cooling::Cooling;
@@ -7,18 +8,18 @@ use crate::space::fds::Fd;
 use crate::space::last_looks::LastLooks;
 use crate::space::streams::Requests;
 use crate::space::trips::Trips;
+use crate::sync::arrivals::Arrivals;
 use crate::sync::bell::Bell;
 use crate::sync::blocks::Blocks;
-use crate::sync::budget::Budget;
+use crate::sync::budget::{Budget, portion_of};
 use crate::sync::handover::Handover;
 use crate::sync::huge_slots::HugeSlots;
 use crate::sync::outbox::Outbox;
-use crate::sync::ring::Ring;
 use crate::sync::staging::Staging;
 use crate::sync::withheld::Withheld;
 use faultless_sys::raw;
 
-/// What a pool's maps share.
+/// What a pool's maps share. (Padded is what some threads write often, so that others need not fetch anew what lies beside it.)
 pub(crate) struct PoolCore {
     pub(crate) budget: Budget,
     pub(crate) uffd: Fd,
@@ -28,7 +29,7 @@ pub(crate) struct PoolCore {
     /// Buffers for reads of users' sources.
     pub(crate) blocks: Blocks,
     /// Units filled, on their way to the evictor.
-    pub(crate) filled: Ring,
+    pub(crate) filled: Arrivals,
     /// Requests of faulting threads to the fill threads.
     pub(crate) handover: Handover,
     pub(crate) fill_bell: Bell,
@@ -42,19 +43,17 @@ pub(crate) struct PoolCore {
     pub(crate) trips: Trips,
     pub(crate) evict_bell: Bell,
     /// The clock by which refault distances are measured: pages that were given up before they proved themselves.
-    pub(crate) clock: AtomicU32,
+    pub(crate) clock: Padded<AtomicU32>,
     /// Units taken out of their maps so far: as long as it moves, who waits for memory has hope.
-    pub(crate) evicted: AtomicU32,
+    pub(crate) evicted: Padded<AtomicU32>,
     /// Where units cool; set by the evictor as it starts, if it can be had.
     pub(crate) cooling: OnceLock<Cooling>,
     /// Resident units that the kernel had taken back, as loads found out.
-    pub(crate) taken_back: AtomicU32,
+    pub(crate) taken_back: Padded<AtomicU32>,
     /// Bytes of the largest unit that any map of the pool has had.
     pub(crate) largest_unit: AtomicU64,
-    /// Bytes of units in the ring.
-    pub(crate) fresh: AtomicU64,
     /// Bytes that the evictor knows of and can still mark MADV_FREE.
-    pub(crate) firm: AtomicU64,
+    pub(crate) firm: Padded<AtomicU64>,
     /// The process does not know of the pool: in a control group with a limit, the kernel must be able to take back nearly all
     /// of its memory.
     pub(crate) guest: bool,
@@ -65,7 +64,7 @@ pub(crate) struct PoolCore {
     /// Pages given up, after which a refault does not count as soon any more: the evictor's policy says how many.
     pub(crate) ghost_reach: AtomicU64,
     /// Most bytes that a fill is waiting for.
-    pub(crate) wanted: AtomicU64,
+    pub(crate) wanted: Padded<AtomicU64>,
     /// How many threads read users' sources.
     pub(crate) source_readers: AtomicU32,
     /// Their thread ids.
@@ -100,7 +99,7 @@ impl PoolCore {
 
     /// Bytes that are charged while the pool has no map and no thread: what its queues and buffers have come to.
     pub(crate) fn fixed_bytes(&self) -> u64 {
-        self.filled.bytes()
+        self.filled.memory()
             + self.trips.bytes()
             + self.staging.charged_bytes()
             + self.blocks.spare_bytes()
@@ -109,8 +108,13 @@ impl PoolCore {
     /// Whether so much is not marked as reclaimable that new pages must wait for the marking.
     pub(crate) fn too_firm(&self) -> bool {
         let most = self.firm_max.load(Ordering::Relaxed);
-        most != u64::MAX
-            && self.firm.load(Ordering::Relaxed) + self.fresh.load(Ordering::Relaxed) > most
+        most != u64::MAX && self.firm.load(Ordering::Relaxed) + self.filled.bytes() > most
+    }
+
+    /// The portions in which bytes of filled units are counted: small beside what may be unmarked.
+    pub(crate) fn fill_portion(&self) -> u64 {
+        let firm_max = self.firm_max.load(Ordering::Relaxed);
+        portion_of(self.budget.limit().min(firm_max))
     }
 
     /// Whether a fill may take so many bytes.
@@ -122,7 +126,7 @@ impl PoolCore {
     pub(crate) fn nudge_evictor(&self) {
         let pressed =
             self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
-        let backlog = self.fresh.load(Ordering::Relaxed);
+        let backlog = self.filled.bytes();
         if pressed
             || backlog >= EVICTOR_BACKLOG
             || backlog > self.firm_max.load(Ordering::Relaxed) / 4
@@ -150,7 +154,7 @@ impl PoolCore {
     /// All that was charged has been given back, by the maps and by the threads.
     pub(crate) fn check_settled(&self) {
         if !LOSSES.load(std::sync::atomic::Ordering::Relaxed) {
-            let (used, fixed) = (self.budget.used(), self.fixed_bytes());
+            let (used, fixed) = (self.budget.charged(), self.fixed_bytes());
             assert_eq!(used, fixed, "charged, and what the pool itself has");
         }
     }

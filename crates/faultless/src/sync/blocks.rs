@@ -103,12 +103,12 @@ mod tests {
         };
         let take = |len| blocks.take(len, &budget, charge);
         let (first, second) = (take(1 << 20).expect("room"), take(1 << 20).expect("room"));
-        assert_eq!(budget.used(), 2 << 20);
+        assert_eq!(budget.charged(), 2 << 20);
         drop((first, second));
-        assert_eq!((budget.used(), blocks.spare_bytes()), (1 << 20, 1 << 20));
+        assert_eq!((budget.charged(), blocks.spare_bytes()), (1 << 20, 1 << 20));
         let mut again = take(4096).expect("the one that was kept");
         assert_eq!(again.bytes().len(), 1 << 20);
-        assert_eq!(budget.used(), 1 << 20);
+        assert_eq!(budget.charged(), 1 << 20);
         assert_eq!(
             take(16 << 20).expect_err("all but a megabyte is free"),
             "no room"
@@ -117,6 +117,6 @@ mod tests {
         // A smaller budget keeps less.
         budget.set_limit(8 << 20);
         blocks.trim(&budget);
-        assert_eq!((budget.used(), blocks.spare_bytes()), (0, 0));
+        assert_eq!((budget.charged(), blocks.spare_bytes()), (0, 0));
     }
 }

@@ -1,18 +1,43 @@
 //! How many bytes the pool may hold, and how many it does.
 
-use crate::base::primitive::{AtomicU64, Ordering};
+use crate::base::padded::Padded;
+use crate::base::primitive::{AtomicU64, Ordering, fence};
+use crate::sync::portions::Portions;
 use crate::sync::turnstile::Turnstile;
+
+/// Most bytes that a processor has at hand of a budget.
+const PORTION_MAX: u64 = 64 << 10;
+/// The part of a limit that a processor has at hand, as a divisor. (In simulated pools, which are small, portions are larger.)
+#[cfg(not(any(loom, faultless_sim)))]
+const PORTION_SHARE: u64 = 4096;
+#[cfg(faultless_sim)]
+const PORTION_SHARE: u64 = 64;
+#[cfg(loom)]
+const PORTION_SHARE: u64 = 4;
+/// Portions are whole pages. (In a model, a page is one byte.)
+#[cfg(not(loom))]
+const STEP: u64 = faultless_sys::mem::PAGE as u64;
+#[cfg(loom)]
+const STEP: u64 = 1;
+
+/// What a processor has at hand of a sum with that limit: nothing, if the limit is small.
+pub(crate) fn portion_of(limit: u64) -> u64 {
+    (limit / PORTION_SHARE / STEP * STEP).min(PORTION_MAX)
+}
 
 /// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
 ///
+/// Threads charge in portions ([`Portions`]), so that the sum is written once for many misses. What lies in portions counts as used. Where
+/// that leaves no room, it is gathered before a charge is refused; and as long as a thread waits for room, no portion is taken.
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// What its user allows.
     limit: AtomicU64,
     /// The bytes for which the control group has room.
     cap: AtomicU64,
-    used: AtomicU64,
-    peak: AtomicU64,
+    used: Padded<AtomicU64>,
+    at_hand: Portions,
+    peak: Padded<AtomicU64>,
     /// Threads that wait for room.
     pub(crate) line: Turnstile,
 }
@@ -22,8 +47,9 @@ impl Budget {
         Budget {
             limit: AtomicU64::new(limit),
             cap: AtomicU64::new(u64::MAX),
-            used: AtomicU64::new(0),
-            peak: AtomicU64::new(0),
+            used: Padded::default(),
+            at_hand: Portions::default(),
+            peak: Padded::default(),
             line: Turnstile::default(),
         }
     }
@@ -45,25 +71,34 @@ impl Budget {
 
     pub(crate) fn set_cap(&self, bytes: u64) {
         self.cap.store(bytes, Ordering::Relaxed);
+        self.gather();
         self.line.call();
     }
 
     pub(crate) fn set_limit(&self, bytes: u64) {
         self.limit.store(bytes, Ordering::Relaxed);
+        self.gather();
         self.line.call();
     }
 
+    /// What is charged, and what lies in portions.
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// What is charged, without what lies in portions.
+    pub(crate) fn charged(&self) -> u64 {
+        let at_hand = self.at_hand.left();
+        self.used().saturating_sub(at_hand)
+    }
+
     /// Most bytes ever charged at once, as far as the evictor saw it.
     pub(crate) fn peak(&self) -> u64 {
-        self.peak.load(Ordering::Relaxed).max(self.used())
+        self.peak.load(Ordering::Relaxed).max(self.charged())
     }
 
     pub(crate) fn note_peak(&self) {
-        self.peak.fetch_max(self.used(), Ordering::Relaxed);
+        self.peak.fetch_max(self.charged(), Ordering::Relaxed);
     }
 
     /// Whether `bytes` would fit.
@@ -73,11 +108,40 @@ impl Budget {
 
     /// Charges `bytes` if they fit.
     pub(crate) fn try_charge(&self, bytes: u64) -> bool {
+        let portion = portion_of(self.limit());
+        if bytes <= portion && (self.at_hand.take(bytes) || self.charge_portion(bytes, portion)) {
+            return true;
+        }
+        self.charge_exactly(bytes) || (self.gather() && self.charge_exactly(bytes))
+    }
+
+    fn charge_exactly(&self, bytes: u64) -> bool {
         let limit = self.limit();
         let more = |used: u64| (used + bytes <= limit).then_some(used + bytes);
         let used = &self.used;
         used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more)
             .is_ok()
+    }
+
+    /// Charges `bytes` and a portion for the next threads on this processor, if no thread waits and both fit.
+    fn charge_portion(&self, bytes: u64, portion: u64) -> bool {
+        if self.line.crowded() || !self.charge_exactly(bytes + portion) {
+            return false;
+        }
+        self.release(self.at_hand.leave(portion));
+        // A thread that waits counts itself first and gathers portions then: it finds this one, or is found here.
+        fence(Ordering::SeqCst);
+        if self.line.crowded() {
+            self.gather();
+        }
+        true
+    }
+
+    /// Gives back what lies in portions. Returns whether that was anything.
+    pub(crate) fn gather(&self) -> bool {
+        let gathered = self.at_hand.gather();
+        self.release(gathered);
+        gathered > 0
     }
 
     /// Charges `bytes` whether they fit or not: for what is small, bounded and cannot wait.
@@ -99,6 +163,7 @@ impl Budget {
 mod models {
     use super::*;
     use crate::base::ids::Nanos;
+    use crate::base::process;
     use crate::sync::turnstile::Answer;
     use loom::sync::Arc;
     use loom::thread;
@@ -124,6 +189,57 @@ mod models {
         });
     }
 
+    /// One charges while another waits for room: what the first leaves to its processor is not kept from the other, which sleeps for ever
+    /// if it finds no room and is not called.
+    #[test]
+    fn a_thread_that_waits_for_room_gets_what_lies_in_portions() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let budget = Arc::new(Budget::new(4));
+            budget.charge_anyway(2);
+            let other = {
+                let budget = budget.clone();
+                thread::spawn(move || {
+                    process::PROCESSOR.with(|p| p.set(1));
+                    assert!(budget.try_charge(1));
+                })
+            };
+            let charge = |_| match budget.try_charge(1) {
+                true => Answer::Pass(()),
+                false => Answer::Wait,
+            };
+            let room = |bytes| budget.has_room(bytes);
+            budget.line.wait(1, Nanos::from_secs(1), room, charge);
+            other.join().unwrap();
+            assert_eq!((budget.charged(), budget.used()), (4, 4));
+        });
+    }
+
+    /// Two that charge and release leave nothing behind but what lies in portions.
+    #[test]
+    fn portions_add_up() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let budget = Arc::new(Budget::new(8));
+            let other = {
+                let budget = budget.clone();
+                // (On the same processor.)
+                thread::spawn(move || {
+                    assert!(budget.try_charge(1) && budget.try_charge(2));
+                    budget.release(3);
+                })
+            };
+            assert!(budget.try_charge(2));
+            other.join().unwrap();
+            assert_eq!(budget.charged(), 2);
+            assert!(budget.used() <= 2 + 2 * portion_of(8));
+            budget.gather();
+            assert_eq!(budget.used(), 2);
+        });
+    }
+
     /// Two that want the last byte: one gets it, and neither leaves a charge behind that it did not get.
     #[test]
     fn the_last_byte_is_charged_once() {
@@ -138,5 +254,33 @@ mod models {
             assert!(mine != others);
             assert_eq!(budget.used(), 1);
         });
+    }
+}
+
+#[cfg(all(test, not(loom), not(faultless_sim)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn portions_are_a_small_part_of_the_limit() {
+        assert_eq!(
+            [2 << 20, 16 << 20, 1 << 30].map(portion_of),
+            [0, 4096, PORTION_MAX]
+        );
+        assert_eq!(portion_of(u64::MAX), PORTION_MAX);
+    }
+
+    /// All of the budget can be charged, though other processors have portions.
+    #[test]
+    fn portions_refuse_no_charge_that_fits() {
+        let budget = Budget::new(64 << 20);
+        assert!(budget.try_charge(4096));
+        assert!(budget.used() > budget.charged());
+        assert_eq!(budget.charged(), 4096);
+        assert!(budget.try_charge((64 << 20) - 4096));
+        assert!(!budget.try_charge(4096));
+        assert_eq!((budget.used(), budget.charged()), (64 << 20, 64 << 20));
+        budget.release(4096);
+        assert!(budget.try_charge(4096));
     }
 }

@@ -1,5 +1,6 @@
 //! What threads hand to each other, and wait for, without any knowledge of maps. Except for `blocks`, without locks and the heap.
 
+pub(crate) mod arrivals;
 pub(crate) mod bell;
 #[cfg(not(loom))]
 pub(crate) mod blocks;
@@ -14,6 +15,7 @@ pub(crate) mod holders;
 pub(crate) mod huge_slots;
 #[cfg(not(loom))]
 pub(crate) mod outbox;
+pub(crate) mod portions;
 pub(crate) mod ring;
 pub(crate) mod staging;
 pub(crate) mod turnstile;

@@ -1,26 +1,38 @@
-//! A bounded queue of entries with several producers and one consumer, the evictor: how the fault path tells of units that it
-//! filled. It neither allocates after it was made nor has a lock.
+//! A bounded queue of entries with several producers and one consumer. It neither allocates after it was made nor has a lock.
 
 use crate::base::array::Array;
 use crate::base::ids::Entry;
+use crate::base::padded::Padded;
 use crate::base::primitive::{AtomicU64, Ordering};
 
-/// Fewest slots: a page of them.
-#[cfg(not(loom))]
-const LEAST: u64 = 512;
+/// Fewest slots: a page of them. (Simulated pools are small, and are to have several rings.)
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) const LEAST: u64 = 512;
+#[cfg(faultless_sim)]
+pub(crate) const LEAST: u64 = 64;
 #[cfg(loom)]
-const LEAST: u64 = 2;
+pub(crate) const LEAST: u64 = 2;
 
 /// Many producers, one consumer. An entry is any non-zero word.
 ///
 /// A producer takes a slot by advancing `head`, then publishes by storing the entry; zero means "taken, not published
 /// yet". The consumer stops at such a slot and comes back. Slots are zero pages until used, so a large ring costs
 /// memory only as it fills.
+///
+/// What producers write and what the consumer writes lie in lines of their own: a producer looks at the consumer's only where the ring
+/// seems to be full.
 #[derive(Debug)]
 pub(crate) struct Ring {
     slots: Array<AtomicU64>,
     mask: u64,
+    producers: Padded<Producers>,
+    tail: Padded<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct Producers {
     head: AtomicU64,
+    /// The tail as a producer last saw it, or as one saw it earlier.
     tail: AtomicU64,
 }
 
@@ -31,8 +43,8 @@ impl Ring {
         Ok(Ring {
             slots: Array::new(capacity as usize)?,
             mask: capacity - 1,
-            head: AtomicU64::new(0),
-            tail: AtomicU64::new(0),
+            producers: Padded::default(),
+            tail: Padded::default(),
         })
     }
 
@@ -43,23 +55,26 @@ impl Ring {
     /// Appends `entry`; `false` if the ring is full.
     pub(crate) fn push(&self, entry: Entry) -> bool {
         debug_assert!(entry.is_some());
-        let mut head = self.head.load(Ordering::Relaxed);
+        let Producers { head: place, tail } = &*self.producers;
+        let mut head = place.load(Ordering::Relaxed);
+        let mut seen = tail.load(Ordering::Acquire);
         loop {
-            let used = head.wrapping_sub(self.tail.load(Ordering::Acquire));
+            let used = head.wrapping_sub(seen);
             if used > u64::MAX / 2 {
                 // Others have pushed since, and the consumer has gone on.
-                head = self.head.load(Ordering::Relaxed);
+                head = place.load(Ordering::Relaxed);
                 continue;
             }
             if used > self.mask {
-                return false;
+                let now = self.tail.load(Ordering::Acquire);
+                if now == seen {
+                    return false;
+                }
+                seen = now;
+                tail.store(now, Ordering::Release);
+                continue;
             }
-            match self.head.compare_exchange_weak(
-                head,
-                head + 1,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match place.compare_exchange_weak(head, head + 1, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => head = now,
             }
@@ -71,7 +86,7 @@ impl Ring {
     /// Takes the oldest entry. Only one thread may call this.
     pub(crate) fn pop(&self) -> Option<Entry> {
         let tail = self.tail.load(Ordering::Relaxed);
-        if tail == self.head.load(Ordering::Acquire) {
+        if tail == self.producers.head.load(Ordering::Acquire) {
             return None;
         }
         let entry = self.slot(tail).swap(0, Ordering::AcqRel);
@@ -80,6 +95,11 @@ impl Ring {
         }
         self.tail.store(tail + 1, Ordering::Release);
         Some(Entry::new(entry))
+    }
+
+    /// Whether nothing is in it, nor on its way into it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tail.load(Ordering::Acquire) == self.producers.head.load(Ordering::Acquire)
     }
 
     /// Bytes that the ring occupies once every slot was used.

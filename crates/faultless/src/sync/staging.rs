@@ -80,6 +80,11 @@ impl Buffer {
     pub(crate) fn len(&self) -> usize {
         PAGE << self.class
     }
+    /// Whether a thread that asks for `bytes` is given one of this size.
+    #[cfg(not(loom))]
+    pub(crate) fn is_for(&self, bytes: usize) -> bool {
+        self.class == class_of(bytes)
+    }
 }
 
 /// The smallest class whose buffers have `bytes`; the largest, if none has.
@@ -370,7 +375,7 @@ mod tests {
             }
         });
         assert!(
-            budget.used() <= CHUNK_MAX as u64,
+            budget.charged() <= CHUNK_MAX as u64,
             "never more than the arena"
         );
     }
@@ -380,7 +385,7 @@ mod tests {
         let staging = Staging::new(16 << 20).expect("memory");
         let budget = Budget::new(1 << 30);
         let all: Vec<_> = (0..8).map(|_| staging.take(CHUNK_MAX, &budget)).collect();
-        assert_eq!(budget.used(), HUGE as u64);
+        assert_eq!(budget.charged(), HUGE as u64);
         assert!(
             all.iter()
                 .all(|b| b.addr().get() / HUGE == all[0].addr().get() / HUGE)
@@ -392,7 +397,7 @@ mod tests {
             staging.give(b);
         }
         staging.take(CHUNK_MAX, &budget);
-        assert_eq!(budget.used(), (HUGE + PAGE) as u64);
+        assert_eq!(budget.charged(), (HUGE + PAGE) as u64);
         // Without room for a huge page, smaller ones do.
         let tight = Budget::new(1 << 20);
         let staging = Staging::new(16 << 20).expect("memory");
@@ -477,7 +482,7 @@ mod models {
             for t in threads {
                 t.join().unwrap();
             }
-            assert_eq!(shared.budget.used(), shared.staging.charged_bytes());
+            assert_eq!(shared.budget.charged(), shared.staging.charged_bytes());
         });
     }
 

@@ -104,6 +104,12 @@ fn what_the_program_unmapped_stays_unmapped() {
 }
 
 #[test]
+fn the_engine_s_threads_keep_out_of_the_holes_of_a_program_with_one_thread() {
+    both("alone", &["--memory", "64M"]).taken_over();
+    both("alone", &["--memory", "64M", "--compat"]).taken_over();
+}
+
+#[test]
 fn all_that_holds_without_compat_holds_with_it() {
     for name in ["calls", "shape", "holes", "signals", "family", "storm"] {
         both(name, &["--memory", "64M", "--compat"]).taken_over();

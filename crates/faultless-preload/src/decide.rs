@@ -5,7 +5,7 @@
 use crate::serving::Served;
 use crate::state::{self, Entry, STANDING, State};
 use crate::waiting::Waiting;
-use crate::{mappings, threads, trap};
+use crate::{mappings, service, threads, trap};
 use faultless::live::{self, Live, Support};
 use faultless::standin::{StandIn, Wanted};
 use faultless::{Error, LeaseRefusal, Reads};
@@ -40,14 +40,13 @@ const IN_MEMORY: [u64; 3] = [
 const PRIVATE_MAX: usize = 1 << 30;
 /// File systems of which mappings are served live without being asked for: of this machine's disks, so that no program has to answer when
 /// the engine opens or reads one of their files, this one included.
-const LOCAL: [u64; 8] = [
+const LOCAL: [u64; 7] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
     0x9123_683E, // btrfs
     0xF2F5_2010, // f2fs
     0x7371_7368, // squashfs
     0xE0F5_E1E2, // erofs
-    0xCA45_1A4E, // bcachefs
     0x9660,      // iso9660
 ];
 
@@ -503,10 +502,15 @@ fn serve_live(
     };
     // SAFETY: made just now, or found to be plain, for reading, and without pages of its own.
     match unsafe { Live::new(&wanted) } {
-        Ok(live) => state.insert(Entry {
-            served: Served::Live(live),
-            path: Arc::from(known.path),
-        }),
+        Ok(live) => {
+            state.insert(Entry {
+                served: Served::Live(live),
+                path: Arc::from(known.path),
+            });
+            if call.len > live::FIRST {
+                service::has_work();
+            }
+        }
         // The mapping is there all the same.
         Err(e) => state.leave(&reason(&e), call.len, || known.path.to_owned()),
     }

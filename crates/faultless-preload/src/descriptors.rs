@@ -127,10 +127,6 @@ impl Drop for Settled {
     }
 }
 
-/// How often a thread looks whether the engine has closed a descriptor that it no longer uses, and how long it waits in between.
-const SETTLE_TRIES: u32 = 50;
-const SETTLE_NAP_NS: u64 = 1_000_000;
-
 fn control(
     real: unsafe extern "C-unwind" fn(c_int, c_int, ...) -> c_int,
     fd: c_int,
@@ -160,12 +156,8 @@ fn control(
                 let writes = arg as usize == libc::F_WRLCK as usize;
                 let live = writes && state.hand_back_live(Some(id), reason);
                 drop(state);
-                for _ in 0..if live { SETTLE_TRIES } else { 0 } {
-                    live::settle();
-                    if live::holds_none_of(id) {
-                        break;
-                    }
-                    faultless_sys::raw::nap(SETTLE_NAP_NS);
+                if live {
+                    live::settle_until(|| live::holds_none_of(id));
                 }
             }
             call()

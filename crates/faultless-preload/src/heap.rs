@@ -11,7 +11,7 @@
 
 use dlmalloc::Dlmalloc;
 use faultless_sys::{mem, raw};
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
@@ -163,27 +163,32 @@ impl Heap {
     }
 }
 
-// SAFETY: blocks come from `Dlmalloc`, the C library or mappings of their own, and go back to where they came from: the length tells the
-// last, the address the first two.
+/// A block in a mapping of its own, whose length says nothing of other blocks: where the heap cannot be had, and for large ones.
+fn map_block(layout: Layout) -> *mut u8 {
+    match layout.align() <= mem::PAGE {
+        true => mem::map_anonymous(layout.size()).map_or(ptr::null_mut(), |at| at as *mut u8),
+        // (Nothing of the engine's is aligned to more than a cache line.)
+        false => ptr::null_mut(),
+    }
+}
+
+// SAFETY: blocks come from `Dlmalloc` or are mappings of their own, and go back to where they came from: the address tells.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if layout.size() >= LARGE && layout.align() <= mem::PAGE {
-            return mem::map_anonymous(layout.size()).map_or(ptr::null_mut(), |at| at as *mut u8);
+        if layout.size() >= LARGE {
+            return map_block(layout);
         }
         // SAFETY: a length that is not 0, and a power of two, as the caller promises.
         let ours = self.with(|blocks| unsafe { blocks.malloc(layout.size(), layout.align()) });
         match ours {
             Some(at) if !at.is_null() => at,
-            // SAFETY: the caller's promise.
-            _ => unsafe { System.alloc(layout) },
+            // (Not the C library's: it would map an arena for this thread, 64 MiB of addresses in a hole of the program's.)
+            _ => map_block(layout),
         }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        if layout.size() >= LARGE && layout.align() <= mem::PAGE {
-            // SAFETY: mapped by `alloc`, with this length; the caller gives it up.
-            let _ = unsafe { mem::unmap(at as usize, layout.size()) };
-        } else if is_in_a_segment(at) {
+        if is_in_a_segment(at) {
             // SAFETY: allocated there, with this layout; the caller gives it up.
             let freed =
                 self.with(|blocks| unsafe { blocks.free(at, layout.size(), layout.align()) });
@@ -192,8 +197,8 @@ unsafe impl GlobalAlloc for Heap {
                 unsafe { self.later(at, layout.size()) };
             }
         } else {
-            // SAFETY: allocated there, with this layout.
-            unsafe { System.dealloc(at, layout) };
+            // SAFETY: mapped by `alloc`, with this length; the caller gives it up.
+            let _ = unsafe { mem::unmap(at as usize, layout.size()) };
         }
     }
 }

@@ -286,6 +286,8 @@ pub(crate) struct GivenWords<const N: usize> {
 
 /// As much as a call reads or writes through a pointer whose length is not known here: a path, a structure, a string of `execve`.
 const SHORT: usize = 128 << 10;
+/// As much as any such call does: a kernel module, a key.
+const LONG: usize = 64 << 20;
 
 impl<const N: usize> GivenWords<N> {
     /// What a call that failed with `EFAULT` is to be made again with: addresses that the kernel can read, or the same ones if a
@@ -295,7 +297,7 @@ impl<const N: usize> GivenWords<N> {
         hand_backs: u64,
         counter: &'static Counter,
     ) -> Option<Self> {
-        if let Some(given) = Self::new(words) {
+        if let Some(given) = Self::after_fault(words) {
             counter.add();
             return Some(given);
         }
@@ -308,6 +310,15 @@ impl<const N: usize> GivenWords<N> {
 
     /// `None` if none of them points into a mapping of ours.
     pub(crate) fn new(words: [usize; N]) -> Option<Self> {
+        Self::of(words, SHORT)
+    }
+
+    /// The same for a call that has failed with `EFAULT`: it may read more.
+    pub(crate) fn after_fault(words: [usize; N]) -> Option<Self> {
+        Self::of(words, LONG)
+    }
+
+    fn of(words: [usize; N], most: usize) -> Option<Self> {
         let _errno = Errno::keep();
         let mut given = GivenWords {
             words,
@@ -318,9 +329,9 @@ impl<const N: usize> GivenWords<N> {
         for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
             let byte = *word..word.saturating_add(1);
             // (The buffer may begin before the mapping.)
-            let short = *word..word.saturating_add(SHORT);
-            if *word >= mem::PAGE && live::touches(&short) {
-                open(&mut given._opened, &short);
+            let part = *word..word.saturating_add(most);
+            if *word >= mem::PAGE && live::touches(&part) {
+                open(&mut given._opened, &part);
                 any = true;
             }
             if *word >= mem::PAGE

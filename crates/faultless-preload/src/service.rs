@@ -20,7 +20,7 @@ const MORE_NS: u64 = 1_000_000;
 static SHARE: Mutex<Option<Share>> = Mutex::new(None);
 static GRANTED: AtomicU64 = AtomicU64::new(0);
 static DUPLICATED: AtomicU64 = AtomicU64::new(0);
-/// The work that the thread is asked to do: bits of `REPORT`, `SETTLE`, `STOP`.
+/// The work that the thread is asked to do: bits of `REPORT`, `SETTLE`, `STOP`, `WORK`.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 /// Somebody sent SIGUSR2.
 const REPORT: u32 = 1;
@@ -28,6 +28,8 @@ const REPORT: u32 = 1;
 const SETTLE: u32 = 2;
 /// The engine steps aside.
 const STOP: u32 = 4;
+/// A large live mapping was made, of which the first part alone has markers. (The thread looks in each turn: this is the next.)
+const WORK: u32 = 8;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,6 +44,11 @@ fn ask(what: u32) {
 /// Some mapping lost all addresses. Called where nobody may wait or ask for memory: the thread sees to it.
 pub(crate) fn lost() {
     ask(SETTLE);
+}
+
+/// Some live mapping is to have more markers.
+pub(crate) fn has_work() {
+    ask(WORK);
 }
 
 fn share() -> MutexGuard<'static, Option<Share>> {

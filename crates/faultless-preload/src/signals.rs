@@ -35,7 +35,7 @@ pub(crate) fn faults() -> SigSet {
     FAULTS.load(Ordering::Relaxed)
 }
 
-/// Whether misses are told by a signal, so that its handler is the engine's.
+/// Whether misses are told by a signal, so that its handler is the engine's, or will be once there is a mapping to serve.
 pub(crate) fn is_fault(signo: c_int) -> bool {
     signo == libc::SIGBUS || signo == libc::SIGSEGV && faults() & signal::set_of(signo) != 0
 }

@@ -570,7 +570,8 @@ pub(crate) fn step_aside(reason: &'static str) {
     if HAS_THREADS.load(Ordering::SeqCst) {
         let _errno = Errno::keep();
         service::stop();
-        live::settle();
+        // (No other thread closes what is still open then.)
+        live::settle_until(live::holds_nothing);
         drop(pool);
         standin::stop_threads();
         HAS_THREADS.store(false, Ordering::SeqCst);

@@ -376,7 +376,7 @@ fn serve(nr: c_long, a: [usize; 6], mask: SigSet) -> isize {
     }
     let result = pass(nr, a, mask);
     if result == -(libc::EFAULT as isize)
-        && let Some(given) = GivenWords::new(a)
+        && let Some(given) = GivenWords::after_fault(a)
     {
         static COUNTER: Counter = Counter::new("calls without the C library", true);
         COUNTER.add();

@@ -456,7 +456,7 @@ pub unsafe fn close(fd: i32) {
 }
 
 /// A path in `/proc` that ends in a descriptor's number, without allocating.
-pub(crate) fn numbered_path<'a>(dir: &str, fd: i32, buf: &'a mut [u8; 64]) -> &'a core::ffi::CStr {
+pub fn numbered_path<'a>(dir: &str, fd: i32, buf: &'a mut [u8; 64]) -> &'a core::ffi::CStr {
     buf[..dir.len()].copy_from_slice(dir.as_bytes());
     let mut digits = [0u8; 10];
     let mut n = fd.unsigned_abs();

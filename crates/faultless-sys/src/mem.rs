@@ -5,8 +5,7 @@
 use crate::raw::{Errno, check, gated, syscall};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes in a page. Both supported architectures can have others on some kernels (arm64: 16 or 64 KiB); the engine
-/// checks [`kernel_page_size`] before it starts.
+/// Bytes in a page. Some kernels have others (arm64: 16 or 64 KiB): whatever relies on this checks [`kernel_page_size`] first.
 pub const PAGE: usize = 4096;
 
 /// Most ranges that one [`madvise_batch`] call takes (`UIO_MAXIOV`).

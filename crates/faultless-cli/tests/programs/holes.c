@@ -48,8 +48,8 @@ int main(int argc, char **argv)
     static char line[4400];
     FILE *maps = fopen("/proc/self/maps", "r");
     CHECK(maps && fgets(line, sizeof line, maps));
-    /* The C library maps an arena of 64 MiB for the first thread that starts threads, when the first file is mapped: no hole of before
-     * has room for it. */
+    /* The C library maps an arena of 64 MiB for the first thread that starts threads, when the first file is mapped. Of a program with
+     * several threads, as this one, it may take a hole (see alone.c): no hole of before has room for it. */
     static const size_t before[] = { PAGE, 16 * PAGE, 1 << 20, 4 << 20, 48 << 20 };
     reserve(before, sizeof before / sizeof *before);
     map = map_file(argv[1], 0, LEN);

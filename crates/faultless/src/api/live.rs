@@ -5,7 +5,9 @@
 #![allow(unsafe_code, reason = "serves a mapping by its address")]
 #![allow(missing_docs, reason = "not a part of the interface")]
 
+use crate::base::clock;
 use crate::base::error::Error;
+use crate::base::ids::Nanos;
 use crate::base::primitive::{AtomicU64, Ordering};
 use crate::base::source;
 use crate::coherence::{hooks, keeper};
@@ -26,7 +28,7 @@ pub use crate::guards::support::{Support, support};
 pub const MOST: usize = table::MOST;
 
 /// Markers that are installed before the program learns of its mapping, in bytes of it. The rest follows.
-const FIRST: usize = 64 << 20;
+pub const FIRST: usize = 64 << 20;
 /// Serial numbers of stand-ins are below this.
 const SERIALS: u64 = 1 << 48;
 
@@ -275,7 +277,8 @@ impl Opened {
     }
 
     fn open_in(&mut self, range: &Range<usize>, hold: bool) {
-        let end = range.end.min(range.start.saturating_add(MOST_AT_A_TIME));
+        // (All of it, though one call moves 2 GiB at most: the C library makes several of what a program asks of it once.)
+        let end = range.end;
         let mut at = range.start;
         while at < end {
             let Some(next) = table::next_part(at..end) else {
@@ -298,8 +301,11 @@ impl Opened {
     /// Keeps markers out of a mapping.
     fn hold(&mut self, live: &LiveMapping) {
         let is_it = |held: &Option<Inside>| held.as_ref().is_some_and(|h| h.serial == live.serial);
-        if self.all || self.parts.iter().any(is_it) {
+        if self.parts.iter().any(is_it) {
             return;
+        }
+        if self.all {
+            return wait_for_installer(live);
         }
         let free = self.parts.iter_mut().find(|part| part.is_none());
         match (free, table::find(live.range().start)) {
@@ -310,12 +316,16 @@ impl Opened {
             _ => {
                 mapping::hold_all();
                 self.all = true;
-                // (A thread that is at it is done when the mapping can be held once.)
-                live.hold();
-                live.release();
+                wait_for_installer(live);
             }
         }
     }
+}
+
+/// Waits for a thread that is installing markers in a mapping, where no other can begin to.
+fn wait_for_installer(live: &LiveMapping) {
+    live.hold();
+    live.release();
 }
 
 impl Drop for Opened {
@@ -326,9 +336,6 @@ impl Drop for Opened {
         }
     }
 }
-
-/// Bytes that one system call reads or writes at most (`MAX_RW_COUNT`).
-const MOST_AT_A_TIME: usize = 0x7fff_f000;
 
 /// Removes the markers of a part, for the kernel.
 fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
@@ -400,10 +407,28 @@ pub fn holds_none_of(id: FileId) -> bool {
     files::holds_none_of(id)
 }
 
+/// Whether the engine has no descriptor of any file for live mappings.
+pub fn holds_nothing() -> bool {
+    files::holds_nothing()
+}
+
 /// Frees what mappings that have ended held, where no thread is in them any more.
 pub fn settle() {
     table::free();
     files::close_unused();
+}
+
+/// The same, and waits for some 50 ms at most until `done`: a thread that is in one of them may be in a system call.
+pub fn settle_until(done: impl Fn() -> bool) {
+    const TRIES: u32 = 50;
+    const NAP: Nanos = Nanos::from_millis(1);
+    for _ in 0..TRIES {
+        settle();
+        if done() {
+            break;
+        }
+        clock::nap(NAP);
+    }
 }
 
 /// A round of the work that is done beside the program: installing the markers of large mappings, and putting markers back. Returns
@@ -412,7 +437,11 @@ pub fn work() -> bool {
     if table::is_unused() {
         return false;
     }
-    let more = keeper::apart(sweep::round).unwrap_or(false);
+    // (What else the keeper is asked for waits for one part of a round at most.)
+    let mut more = false;
+    for _ in 0..sweep::PARTS {
+        more = keeper::apart(sweep::part_of_round).unwrap_or(false);
+    }
     settle();
     more
 }

@@ -1,6 +1,8 @@
 //! What every floor may name: numbers, sizes, errors, the trait of sources, threads, and memory of the engine's own.
 
 pub(crate) mod area;
+#[cfg(not(any(loom, faultless_sim)))]
+pub(crate) mod arena;
 pub(crate) mod array;
 #[cfg(not(any(loom, faultless_sim)))]
 pub(crate) mod channel;

@@ -8,14 +8,16 @@ use std::io;
 
 /// Opens the file behind `fd` anew, for reading only: a lease, and direct I/O, belong to an open file of our own.
 pub(crate) fn reopen(fd: i32, direct: bool) -> io::Result<i32> {
-    let path = std::ffi::CString::new(format!("/proc/thread-self/fd/{fd}"))?;
+    // (Without the heap: a copy of the process may be in a signal handler here.)
+    let mut path = [0; 64];
+    let path = file::numbered_path("/proc/thread-self/fd/", fd, &mut path);
     let flags = libc::O_RDONLY
         | libc::O_CLOEXEC
         | libc::O_NONBLOCK
         | if direct { libc::O_DIRECT } else { 0 };
     // Loads from a mapping change no access time. (Only the owner may ask for that.)
-    let number = match file::open(&path, flags | libc::O_NOATIME) {
-        Err(Errno(libc::EPERM)) => file::open(&path, flags)?,
+    let number = match file::open(path, flags | libc::O_NOATIME) {
+        Err(Errno(libc::EPERM)) => file::open(path, flags)?,
         other => other?,
     };
     Fd::came(number);

@@ -66,6 +66,11 @@ pub(crate) fn holds_none_of(id: FileId) -> bool {
     lock(&OPEN).iter().all(|f| f.id != id)
 }
 
+/// Whether no descriptor of any file is open.
+pub(crate) fn holds_nothing() -> bool {
+    lock(&OPEN).is_empty()
+}
+
 /// Closes the descriptors of files of which nothing is mapped any more.
 pub(crate) fn close_unused() {
     let unused: Vec<_> = {

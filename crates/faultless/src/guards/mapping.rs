@@ -53,6 +53,9 @@ pub(crate) enum Child {
     Without,
 }
 
+/// What no state of the page cache is noted as: the chunk is to be looked at in any case.
+const UNKNOWN: u32 = u32::MAX;
+
 /// The two counts in a word. (A chunk has 512 pages.)
 fn print_of(state: CacheState) -> u32 {
     (state.cached as u32) << 16 | state.evicted as u32 & 0xFFFF
@@ -261,7 +264,10 @@ impl LiveMapping {
 
     /// Whether pages of a chunk may have been reclaimed since the last [`settle`](Self::settle).
     pub(crate) fn may_be_reclaimed(&self, chunk: usize, state: CacheState) -> bool {
-        state.evicted > 0 && self.settled[chunk].load(Ordering::Relaxed) != print_of(state)
+        match self.settled[chunk].load(Ordering::Relaxed) {
+            UNKNOWN => true,
+            settled => state.evicted > 0 && settled != print_of(state),
+        }
     }
 
     /// Notes that all pages of a chunk have markers that the page cache did not have.
@@ -282,7 +288,8 @@ impl LiveMapping {
     }
 
     /// Removes the markers of a part that the kernel is to use, chunk by chunk, where there may be some.
-    /// With `held`, none can come back before the caller is done, and the kernel need not be asked again.
+    /// With `held`, none can come back before the caller is done, and the kernel need not be asked again. Without, they come back in one
+    /// of the next rounds.
     pub(crate) fn open_chunks(&self, part: Range<usize>, held: bool) {
         let mut at = part.start;
         while at < part.end {
@@ -292,6 +299,9 @@ impl LiveMapping {
             if !held || self.markers(number) != Markers::Removed {
                 self.opens(at);
                 self.open(at..end);
+                if !held {
+                    self.settled[number].store(UNKNOWN, Ordering::Relaxed);
+                }
                 if held && at == whole.start && end == whole.end {
                     self.set_markers(number, Markers::Removed);
                 }
@@ -526,6 +536,23 @@ mod tests {
         assert_eq!(live.run_of(1, AT + 3 * WINDOW), 0);
         assert_eq!(live.run_of(1, AT + 4 * WINDOW), 4);
         assert_eq!(live.run_of(1, AT), 0);
+    }
+
+    #[test]
+    fn markers_come_back_where_they_went_in_passing() {
+        let live = mapping();
+        let untouched = CacheState {
+            cached: 3,
+            evicted: 0,
+        };
+        for held in [true, false] {
+            live.set_markers(0, Markers::Installed);
+            live.settle(0, untouched);
+            live.open_chunks(live.chunk(0), held);
+            assert_eq!(live.may_be_reclaimed(0, untouched), !held);
+        }
+        live.settle(0, untouched);
+        assert!(!live.may_be_reclaimed(0, untouched));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whether this kernel can serve live mappings, and what that gains.
 
+use faultless_sys::mem::{PAGE, kernel_page_size};
 use std::sync::OnceLock;
 
 /// What live mappings come to on this kernel.
@@ -19,11 +20,13 @@ pub enum Support {
 /// What it lacks.
 pub fn support() -> Result<Support, &'static str> {
     static FOUND: OnceLock<Option<(u32, u32)>> = OnceLock::new();
-    judge(*FOUND.get_or_init(faultless_sys::raw::kernel_version))
+    let version = *FOUND.get_or_init(faultless_sys::raw::kernel_version);
+    judge(version, kernel_page_size())
 }
 
-fn judge(version: Option<(u32, u32)>) -> Result<Support, &'static str> {
+fn judge(version: Option<(u32, u32)>, page: usize) -> Result<Support, &'static str> {
     match version {
+        _ if page != PAGE => Err("the pages of this kernel are larger than 4 KiB"),
         // Since when `MADV_GUARD_REMOVE` takes the VMA's own lock alone.
         Some(version) if version >= (6, 19) => Ok(Support::Free),
         Some(version) if version >= (6, 15) => Ok(Support::Locked),
@@ -37,11 +40,15 @@ mod tests {
 
     #[test]
     fn markers_are_known_since_6_15_and_free_the_lock_since_6_19() {
-        let old = [None, Some((6, 1)), Some((6, 14))].map(judge);
+        let old = [None, Some((6, 1)), Some((6, 14))].map(|v| judge(v, PAGE));
         assert!(old.iter().all(Result::is_err));
-        let locked = [(6, 15), (6, 18)].map(|v| judge(Some(v)));
+        let locked = [(6, 15), (6, 18)].map(|v| judge(Some(v), PAGE));
         assert_eq!(locked, [Ok(Support::Locked); 2]);
-        let free = [(6, 19), (7, 0), (7, 3)].map(|v| judge(Some(v)));
+        let free = [(6, 19), (7, 0), (7, 3)].map(|v| judge(Some(v), PAGE));
         assert_eq!(free, [Ok(Support::Free); 3]);
+        assert!(
+            judge(Some((7, 3)), 64 << 10).is_err(),
+            "an arm64 kernel with large pages"
+        );
     }
 }

@@ -14,7 +14,10 @@ use faultless_sys::file::{self, CacheState};
 use faultless_sys::mem::{self, PAGE};
 use std::ops::Range;
 
-/// The most that one round does, in chunks: looks at the page cache, first markers, and markers put back.
+/// A round has so many parts.
+pub(crate) const PARTS: usize = 4;
+
+/// The most that one part of a round does, in chunks: looks at the page cache, first markers, and markers put back.
 #[derive(Debug)]
 struct Budget {
     looks: usize,
@@ -23,10 +26,10 @@ struct Budget {
 }
 
 impl Budget {
-    const ROUND: Budget = Budget {
-        looks: 1024,
-        first: 64,
-        put_back: 64,
+    const PART: Budget = Budget {
+        looks: 256,
+        first: 16,
+        put_back: 16,
     };
 
     /// The part of it that each of some mappings gets.
@@ -67,11 +70,11 @@ pub(crate) fn install(live: &LiveMapping, bytes: usize) -> Result<(), Errno> {
     })
 }
 
-/// One round of the work on all live mappings, on a thread of the keeper's. Returns whether there is more to do immediately.
-pub(crate) fn round() -> bool {
-    let more = maps::with_maps(look_at_all);
-    table::free();
-    more.unwrap_or(false)
+/// One part of a round of the work on all live mappings, on a thread of the keeper's. Returns whether there is more to do immediately.
+///
+/// It takes no lock that a thread which forks holds: such a thread may wait for the keeper.
+pub(crate) fn part_of_round() -> bool {
+    maps::with_maps(look_at_all).unwrap_or(false)
 }
 
 fn look_at_all(maps: i32) -> bool {
@@ -81,7 +84,7 @@ fn look_at_all(maps: i32) -> bool {
     table::for_each(|live| {
         // (A private mapping may hold what the program wrote, if only by a debugger's hand.)
         if live.is_shared() {
-            more |= look(live, maps, &mut Budget::ROUND.share(mappings));
+            more |= look(live, maps, &mut Budget::PART.share(mappings));
         }
     });
     more
@@ -102,15 +105,16 @@ fn look(live: &LiveMapping, maps: i32, budget: &mut Budget) -> bool {
             if !is_first && !spend(&mut budget.looks) {
                 return false;
             }
-            let state = state_of(live, fd, &part);
-            let is_due = match markers {
-                Markers::Opened => state.is_some_and(|s| live.may_be_reclaimed(number, s)),
-                _ => is_first || state.is_some(),
+            let is_due = match (markers, is_first) {
+                (_, true) => true,
+                (Markers::Opened, _) => state_of(live, fd, &part)
+                    .is_some_and(|state| live.may_be_reclaimed(number, state)),
+                _ => state_of(live, fd, &part).is_some(),
             };
             if is_due && !is_first && !spend(&mut budget.put_back) {
                 return false;
             }
-            if is_due && !put(live, maps, number, state) {
+            if is_due && !put(live, maps, number, fd) {
                 return false;
             }
         }
@@ -120,7 +124,7 @@ fn look(live: &LiveMapping, maps: i32, budget: &mut Budget) -> bool {
 }
 
 /// Puts markers on the absent pages of a chunk, if it is still the program's mapping. `false` if that cannot be done now.
-fn put(live: &LiveMapping, maps: i32, number: usize, state: Option<CacheState>) -> bool {
+fn put(live: &LiveMapping, maps: i32, number: usize, fd: i32) -> bool {
     let Some(_permission) = live.installing() else {
         return false;
     };
@@ -135,6 +139,8 @@ fn put(live: &LiveMapping, maps: i32, number: usize, state: Option<CacheState>) 
         return true;
     }
     let first = live.markers(number) == Markers::None;
+    // (Anew: until there was the permission, calls may have used the chunk, and the mapping may have been cut.)
+    let state = state_of(live, fd, &part);
     if let (Ok(pages), Some(state)) = (guard(live, number, state), state) {
         live.settle(number, state);
         if !first {

@@ -421,7 +421,7 @@ pub fn is_copy() -> bool {
 #[inline]
 pub fn forsake() {
     if fds::is_bare_copy() {
-        fds::forsake();
+        fds::forsake(hooks::in_child);
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "owns descriptors by number")]
 
+#[cfg(not(faultless_sim))]
+use crate::base::arena;
 use crate::base::ids::Nanos;
 use crate::base::primitive::{Mutex, MutexGuard, lock, mpsc};
 use crate::base::thread::{Thread, block_signals};
@@ -152,7 +154,8 @@ pub(super) fn with<T: Send + 'static>(
     on_keeper(&target, f)
 }
 
-/// Runs something short on the keeper's thread, in its own table of descriptors.
+/// Runs something on the keeper's thread, in its own table of descriptors. Answers to lease breaks wait for it, and so do calls of the
+/// program: it is to take a few milliseconds at most.
 pub(crate) fn apart<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     with(move |_| f()).ok()
 }
@@ -202,6 +205,9 @@ fn run(
     tell: &mpsc::Sender<Result<(u32, bool), Errno>>,
 ) {
     block_signals();
+    // (The thread that has started this one waits until it is told.)
+    #[cfg(not(faultless_sim))]
+    arena::settle();
     let private = go_private();
     let descriptors = poll::create().and_then(|epoll| Ok((epoll, poll::notice()?)));
     // (The second is readable once the reader of reports is to end.)

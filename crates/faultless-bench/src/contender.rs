@@ -42,6 +42,8 @@ pub enum Kind {
     Faultless,
     /// The same by loads that ask first ([`Map::load`]).
     FaultlessLoad,
+    /// The same in a map of the kernel's ([`Pool::map_live`]): its memory is the page cache.
+    FaultlessLive,
     /// The same by [`Map::load_many`], [`Terms::depth`] pages at a time in each thread.
     FaultlessBatch,
     /// The same by [`Map::load_async`], so many futures at a time in each thread.
@@ -88,7 +90,7 @@ impl Kind {
         Kind::MmapRecorded,
     ];
     /// Those that show what a read costs by each way to ask for it.
-    pub const READS: [Kind; 10] = [
+    pub const READS: [Kind; 11] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::Uring,
@@ -97,11 +99,12 @@ impl Kind {
         Kind::Floor,
         Kind::Faultless,
         Kind::FaultlessLoad,
+        Kind::FaultlessLive,
         Kind::FaultlessBatch,
         Kind::FaultlessAsync,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 19] = [
+    pub const EVERY: [Kind; 20] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -109,6 +112,7 @@ impl Kind {
         Kind::Populate,
         Kind::Faultless,
         Kind::FaultlessLoad,
+        Kind::FaultlessLive,
         Kind::FaultlessBatch,
         Kind::FaultlessAsync,
         Kind::FaultlessHuge,
@@ -166,6 +170,7 @@ impl Kind {
             Kind::Populate => "populate",
             Kind::Faultless => "faultless",
             Kind::FaultlessLoad => "faultless-load",
+            Kind::FaultlessLive => "faultless-live",
             Kind::FaultlessBatch => "faultless-batch",
             Kind::FaultlessAsync => "faultless-async",
             Kind::FaultlessHuge => "faultless-huge",
@@ -320,6 +325,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless | Kind::FaultlessOver => engine(Asking::Touch),
         Kind::FaultlessLoad => engine(Asking::Load),
+        Kind::FaultlessLive => engine(Asking::LoadLive),
         Kind::FaultlessBatch => engine(Asking::Batch(terms.depth)),
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::FaultlessHuge => engine(Asking::TouchHuge),
@@ -747,6 +753,8 @@ enum Asking {
     TouchHuge,
     /// [`Map::load`].
     Load,
+    /// The same in a live map.
+    LoadLive,
     /// [`Map::load_many`], so many at a time.
     Batch(usize),
     /// [`Map::load_async`], so many at a time.
@@ -759,7 +767,7 @@ struct Engine {
 }
 
 /// Maps the data file by this project's engine.
-fn open_map(terms: &Terms<'_>, huge: bool) -> anyhow::Result<Map> {
+fn open_map(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Map> {
     let pool = Pool::builder().memory(terms.memory).build()?;
     if let faultless::Backend::Mmap(why) = pool.backend() {
         anyhow::bail!("the engine does not run here: {why}");
@@ -769,8 +777,15 @@ fn open_map(terms: &Terms<'_>, huge: bool) -> anyhow::Result<Map> {
         Hint::Random => Advice::Random,
         Hint::InOrder | Hint::Both => Advice::Normal,
     };
-    let options = pool.options().advice(advice).huge_pages(huge);
+    let options = pool
+        .options()
+        .advice(advice)
+        .huge_pages(matches!(way, Asking::TouchHuge));
     let options = options.len(terms.len as usize);
+    if matches!(way, Asking::LoadLive) {
+        // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
+        return Ok(unsafe { options.map_live(&file)? });
+    }
     let map = match options.map(&file) {
         Ok(map) => map,
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
@@ -783,7 +798,7 @@ fn open_map(terms: &Terms<'_>, huge: bool) -> anyhow::Result<Map> {
 impl Engine {
     fn open(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Self> {
         Ok(Engine {
-            map: open_map(terms, matches!(way, Asking::TouchHuge))?,
+            map: open_map(terms, way)?,
             way,
         })
     }
@@ -801,25 +816,25 @@ impl Contender for Engine {
 
     fn depth(&self) -> usize {
         match self.way {
-            Asking::Touch | Asking::TouchHuge | Asking::Load => 1,
+            Asking::Touch | Asking::TouchHuge | Asking::Load | Asking::LoadLive => 1,
             Asking::Batch(depth) | Asking::Futures(depth) => depth,
         }
     }
 
     fn asks_first(&self) -> Option<&Map> {
-        matches!(self.way, Asking::Load).then_some(&self.map)
+        matches!(self.way, Asking::Load | Asking::LoadLive).then_some(&self.map)
     }
 
     fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
         match self.way {
             Asking::Batch(_) => return deep::load_many(&self.map, numbers, check),
             Asking::Futures(_) => return deep::load_async(&self.map, numbers, check),
-            Asking::Touch | Asking::TouchHuge | Asking::Load => {}
+            Asking::Touch | Asking::TouchHuge | Asking::Load | Asking::LoadLive => {}
         }
         for &number in numbers {
             let at = number as usize * PAGE;
             let bytes = match self.way {
-                Asking::Load => self.map.load(at..at + PAGE)?,
+                Asking::Load | Asking::LoadLive => self.map.load(at..at + PAGE)?,
                 _ => &self.map[at..at + PAGE],
             };
             check(number, bytes);
@@ -828,7 +843,8 @@ impl Contender for Engine {
     }
 
     fn misses(&self) -> Option<u64> {
-        Some(self.map.stats().misses)
+        // (Of a live map, the kernel alone knows what was absent.)
+        (!matches!(self.way, Asking::LoadLive)).then(|| self.map.stats().misses)
     }
 
     fn bytes(&self) -> Option<&[u8]> {

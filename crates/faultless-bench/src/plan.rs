@@ -344,6 +344,7 @@ impl Plan {
             (
                 Access::Scan,
                 Kind::FaultlessLoad
+                | Kind::FaultlessLive
                 | Kind::FaultlessBatch
                 | Kind::FaultlessAsync
                 | Kind::Populate

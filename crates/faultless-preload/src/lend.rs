@@ -329,6 +329,8 @@ impl<const N: usize> GivenWords<N> {
         for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
             let byte = *word..word.saturating_add(1);
             // (The buffer may begin before the mapping.)
+            // (What merely lies below a mapping is not read so far.)
+            let most = if live::touches(&byte) { most } else { SHORT };
             let part = *word..word.saturating_add(most);
             if *word >= mem::PAGE && live::touches(&part) {
                 open(&mut given._opened, &part);

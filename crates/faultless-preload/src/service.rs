@@ -11,6 +11,7 @@ use faultless_sys::{futex, raw, signal};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How often shares are worked out anew.
 const TICK_NS: u64 = 250_000_000;
@@ -138,8 +139,8 @@ pub(crate) fn start() -> io::Result<()> {
     let started = standin::spawn(c"faultless-serve", || {
         // All signals were blocked by whoever started it, and stay so, but for the C library's own.
         signal::set_mask(signal::ALL & !(signal::set_of(32) | signal::set_of(33)));
-        let mut more = false;
-        for turn in 0u32.. {
+        let (mut more, mut ticked, mut ticks) = (false, Instant::now(), 0u32);
+        loop {
             futex::wait(&ASKED, 0, if more { MORE_NS } else { TICK_NS });
             let asked = ASKED.swap(0, Ordering::SeqCst);
             if asked & STOP != 0 {
@@ -152,15 +153,19 @@ pub(crate) fn start() -> io::Result<()> {
                 reports::write("asked");
             }
             more = live::work();
+            // (However often there is work.)
+            if ticked.elapsed() < Duration::from_nanos(TICK_NS) && asked & !WORK == 0 {
+                continue;
+            }
+            ticked = Instant::now();
+            ticks = ticks.wrapping_add(1);
             if live::handler_is_lost() {
                 state::lock()
                     .close_live("the program installed a SIGSEGV handler past the C library");
             }
-            if !more || turn % 64 == 0 {
-                tick();
-            }
+            tick();
             // A ring that was made by a system call of the program's own.
-            if turn % 4 == 0
+            if ticks % 4 == 0
                 && STANDING.load(Ordering::Relaxed) != 0
                 && standin::apart(decide::has_ring) == Some(true)
             {

@@ -34,6 +34,7 @@
 //! |---|---|
 //! | `unsafe { Mmap::map(&file) }` | [`pool.map(&file)`](Pool::map): safe, under a read lease |
 //! | the same, for files that cannot be leased | `unsafe { pool.map_trusted(file) }` |
+//! | the same, for files that change | `unsafe { pool.map_live(&file) }`: the kernel's mapping, and explicit loads without `mmap_lock` |
 //! | memory use is the kernel's affair | [`Pool`] has a budget, shared by all its maps |
 //! | a fault for each absent page | [`Map::load`] asks first: a miss without a fault and a signal |
 //! | a read error is SIGBUS | [`Map::load`] and [`Map::pin`] return an error of their own reads; on a plain load it is SIGBUS, with a line on stderr |

@@ -26,6 +26,7 @@ use crate::coherence::opening::{direct_works, reopen};
 use crate::coherence::{keeper, lease};
 use crate::space::around::Around;
 use crate::space::counters::Counters;
+use crate::space::fds::Fd;
 use crate::space::live::Live;
 use crate::space::map_core::{KernelMapping, MapCore, Reading};
 use crate::space::recorder::Recorder;
@@ -84,6 +85,58 @@ impl MapOptions {
             return self.map_file(fd, source.name(), false);
         }
         self.map_source(Arc::new(source))
+    }
+
+    /// Maps a file that may change: the kernel's own mapping, shared with all others, beside explicit loads that keep off `mmap_lock`.
+    ///
+    /// The bytes are the page cache's, at any time what the file is then: no lease, no second copy, no budget. [`Map::load`],
+    /// [`Map::load_many`], pins, futures and [`Map::warm`] read what is absent into the page cache by a descriptor, and return the kernel's
+    /// errors. The touch behind them finds the page, which the kernel maps under the lock of that mapping alone (`mmap_lock` 0.00 times per
+    /// miss on Linux 6.12, 6.18 and 7.3; once on 6.1). A plain load of an absent page is a fault of the kernel's, and so is a load of a page
+    /// that was reclaimed since it was asked for. A hit of an explicit load costs one or two system calls, since the kernel alone knows what is in
+    /// memory: touch what is likely to be there. A pin keeps nothing in memory, and system calls take any part of such a map.
+    ///
+    /// [`MapOptions::unit`], [`huge_pages`](Self::huge_pages), [`reads`](Self::reads) and [`on_break`](Self::on_break) mean nothing here.
+    ///
+    /// ```
+    /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
+    /// # std::io::Write::write_all(&mut &file, &[7u8; 100_000])?;
+    /// let pool = faultless::Pool::builder().memory(faultless::ByteSize::mib(64)).build()?;
+    /// // SAFETY: nobody writes to the file, or truncates it, while a slice of the map is in use.
+    /// let map = unsafe { pool.map_live(&file) }?;
+    /// assert!(map.load(5_000..6_000)?.iter().all(|&b| b == 7));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Safety
+    ///
+    /// As for a mapping of `memmap2`: the map hands the file's bytes out as `&[u8]`. They must not change as long as such a slice is in use.
+    /// If the file is truncated, a touch of what lies behind the new end is SIGBUS. ([`Map::load`] says [`Error::PastEnd`].)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lease`] if it is not a regular file; [`Error::InvalidOption`]; [`Error::Kernel`].
+    pub unsafe fn map_live(&self, file: impl AsFd) -> Result<Map, Error> {
+        let file = file.as_fd();
+        let name = source::file_name(file);
+        self.check()?;
+        let status = regular(file, &name)?;
+        let (len, _) = self.extent(status.len, &name)?;
+        if len == 0 {
+            return Ok(Map::empty(self.pool.clone()));
+        }
+        let fd = open_buffered(file, &name)?;
+        let head = (self.offset % PAGE as u64) as usize;
+        let mmap = Mmap::live(Part {
+            fd: adopt(fd, status.id, &name)?,
+            id: status.id,
+            name,
+            base: self.offset - head as u64,
+            len: (head + len).next_multiple_of(PAGE),
+        })?;
+        let map = Map::new(self.pool.clone(), Backing::Mmap(mmap.into()), head, len);
+        map.advise(self.advice);
+        Ok(map)
     }
 
     fn map_source(&self, source: Arc<dyn Source>) -> Result<Map, Error> {
@@ -154,24 +207,14 @@ impl MapOptions {
         leased: bool,
     ) -> Result<Map, Error> {
         self.check()?;
-        let cannot = |what: &str, e| Error::kernel(format!("cannot {what} {name}"), e);
-        let status = file::status(file.as_raw_fd()).map_err(|e| cannot("stat", e))?;
-        if status.mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(lease::error(
-                &name,
-                LeaseRefusal::NotRegular {
-                    kind: "not a regular file",
-                },
-            ));
-        }
+        let status = regular(file, &name)?;
         let (len, _) = self.extent(status.len, &name)?;
         if len == 0 {
             return Ok(Map::empty(self.pool.clone()));
         }
         let fd = self.open(file, &name)?;
         let id = status.id;
-        let fd = keeper::adopt(fd, Some(id))
-            .map_err(|e| Error::kernel(format!("cannot share a descriptor of {name}"), e))?;
+        let fd = adopt(fd, id, &name)?;
         let head = (self.offset % PAGE as u64) as usize;
         let base = self.offset - head as u64;
         let Some(engine) = &self.pool.0.engine else {
@@ -209,11 +252,7 @@ impl MapOptions {
 
     /// Opens the file anew, for reading, directly where that is wanted and works.
     fn open(&self, file: BorrowedFd<'_>, name: &str) -> Result<Owned, Error> {
-        let buffered = || {
-            reopen(file.as_raw_fd(), false)
-                .map(Owned::new)
-                .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
-        };
+        let buffered = || open_buffered(file, name);
         // On the kernel's mmap, direct I/O has no meaning.
         if self.reads == Reads::Buffered || self.pool.0.engine.is_none() {
             return buffered();
@@ -423,4 +462,31 @@ impl MapOptions {
         identity::wait_for_older_reports(number, looked_at).map_err(refused)?;
         Ok((region, table))
     }
+}
+
+/// What the kernel says of a file, if it is a regular one.
+fn regular(file: BorrowedFd<'_>, name: &str) -> Result<file::Status, Error> {
+    let status = file::status(file.as_raw_fd())
+        .map_err(|e| Error::kernel(format!("cannot stat {name}"), e))?;
+    match status.mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(status),
+        _ => Err(lease::error(
+            name,
+            LeaseRefusal::NotRegular {
+                kind: "not a regular file",
+            },
+        )),
+    }
+}
+
+fn open_buffered(file: BorrowedFd<'_>, name: &str) -> Result<Owned, Error> {
+    reopen(file.as_raw_fd(), false)
+        .map(Owned::new)
+        .map_err(|e| Error::kernel(format!("cannot open {name} for reading"), e))
+}
+
+/// Shares a descriptor with the engine's threads.
+fn adopt(fd: Owned, id: file::FileId, name: &str) -> Result<Fd, Error> {
+    keeper::adopt(fd, Some(id))
+        .map_err(|e| Error::kernel(format!("cannot share a descriptor of {name}"), e))
 }

@@ -57,7 +57,7 @@ impl Backing {
         match self {
             Backing::Empty => Ok(()),
             Backing::Mmap(mmap) => {
-                mmap.advise(bytes, libc::MADV_WILLNEED);
+                mmap.prefetch(bytes);
                 Ok(())
             }
             Backing::Engine(core) => pool
@@ -72,14 +72,11 @@ impl Backing {
     pub(crate) fn advise(&self, advice: Advice, pool: &Pool) {
         match self {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => {
-                let advice = match advice {
-                    Advice::Normal => libc::MADV_NORMAL,
-                    Advice::Random => libc::MADV_RANDOM,
-                    Advice::Sequential => libc::MADV_SEQUENTIAL,
-                };
-                mmap.advise(&(0..mmap.len), advice);
-            }
+            Backing::Mmap(mmap) => mmap.will_be_read(match advice {
+                Advice::Normal => libc::MADV_NORMAL,
+                Advice::Random => libc::MADV_RANDOM,
+                Advice::Sequential => libc::MADV_SEQUENTIAL,
+            }),
             Backing::Engine(core) => {
                 let mode = match advice {
                     Advice::Random => Mode::Off,

@@ -92,12 +92,17 @@ impl Map {
     /// Reads the absent units of some ranges, but for those that have to wait for other threads or cannot be read: the caller finds out
     /// about those.
     fn fetch(&self, ranges: &[Range<usize>]) {
-        let Backing::Engine(core) = &self.backing else {
-            return;
-        };
         if self.check_process().is_err() {
             return;
         }
+        let core = match &self.backing {
+            Backing::Engine(core) => core,
+            Backing::Mmap(mmap) => {
+                let bytes = ranges.iter().filter_map(|r| self.range(r.clone()).ok());
+                return mmap.begin_all(bytes.filter(|bytes| !bytes.is_empty()));
+            }
+            Backing::Empty => return,
+        };
         let units = |range: &Range<usize>| {
             let bytes = self.range(range.clone()).ok()?;
             (!bytes.is_empty() && check_end(core, &bytes).is_ok()).then(|| units_of(core, &bytes))

@@ -60,7 +60,7 @@ impl Engine {
         let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
         let limit = budget.get();
         let entries = (limit / mem::PAGE as u64).min(RING_MAX);
-        let filled = Arrivals::new(entries, process::processors()).map_err(memory)?;
+        let filled = Arrivals::new(entries, process::possible_processors()).map_err(memory)?;
         let staging_max = if guest {
             (memory::look().limit / 256).min(STAGING_MAX)
         } else {

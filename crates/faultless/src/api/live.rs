@@ -271,8 +271,9 @@ impl Opened {
         self.open_in(range, true);
     }
 
-    /// The same for a child of vfork, which may never return here: markers may come back at any time.
+    /// The same for a child of vfork, which may never return here: markers come back some seconds later.
     pub fn open_in_passing(range: &Range<usize>) {
+        mapping::opened_in_passing();
         Opened::default().open_in(range, false);
     }
 
@@ -350,8 +351,9 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     live.open_chunks(part, hold);
 }
 
-/// Removes all markers of all live mappings. They come back.
+/// Removes all markers of all live mappings, for a child of vfork. Some seconds later they come back.
 pub fn open_all() {
+    mapping::opened_in_passing();
     table::for_each(|live| live.open_chunks(live.range(), false));
 }
 

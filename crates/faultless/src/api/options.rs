@@ -203,6 +203,20 @@ impl Pool {
         self.options().map(file)
     }
 
+    /// Maps a whole file that may change. See [`MapOptions::map_live`].
+    ///
+    /// # Errors
+    ///
+    /// As [`MapOptions::map_live`].
+    ///
+    /// # Safety
+    ///
+    /// As [`MapOptions::map_live`].
+    pub unsafe fn map_live(&self, file: impl AsFd) -> Result<Map, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.options().map_live(file) }
+    }
+
     /// Maps a whole source for whose bytes the caller vouches. See [`MapOptions::map_trusted`].
     ///
     /// # Safety

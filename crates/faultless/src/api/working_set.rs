@@ -168,7 +168,7 @@ fn absent_that_fit(
     ranges: impl Iterator<Item = Range<usize>>,
 ) -> (Vec<Range<Unit>>, bool) {
     let pool = &core.pool;
-    let taken = pool.budget.used() + pool.reserve.load(Ordering::Relaxed);
+    let taken = pool.budget.charged() + pool.reserve.load(Ordering::Relaxed);
     let mut room = pool.budget.limit().saturating_sub(taken) / core.unit_bytes();
     let mut absent: Vec<Range<Unit>> = Vec::new();
     // (Two ranges may have their ends in one unit.)

@@ -23,7 +23,7 @@ const LENGTHS: [usize; 4] = [64 << 30, 8 << 30, 1 << 30, ARENA];
 const MOST: usize = 256;
 
 /// Gives the calling thread its arena, where no hole of the program's is. To be called by the first thread of the engine's, while the thread
-/// that has started it waits. Where the program has others, it does nothing: they may map something at any time.
+/// that has started it waits, with all signals blocked. Where the program has others, it does nothing: they may map something at any time.
 pub(crate) fn settle() {
     if !program_has_one_thread() {
         return;

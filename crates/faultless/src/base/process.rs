@@ -1,6 +1,9 @@
 //! Which process this is: a forked child must know, at any instruction, that it is not the one that registered.
 
-#![allow(unsafe_code, reason = "reads a page that the kernel wipes in a child")]
+#![allow(
+    unsafe_code,
+    reason = "reads a page that the kernel wipes in a child; asks the C library"
+)]
 
 use crate::base::primitive::Ordering;
 use crate::base::primitive::fixed::{AtomicPtr, AtomicU32};
@@ -52,6 +55,23 @@ pub(crate) fn processors() -> usize {
 pub(crate) fn processors() -> usize {
     static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// Processors that the machine may have, whichever of them the process may use: their numbers are below.
+#[cfg(not(faultless_sim))]
+pub(crate) fn possible_processors() -> usize {
+    static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *COUNT.get_or_init(|| {
+        // SAFETY: no pointers.
+        let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
+        (count.max(1) as usize).max(processors())
+    })
+}
+
+/// The same of the simulated machine.
+#[cfg(faultless_sim)]
+pub(crate) fn possible_processors() -> usize {
+    processors()
 }
 
 /// Which of `shards` (a power of two) counters this processor should use. Any answer is right; the same answer on the

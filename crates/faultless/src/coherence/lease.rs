@@ -158,8 +158,7 @@ fn keep(core: &MapCore, unit: Unit) -> bool {
         // What cools stays where it is, and is served from there.
         State::Absent if word.cool() => {}
         State::Absent => {
-            let budget = &core.pool.budget;
-            if budget.used() + core.unit_bytes() <= budget.limit() {
+            if core.pool.budget.makes_room(core.unit_bytes()) {
                 let fetch = &mut |range, keep| file_piece(core, fd, range, keep);
                 let _ = prefetch(core, unit, RUN_MAX as u64, fetch);
             }

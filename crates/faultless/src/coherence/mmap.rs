@@ -1,5 +1,5 @@
-//! Maps without userfaultfd: the kernel's own mapping of a file for whose bytes the user vouches, and a copy in memory of
-//! everything else.
+//! Maps without userfaultfd: the kernel's own mapping of a file for whose bytes the user vouches or which may change, and a copy in memory
+//! of everything else.
 //!
 //! A lease would guard the kernel's mapping less well than it guards the engine's: the mapping shows what a writer writes, and a
 //! process that is stopped for longer than `lease-break-time` cannot take it away in time. So a safe map is a copy here, made
@@ -12,6 +12,7 @@ use crate::base::ids::FileAt;
 use crate::base::size::ByteSize;
 use crate::base::source;
 use crate::base::source::Source;
+use crate::coherence::page_cache::{Missing, PageCache};
 use crate::coherence::{keeper, lease};
 use crate::space::fds::Fd;
 use crate::sync::budget::Budget;
@@ -32,6 +33,8 @@ enum Content {
     File,
     /// A copy in memory, charged to this budget.
     Copy(Arc<Budget>),
+    /// The file, as the kernel maps it for all that share it. What is asked for is read into the page cache first.
+    Live(PageCache),
 }
 
 /// A map without userfaultfd.
@@ -95,31 +98,28 @@ pub(crate) struct Part {
 impl Mmap {
     /// Maps a part of a file. Nobody may change its bytes.
     pub(crate) fn trusted(part: Part) -> Result<Self, Error> {
-        let Part {
-            fd,
-            id,
-            name,
-            base,
-            len,
-        } = part;
-        let witness = Witness::of(&fd, id);
-        // SAFETY: the kernel chooses an unused range.
-        let mapped =
-            unsafe { mem::map(0, len, libc::PROT_READ, libc::MAP_PRIVATE, fd.get(), base) };
-        let ours = witness.still_names(&fd);
-        keeper::retire(fd, id);
-        let start = mapped.map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
-        if !ours {
-            // SAFETY: mapped just now, and shown to nobody.
-            let _ = unsafe { mem::unmap(start, len) };
-            return Err(closed_meanwhile(&name));
-        }
+        let start = map_part(&part, libc::MAP_PRIVATE);
+        keeper::retire(part.fd, part.id);
         Ok(Mmap {
-            start,
-            len,
-            name,
-            base,
+            start: start?,
+            len: part.len,
+            name: part.name,
+            base: part.base,
             content: Content::File,
+            pid: raw::getpid(),
+        })
+    }
+
+    /// Maps a part of a file whose bytes may change.
+    pub(crate) fn live(part: Part) -> Result<Self, Error> {
+        let start = map_part(&part, libc::MAP_SHARED);
+        let cache = PageCache::new(part.fd, part.id);
+        Ok(Mmap {
+            start: start?,
+            len: part.len,
+            name: part.name,
+            base: part.base,
+            content: Content::Live(cache),
             pid: raw::getpid(),
         })
     }
@@ -230,6 +230,10 @@ impl Mmap {
     ///
     /// [`Error::PastEnd`] or [`Error::Read`], with the place of the first page that could not be read.
     pub(crate) fn populate(&self, bytes: &Range<usize>) -> Result<(), Error> {
+        if let Content::Live(cache) = &self.content {
+            let brought = cache.bring_in(&self.in_source(bytes));
+            return brought.map_err(|(offset, why)| self.missing(offset, why));
+        }
         let (at, len) = self.pages(bytes);
         let Err(error) = populate(at, len) else {
             return Ok(());
@@ -238,15 +242,59 @@ impl Mmap {
         let pages = (at..at + len).step_by(PAGE);
         let first = |&page: &usize| populate(page, PAGE.min(at + len - page)).is_err();
         let offset = self.base + (pages.clone().find(first).unwrap_or(at) - self.start) as u64;
+        Err(self.missing(
+            offset,
+            match error.0 {
+                libc::EFAULT => Missing::PastEnd,
+                _ => Missing::Read(error),
+            },
+        ))
+    }
+
+    fn missing(&self, offset: u64, why: Missing) -> Error {
         let name = self.name.clone();
-        Err(match error.0 {
-            libc::EFAULT => Error::PastEnd { name, offset },
-            _ => Error::Read {
+        match why {
+            Missing::PastEnd => Error::PastEnd { name, offset },
+            Missing::Closed => closed_meanwhile(&name),
+            Missing::Read(error) => Error::Read {
                 name,
                 offset,
                 error: error.into(),
             },
-        })
+        }
+    }
+
+    /// Begins to read the absent pages of some ranges, where many can be read at a time.
+    pub(crate) fn begin_all(&self, ranges: impl Iterator<Item = Range<usize>>) {
+        if let Content::Live(cache) = &self.content {
+            ranges.for_each(|bytes| cache.will_need(&self.in_source(&bytes)));
+        }
+    }
+
+    /// Begins to read a range.
+    pub(crate) fn prefetch(&self, bytes: &Range<usize>) {
+        match &self.content {
+            Content::Live(cache) => cache.will_need(&self.in_source(bytes)),
+            Content::File | Content::Copy(_) => self.advise(bytes, libc::MADV_WILLNEED),
+        }
+    }
+
+    /// Says how all of it will be read (`MADV_NORMAL`, `MADV_RANDOM`, `MADV_SEQUENTIAL`, which are `POSIX_FADV_…` as well).
+    pub(crate) fn will_be_read(&self, advice: i32) {
+        match &self.content {
+            // (Of a mapping with `MADV_RANDOM`, reclaim does not note which pages are used.)
+            Content::Live(cache) if advice == libc::MADV_RANDOM => cache.advise(advice),
+            Content::Live(cache) => {
+                cache.advise(advice);
+                self.advise(&(0..self.len), advice);
+            }
+            Content::File | Content::Copy(_) => self.advise(&(0..self.len), advice),
+        }
+    }
+
+    /// The part of the source that some bytes are.
+    fn in_source(&self, bytes: &Range<usize>) -> Range<u64> {
+        self.base + bytes.start as u64..self.base + bytes.end as u64
     }
 
     /// Where in its source it begins.
@@ -255,7 +303,7 @@ impl Mmap {
     }
 
     /// Gives the kernel advice on a range that changes no contents.
-    pub(crate) fn advise(&self, bytes: &Range<usize>, advice: i32) {
+    fn advise(&self, bytes: &Range<usize>, advice: i32) {
         debug_assert!(advice != libc::MADV_DONTNEED);
         let (at, len) = self.pages(bytes);
         // SAFETY: inside our mapping; callers pass advice that discards nothing.
@@ -265,8 +313,8 @@ impl Mmap {
     /// Lets the pages go that lie wholly in a range, if they can come back.
     pub(crate) fn release(&self, bytes: &Range<usize>) {
         let (start, end) = (bytes.start.next_multiple_of(PAGE), bytes.end & !(PAGE - 1));
-        if start < end && matches!(self.content, Content::File) {
-            // SAFETY: a private mapping of a file that nobody wrote to is read again.
+        if start < end && !matches!(self.content, Content::Copy(_)) {
+            // SAFETY: a mapping of a file that was not written to through it is read again.
             let _ = unsafe { mem::madvise(self.start + start, end - start, libc::MADV_DONTNEED) };
         }
     }
@@ -297,6 +345,28 @@ impl Drop for Mmap {
             budget.release(self.len as u64);
         }
     }
+}
+
+/// Maps a part of a file for reading, where the kernel chooses.
+fn map_part(part: &Part, flags: i32) -> Result<usize, Error> {
+    let Part {
+        fd,
+        id,
+        name,
+        base,
+        len,
+    } = part;
+    let witness = Witness::of(fd, *id);
+    // SAFETY: the kernel chooses an unused range.
+    let mapped = unsafe { mem::map(0, *len, libc::PROT_READ, flags, fd.get(), *base) };
+    let ours = witness.still_names(fd);
+    let start = mapped.map_err(|e| Error::kernel(format!("cannot map {name}"), e))?;
+    if !ours {
+        // SAFETY: mapped just now, and shown to nobody.
+        let _ = unsafe { mem::unmap(start, *len) };
+        return Err(closed_meanwhile(name));
+    }
+    Ok(start)
 }
 
 /// Has the kernel read pages in. (Before Linux 5.14 there is no way to learn of an error but to touch them: it does nothing then.)

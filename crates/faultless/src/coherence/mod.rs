@@ -11,3 +11,4 @@ pub(crate) mod lend;
 pub(crate) mod mmap;
 pub(crate) mod moved;
 pub(crate) mod opening;
+pub(crate) mod page_cache;

@@ -27,13 +27,16 @@ impl LiveFile {
         self.fd.engine_number()
     }
 
+    /// The descriptor in a copy of the process, if it has one. Nothing is fetched there.
+    pub(crate) fn number_in_copy(&self) -> Option<i32> {
+        let number = self.fd.get();
+        (file::cached_id(number) == Ok(self.id)).then_some(number)
+    }
+
     /// The descriptor, or `None` if the engine cannot get it back: the program may have closed the number, and have put another file there.
     pub(crate) fn number(&self) -> Option<i32> {
-        let number = self.fd.get();
-        if file::cached_id(number) == Ok(self.id) {
-            return Some(number);
-        }
-        self.fd.current(self.id).ok()
+        self.number_in_copy()
+            .or_else(|| self.fd.current(self.id).ok())
     }
 }
 

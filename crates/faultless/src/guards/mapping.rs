@@ -112,6 +112,19 @@ pub(crate) struct LiveMapping {
 /// System calls that use parts of more mappings than they can note.
 static OF_ALL: AtomicUsize = AtomicUsize::new(0);
 
+/// Until when no marker is put back, in ns of the clock: a child of vfork that has no handler may still use mappings.
+static IN_PASSING: AtomicU64 = AtomicU64::new(0);
+
+/// A child of vfork opens mappings, and says not when it is done. It is given some seconds.
+pub(crate) fn opened_in_passing() {
+    const LIFE: Nanos = Nanos::from_secs(5);
+    IN_PASSING.fetch_max((clock::now() + LIFE).get(), Ordering::SeqCst);
+}
+
+fn is_kept_open() -> bool {
+    OF_ALL.load(Ordering::SeqCst) > 0 || IN_PASSING.load(Ordering::SeqCst) > clock::now().get()
+}
+
 /// Keeps markers from being installed in any mapping until [`release_all`].
 pub(crate) fn hold_all() {
     OF_ALL.fetch_add(1, Ordering::SeqCst);
@@ -124,6 +137,7 @@ pub(crate) fn release_all() {
 /// In a forked child: the threads that made those calls are not here.
 pub(crate) fn forget_holders() {
     OF_ALL.store(0, Ordering::SeqCst);
+    IN_PASSING.store(0, Ordering::SeqCst);
 }
 
 impl LiveMapping {
@@ -195,7 +209,7 @@ impl LiveMapping {
 
     /// Permission to install some markers. `None` if a system call needs that there are none, or another thread is at it.
     pub(crate) fn installing(&self) -> Option<Changing<'_>> {
-        self.holders.change(|| OF_ALL.load(Ordering::SeqCst) > 0)
+        self.holders.change(is_kept_open)
     }
 
     /// The addresses that are still served.
@@ -408,7 +422,7 @@ impl LiveMapping {
 
     /// Makes the mapping in a forked child, by the descriptor that the child still has. Where something lies there by now, that stays.
     pub(crate) fn map_anew(&self) {
-        let (Child::Anew, Some(fd)) = (self.child(), self.file.number()) else {
+        let (Child::Anew, Some(fd)) = (self.child(), self.file.number_in_copy()) else {
             return;
         };
         // (An open file without advice, as the program's own.)

@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "installs markers by address")]
 
-use crate::base::primitive::Ordering;
+use crate::base::primitive::{AtomicUsize, Ordering};
 use crate::guards::mapping::{CHUNK, LiveMapping, Markers};
 use crate::guards::{maps, table};
 use faultless_sys::Errno;
@@ -18,7 +18,7 @@ use std::ops::Range;
 pub(crate) const PARTS: usize = 4;
 
 /// The most that one part of a round does, in chunks: looks at the page cache, first markers, and markers put back.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Budget {
     looks: usize,
     first: usize,
@@ -32,14 +32,27 @@ impl Budget {
         put_back: 16,
     };
 
-    /// The part of it that each of some mappings gets.
-    fn share(&self, of: usize) -> Budget {
+    /// The part of it that each of some mappings gets, so that all of them come to their turn.
+    fn share(self, of: usize) -> Budget {
         let part = |all: usize| (all / of.max(1)).max(1);
         Budget {
             looks: part(self.looks),
             first: part(self.first),
             put_back: part(self.put_back),
         }
+    }
+
+    /// Less what was spent of a share of which `left` is left.
+    fn less(self, share: Budget, left: Budget) -> Budget {
+        Budget {
+            looks: self.looks.saturating_sub(share.looks - left.looks),
+            first: self.first.saturating_sub(share.first - left.first),
+            put_back: self.put_back.saturating_sub(share.put_back - left.put_back),
+        }
+    }
+
+    fn is_spent(self) -> bool {
+        self.looks == 0 || self.first == 0 || self.put_back == 0
     }
 }
 
@@ -77,16 +90,31 @@ pub(crate) fn part_of_round() -> bool {
     maps::with_maps(look_at_all).unwrap_or(false)
 }
 
+/// The number of the mapping at which the next part begins.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
 fn look_at_all(maps: i32) -> bool {
     let mut mappings = 0;
+    // (A private mapping may hold what the program wrote, if only by a debugger's hand.)
     table::for_each(|live| mappings += usize::from(live.is_shared()));
-    let mut more = false;
-    table::for_each(|live| {
-        // (A private mapping may hold what the program wrote, if only by a debugger's hand.)
-        if live.is_shared() {
-            more |= look(live, maps, &mut Budget::PART.share(mappings));
-        }
-    });
+    let begin = NEXT.load(Ordering::Relaxed);
+    let begin = if begin < mappings { begin } else { 0 };
+    let (mut left, share, mut more) = (Budget::PART, Budget::PART.share(mappings), false);
+    for turn in [begin..usize::MAX, 0..begin] {
+        let mut number = 0;
+        table::for_each(|live| {
+            if !live.is_shared() {
+                return;
+            }
+            if turn.contains(&number) && !left.is_spent() {
+                let mut its = share;
+                more |= look(live, maps, &mut its);
+                left = left.less(share, its);
+                NEXT.store(number + 1, Ordering::Relaxed);
+            }
+            number += 1;
+        });
+    }
     more
 }
 

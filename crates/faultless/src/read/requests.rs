@@ -361,6 +361,9 @@ pub(crate) trait Host: Send + Sync + 'static {
 impl Requests {
     /// Queues a request.
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
+        // A signal handler of the program may leave by `siglongjmp`. It would leave the queue locked, or a thread counted that was never
+        // started.
+        let _no_handler_in_between = signal::Blocked::all();
         let mut queue = lock(&host.requests().queue);
         match &request.what {
             What::Units { .. } => queue.new.push(request.what.of(), request.clone()),
@@ -372,6 +375,7 @@ impl Requests {
 
     /// A future does not wait any more. Returns the units whose pins are the caller's.
     pub(crate) fn abandon(&self, request: &Request) -> Option<Range<Unit>> {
+        let no_handler_in_between = signal::Blocked::all();
         let pinned = request.abandon();
         let mut queue = lock(&self.queue);
         queue.abandoned += 1;
@@ -380,6 +384,7 @@ impl Requests {
             let gone = queue.new.take_out(|r| r.is_abandoned());
             let also = queue.waiting.take_out(|r| r.is_abandoned());
             drop(queue);
+            drop(no_handler_in_between);
             // (What they hold is dropped without the lock.)
             drop((gone, also));
         }
@@ -421,12 +426,9 @@ impl Requests {
         wake(told.collect());
     }
 
-    /// Starts a thread that serves. It runs by itself: a caller may be in the program's code, which may wait for the thread that drops
-    /// the pool.
+    /// Starts a thread that serves; the caller has all signals blocked. It runs by itself: a caller may be in the program's code, which may
+    /// wait for the thread that drops the pool.
     fn start_thread(host: &Arc<impl Host>, mut queue: MutexGuard<'_, Queue>) -> io::Result<()> {
-        // (A signal handler of the program may leave by `siglongjmp`. A thread that was counted and never started would keep all later
-        // requests waiting.)
-        let _no_handler_in_between = signal::Blocked::all();
         queue.threads += 1;
         drop(queue);
         let serve = {

@@ -41,7 +41,8 @@ struct Shard {
 pub(crate) struct Counters(Box<[Shard]>);
 
 fn shards() -> usize {
-    process::processors().next_power_of_two().min(SHARDS_MAX)
+    let processors = process::possible_processors();
+    processors.next_power_of_two().min(SHARDS_MAX)
 }
 
 impl Counters {

@@ -208,17 +208,22 @@ pub(crate) fn prepared() {
 /// In a copy of the process that was made without fork handlers: closes what it has of the engine's. The userfaultfd would let it
 /// write into the memory of the process that it was copied from, and a leased file let it give up the lease.
 ///
-/// Takes no lock and asks for no memory, so that it may be called anywhere; nor may `before`, which is called while they are still open.
+/// Takes no lock and asks for no memory, so that it may be called anywhere. Nor may `before`, which is called once, while they are still open,
+/// in the memory of the first such copy.
 #[cold]
 pub(crate) fn forsake(before: impl FnOnce()) {
     let me = raw::getpid();
     // A child of vfork that such a copy has is in its memory, and has a table of its own.
-    if FORSAKEN.swap(me, Ordering::SeqCst) == me {
+    let former = FORSAKEN.swap(me, Ordering::SeqCst);
+    if former == me {
         return;
     }
-    before();
     // With CLONE_FILES it has the very table of the process that it was copied from.
-    if fdtable::share_table(me, process::pid()) {
+    let shared = fdtable::share_table(me, process::pid());
+    if former == 0 {
+        before();
+    }
+    if shared {
         return;
     }
     for_each_number(|number| {

@@ -108,7 +108,8 @@ impl PoolCore {
     /// Whether so much is not marked as reclaimable that new pages must wait for the marking.
     pub(crate) fn too_firm(&self) -> bool {
         let most = self.firm_max.load(Ordering::Relaxed);
-        most != u64::MAX && self.firm.load(Ordering::Relaxed) + self.filled.bytes() > most
+        // (In this order: a unit is counted as firm before it is no longer counted as on its way.)
+        most != u64::MAX && self.filled.bytes() + self.firm.load(Ordering::Relaxed) > most
     }
 
     /// The portions in which bytes of filled units are counted: small beside what may be unmarked.
@@ -119,7 +120,7 @@ impl PoolCore {
 
     /// Whether a fill may take so many bytes.
     pub(crate) fn has_room(&self, bytes: u64) -> bool {
-        !self.too_firm() && self.budget.has_room(bytes)
+        !self.too_firm() && self.budget.makes_room(bytes)
     }
 
     /// Wakes the evictor if there is enough for it to do. Cheap when there is not.

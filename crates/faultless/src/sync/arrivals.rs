@@ -78,7 +78,7 @@ impl Arrivals {
 
     /// So many bytes of what was popped are counted elsewhere by now.
     pub(crate) fn take_off(&self, bytes: u64) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Release);
     }
 
     /// No portion is kept.
@@ -88,7 +88,7 @@ impl Arrivals {
 
     /// Bytes of the units that are on their way: never less than there are, and more by a portion for each processor at most.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// Whether no unit is on its way.

@@ -106,6 +106,11 @@ impl Budget {
         self.used().saturating_add(bytes) <= self.limit()
     }
 
+    /// Whether `bytes` would fit. Gathers portions, if they are what leaves no room.
+    pub(crate) fn makes_room(&self, bytes: u64) -> bool {
+        self.has_room(bytes) || (self.gather() && self.has_room(bytes))
+    }
+
     /// Charges `bytes` if they fit.
     pub(crate) fn try_charge(&self, bytes: u64) -> bool {
         let portion = portion_of(self.limit());

@@ -2,7 +2,7 @@
 //!
 //! A thread that adds a little to a sum writes a cache line that all other processors want as well. So it adds a portion, and leaves
 //! what it does not need to its processor: the next threads there take of that, and the sum is written once for many. The sum is never
-//! less than what is in use; what lies in portions can be gathered.
+//! less than what is in use; what lies in portions can be gathered. (What a thread takes was added before: hence the orderings.)
 
 use crate::base::padded::Padded;
 use crate::base::primitive::{AtomicU64, Ordering};
@@ -35,13 +35,13 @@ impl Portions {
         let mine = self.mine();
         mine.load(Ordering::Relaxed) >= amount
             && mine
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, less)
                 .is_ok()
     }
 
     /// Leaves so much to this processor. Returns what it had left before, which is the caller's: no processor has more than one portion.
     pub(crate) fn leave(&self, amount: u64) -> u64 {
-        self.mine().swap(amount, Ordering::Relaxed)
+        self.mine().swap(amount, Ordering::AcqRel)
     }
 
     /// Takes all that any processor has left.
@@ -49,7 +49,7 @@ impl Portions {
         let all = self.0.iter();
         // (A line that is only looked at stays where it is, too.)
         let some = all.filter(|left| left.load(Ordering::Relaxed) > 0);
-        some.map(|left| left.swap(0, Ordering::Relaxed)).sum()
+        some.map(|left| left.swap(0, Ordering::AcqRel)).sum()
     }
 
     /// What all of them have left.

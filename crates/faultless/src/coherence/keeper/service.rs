@@ -205,9 +205,11 @@ fn run(
     tell: &mpsc::Sender<Result<(u32, bool), Errno>>,
 ) {
     block_signals();
-    // (The thread that has started this one waits until it is told.)
+    // (In a program that does not know of the engine. Its thread waits, with all signals blocked, until it is told.)
     #[cfg(not(faultless_sim))]
-    arena::settle();
+    if fds::kept_high() {
+        arena::settle();
+    }
     let private = go_private();
     let descriptors = poll::create().and_then(|epoll| Ok((epoll, poll::notice()?)));
     // (The second is readable once the reader of reports is to end.)

@@ -1,7 +1,8 @@
 #!/bin/bash
 # Boots Debian's kernels in QEMU, tries Faultless on each, and prints one table.
 #
-#   ./run kernels [VERSION…]     such as 6.1 6.12 6.18 7.3 (all four by default)
+#   ./run kernels [VERSION…]           such as 6.1 6.12 6.18 7.3 (all four by default)
+#   ./run kernels --delay [VERSION…]   how fast each contender reads where a read takes 5 ms, alone and beside threads that map and unmap
 #
 # Packages are fetched by name, with lists of this script's own: nothing of the system's is changed but for the packages that it
 # installs (QEMU, busybox, cpio and the like). Everything else lies in target/kernels. It takes about two minutes for each kernel, by software
@@ -14,6 +15,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(cd "$here/../.." && pwd)
 work=$tree/target/kernels
+mode=tests
+[ "${1:-}" != --delay ] || { mode=delay; shift; }
 versions=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=(6.1 6.12 6.18 7.3)
 # Seconds that one kernel may take. A budget, not a measurement.
@@ -114,7 +117,7 @@ initrd() {
     install -m 755 "$here/init.sh" "$root/init"
     mknod "$root/dev/console" c 5 1
     mknod "$root/dev/null" c 1 3
-    for module in virtio_pci virtio_blk fuse; do
+    for module in virtio_pci virtio_blk fuse $([ $mode = tests ] || echo null_blk); do
         # (What is built in gives nothing.)
         { modprobe -d "$work/kernels" -S "$release" --show-depends "$module" 2>/dev/null || true; } | sed -n 's/^insmod \([^ ]*\).*/\1/p'
     done | awk '!seen[$0]++' | while read -r file; do
@@ -132,12 +135,12 @@ tools() {
     local root=$work/tools program library
     rm -rf "$root"
     mkdir -p "$root/lib64" "$root/lib/x86_64-linux-gnu"
-    cp "$here/guest.sh" "$root/"
+    cp "$here/guest.sh" "$here/delay.sh" "$(command -v mkfs.ext4 || echo /sbin/mkfs.ext4)" "$root/"
     for program in faultless libfaultless_preload.so; do strip -o "$root/$program" "$tree/target/release/$program"; done
     for program in live shape holes signals storm reclaimed handed_on; do
         cc -O1 -pthread -o "$root/test-$program" "$tree/crates/faultless-cli/tests/programs/$program.c"
     done
-    for program in "$root/faultless" "$root/libfaultless_preload.so" "$root/test-live"; do ldd "$program"; done |
+    for program in faultless libfaultless_preload.so test-live mkfs.ext4; do ldd "$root/$program"; done |
         grep -o '/lib[^ ]*' | sort -u | while read -r library; do
         case $library in /lib64/*) cp -L "$library" "$root/lib64/" ;; *) cp -L "$library" "$root/lib/x86_64-linux-gnu/" ;; esac
     done
@@ -152,9 +155,9 @@ boot() {
     local release=$1 out=$work/out/$1
     rm -f "$out".*
     # shellcheck disable=SC2046
-    timeout "$limit" $(qemu) -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2G -nographic -no-reboot -nodefaults \
+    timeout "$limit" $(qemu) -accel "${ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 3G -nographic -no-reboot -nodefaults \
         -serial "file:$out.console" -serial "file:$out.json" \
-        -kernel "$work/kernels/boot/vmlinuz-$release" -initrd "$work/initrd-$release.gz" -append "console=ttyS0 quiet panic=-1" \
+        -kernel "$work/kernels/boot/vmlinuz-$release" -initrd "$work/initrd-$release.gz" -append "console=ttyS0 quiet panic=-1 faultless=$mode" \
         -drive "file=$work/tools.img,if=virtio,format=raw,readonly=on" -drive "file=$work/data.img,if=virtio,format=raw,snapshot=on" </dev/null
 }
 
@@ -183,4 +186,4 @@ for release in "${releases[@]}"; do
         boot "$release" || true
     fi
 done
-python3 "$here/table.py" "${releases[@]/#/$work/out/}"
+python3 "$here/table.py" "$mode" "${releases[@]/#/$work/out/}"

@@ -53,8 +53,41 @@ def status(told, kind, name):
     return "passed" if one["status"] == 0 else "FAILED: " + one["said"]
 
 
+def delayed(guests):
+    """A row for each contender: reads per second alone, beside the neighbours, and the second by the first."""
+    failed = False
+    for release, told in guests:
+        print(f"\nLinux {release}: each read takes 5 ms, 8 threads")
+        if ("delay", "delay") in told:
+            print("  not possible: " + told["delay", "delay"]["said"])
+            continue
+        for name in ("library-quiet", "library-churn", "programs-quiet", "programs-churn"):
+            one = told.get(("delay", name))
+            if one is None or one["status"] != 0:
+                print(f"  {name} FAILED: {one['said'] if one else 'the guest told nothing'}")
+                failed = True
+        print(f"  {'':<28}{'alone, /s':>12}{'churn, /s':>12}{'ratio':>8}{'mmap_lock per miss, churn':>28}")
+        for kind in ("library", "programs"):
+            alone, beside = rows_of(told, kind + "-quiet"), rows_of(told, kind + "-churn")
+            for row in alone:
+                other = next((r for r in beside if r["contender"] == row["contender"]), None)
+                if other is None:
+                    continue
+                wrong = row.get("wrong_bytes", 0) + other.get("wrong_bytes", 0)
+                failed |= wrong > 0
+                rates = row["reads_per_s"], other["reads_per_s"]
+                lock = other.get("mmap_lock_per_miss_process")
+                lock = "–" if lock is None else f"{lock:.4f}"
+                mark = f"  {wrong} WRONG BYTES" if wrong else ""
+                print(f"  {row['contender']:<28}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>8.2f}{lock:>28}{mark}")
+    return 1 if failed else 0
+
+
 def main():
-    guests = [(os.path.basename(path), read(path)) for path in sys.argv[1:]]
+    mode, *paths = sys.argv[1:]
+    guests = [(os.path.basename(path), read(path)) for path in paths]
+    if mode == "delay":
+        return delayed(guests)
     table = [("engine", lambda t: finding(t, "engine")), ("live mappings", lambda t: finding(t, "live mappings"))]
     for contender in ("mmap", "pread", "uffd-monitor", "faultless", "faultless-load"):
         name = f"mmap_lock per miss: {contender}"

@@ -89,14 +89,23 @@ impl MapOptions {
 
     /// Maps a file that may change: the kernel's own mapping, shared with all others, beside explicit loads that keep off `mmap_lock`.
     ///
-    /// The bytes are the page cache's, at any time what the file is then: no lease, no second copy, no budget. [`Map::load`],
-    /// [`Map::load_many`], pins, futures and [`Map::warm`] read what is absent into the page cache by a descriptor, and return the kernel's
-    /// errors. The touch behind them finds the page, which the kernel maps under the lock of that mapping alone (`mmap_lock` 0.00 times per
-    /// miss on Linux 6.12, 6.18 and 7.3; once on 6.1). A plain load of an absent page is a fault of the kernel's, and so is a load of a page
-    /// that was reclaimed since it was asked for. A hit of an explicit load costs one or two system calls, since the kernel alone knows what is in
-    /// memory: touch what is likely to be there. A pin keeps nothing in memory, and system calls take any part of such a map.
+    /// The bytes are the page cache's, at any time what the file is then: no lease, no second copy, no budget. A plain load of an absent page
+    /// is a fault of the kernel's. [`Map::load`] reads what is absent into the page cache by a descriptor, and returns the kernel's errors. The
+    /// touch behind it finds the page, unless the kernel has reclaimed it meanwhile, and maps it under the lock of that mapping alone
+    /// (`mmap_lock` 0.00 times per miss on Linux 6.12, 6.18 and 7.3; once on 6.1). So do [`Map::load_many`], pins, futures and [`Map::warm`].
     ///
-    /// [`MapOptions::unit`], [`huge_pages`](Self::huge_pages), [`reads`](Self::reads) and [`on_break`](Self::on_break) mean nothing here.
+    /// What differs from other maps:
+    ///
+    /// * Only the kernel knows what is in memory, so a hit of an explicit load costs what a read of the same bytes costs. Touch what is likely
+    ///   to be there.
+    /// * A pin keeps nothing in memory, and need not: system calls take any part of such a map.
+    /// * A future is served by one of the pool's threads, also if the range is in memory; 16 of one map at a time.
+    /// * [`Map::release`] takes pages out of this mapping. They stay in the page cache.
+    /// * [`Map::is_resident`], [`Map::record`] and the figures of [`Map::warm`] say what the kernel says: of another user's file, it may say that all
+    ///   of it is in memory.
+    /// * [`Advice::Random`](crate::Advice::Random) holds for explicit loads. Plain loads are read around until the kernel finds that to be in vain.
+    /// * [`Map::stats`] are zero.
+    /// * [`unit`](Self::unit), [`huge_pages`](Self::huge_pages), [`reads`](Self::reads) and [`on_break`](Self::on_break) mean nothing.
     ///
     /// ```
     /// # let file = tempfile::tempfile_in(std::env::current_dir().unwrap())?;
@@ -111,7 +120,8 @@ impl MapOptions {
     /// # Safety
     ///
     /// As for a mapping of `memmap2`: the map hands the file's bytes out as `&[u8]`. They must not change as long as such a slice is in use.
-    /// If the file is truncated, a touch of what lies behind the new end is SIGBUS. ([`Map::load`] says [`Error::PastEnd`].)
+    /// If the file is truncated, a touch of a page that lies wholly behind the new end is SIGBUS. ([`Map::load`] says [`Error::PastEnd`].) So is
+    /// the touch of a hole of a file on a full tmpfs.
     ///
     /// # Errors
     ///

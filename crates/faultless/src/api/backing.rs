@@ -8,6 +8,7 @@ use crate::base::stats::Stats;
 use crate::coherence::mmap::Mmap;
 use crate::evict::release::release_units;
 use crate::read::progress::Progress;
+use crate::read::requests::Requests;
 use crate::space::map_core::{MapCore, Reading};
 use crate::space::streams::Mode;
 use std::ops::Range;
@@ -57,7 +58,14 @@ impl Backing {
         match self {
             Backing::Empty => Ok(()),
             Backing::Mmap(mmap) => {
-                mmap.prefetch(bytes);
+                if !mmap.prefetch(bytes) {
+                    let (of, bytes) = (mmap.clone(), bytes.clone());
+                    let job = move || {
+                        of.begin_all(std::iter::once(bytes));
+                        Ok(())
+                    };
+                    Requests::do_later(&pool.0.workers, Arc::as_ptr(mmap).addr(), Box::new(job));
+                }
                 Ok(())
             }
             Backing::Engine(core) => pool

@@ -54,7 +54,7 @@ impl Map {
         let bytes = ranges
             .iter()
             .fold(0, |sum: u64, range| sum.saturating_add(range.len() as u64));
-        if self.leaves_room_for_buffers(bytes) {
+        if self.leaves_room_for_buffers(bytes) || matches!(self.backing, Backing::Mmap(_)) {
             self.fetch(ranges);
         }
         let mut exhausted = None;

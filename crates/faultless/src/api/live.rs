@@ -291,8 +291,9 @@ impl Opened {
                 let of = live.range();
                 let part = start..end.next_multiple_of(PAGE).min(of.end);
                 at = part.end.max(at);
-                if hold {
-                    self.hold(&live);
+                match hold {
+                    true => self.hold(&live),
+                    false => live.wait_for_installer(),
                 }
                 open(&live, part, hold);
             }
@@ -306,7 +307,7 @@ impl Opened {
             return;
         }
         if self.all {
-            return wait_for_installer(live);
+            return live.wait_for_installer();
         }
         let free = self.parts.iter_mut().find(|part| part.is_none());
         match (free, table::find(live.range().start)) {
@@ -317,16 +318,10 @@ impl Opened {
             _ => {
                 mapping::hold_all();
                 self.all = true;
-                wait_for_installer(live);
+                live.wait_for_installer();
             }
         }
     }
-}
-
-/// Waits for a thread that is installing markers in a mapping, where no other can begin to.
-fn wait_for_installer(live: &LiveMapping) {
-    live.hold();
-    live.release();
 }
 
 impl Drop for Opened {
@@ -343,8 +338,13 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     /// More than this the kernel reads by itself.
     const MOST: usize = 1 << 20;
     let data = live.with_data(part.clone());
+    // (A child of vfork has a table of its own, and its parent's memory: it fetches nothing.)
+    let number = match hold {
+        true => live.file.number(),
+        false => live.file.number_in_copy(),
+    };
     if data.len() <= MOST
-        && let Some(fd) = live.file.number()
+        && let Some(fd) = number
     {
         serve::ask_for(live, fd, data);
     }
@@ -354,7 +354,10 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
 /// Removes all markers of all live mappings, for a child of vfork. Some seconds later they come back.
 pub fn open_all() {
     mapping::opened_in_passing();
-    table::for_each(|live| live.open_chunks(live.range(), false));
+    table::for_each(|live| {
+        live.wait_for_installer();
+        live.open_chunks(live.range(), false);
+    });
 }
 
 /// The kernel has given out addresses that were thought to be a live mapping's: whichever they belonged to has lost them. To be called

@@ -146,7 +146,7 @@ impl Map {
     }
 
     /// Gives the memory of a range back now: of the units that lie wholly in it and are not pinned. They are read
-    /// again when touched.
+    /// again when touched. (Of a live map, and on the mmap backend, the page cache keeps them.)
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Map {
         self.backing.is_resident(&bytes)
     }
 
-    /// What happened in the map so far. All zero on the mmap backend, where the kernel does not tell.
+    /// What happened in the map so far. All zero on the mmap backend and of a live map, where the kernel does not tell.
     pub fn stats(&self) -> Stats {
         self.backing.stats()
     }

@@ -55,7 +55,8 @@ impl Map {
 /// A prefetch. Dropping this leaves it to itself.
 ///
 /// It is over when each of its parts is in memory, is being read by another thread, or was dropped: because there was no room, because it
-/// could not be read, or because the map is gone. (On the mmap backend it is over when the kernel was told, which does not say more.)
+/// could not be read, or because the map is gone. (On the mmap backend it is over when the kernel was told, and of a live map when a thread
+/// was: nothing says more.)
 ///
 /// Two threads do not wait for it, and find what is not there yet among what was dropped: one in a forked child, where nobody reads it, and
 /// one that reads a source of the same pool, since the threads that are to read it may wait for that source.

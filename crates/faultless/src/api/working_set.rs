@@ -2,6 +2,7 @@
 
 use crate::api::backing::{Backing, units_of};
 use crate::api::map::Map;
+use crate::base::error::Error;
 use crate::base::ids::Unit;
 use crate::base::primitive::Ordering;
 use crate::fault::refusal::Refusal;
@@ -94,7 +95,16 @@ impl Map {
             };
             let goes_on = match &self.backing {
                 Backing::Empty => false,
-                Backing::Mmap(mmap) => ranges().all(|range| mmap.populate(&range).is_ok()),
+                Backing::Mmap(mmap) => {
+                    mmap.begin_all(ranges());
+                    let goes_on = |range| match mmap.populate(&range) {
+                        Ok(()) => true,
+                        // (The file may have been truncated since.)
+                        Err(Error::Read { .. } | Error::PastEnd { .. }) => mmap.is_live(),
+                        Err(_) => false,
+                    };
+                    ranges().all(goes_on)
+                }
                 Backing::Engine(core) => self.warm_units(core, ranges()),
             };
             if !goes_on {

@@ -57,7 +57,7 @@ pub(crate) fn processors() -> usize {
     *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Processors that the machine may have, whichever of them the process may use: their numbers are below.
+/// Processors that the machine has, whichever of them the process may use. (Most have a number below that.)
 #[cfg(not(faultless_sim))]
 pub(crate) fn possible_processors() -> usize {
     static COUNT: std::sync::OnceLock<usize> = std::sync::OnceLock::new();

@@ -271,22 +271,31 @@ impl Mmap {
         }
     }
 
-    /// Begins to read a range.
-    pub(crate) fn prefetch(&self, bytes: &Range<usize>) {
+    /// Begins to read a range. `false` if it is to be asked for by a thread that may wait: the kernel takes requests one after the other.
+    pub(crate) fn prefetch(&self, bytes: &Range<usize>) -> bool {
         match &self.content {
-            Content::Live(cache) => cache.will_need(&self.in_source(bytes)),
+            Content::Live(_) => return false,
             Content::File | Content::Copy(_) => self.advise(bytes, libc::MADV_WILLNEED),
         }
+        true
+    }
+
+    /// Whether a file's bytes may change.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.content, Content::Live(_))
     }
 
     /// Says how all of it will be read (`MADV_NORMAL`, `MADV_RANDOM`, `MADV_SEQUENTIAL`, which are `POSIX_FADV_…` as well).
     pub(crate) fn will_be_read(&self, advice: i32) {
         match &self.content {
-            // (Of a mapping with `MADV_RANDOM`, reclaim does not note which pages are used.)
-            Content::Live(cache) if advice == libc::MADV_RANDOM => cache.advise(advice),
             Content::Live(cache) => {
                 cache.advise(advice);
-                self.advise(&(0..self.len), advice);
+                // (Of a mapping with `MADV_RANDOM`, reclaim does not note which pages are used.)
+                let of_mapping = match advice {
+                    libc::MADV_RANDOM => libc::MADV_NORMAL,
+                    other => other,
+                };
+                self.advise(&(0..self.len), of_mapping);
             }
             Content::File | Content::Copy(_) => self.advise(&(0..self.len), advice),
         }
@@ -321,6 +330,11 @@ impl Mmap {
 
     /// Whether all pages of a range are in memory.
     pub(crate) fn is_resident(&self, bytes: &Range<usize>) -> bool {
+        if let Content::Live(cache) = &self.content
+            && let Some(all) = cache.has_all(&self.in_source(bytes))
+        {
+            return all;
+        }
         let (at, len) = self.pages(bytes);
         let mut seen = vec![0u8; len.div_ceil(PAGE)];
         mem::in_memory(at, &mut seen).is_ok() && seen.iter().all(|b| b & 1 == 1)

@@ -140,6 +140,13 @@ pub(crate) fn forget_holders() {
     IN_PASSING.store(0, Ordering::SeqCst);
 }
 
+/// Sleeps before another look whether a thread still installs markers. `false` if there can be no such thread: in a copy of the process.
+fn nap() -> bool {
+    const NAP: Nanos = Nanos::from_micros(20);
+    clock::nap(NAP);
+    !process::forked()
+}
+
 impl LiveMapping {
     /// Of `range`, where the file's bytes from `offset` on are mapped, of a file of `len` bytes.
     pub(crate) fn new(
@@ -194,13 +201,12 @@ impl LiveMapping {
 
     /// Keeps markers from being installed until [`release`](Self::release).
     pub(crate) fn hold(&self) {
-        /// How long to wait before looking again whether a thread still installs some.
-        const NAP: Nanos = Nanos::from_micros(20);
-        self.holders.hold(|| {
-            clock::nap(NAP);
-            // (A copy of the process has no such thread.)
-            !process::forked()
-        });
+        self.holders.hold(nap);
+    }
+
+    /// Waits for a thread that is installing markers, where none can begin to.
+    pub(crate) fn wait_for_installer(&self) {
+        self.holders.wait(nap);
     }
 
     pub(crate) fn release(&self) {

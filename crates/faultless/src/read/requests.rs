@@ -137,14 +137,13 @@ impl Request {
         outcome
     }
 
-    /// No future waits any more. Returns the units whose pins are the caller's.
-    fn abandon(&self) -> Option<Range<Unit>> {
+    /// No future waits any more. Returns the units whose pins are the caller's, and the waker, which is the program's code to drop.
+    fn abandon(&self) -> (Option<Range<Unit>>, Option<Waker>) {
         let mut state = lock(&self.state);
         self.abandoned.store(true, Ordering::Release);
         let (waker, outcome) = (state.waker.take(), state.outcome.take());
         drop(state);
-        drop(waker);
-        match (&self.what, outcome) {
+        let pinned = match (&self.what, outcome) {
             (
                 What::Units {
                     units, pins: true, ..
@@ -152,7 +151,8 @@ impl Request {
                 Some(Ok(())),
             ) => Some(units.clone()),
             _ => None,
-        }
+        };
+        (pinned, waker)
     }
 
     fn is_abandoned(&self) -> bool {
@@ -326,13 +326,16 @@ impl Server<'_> {
 impl Server<'_> {
     /// Wakes tasks. The thread does not count meanwhile, for it is the program's.
     fn wake(&mut self, host: &Arc<impl Host>, wakers: Vec<Waker>) {
-        if wakers.is_empty() {
-            return Requests::start(host);
-        }
-        lock(&self.requests.queue).waking += 1;
-        self.at = At::Waking;
-        Requests::start(host);
+        let told = match wakers.is_empty() {
+            true => Requests::start(host),
+            false => {
+                lock(&self.requests.queue).waking += 1;
+                self.at = At::Waking;
+                Requests::start(host)
+            }
+        };
         wake(wakers);
+        wake(told);
         self.done();
     }
 
@@ -361,38 +364,51 @@ pub(crate) trait Host: Send + Sync + 'static {
 impl Requests {
     /// Queues a request.
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
-        // A signal handler of the program may leave by `siglongjmp`. It would leave the queue locked, or a thread counted that was never
-        // started.
-        let _no_handler_in_between = signal::Blocked::all();
-        let mut queue = lock(&host.requests().queue);
-        match &request.what {
-            What::Units { .. } => queue.new.push(request.what.of(), request.clone()),
-            What::Other { .. } => queue.waiting.push(request.what.of(), request.clone()),
-        }
-        drop(queue);
-        Self::start(host);
+        let told = {
+            // A signal handler of the program may leave by `siglongjmp`. It would leave the queue locked, or a thread counted that was never
+            // started.
+            let _no_handler_in_between = signal::Blocked::all();
+            let mut queue = lock(&host.requests().queue);
+            match &request.what {
+                What::Units { .. } => queue.new.push(request.what.of(), request.clone()),
+                What::Other { .. } => queue.waiting.push(request.what.of(), request.clone()),
+            }
+            drop(queue);
+            Self::start(host)
+        };
+        wake(told);
+    }
+
+    /// Has a thread of the pool do something that takes time, for which nothing waits. `with`: see [`What::Other`].
+    pub(crate) fn do_later(host: &Arc<impl Host>, with: usize, job: Job) {
+        let job = Mutex::new(Some(job));
+        let request = Request::new(What::Other { with, job }, Waker::noop().clone());
+        Self::push(host, request);
     }
 
     /// A future does not wait any more. Returns the units whose pins are the caller's.
     pub(crate) fn abandon(&self, request: &Request) -> Option<Range<Unit>> {
-        let no_handler_in_between = signal::Blocked::all();
-        let pinned = request.abandon();
-        let mut queue = lock(&self.queue);
-        queue.abandoned += 1;
-        if queue.abandoned > (queue.new.len() + queue.waiting.len()) / 2 {
-            queue.abandoned = 0;
-            let gone = queue.new.take_out(|r| r.is_abandoned());
-            let also = queue.waiting.take_out(|r| r.is_abandoned());
-            drop(queue);
-            drop(no_handler_in_between);
-            // (What they hold is dropped without the lock.)
-            drop((gone, also));
-        }
+        let mut left = None;
+        let (pinned, waker) = {
+            let _no_handler_in_between = signal::Blocked::all();
+            let abandoned = request.abandon();
+            let mut queue = lock(&self.queue);
+            queue.abandoned += 1;
+            if queue.abandoned > (queue.new.len() + queue.waiting.len()) / 2 {
+                queue.abandoned = 0;
+                let gone = queue.new.take_out(|r| r.is_abandoned());
+                left = Some((gone, queue.waiting.take_out(|r| r.is_abandoned())));
+            }
+            abandoned
+        };
+        // (Some of this may be the program's code.)
+        drop((left, waker));
         pinned
     }
 
-    /// Wakes a thread for what is queued, or starts one. If none can be had, the futures are told.
-    fn start(host: &Arc<impl Host>) {
+    /// Wakes a thread for what is queued, or starts one. If there can be none, the futures are told: returns what is to be woken.
+    #[must_use = "tasks wait for it"]
+    fn start(host: &Arc<impl Host>) -> Vec<Waker> {
         let requests = host.requests();
         let queue = lock(&requests.queue);
         // (A thread that sleeps is woken though it may not serve yet: then it sleeps less long.)
@@ -402,18 +418,18 @@ impl Requests {
             if !watched {
                 requests.bell.ring();
             }
-            return;
+            return Vec::new();
         }
         if queue.work() <= queue.unoccupied() {
-            return;
+            return Vec::new();
         }
         let Err(error) = Self::start_thread(host, queue) else {
-            return;
+            return Vec::new();
         };
         let mut queue = lock(&requests.queue);
         // (Threads that serve look for more when they have done.)
         if queue.unoccupied() > 0 || queue.serving_now() > 0 {
-            return;
+            return Vec::new();
         }
         let mut all = queue.new.take_out(|_| true);
         all.append(&mut queue.waiting.take_out(|_| true));
@@ -423,7 +439,7 @@ impl Requests {
             let error = io::Error::from_raw_os_error(code);
             request.finish(Err(Failure::NoThread(error))).ok().flatten()
         });
-        wake(told.collect());
+        told.collect()
     }
 
     /// Starts a thread that serves; the caller has all signals blocked. It runs by itself: a caller may be in the program's code, which may
@@ -458,7 +474,7 @@ impl Requests {
                     drop(queue);
                     server.at = At::Serving(since, map);
                     // (What else there is may not wait for these.)
-                    Self::start(host);
+                    wake(Self::start(host));
                     let (wakers, held_up) = serve_together(host.rings(), map, all);
                     let mut queue = lock(&requests.queue);
                     for request in held_up {
@@ -472,7 +488,7 @@ impl Requests {
                     drop(queue);
                     server.at = At::HeldUp(request.what.of());
                     // (What else there is may not wait for this one.)
-                    Self::start(host);
+                    wake(Self::start(host));
                     let waker = serve_by_itself(&request);
                     server.done();
                     server.wake(host, waker.into_iter().collect());

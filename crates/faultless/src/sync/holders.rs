@@ -40,6 +40,12 @@ impl Holders {
     /// thread may exist.
     pub(crate) fn hold(&self, mut nap: impl FnMut() -> bool) {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        self.wait(&mut nap);
+    }
+
+    /// Waits for a thread that changes it. The caller has seen to it that no other begins to: by what `others` says in
+    /// [`change`](Self::change).
+    pub(crate) fn wait(&self, mut nap: impl FnMut() -> bool) {
         while self.changing.load(Ordering::SeqCst) {
             if !nap() {
                 return;

@@ -1,0 +1,23 @@
+# What neighbours cost where each read takes 5 ms, whatever else is read meanwhile: a device in the guest's memory (null_blk). Standard output
+# is JSON, an object in each line; standard error is the console.
+document() { printf '{"kind":"%s","document":%s}\n' "$1" "$(tr '\n' ' ' <"$2")"; }
+
+printf '{"kind":"kernel","name":"release","status":0,"said":"%s"}\n' "$(uname -r)"
+if ! [ -b /dev/nullb0 ]; then
+    printf '{"kind":"delay","name":"delay","status":77,"said":"this kernel has no null_blk"}\n'
+    exit
+fi
+mkfs.ext4 -q /dev/nullb0 >&2
+mkdir -p /n
+mount -t ext4 /dev/nullb0 /n
+common="--file /n/bench.data --size 256M --memory 128M --threads 8 --seconds 4 --rounds 2 --json"
+for scenario in quiet churn; do
+    for kind in library programs; do
+        what="--contenders mmap,pread,faultless,faultless-load,faultless-live"
+        [ $kind = programs ] && what=--unmodified
+        faultless bench $scenario $common $what >/tmp/bench 2>/tmp/err && document "$kind-$scenario" /tmp/bench
+        status=$?
+        said=$(head -n 1 /tmp/err | tr -d '"\\' | tr -cd ' -~' | cut -c1-300)
+        printf '{"kind":"delay","name":"%s-%s","status":%s,"said":"%s"}\n' "$kind" "$scenario" "$status" "$said"
+    done
+done

@@ -3,13 +3,12 @@
 document() { printf '{"kind":"%s","document":%s}\n' "$1" "$(tr '\n' ' ' <"$2")"; }
 
 printf '{"kind":"kernel","name":"release","status":0,"said":"%s"}\n' "$(uname -r)"
-if ! [ -b /dev/nullb0 ]; then
-    printf '{"kind":"delay","name":"delay","status":77,"said":"this kernel has no null_blk"}\n'
+refuse() {
+    printf '{"kind":"delay","name":"delay","status":77,"said":"%s"}\n' "$1"
     exit
-fi
-mkfs.ext4 -q /dev/nullb0 >&2
-mkdir -p /n
-mount -t ext4 /dev/nullb0 /n
+}
+[ "$(cat /sys/module/null_blk/parameters/completion_nsec 2>/dev/null)" = 5000000 ] || refuse "this kernel has no module null_blk"
+mkfs.ext4 -q /dev/nullb0 >&2 && mkdir -p /n && mount -t ext4 /dev/nullb0 /n || refuse "the device in memory cannot be made or mounted"
 common="--file /n/bench.data --size 256M --memory 128M --threads 8 --seconds 4 --rounds 2 --json"
 for scenario in quiet churn; do
     for kind in library programs; do

@@ -60,6 +60,7 @@ def delayed(guests):
         print(f"\nLinux {release}: each read takes 5 ms, 8 threads")
         if ("delay", "delay") in told:
             print("  not possible: " + told["delay", "delay"]["said"])
+            failed = True
             continue
         for name in ("library-quiet", "library-churn", "programs-quiet", "programs-churn"):
             one = told.get(("delay", name))
@@ -79,7 +80,7 @@ def delayed(guests):
                 lock = other.get("mmap_lock_per_miss_process")
                 lock = "–" if lock is None else f"{lock:.4f}"
                 mark = f"  {wrong} WRONG BYTES" if wrong else ""
-                print(f"  {row['contender']:<28}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / rates[0]:>8.2f}{lock:>28}{mark}")
+                print(f"  {row['contender']:<28}{rates[0]:>12.0f}{rates[1]:>12.0f}{rates[1] / max(rates[0], 1e-9):>8.2f}{lock:>28}{mark}")
     return 1 if failed else 0
 
 

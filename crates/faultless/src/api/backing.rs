@@ -58,13 +58,14 @@ impl Backing {
         match self {
             Backing::Empty => Ok(()),
             Backing::Mmap(mmap) => {
-                if !mmap.prefetch(bytes) {
-                    let (of, bytes) = (mmap.clone(), bytes.clone());
+                if mmap.prefetch(bytes) {
+                    // (It ends with the map.)
+                    let map = Arc::downgrade(mmap);
                     let job = move || {
-                        of.begin_all(std::iter::once(bytes));
+                        while map.upgrade().is_some_and(|map| map.serve_prefetches()) {}
                         Ok(())
                     };
-                    Requests::do_later(&pool.0.workers, Arc::as_ptr(mmap).addr(), Box::new(job));
+                    Requests::do_later(&pool.0.workers, Box::new(job));
                 }
                 Ok(())
             }

@@ -113,7 +113,7 @@ impl Mmap {
     /// Maps a part of a file whose bytes may change.
     pub(crate) fn live(part: Part) -> Result<Self, Error> {
         let start = map_part(&part, libc::MAP_SHARED);
-        let cache = PageCache::new(part.fd, part.id);
+        let cache = PageCache::new(part.fd, part.id, part.base);
         Ok(Mmap {
             start: start?,
             len: part.len,
@@ -267,17 +267,28 @@ impl Mmap {
     /// Begins to read the absent pages of some ranges, where many can be read at a time.
     pub(crate) fn begin_all(&self, ranges: impl Iterator<Item = Range<usize>>) {
         if let Content::Live(cache) = &self.content {
-            ranges.for_each(|bytes| cache.will_need(&self.in_source(&bytes)));
+            cache.begin_all(ranges.map(|bytes| self.in_source(&bytes)));
         }
     }
 
-    /// Begins to read a range. `false` if it is to be asked for by a thread that may wait: the kernel takes requests one after the other.
+    /// Begins to read a range. `true` if a thread that may wait is to [serve](Self::serve_prefetches) it: the kernel takes requests one after
+    /// the other.
     pub(crate) fn prefetch(&self, bytes: &Range<usize>) -> bool {
         match &self.content {
-            Content::Live(_) => return false,
-            Content::File | Content::Copy(_) => self.advise(bytes, libc::MADV_WILLNEED),
+            Content::Live(cache) => cache.note_prefetch(self.in_source(bytes)),
+            Content::File | Content::Copy(_) => {
+                self.advise(bytes, libc::MADV_WILLNEED);
+                false
+            }
         }
-        true
+    }
+
+    /// Reads a part of what is to be read soon. `false` if nothing is left.
+    pub(crate) fn serve_prefetches(&self) -> bool {
+        match &self.content {
+            Content::Live(cache) => cache.serve_prefetches(),
+            Content::File | Content::Copy(_) => false,
+        }
     }
 
     /// Whether a file's bytes may change.

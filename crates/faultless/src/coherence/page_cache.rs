@@ -5,11 +5,13 @@
 
 use crate::base::clock;
 use crate::base::ids::Nanos;
+use crate::base::primitive::{Mutex, lock};
 use crate::coherence::keeper;
 use crate::space::fds::Fd;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, raw};
+use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -17,6 +19,9 @@ use std::ops::Range;
 const ASK: u64 = 128 << 10;
 /// A part of a large range: the next one is asked for before this one is waited for.
 const PART: u64 = 1 << 20;
+/// As much as is asked for of a range that is read later, and of all such ranges of a call: more would be gone when its turn comes.
+const BEGIN: u64 = 2 << 20;
+const BEGIN_ALL: u64 = 64 << 20;
 /// As much as one call reads. The bytes go nowhere: but for reading all of a page, the kernel may leave the rest of it absent.
 const READ: usize = 4 * PAGE;
 /// Naps of 1 ms for a file that says EAGAIN.
@@ -31,6 +36,17 @@ pub(crate) struct PageCache {
     fd: Option<Fd>,
     id: FileId,
     pid: u32,
+    /// The kernel tells what the page cache has of the file.
+    tells: bool,
+    prefetches: Mutex<Prefetches>,
+}
+
+/// Ranges that are to be read soon.
+#[derive(Debug, Default)]
+struct Prefetches {
+    ranges: VecDeque<Range<u64>>,
+    /// A thread reads them.
+    served: bool,
 }
 
 /// Why a page cannot be brought in.
@@ -47,12 +63,19 @@ pub(crate) enum Missing {
 type Failed = (u64, Missing);
 
 impl PageCache {
-    pub(crate) fn new(fd: Fd, id: FileId) -> Self {
-        PageCache {
+    /// Of a file that is used from `base` on.
+    pub(crate) fn new(fd: Fd, id: FileId, base: u64) -> Self {
+        let mut cache = PageCache {
             fd: Some(fd),
             id,
             pid: raw::getpid(),
-        }
+            tells: true,
+            prefetches: Mutex::default(),
+        };
+        // (Of a file on overlayfs, whose pages are another file's, it says that there are none.)
+        let page = base..base + 1;
+        cache.tells = cache.bring_in(&page).is_ok() && cache.has_all(&page) == Some(true);
+        cache
     }
 
     fn names(&self, number: i32) -> bool {
@@ -71,32 +94,74 @@ impl PageCache {
 
     /// Brings in the pages that a range of the file lies in, and waits for them. Fails with the offset of the first page that cannot be.
     pub(crate) fn bring_in(&self, range: &Range<u64>) -> Result<(), Failed> {
-        let mut part = part_of(range, page_of(range.start));
-        if part.end - part.start > PAGE as u64 {
-            self.ask(&part);
+        let first = part_of(range, page_of(range.start));
+        if first.end - first.start > PAGE as u64 {
+            self.ask(&first);
         }
-        while !part.is_empty() {
-            let next = part_of(range, part.end);
-            self.ask(&next);
-            self.read_part(&part)?;
-            part = next;
+        let mut at = first.start;
+        while let Some(next) = self.bring_in_part(range, at)? {
+            at = next;
         }
         Ok(())
     }
 
-    /// Has the kernel begin to read what is absent of a range.
-    pub(crate) fn will_need(&self, range: &Range<u64>) {
-        let mut part = part_of(range, page_of(range.start));
-        while !part.is_empty() {
-            self.ask(&part);
-            part = part_of(range, part.end);
+    /// Brings in the part of a range that begins at `at`, and asks for the next one. Returns where that begins.
+    fn bring_in_part(&self, range: &Range<u64>, at: u64) -> Result<Option<u64>, Failed> {
+        let part = part_of(range, at);
+        if part.is_empty() {
+            return Ok(None);
+        }
+        self.ask(&part_of(range, part.end));
+        self.read_part(&part)?;
+        Ok(Some(part.end))
+    }
+
+    /// Has the kernel begin to read what is absent of some ranges, of each that which is read first.
+    pub(crate) fn begin_all(&self, ranges: impl Iterator<Item = Range<u64>>) {
+        let mut left = BEGIN_ALL;
+        for range in ranges {
+            let start = page_of(range.start);
+            let end = range.end.min(start + BEGIN.min(left));
+            self.ask(&(start..end));
+            left -= end - start;
+            if left == 0 {
+                break;
+            }
         }
     }
 
-    /// Whether the page cache has all pages of a range, or is reading them. `None` if the kernel does not tell: before Linux 6.5, or of a file
-    /// of another user's.
+    /// Notes a range that is to be read soon. `true` if a thread is to [serve](Self::serve_prefetches) it, and what else is noted.
+    pub(crate) fn note_prefetch(&self, range: Range<u64>) -> bool {
+        let mut prefetches = lock(&self.prefetches);
+        prefetches.ranges.push_back(range);
+        !std::mem::replace(&mut prefetches.served, true)
+    }
+
+    /// Reads a part of what was noted. `false` if nothing is left.
+    pub(crate) fn serve_prefetches(&self) -> bool {
+        let range = {
+            let mut prefetches = lock(&self.prefetches);
+            let range = prefetches.ranges.pop_front();
+            prefetches.served = range.is_some();
+            range
+        };
+        let Some(range) = range else {
+            return false;
+        };
+        // (What cannot be read is left out: the load says why.)
+        if let Ok(Some(next)) = self.bring_in_part(&range, page_of(range.start))
+            && next < range.end
+        {
+            lock(&self.prefetches).ranges.push_front(next..range.end);
+        }
+        true
+    }
+
+    /// Whether the page cache has all pages of a range, or is reading them. `None` if the kernel does not tell: before Linux 6.5, on some file
+    /// systems, or of a file of another user's.
     pub(crate) fn has_all(&self, range: &Range<u64>) -> Option<bool> {
-        has_all(self.number()?, &(page_of(range.start)..range.end))
+        let number = self.number().filter(|_| self.tells)?;
+        has_all(number, &(page_of(range.start)..range.end))
     }
 
     /// Says how the file will be read (`POSIX_FADV_…`).
@@ -109,7 +174,7 @@ impl PageCache {
     fn ask(&self, part: &Range<u64>) {
         if !part.is_empty()
             && let Some(number) = self.number()
-            && has_all(number, part) != Some(true)
+            && !(self.tells && has_all(number, part) == Some(true))
         {
             for at in (part.start..part.end).step_by(ASK as usize) {
                 let len = ASK.min(part.end - at);

@@ -366,7 +366,7 @@ impl Requests {
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
         let told = {
             // A signal handler of the program may leave by `siglongjmp`. It would leave the queue locked, or a thread counted that was never
-            // started.
+            // started. (One that leaves just behind this keeps tasks from being told that no thread could be started.)
             let _no_handler_in_between = signal::Blocked::all();
             let mut queue = lock(&host.requests().queue);
             match &request.what {
@@ -379,11 +379,15 @@ impl Requests {
         wake(told);
     }
 
-    /// Has a thread of the pool do something that takes time, for which nothing waits. `with`: see [`What::Other`].
-    pub(crate) fn do_later(host: &Arc<impl Host>, with: usize, job: Job) {
-        let job = Mutex::new(Some(job));
-        let request = Request::new(What::Other { with, job }, Waker::noop().clone());
-        Self::push(host, request);
+    /// Has a thread of the pool do something that takes time, for which nothing waits.
+    pub(crate) fn do_later(host: &Arc<impl Host>, job: Job) {
+        /// No address: together these have the threads that one map has.
+        const LATER: usize = 1;
+        let what = What::Other {
+            with: LATER,
+            job: Mutex::new(Some(job)),
+        };
+        Self::push(host, Request::new(what, Waker::noop().clone()));
     }
 
     /// A future does not wait any more. Returns the units whose pins are the caller's.

@@ -324,8 +324,8 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Pread => Pread::open(terms.path).map(|c| Box::new(c) as _),
         Kind::UffdMonitor => Monitor::open(terms).map(|c| Box::new(c) as _),
         Kind::Faultless | Kind::FaultlessOver => engine(Asking::Touch),
-        Kind::FaultlessLoad => engine(Asking::Load),
-        Kind::FaultlessLive => engine(Asking::LoadLive),
+        Kind::FaultlessLoad => engine(Asking::Load { live: false }),
+        Kind::FaultlessLive => engine(Asking::Load { live: true }),
         Kind::FaultlessBatch => engine(Asking::Batch(terms.depth)),
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::FaultlessHuge => engine(Asking::TouchHuge),
@@ -751,10 +751,8 @@ enum Asking {
     Touch,
     /// The same, in a map of huge pages.
     TouchHuge,
-    /// [`Map::load`].
-    Load,
-    /// The same in a live map.
-    LoadLive,
+    /// [`Map::load`], in a map of the engine's or in a live one.
+    Load { live: bool },
     /// [`Map::load_many`], so many at a time.
     Batch(usize),
     /// [`Map::load_async`], so many at a time.
@@ -782,7 +780,7 @@ fn open_map(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Map> {
         .advice(advice)
         .huge_pages(matches!(way, Asking::TouchHuge));
     let options = options.len(terms.len as usize);
-    if matches!(way, Asking::LoadLive) {
+    if matches!(way, Asking::Load { live: true }) {
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
         return Ok(unsafe { options.map_live(&file)? });
     }
@@ -816,25 +814,25 @@ impl Contender for Engine {
 
     fn depth(&self) -> usize {
         match self.way {
-            Asking::Touch | Asking::TouchHuge | Asking::Load | Asking::LoadLive => 1,
+            Asking::Touch | Asking::TouchHuge | Asking::Load { .. } => 1,
             Asking::Batch(depth) | Asking::Futures(depth) => depth,
         }
     }
 
     fn asks_first(&self) -> Option<&Map> {
-        matches!(self.way, Asking::Load | Asking::LoadLive).then_some(&self.map)
+        matches!(self.way, Asking::Load { .. }).then_some(&self.map)
     }
 
     fn read_many(&self, numbers: &[u64], check: &mut dyn FnMut(u64, &[u8])) -> anyhow::Result<()> {
         match self.way {
             Asking::Batch(_) => return deep::load_many(&self.map, numbers, check),
             Asking::Futures(_) => return deep::load_async(&self.map, numbers, check),
-            Asking::Touch | Asking::TouchHuge | Asking::Load | Asking::LoadLive => {}
+            Asking::Touch | Asking::TouchHuge | Asking::Load { .. } => {}
         }
         for &number in numbers {
             let at = number as usize * PAGE;
             let bytes = match self.way {
-                Asking::Load | Asking::LoadLive => self.map.load(at..at + PAGE)?,
+                Asking::Load { .. } => self.map.load(at..at + PAGE)?,
                 _ => &self.map[at..at + PAGE],
             };
             check(number, bytes);
@@ -844,7 +842,7 @@ impl Contender for Engine {
 
     fn misses(&self) -> Option<u64> {
         // (Of a live map, the kernel alone knows what was absent.)
-        (!matches!(self.way, Asking::LoadLive)).then(|| self.map.stats().misses)
+        (!matches!(self.way, Asking::Load { live: true })).then(|| self.map.stats().misses)
     }
 
     fn bytes(&self) -> Option<&[u8]> {

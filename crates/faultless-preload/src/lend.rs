@@ -328,8 +328,7 @@ impl<const N: usize> GivenWords<N> {
         let mut any = false;
         for (word, keep) in given.words.iter_mut().zip(&mut given._lent) {
             let byte = *word..word.saturating_add(1);
-            // (The buffer may begin before the mapping.)
-            // (What merely lies below a mapping is not read so far.)
+            // (The buffer may begin before the mapping. Then the call is expected to read little.)
             let most = if live::touches(&byte) { most } else { SHORT };
             let part = *word..word.saturating_add(most);
             if *word >= mem::PAGE && live::touches(&part) {

@@ -29,7 +29,7 @@ const REPORT: u32 = 1;
 const SETTLE: u32 = 2;
 /// The engine steps aside.
 const STOP: u32 = 4;
-/// A large live mapping was made, of which the first part alone has markers. (The thread looks in each turn: this is the next.)
+/// A large live mapping was made, and only its first part has markers. (The thread does that work in each turn, so it need only wake.)
 const WORK: u32 = 8;
 static RUNNING: AtomicBool = AtomicBool::new(false);
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
@@ -153,7 +153,7 @@ pub(crate) fn start() -> io::Result<()> {
                 reports::write("asked");
             }
             more = live::work();
-            // (However often there is work.)
+            // (The rest is done at its own pace, however often there is work.)
             if ticked.elapsed() < Duration::from_nanos(TICK_NS) && asked & !WORK == 0 {
                 continue;
             }

@@ -278,7 +278,7 @@ impl Opened {
     }
 
     fn open_in(&mut self, range: &Range<usize>, hold: bool) {
-        // (All of it, though one call moves 2 GiB at most: the C library makes several of what a program asks of it once.)
+        // (The whole range, though one system call moves 2 GiB at most: the C library may make several for one call of the program's.)
         let end = range.end;
         let mut at = range.start;
         while at < end {
@@ -423,7 +423,7 @@ pub fn settle() {
     files::close_unused();
 }
 
-/// The same, and waits for some 50 ms at most until `done`: a thread that is in one of them may be in a system call.
+/// The same, again and again until `done`, for about 50 ms at most. (A thread that still uses such a mapping may be in a system call.)
 pub fn settle_until(done: impl Fn() -> bool) {
     const TRIES: u32 = 50;
     const NAP: Nanos = Nanos::from_millis(1);
@@ -442,7 +442,7 @@ pub fn work() -> bool {
     if table::is_unused() {
         return false;
     }
-    // (What else the keeper is asked for waits for one part of a round at most.)
+    // (Other requests to the keeper wait for one part of a round at most.)
     let mut more = false;
     for _ in 0..sweep::PARTS {
         more = keeper::apart(sweep::part_of_round).unwrap_or(false);

@@ -13,11 +13,11 @@
 use crate::base::text;
 use faultless_sys::mem::{map, unmap};
 
-/// What an arena takes, with what is cut off again to align it.
+/// Bytes that the C library maps for an arena. It unmaps a part of them again, to align the arena.
 const ARENA: usize = 128 << 20;
 /// No program has a hole of that size among its mappings.
 const GAP: usize = 1 << 40;
-/// The lengths of what fills the holes: of few pieces each.
+/// Lengths of the pieces that fill the holes. A hole takes few pieces of each length.
 const LENGTHS: [usize; 4] = [64 << 30, 8 << 30, 1 << 30, ARENA];
 /// Most pieces.
 const MOST: usize = 256;
@@ -64,7 +64,7 @@ fn program_has_one_thread() -> bool {
     })
 }
 
-/// The lowest address of all that the kernel has placed. `None` if it does not say.
+/// The lowest address of all mappings that the kernel has placed. `None` if the kernel refuses to try.
 fn lowest() -> Option<usize> {
     let at = reserve(GAP)?;
     give_back(at, GAP);

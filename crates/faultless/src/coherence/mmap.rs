@@ -33,7 +33,7 @@ enum Content {
     File,
     /// A copy in memory, charged to this budget.
     Copy(Arc<Budget>),
-    /// The file, as the kernel maps it for all that share it. What is asked for is read into the page cache first.
+    /// The file, in the kernel's shared mapping. Explicit loads read into the page cache first.
     Live(PageCache),
 }
 
@@ -283,7 +283,7 @@ impl Mmap {
         }
     }
 
-    /// Reads a part of what is to be read soon. `false` if nothing is left.
+    /// Reads a part of a range that is to be read soon. `false` if there is none.
     pub(crate) fn serve_prefetches(&self) -> bool {
         match &self.content {
             Content::Live(cache) => cache.serve_prefetches(),

@@ -3,10 +3,9 @@
 
 #![allow(unsafe_code, reason = "reads into a buffer of its own by address")]
 
-use crate::base::clock;
-use crate::base::ids::Nanos;
 use crate::base::primitive::{Mutex, lock};
 use crate::coherence::keeper;
+use crate::fault::read_file::patient_pread;
 use crate::space::fds::Fd;
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
@@ -15,17 +14,15 @@ use std::collections::VecDeque;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// As much as the kernel is asked for in one call, of which it reads no more than its own read-ahead (128 KiB unless it was changed).
+/// The most that the kernel is asked for in one call. It reads its own read-ahead at most (128 KiB, unless it was changed).
 const ASK: u64 = 128 << 10;
 /// A part of a large range: the next one is asked for before this one is waited for.
 const PART: u64 = 1 << 20;
-/// As much as is asked for of a range that is read later, and of all such ranges of a call: more would be gone when its turn comes.
+/// The most that is asked for in advance, of one range and of all ranges of a call. The kernel might reclaim more before it is read.
 const BEGIN: u64 = 2 << 20;
 const BEGIN_ALL: u64 = 64 << 20;
-/// As much as one call reads. The bytes go nowhere: but for reading all of a page, the kernel may leave the rest of it absent.
+/// The most that one call reads. Nobody uses the bytes. But if a call reads less than a page, the kernel may leave the rest of the page absent.
 const READ: usize = 4 * PAGE;
-/// Naps of 1 ms for a file that says EAGAIN.
-const AGAIN_MAX: u32 = 2_000;
 /// Times that a part is read through a descriptor that turns out to be foreign.
 const TRIES: u32 = 4;
 
@@ -72,24 +69,15 @@ impl PageCache {
             tells: true,
             prefetches: Mutex::default(),
         };
-        // (Of a file on overlayfs, whose pages are another file's, it says that there are none.)
+        // (On overlayfs, whose pages belong to another file, the kernel reports that there are none.)
         let page = base..base + 1;
         cache.tells = cache.bring_in(&page).is_ok() && cache.has_all(&page) == Some(true);
         cache
     }
 
-    fn names(&self, number: i32) -> bool {
-        file::cached_id(number) == Ok(self.id)
-    }
-
-    /// The descriptor, if it still names the file, or can be had back.
+    /// The descriptor, if it still names the file, or the engine can get it back.
     fn number(&self) -> Option<i32> {
-        let fd = self.fd.as_ref()?;
-        let number = fd.get();
-        match self.names(number) {
-            true => Some(number),
-            false => fd.current(self.id).ok(),
-        }
+        self.fd.as_ref()?.found(self.id)
     }
 
     /// Brings in the pages that a range of the file lies in, and waits for them. Fails with the offset of the first page that cannot be.
@@ -116,7 +104,7 @@ impl PageCache {
         Ok(Some(part.end))
     }
 
-    /// Has the kernel begin to read what is absent of some ranges, of each that which is read first.
+    /// Has the kernel begin to read the absent pages of some ranges: the first part of each.
     pub(crate) fn begin_all(&self, ranges: impl Iterator<Item = Range<u64>>) {
         let mut left = BEGIN_ALL;
         for range in ranges {
@@ -130,14 +118,14 @@ impl PageCache {
         }
     }
 
-    /// Notes a range that is to be read soon. `true` if a thread is to [serve](Self::serve_prefetches) it, and what else is noted.
+    /// Notes a range that is to be read soon. `true` if the caller must start a thread that [serves](Self::serve_prefetches) all such ranges.
     pub(crate) fn note_prefetch(&self, range: Range<u64>) -> bool {
         let mut prefetches = lock(&self.prefetches);
         prefetches.ranges.push_back(range);
         !std::mem::replace(&mut prefetches.served, true)
     }
 
-    /// Reads a part of what was noted. `false` if nothing is left.
+    /// Reads a part of a noted range. `false` if there is none.
     pub(crate) fn serve_prefetches(&self) -> bool {
         let range = {
             let mut prefetches = lock(&self.prefetches);
@@ -148,7 +136,7 @@ impl PageCache {
         let Some(range) = range else {
             return false;
         };
-        // (What cannot be read is left out: the load says why.)
+        // (A part that cannot be read is skipped. A load of it reports the error.)
         if let Ok(Some(next)) = self.bring_in_part(&range, page_of(range.start))
             && next < range.end
         {
@@ -188,7 +176,7 @@ impl PageCache {
         for _ in 0..TRIES {
             let number = self.number().ok_or((part.start, Missing::Closed))?;
             let read = read_all(number, part);
-            if self.names(number) {
+            if file::cached_id(number) == Ok(self.id) {
                 return read;
             }
         }
@@ -214,7 +202,8 @@ fn part_of(range: &Range<u64>, start: u64) -> Range<u64> {
     start..((start / PART + 1) * PART).min(range.end).max(start)
 }
 
-fn has_all(number: i32, part: &Range<u64>) -> Option<bool> {
+/// Whether the page cache has all pages of a part, which begins with one. `None` if the kernel does not tell.
+pub(crate) fn has_all(number: i32, part: &Range<u64>) -> Option<bool> {
     let len = part.end - part.start;
     let state = file::cache_state(number, part.start, len).ok()?;
     Some(state.cached >= len.div_ceil(PAGE as u64))
@@ -245,16 +234,6 @@ fn read_all(number: i32, part: &Range<u64>) -> Result<(), Failed> {
 /// Reads, and forgets what was read.
 fn read(number: i32, offset: u64, len: usize) -> Result<usize, Errno> {
     let mut nowhere = MaybeUninit::<[u8; READ]>::uninit();
-    let mut again = 0;
-    loop {
-        // SAFETY: a buffer of this frame, which has room for `len`.
-        match unsafe { file::pread(number, nowhere.as_mut_ptr().addr(), len, offset) } {
-            Err(Errno(libc::EINTR)) => {}
-            Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {
-                again += 1;
-                clock::nap(Nanos::from_millis(1));
-            }
-            done => return done,
-        }
-    }
+    // SAFETY: a buffer of this frame, which has room for `len`.
+    unsafe { patient_pread(number, nowhere.as_mut_ptr().addr(), len, offset, &mut 0) }
 }

@@ -337,12 +337,14 @@ impl Evictor {
                     self.emptied.push((id, unit));
                 }
             }
-            // (Threads that wait until there is less that is unmarked look at both sums.)
+            // (Threads that wait for the evictor to mark pages look at both sums.)
             if n % COUNT_EACH == 0 {
                 self.count_arrived(std::mem::take(&mut taken));
             }
         }
-        self.count_arrived(taken);
+        if taken > 0 {
+            self.count_arrived(taken);
+        }
         n
     }
 

@@ -166,7 +166,7 @@ fn read_whole(number: i32, buf: Addr, len: usize, data: u64, offset: FileAt) -> 
         let from = got & !(PAGE - 1);
         let (to, at) = ((buf + from).get(), (offset + from as u64).get());
         // SAFETY: the staging buffer is on loan to this thread and `from <= got < len`, its length at most.
-        match unsafe { file::pread(number, to, len - from, at) } {
+        match unsafe { patient_pread(number, to, len - from, at, &mut again) } {
             Ok(0) => return Ok(got),
             Ok(n) if from + n <= got => {
                 in_vain += 1;
@@ -175,13 +175,33 @@ fn read_whole(number: i32, buf: Addr, len: usize, data: u64, offset: FileAt) -> 
                 }
             }
             Ok(n) => got = from + n,
-            Err(Errno(libc::EINTR)) => {}
-            Err(Errno(libc::EAGAIN)) if again < AGAIN_MAX => {
-                again += 1;
-                clock::nap(Nanos::from_millis(1));
-            }
             Err(Errno(e)) => return Err(e),
         }
     }
     Ok(got)
+}
+
+/// `pread`, again after a signal, and for a while if the file says EAGAIN. `again` counts the naps.
+///
+/// # Safety
+///
+/// As for [`file::pread`]: `len` bytes from `to` on are the caller's to write to.
+pub(crate) unsafe fn patient_pread(
+    number: i32,
+    to: usize,
+    len: usize,
+    at: u64,
+    again: &mut u32,
+) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the caller's promise.
+        match unsafe { file::pread(number, to, len, at) } {
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(libc::EAGAIN)) if *again < AGAIN_MAX => {
+                *again += 1;
+                clock::nap(Nanos::from_millis(1));
+            }
+            done => return done,
+        }
+    }
 }

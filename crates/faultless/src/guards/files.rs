@@ -29,14 +29,12 @@ impl LiveFile {
 
     /// The descriptor in a copy of the process, if it has one. Nothing is fetched there.
     pub(crate) fn number_in_copy(&self) -> Option<i32> {
-        let number = self.fd.get();
-        (file::cached_id(number) == Ok(self.id)).then_some(number)
+        self.fd.if_it_names(self.id)
     }
 
     /// The descriptor, or `None` if the engine cannot get it back: the program may have closed the number, and have put another file there.
     pub(crate) fn number(&self) -> Option<i32> {
-        self.number_in_copy()
-            .or_else(|| self.fd.current(self.id).ok())
+        self.fd.found(self.id)
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) enum Child {
     Without,
 }
 
-/// What no state of the page cache is noted as: the chunk is to be looked at in any case.
+/// No state of the page cache has this value. It says that the next round must look at the chunk.
 const UNKNOWN: u32 = u32::MAX;
 
 /// The two counts in a word. (A chunk has 512 pages.)
@@ -115,7 +115,7 @@ static OF_ALL: AtomicUsize = AtomicUsize::new(0);
 /// Until when no marker is put back, in ns of the clock: a child of vfork that has no handler may still use mappings.
 static IN_PASSING: AtomicU64 = AtomicU64::new(0);
 
-/// A child of vfork opens mappings, and says not when it is done. It is given some seconds.
+/// A child of vfork opens mappings. It does not say when it is done, so it gets some seconds.
 pub(crate) fn opened_in_passing() {
     const LIFE: Nanos = Nanos::from_secs(5);
     IN_PASSING.fetch_max((clock::now() + LIFE).get(), Ordering::SeqCst);

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "reads into a byte of its own by address")]
 
 use crate::base::primitive::Ordering;
+use crate::coherence::page_cache::has_all;
 use crate::guards::mapping::{LiveMapping, WINDOW};
 use faultless_sys::mem::PAGE;
 use faultless_sys::{Errno, file, raw};
@@ -40,9 +41,8 @@ pub(crate) fn serve(live: &LiveMapping, addr: usize) {
 
 /// Whether the page cache has all pages of a range. `false` where the kernel does not tell.
 fn is_cached(live: &LiveMapping, fd: i32, range: &Range<usize>) -> bool {
-    let pages = (range.len() / PAGE) as u64;
-    let state = file::cache_state(fd, live.offset_of(range.start), range.len() as u64);
-    state.is_ok_and(|state| state.cached >= pages)
+    let start = live.offset_of(range.start);
+    has_all(fd, &(start..start + range.len() as u64)) == Some(true)
 }
 
 /// Asks for what is likely to be wanted beside the page, without waiting for it. Returns whether that is all of the window.

@@ -133,11 +133,11 @@ fn look(live: &LiveMapping, maps: i32, budget: &mut Budget) -> bool {
             if !is_first && !spend(&mut budget.looks) {
                 return false;
             }
-            let is_due = match (markers, is_first) {
-                (_, true) => true,
-                (Markers::Opened, _) => state_of(live, fd, &part)
-                    .is_some_and(|state| live.may_be_reclaimed(number, state)),
-                _ => state_of(live, fd, &part).is_some(),
+            let state = || state_of(live, fd, &part);
+            let is_due = match markers {
+                Markers::None => true,
+                Markers::Opened => state().is_some_and(|s| live.may_be_reclaimed(number, s)),
+                Markers::Installed | Markers::Removed => state().is_some(),
             };
             if is_due && !is_first && !spend(&mut budget.put_back) {
                 return false;

@@ -326,14 +326,11 @@ impl Server<'_> {
 impl Server<'_> {
     /// Wakes tasks. The thread does not count meanwhile, for it is the program's.
     fn wake(&mut self, host: &Arc<impl Host>, wakers: Vec<Waker>) {
-        let told = match wakers.is_empty() {
-            true => Requests::start(host),
-            false => {
-                lock(&self.requests.queue).waking += 1;
-                self.at = At::Waking;
-                Requests::start(host)
-            }
-        };
+        if !wakers.is_empty() {
+            lock(&self.requests.queue).waking += 1;
+            self.at = At::Waking;
+        }
+        let told = Requests::start(host);
         wake(wakers);
         wake(told);
         self.done();
@@ -366,7 +363,7 @@ impl Requests {
     pub(crate) fn push(host: &Arc<impl Host>, request: Arc<Request>) {
         let told = {
             // A signal handler of the program may leave by `siglongjmp`. It would leave the queue locked, or a thread counted that was never
-            // started. (One that leaves just behind this keeps tasks from being told that no thread could be started.)
+            // started. (If it leaves right after this, tasks are not told that no thread could be started.)
             let _no_handler_in_between = signal::Blocked::all();
             let mut queue = lock(&host.requests().queue);
             match &request.what {
@@ -381,7 +378,7 @@ impl Requests {
 
     /// Has a thread of the pool do something that takes time, for which nothing waits.
     pub(crate) fn do_later(host: &Arc<impl Host>, job: Job) {
-        /// No address: together these have the threads that one map has.
+        /// No map has this address. All such jobs together get as many threads as one map.
         const LATER: usize = 1;
         let what = What::Other {
             with: LATER,

@@ -208,8 +208,8 @@ pub(crate) fn prepared() {
 /// In a copy of the process that was made without fork handlers: closes what it has of the engine's. The userfaultfd would let it
 /// write into the memory of the process that it was copied from, and a leased file let it give up the lease.
 ///
-/// Takes no lock and asks for no memory, so that it may be called anywhere. Nor may `before`, which is called once, while they are still open,
-/// in the memory of the first such copy.
+/// Takes no lock and asks for no memory, so that it may be called anywhere. The same must hold for `before`. It is called once, in the
+/// memory of the first such copy, while the descriptors are still open.
 #[cold]
 pub(crate) fn forsake(before: impl FnOnce()) {
     let me = raw::getpid();
@@ -353,6 +353,18 @@ impl Fd {
         keeper()
             .and_then(|tid| fdtable::same_open_file(tid, self.kept, number))
             .unwrap_or(true)
+    }
+
+    /// The number in the program's table, if it names file `id`. Nothing is fetched: also for a copy of the process.
+    pub(crate) fn if_it_names(&self, id: FileId) -> Option<i32> {
+        let number = self.get();
+        (file::cached_id(number) == Ok(id)).then_some(number)
+    }
+
+    /// The same. If the program has closed the number, or has put another file there, the engine fetches the descriptor again. `None` if it
+    /// cannot.
+    pub(crate) fn found(&self, id: FileId) -> Option<i32> {
+        self.if_it_names(id).or_else(|| self.current(id).ok())
     }
 
     /// The number in the program's table, made sure to name file `id`.

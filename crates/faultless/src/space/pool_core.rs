@@ -19,7 +19,7 @@ use crate::sync::staging::Staging;
 use crate::sync::withheld::Withheld;
 use faultless_sys::raw;
 
-/// What a pool's maps share. (Padded is what some threads write often, so that others need not fetch anew what lies beside it.)
+/// What a pool's maps share. (Fields that some threads write often are padded, so that other threads need not fetch the neighbouring fields again.)
 pub(crate) struct PoolCore {
     pub(crate) budget: Budget,
     pub(crate) uffd: Fd,

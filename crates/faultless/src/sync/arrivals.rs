@@ -17,7 +17,7 @@ const RUN: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     rings: Box<[Ring]>,
-    /// Bytes of the units in the rings, and what lies in portions.
+    /// Bytes of the units in the rings, and the rests of portions.
     bytes: Padded<AtomicU64>,
     at_hand: Portions,
     /// How many entries the consumer has looked for. (It alone uses it.)
@@ -76,7 +76,7 @@ impl Arrivals {
         found
     }
 
-    /// So many bytes of what was popped are counted elsewhere by now.
+    /// Units of so many bytes were popped, and are now counted elsewhere.
     pub(crate) fn take_off(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, Ordering::Release);
     }
@@ -125,7 +125,7 @@ mod tests {
         );
     }
 
-    /// What the ring of this processor has no room for goes to the others; all of it arrives, and each ring's in order.
+    /// If the ring of this processor is full, entries go to the other rings. All entries arrive.
     #[test]
     fn a_full_ring_leaves_entries_to_the_others() {
         let arrivals = Arrivals::new(2 * LEAST, 2).expect("memory");

@@ -20,15 +20,15 @@ const STEP: u64 = faultless_sys::mem::PAGE as u64;
 #[cfg(loom)]
 const STEP: u64 = 1;
 
-/// What a processor has at hand of a sum with that limit: nothing, if the limit is small.
+/// The size of a portion of a sum with that limit. It is 0 if the limit is small.
 pub(crate) fn portion_of(limit: u64) -> u64 {
     (limit / PORTION_SHARE / STEP * STEP).min(PORTION_MAX)
 }
 
 /// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
 ///
-/// Threads charge in portions ([`Portions`]), so that the sum is written once for many misses. What lies in portions counts as used. Where
-/// that leaves no room, it is gathered before a charge is refused; and as long as a thread waits for room, no portion is taken.
+/// Threads charge in portions ([`Portions`]), so that they write the sum once for many misses. Portions count as used. Before a charge is
+/// refused, all portions are given back. While a thread waits for room, no thread takes a portion.
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// What its user allows.
@@ -81,12 +81,12 @@ impl Budget {
         self.line.call();
     }
 
-    /// What is charged, and what lies in portions.
+    /// All charges, and the rests of portions.
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// What is charged, without what lies in portions.
+    /// All charges, without the rests of portions.
     pub(crate) fn charged(&self) -> u64 {
         let at_hand = self.at_hand.left();
         self.used().saturating_sub(at_hand)
@@ -142,7 +142,7 @@ impl Budget {
         true
     }
 
-    /// Gives back what lies in portions. Returns whether that was anything.
+    /// Gives back the rests of all portions. Returns whether there were any.
     pub(crate) fn gather(&self) -> bool {
         let gathered = self.at_hand.gather();
         self.release(gathered);
@@ -173,6 +173,15 @@ mod models {
     use loom::sync::Arc;
     use loom::thread;
 
+    fn wait_for_a_byte(budget: &Budget) {
+        let charge = |_| match budget.try_charge(1) {
+            true => Answer::Pass(()),
+            false => Answer::Wait,
+        };
+        let room = |bytes| budget.has_room(bytes);
+        budget.line.wait(1, Nanos::from_secs(1), room, charge);
+    }
+
     /// Time never runs out in the model: a release that a waiting thread misses is a thread that sleeps for ever.
     #[test]
     fn a_thread_that_waits_for_room_sees_each_release() {
@@ -183,19 +192,14 @@ mod models {
                 let budget = budget.clone();
                 thread::spawn(move || budget.release(1))
             };
-            let charge = |_| match budget.try_charge(1) {
-                true => Answer::Pass(()),
-                false => Answer::Wait,
-            };
-            let room = |bytes| budget.has_room(bytes);
-            budget.line.wait(1, Nanos::from_secs(1), room, charge);
+            wait_for_a_byte(&budget);
             frees.join().unwrap();
             assert_eq!(budget.used(), 2);
         });
     }
 
-    /// One charges while another waits for room: what the first leaves to its processor is not kept from the other, which sleeps for ever
-    /// if it finds no room and is not called.
+    /// One thread charges while another waits for room. The portion that the first leaves to its processor must not be kept from the other,
+    /// which sleeps for ever if it finds no room and is not called.
     #[test]
     fn a_thread_that_waits_for_room_gets_what_lies_in_portions() {
         let mut builder = loom::model::Builder::new();
@@ -210,12 +214,7 @@ mod models {
                     assert!(budget.try_charge(1));
                 })
             };
-            let charge = |_| match budget.try_charge(1) {
-                true => Answer::Pass(()),
-                false => Answer::Wait,
-            };
-            let room = |bytes| budget.has_room(bytes);
-            budget.line.wait(1, Nanos::from_secs(1), room, charge);
+            wait_for_a_byte(&budget);
             other.join().unwrap();
             assert_eq!((budget.charged(), budget.used()), (4, 4));
         });

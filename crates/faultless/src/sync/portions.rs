@@ -1,8 +1,9 @@
 //! Portions of a shared sum, one for each processor.
 //!
-//! A thread that adds a little to a sum writes a cache line that all other processors want as well. So it adds a portion, and leaves
-//! what it does not need to its processor: the next threads there take of that, and the sum is written once for many. The sum is never
-//! less than what is in use; what lies in portions can be gathered. (What a thread takes was added before: hence the orderings.)
+//! A thread that adds a little to a sum writes a cache line that all other processors want as well. So it adds a whole portion, and leaves
+//! the rest of the portion to its processor. The next threads on that processor take from the rest, so that the sum is written once for
+//! many of them. The sum is never less than the amount in use. Any thread can gather all rests. (A thread takes only what was added to the
+//! sum before: the orderings see to that.)
 
 use crate::base::padded::Padded;
 use crate::base::primitive::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ pub(crate) const SHARDS: usize = 16;
 #[cfg(loom)]
 pub(crate) const SHARDS: usize = 2;
 
-/// What the processors have left.
+/// The rests, one for each processor.
 #[derive(Debug)]
 pub(crate) struct Portions([Padded<AtomicU64>; SHARDS]);
 
@@ -29,7 +30,7 @@ impl Portions {
         &self.0[process::shard(SHARDS)]
     }
 
-    /// Takes so much of what this processor has left, if that is enough.
+    /// Takes that amount from this processor's rest, if the rest is large enough.
     pub(crate) fn take(&self, amount: u64) -> bool {
         let less = |left: u64| left.checked_sub(amount);
         let mine = self.mine();
@@ -39,20 +40,20 @@ impl Portions {
                 .is_ok()
     }
 
-    /// Leaves so much to this processor. Returns what it had left before, which is the caller's: no processor has more than one portion.
+    /// Leaves that amount to this processor. Returns the former rest, which the caller gets, so that no processor has more than one portion.
     pub(crate) fn leave(&self, amount: u64) -> u64 {
         self.mine().swap(amount, Ordering::AcqRel)
     }
 
-    /// Takes all that any processor has left.
+    /// Takes the rests of all processors.
     pub(crate) fn gather(&self) -> u64 {
         let all = self.0.iter();
-        // (A line that is only looked at stays where it is, too.)
+        // (A load leaves the line in the other processor's cache.)
         let some = all.filter(|left| left.load(Ordering::Relaxed) > 0);
         some.map(|left| left.swap(0, Ordering::AcqRel)).sum()
     }
 
-    /// What all of them have left.
+    /// The sum of the rests.
     pub(crate) fn left(&self) -> u64 {
         let all = self.0.iter();
         all.map(|left| left.load(Ordering::Relaxed)).sum()

@@ -19,8 +19,7 @@ pub(crate) const LEAST: u64 = 2;
 /// yet". The consumer stops at such a slot and comes back. Slots are zero pages until used, so a large ring costs
 /// memory only as it fills.
 ///
-/// What producers write and what the consumer writes lie in lines of their own: a producer looks at the consumer's only where the ring
-/// seems to be full.
+/// Producers and the consumer write to different cache lines. A producer reads the consumer's line only if the ring seems to be full.
 #[derive(Debug)]
 pub(crate) struct Ring {
     slots: Array<AtomicU64>,

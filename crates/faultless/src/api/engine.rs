@@ -57,62 +57,14 @@ impl Engine {
         guest: bool,
         hook: Option<&Hook>,
     ) -> Result<Self, Error> {
-        let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
-        let limit = budget.get();
-        let entries = (limit / mem::PAGE as u64).min(RING_MAX);
-        let filled = Arrivals::new(entries, process::possible_processors()).map_err(memory)?;
-        let staging_max = if guest {
-            (memory::look().limit / 256).min(STAGING_MAX)
-        } else {
-            STAGING_MAX
-        };
-        let staging = (limit / 16).min(staging_max).max(CHUNK_MAX as u64);
-        let staging = Staging::new(staging as usize).map_err(memory)?;
-        let uffd = keeper::adopt(uffd, None)
-            .map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
-        keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
-        let core = Arc::new(PoolCore {
-            budget: Budget::new(limit),
-            uffd,
-            staging,
-            huge: OnceLock::new(),
-            blocks: Blocks::default(),
-            filled,
-            handover: Handover::new(),
-            fill_bell: Bell::default(),
-            ahead: Handover::new(),
-            work_bell: Bell::default(),
-            save_bell: Bell::default(),
-            trips: Trips::new(limit).map_err(memory)?,
-            evict_bell: Bell::default(),
-            clock: Padded(AtomicU32::new(1)),
-            evicted: Padded::default(),
-            taken_back: Padded::default(),
-            largest_unit: AtomicU64::new(0),
-            cooling: OnceLock::new(),
-            firm: Padded::default(),
-            firm_max: AtomicU64::new(u64::MAX),
-            guest,
-            reserve: AtomicU64::new(reserve_of(limit)),
-            ghost_reach: AtomicU64::new(ghost_reach(limit / mem::PAGE as u64)),
-            wanted: Padded::default(),
-            source_readers: AtomicU32::new(0),
-            source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
-            last_looks: LastLooks::new(),
-            withheld: Withheld::default(),
-            stopping: AtomicBool::new(false),
-            outbox: hook.map(|hook| Outbox::new(teller(hook.clone(), budget))),
-            past: Mutex::default(),
-        });
-        core.budget.charge_anyway(core.fixed_bytes());
+        let core = core_of(uffd, budget, guest, hook)?;
         look_at_limits(&core, &memory::look(), 0);
-        let evictor = {
+        let evict = {
             let core = core.clone();
-            keeper::spawn(c"faultless-evict", move || {
-                Evictor::run(core, keeper::spawn_later)
-            })
-            .map_err(|e| Error::kernel("cannot start the evictor thread", e))?
+            move || Evictor::new(core, keeper::spawn_later).run()
         };
+        let evictor = keeper::spawn(c"faultless-evict", evict)
+            .map_err(|e| Error::kernel("cannot start the evictor thread", e))?;
         let engine = Engine {
             core,
             evictor: Some(evictor),
@@ -133,6 +85,65 @@ impl Engine {
         }
         Ok(engine)
     }
+}
+
+/// What the fault path knows of a pool, before there is any thread.
+fn core_of(
+    uffd: Owned,
+    budget: ByteSize,
+    guest: bool,
+    hook: Option<&Hook>,
+) -> Result<Arc<PoolCore>, Error> {
+    let memory = |e| Error::kernel("cannot reserve memory for the pool", e);
+    let limit = budget.get();
+    let entries = (limit / mem::PAGE as u64).min(RING_MAX);
+    let filled = Arrivals::new(entries, process::possible_processors()).map_err(memory)?;
+    let staging_max = if guest {
+        (memory::look().limit / 256).min(STAGING_MAX)
+    } else {
+        STAGING_MAX
+    };
+    let staging = (limit / 16).min(staging_max).max(CHUNK_MAX as u64);
+    let staging = Staging::new(staging as usize).map_err(memory)?;
+    let trips = Trips::new(limit).map_err(memory)?;
+    let uffd =
+        keeper::adopt(uffd, None).map_err(|e| Error::kernel("cannot share the userfaultfd", e))?;
+    keeper::watch(&uffd).map_err(|e| Error::kernel("cannot watch the userfaultfd", e))?;
+    let core = PoolCore {
+        budget: Budget::new(limit),
+        uffd,
+        staging,
+        huge: OnceLock::new(),
+        blocks: Blocks::default(),
+        filled,
+        handover: Handover::new(),
+        fill_bell: Bell::default(),
+        ahead: Handover::new(),
+        work_bell: Bell::default(),
+        save_bell: Bell::default(),
+        trips,
+        evict_bell: Bell::default(),
+        clock: Padded(AtomicU32::new(1)),
+        evicted: Padded::default(),
+        taken_back: Padded::default(),
+        largest_unit: AtomicU64::new(0),
+        cooling: OnceLock::new(),
+        firm: Padded::default(),
+        firm_max: AtomicU64::new(u64::MAX),
+        guest,
+        reserve: AtomicU64::new(reserve_of(limit)),
+        ghost_reach: AtomicU64::new(ghost_reach(limit / mem::PAGE as u64)),
+        wanted: Padded::default(),
+        source_readers: AtomicU32::new(0),
+        source_reader: [const { AtomicU32::new(0) }; SOURCE_READERS_MAX],
+        last_looks: LastLooks::new(),
+        withheld: Withheld::default(),
+        stopping: AtomicBool::new(false),
+        outbox: hook.map(|hook| Outbox::new(teller(hook.clone(), budget))),
+        past: Mutex::default(),
+    };
+    core.budget.charge_anyway(core.fixed_bytes());
+    Ok(Arc::new(core))
 }
 
 impl Engine {
@@ -190,5 +201,58 @@ impl Drop for Shared {
         }
         self.workers.stop(&engine.core);
         engine.stop();
+    }
+}
+
+#[cfg(all(test, not(any(loom, faultless_sim))))]
+mod tests {
+    use super::*;
+    use crate::api::backend::{BackendChoice, open_uffd};
+
+    use crate::base::clock;
+    use crate::base::ids::Nanos;
+    use crate::fault::charge::{Wish, wait_for_room};
+
+    /// Nothing can leave, and a thread waits for more than the evictor keeps free: the cap is raised until that fits.
+    #[test]
+    fn the_evictor_makes_room_for_what_a_thread_waits_for() {
+        keeper::start().expect("the keeper");
+        let uffd = open_uffd(BackendChoice::default()).expect("a userfaultfd");
+        let core = core_of(uffd, ByteSize::new(64 << 20), false, None).expect("a pool");
+        let mut evictor = Evictor::new(core.clone(), keeper::spawn_later);
+        let (budget, cap) = (&core.budget, 16 << 20);
+        budget.set_cap(cap);
+        let reserve = core.reserve.load(Ordering::Relaxed);
+        budget.charge_anyway(cap - budget.used() - reserve);
+        let wish = Wish {
+            bytes: 2 * reserve,
+            pages: false,
+            look: Nanos::from_millis(10),
+        };
+        let (passed, given_up) = (AtomicBool::new(false), AtomicBool::new(false));
+        let refuse = |_| {
+            let given_up = given_up.load(Ordering::Relaxed);
+            given_up.then_some(Err(Refusal::Budget))
+        };
+        let got_in = std::thread::scope(|s| {
+            let waits = s.spawn(|| {
+                let answer = wait_for_room(&core, wish, refuse);
+                passed.store(true, Ordering::Release);
+                answer
+            });
+            for _ in 0..10_000 {
+                evictor.pass();
+                clock::nap(Nanos::from_millis(2));
+                if passed.load(Ordering::Acquire) {
+                    break;
+                }
+            }
+            given_up.store(true, Ordering::Relaxed);
+            waits.join().expect("it does not panic")
+        });
+        assert!(got_in.is_ok(), "waited in vain: cap {}", budget.cap());
+        assert!(budget.cap() >= cap + reserve);
+        evictor.end();
+        let_go(core);
     }
 }

@@ -72,11 +72,12 @@ pub fn describe(pool: &Pool) -> String {
     let core = &engine.core;
     let get = |n: &crate::base::primitive::AtomicU64| n.load(Ordering::Relaxed);
     format!(
-        "used {} of {}, reserve {}, wanted {}, firm {} and fresh {} of {}, evicted {}; futures: {}",
+        "used {} of {}, reserve {}, wanted {} or {}, firm {} and fresh {} of {}, evicted {}; futures: {}",
         core.budget.used(),
         core.budget.limit(),
         get(&core.reserve),
         get(&core.wanted),
+        core.budget.line.least(),
         get(&core.firm),
         core.filled.bytes(),
         get(&core.firm_max),

@@ -21,7 +21,7 @@ use crate::evict::pressure::Pressure;
 use crate::fault::give_up::collect_group;
 use crate::space::map_core::MapCore;
 use crate::space::page::State;
-use crate::space::pool_core::{EVICTOR_BACKLOG, PoolCore};
+use crate::space::pool_core::PoolCore;
 use crate::space::table::GROUP_BYTES;
 use faultless_sys::mem::{IoVec, PAGE};
 use faultless_sys::{mem, raw};
@@ -45,8 +45,8 @@ const COMPACT_AT_A_TIME: u32 = 4096;
 const IDLE: Nanos = Nanos::from_secs(1);
 /// Sleep when the budget is pressed but nothing can be evicted.
 const STUCK: Nanos = Nanos::from_millis(2);
-/// Turns in which nothing can leave, before the pool is believed to have nothing that can.
-const IN_VAIN: u32 = 3;
+/// Time in which nothing can leave, before the pool is believed to have nothing that can.
+const IN_VAIN: Nanos = Nanos::from_millis(5);
 /// The part of the group's memory that the pool keeps for other units, where some cannot leave; as a divisor.
 const FLOOR_SHARE: u64 = 16;
 /// What the floor comes down by with each look, as a divisor.
@@ -70,14 +70,16 @@ pub(crate) struct Evictor {
     /// since the last look.
     floor: u64,
     stuck: bool,
-    /// Turns in which memory was short and no unit could leave, since one did.
-    in_vain: u32,
+    /// Since when memory is short and no unit can leave.
+    in_vain: Option<Nanos>,
     /// Bytes that were filled since the last look, and how many are to be before the next.
     filled: u64,
     look_after: u64,
     /// Pages that the kernel had taken back until the last look.
     taken_back: u32,
     pub(super) firm_target: u64,
+    /// The most that a fill was waiting for as this pass began.
+    wanted: u64,
     pressure: Pressure,
     /// Pages that cannot be marked: pinned, or kept because they cannot be read again. No fill waits for the marking of these.
     pub(super) must_stay: u64,
@@ -107,16 +109,15 @@ pub(crate) fn batches_work() -> bool {
 }
 
 impl Evictor {
-    /// The thread's whole life. `spawn` starts its helpers.
-    pub(crate) fn run(pool: Arc<PoolCore>, spawn: Spawn) {
-        block_signals();
+    /// `spawn` starts its helpers.
+    pub(crate) fn new(pool: Arc<PoolCore>, spawn: Spawn) -> Self {
         let pidfd = if batches_work() {
             mem::pidfd_open(raw::getpid(), 0).ok()
         } else {
             None
         };
         let cooler = Cooler::new(&pool);
-        let mut evictor = Evictor {
+        Evictor {
             policy: Policy::new(cooler.is_some()),
             cooler,
             crew: Crew::new(pidfd, spawn),
@@ -125,39 +126,55 @@ impl Evictor {
             looked: None,
             floor: 0,
             stuck: false,
-            in_vain: 0,
+            in_vain: None,
             filled: 0,
             look_after: u64::MAX,
             taken_back: 0,
             firm_target: u64::MAX,
+            wanted: 0,
             pressure: Pressure::default(),
             must_stay: 0,
             memory: u64::MAX,
             reserve_at: (clock::now(), pool.budget.limit()),
             pool,
-        };
-        while !evictor.pool.stopping.load(Ordering::Acquire) {
-            evictor.look_at_limits();
-            if !evictor.pass() {
-                let pool = evictor.pool.clone();
-                // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
-                if evictor.pressed() || pool.budget.line.crowded() {
-                    // (Not by the bell: each thread that waits rings it.)
-                    clock::nap(STUCK);
-                    continue;
-                }
-                pool.evict_bell.sleep(IDLE, || {
-                    pool.filled.bytes() < EVICTOR_BACKLOG
-                        && !pool.budget.line.crowded()
-                        && !pool.stopping.load(Ordering::Acquire)
-                });
+        }
+    }
+
+    /// The thread's whole life.
+    pub(crate) fn run(mut self) {
+        block_signals();
+        while !self.pool.stopping.load(Ordering::Acquire) {
+            self.look_at_limits();
+            let began = clock::now();
+            if !self.pass() {
+                self.rest(began);
             }
         }
-        if let Some(cooler) = evictor.cooler {
+        self.end();
+    }
+
+    /// Sleeps after a pass that found nothing to do.
+    fn rest(&self, began: Nanos) {
+        let pool = &self.pool;
+        // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
+        if self.pressed() || pool.budget.line.crowded() {
+            // (Not by the bell: each thread that waits rings it. And a long look is not taken again and again.)
+            clock::nap(STUCK.max(clock::now().since(began)));
+            return;
+        }
+        pool.evict_bell.sleep(IDLE, || {
+            !pool.has_work_for_evictor()
+                && !pool.budget.line.crowded()
+                && !pool.stopping.load(Ordering::Acquire)
+        });
+    }
+
+    pub(crate) fn end(self) {
+        if let Some(cooler) = self.cooler {
             cooler.end();
         }
-        evictor.pool.budget.release(evictor.policy_charged);
-        evictor.crew.end();
+        self.pool.budget.release(self.policy_charged);
+        self.crew.end();
     }
 
     /// Finds out how much may stay unmarked, so that the kernel finds enough to take back.
@@ -194,8 +211,18 @@ impl Evictor {
 
     /// How much is to be free: the reserve, or what a fill is waiting for.
     pub(super) fn headroom(&self) -> u64 {
-        let reserve = self.pool.reserve.load(Ordering::Relaxed);
-        reserve.max(self.pool.wanted.load(Ordering::Relaxed))
+        self.pool.reserve.load(Ordering::Relaxed).max(self.wanted)
+    }
+
+    /// Finds out what fills are waiting for. (A thread that waits says so now and then. Until it does again, the least that any of them
+    /// wants is known.)
+    fn look_at_wishes(&mut self) {
+        let line = &self.pool.budget.line;
+        let wanted = self.pool.wanted.swap(0, Ordering::Relaxed);
+        self.wanted = match line.crowded() {
+            true => wanted.max(line.least()),
+            false => 0,
+        };
     }
 
     fn pressed(&self) -> bool {
@@ -225,9 +252,10 @@ impl Evictor {
     }
 
     /// Does what there is to do. `false` if that was nothing.
-    fn pass(&mut self) -> bool {
+    pub(crate) fn pass(&mut self) -> bool {
         let mut busy = self.drain() > 0;
         self.pool.budget.note_peak();
+        self.look_at_wishes();
         let pressed = self.pressed();
         if pressed {
             self.fit_slots(false);
@@ -242,7 +270,7 @@ impl Evictor {
         if pressed {
             match done.left == 0 && self.pressed() {
                 true => busy |= self.give_what_there_is(),
-                false => self.in_vain = 0,
+                false => self.in_vain = None,
             }
             let filled = (self.pool.budget.used() + done.released).saturating_sub(before);
             self.learn_reserve(before, filled, took);
@@ -275,8 +303,9 @@ impl Evictor {
             return true;
         }
         // (Units that are being used now, or have not arrived yet, can leave in a moment.)
-        self.in_vain += 1;
-        if self.in_vain < IN_VAIN || !self.pool.filled.is_empty() {
+        let now = clock::now();
+        let since = *self.in_vain.get_or_insert(now);
+        if now.since(since) < IN_VAIN || !self.pool.filled.is_empty() {
             return false;
         }
         // What is left cannot leave. Beside it, the rest of the map is to have room.

@@ -136,7 +136,6 @@ impl Evictor {
         let b = &self.pool.budget;
         let limit = b.limit();
         let headroom = self.headroom();
-        self.pool.wanted.store(0, Ordering::Relaxed);
         // One batch more, so that the next turn is not due immediately.
         let want = b.used() + headroom + batch_bytes(limit);
         let mut want = want.saturating_sub(limit);

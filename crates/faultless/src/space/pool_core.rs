@@ -63,7 +63,7 @@ pub(crate) struct PoolCore {
     pub(crate) reserve: AtomicU64,
     /// Pages given up, after which a refault does not count as soon any more: the evictor's policy says how many.
     pub(crate) ghost_reach: AtomicU64,
-    /// Most bytes that a fill is waiting for.
+    /// The most that a thread has said it waits for, since the evictor last looked.
     pub(crate) wanted: Padded<AtomicU64>,
     /// How many threads read users' sources.
     pub(crate) source_readers: AtomicU32,
@@ -123,15 +123,17 @@ impl PoolCore {
         !self.too_firm() && self.budget.makes_room(bytes)
     }
 
-    /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
-    pub(crate) fn nudge_evictor(&self) {
-        let pressed =
-            self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit();
+    /// Whether there is enough for the evictor to do.
+    pub(crate) fn has_work_for_evictor(&self) -> bool {
         let backlog = self.filled.bytes();
-        if pressed
+        self.budget.used() + self.reserve.load(Ordering::Relaxed) > self.budget.limit()
             || backlog >= EVICTOR_BACKLOG
             || backlog > self.firm_max.load(Ordering::Relaxed) / 4
-        {
+    }
+
+    /// Wakes the evictor if there is enough for it to do. Cheap when there is not.
+    pub(crate) fn nudge_evictor(&self) {
+        if self.has_work_for_evictor() {
             self.evict_bell.ring();
         }
     }
@@ -144,7 +146,7 @@ pub(crate) const FILLERS_MAX: usize = 1024;
 pub(crate) const SOURCE_READERS_MAX: usize = FILLERS_MAX + 16;
 
 /// Bytes of new fills after which the evictor is woken though the budget is not pressed.
-pub(crate) const EVICTOR_BACKLOG: u64 = 4 << 20;
+const EVICTOR_BACKLOG: u64 = 4 << 20;
 
 /// Threads were taken out of what they did, so that what they had charged may be lost.
 #[cfg(faultless_sim)]

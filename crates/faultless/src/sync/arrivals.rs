@@ -78,7 +78,9 @@ impl Arrivals {
 
     /// Units of so many bytes were popped, and are now counted elsewhere.
     pub(crate) fn take_off(&self, bytes: u64) {
-        self.bytes.fetch_sub(bytes, Ordering::Release);
+        if bytes > 0 {
+            self.bytes.fetch_sub(bytes, Ordering::Release);
+        }
     }
 
     /// No portion is kept.

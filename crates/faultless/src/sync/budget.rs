@@ -28,7 +28,7 @@ pub(crate) fn portion_of(limit: u64) -> u64 {
 /// A limit and what is charged against it: frames (memory of resident units), staging buffers, page states, queues.
 ///
 /// Threads charge in portions ([`Portions`]), so that they write the sum once for many misses. Portions count as used. Before a charge is
-/// refused, all portions are given back. While a thread waits for room, no thread takes a portion.
+/// refused, all portions are given back. While a thread waits for room, no portion is left to a processor.
 #[derive(Debug)]
 pub(crate) struct Budget {
     /// What its user allows.

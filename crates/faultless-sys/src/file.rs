@@ -142,8 +142,13 @@ pub struct Status {
 }
 
 /// What the kernel remembers of a file, without asking a file server (`statx(2)` with `AT_STATX_DONT_SYNC`). `mask`: `STATX_…`.
-fn remembered(fd: i32, mask: u32) -> Result<libc::statx, Errno> {
-    let mut st = core::mem::MaybeUninit::<libc::statx>::zeroed();
+///
+/// The handler calls this on stacks of 8 KiB, so the structure is not passed by value: each copy takes 256 bytes where nothing is optimized.
+fn remembered(
+    fd: i32,
+    mask: u32,
+    st: &mut core::mem::MaybeUninit<libc::statx>,
+) -> Result<&libc::statx, Errno> {
     // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
     check(unsafe {
         syscall(
@@ -158,13 +163,14 @@ fn remembered(fd: i32, mask: u32) -> Result<libc::statx, Errno> {
             ],
         )
     })?;
-    // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
-    Ok(unsafe { st.assume_init() })
+    // SAFETY: the call succeeded, so the kernel wrote all of it; any bytes are valid.
+    Ok(unsafe { st.assume_init_ref() })
 }
 
 /// Which file a descriptor is, as the kernel remembers it: asks no file server, as `fstat(2)` may.
 pub fn cached_id(fd: i32) -> Result<FileId, Errno> {
-    match remembered(fd, libc::STATX_INO) {
+    let mut st = core::mem::MaybeUninit::uninit();
+    match remembered(fd, libc::STATX_INO, &mut st) {
         // Before Linux 4.11, or behind a filter.
         Err(Errno(libc::ENOSYS | libc::EPERM)) => status(fd).map(|st| st.id),
         Err(e) => Err(e),
@@ -292,7 +298,8 @@ pub fn cached_pages(fd: i32, offset: u64, len: u64) -> Result<u64, Errno> {
 /// Whether loads from a mapping of a file reach its storage directly, so that there is no page cache between (`STATX_ATTR_DAX`).
 pub fn is_dax(fd: i32) -> bool {
     const STATX_ATTR_DAX: u64 = 0x20_0000;
-    remembered(fd, 0).is_ok_and(|st| st.stx_attributes & STATX_ATTR_DAX != 0)
+    let mut st = core::mem::MaybeUninit::uninit();
+    remembered(fd, 0, &mut st).is_ok_and(|st| st.stx_attributes & STATX_ATTR_DAX != 0)
 }
 
 /// Gives advice about a part of a file, or of an open file (`posix_fadvise(2)`, `POSIX_FADV_…`).

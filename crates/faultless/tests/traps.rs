@@ -1236,6 +1236,11 @@ fn a_miss_fits_an_alternate_stack_of_8_kib() {
             return;
         }
         check(&map[..4 << 20], 19, 0);
+        // With descriptors that must be fetched again.
+        for at in (4 << 20..6 << 20).step_by(16 * PAGE) {
+            close_all_descriptors();
+            check(&map[at..at + PAGE], 19, at);
+        }
         // From a source, whose pages are read by other threads.
         let source = unsafe { pool.map_trusted(Sevens) }.expect("mapped");
         assert!(source.iter().all(|b| *b == 7));

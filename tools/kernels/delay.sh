@@ -1,10 +1,10 @@
 # What neighbours cost where each read takes 5 ms, whatever else is read meanwhile: a device in the guest's memory (null_blk). Standard output
 # is JSON, an object in each line; standard error is the console.
-document() { printf '{"kind":"%s","document":%s}\n' "$1" "$(tr '\n' ' ' <"$2")"; }
+. /t/tell.sh
 
-printf '{"kind":"kernel","name":"release","status":0,"said":"%s"}\n' "$(uname -r)"
 refuse() {
-    printf '{"kind":"delay","name":"delay","status":77,"said":"%s"}\n' "$1"
+    echo "$1" >/tmp/said
+    tell delay delay 77 /tmp/said
     exit
 }
 [ "$(cat /sys/module/null_blk/parameters/completion_nsec 2>/dev/null)" = 5000000 ] || refuse "this kernel has no module null_blk"
@@ -16,7 +16,6 @@ for scenario in quiet churn; do
         [ $kind = programs ] && what=--unmodified
         faultless bench $scenario $common $what >/tmp/bench 2>/tmp/err && document "$kind-$scenario" /tmp/bench
         status=$?
-        said=$(head -n 1 /tmp/err | tr -d '"\\' | tr -cd ' -~' | cut -c1-300)
-        printf '{"kind":"delay","name":"%s-%s","status":%s,"said":"%s"}\n' "$kind" "$scenario" "$status" "$said"
+        tell delay "$kind-$scenario" $status /tmp/err
     done
 done

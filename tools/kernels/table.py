@@ -101,6 +101,7 @@ def main():
     for program in ("shape", "holes", "signals", "storm", "live", "reclaimed", "handed_on"):
         table.append((f"{program}, live", lambda t, p=program: status(t, "run-live", p)))
     table.append(("observe", lambda t: status(t, "observe", "observe")))
+    table.append(("observe, a wait for a mapping's own lock", lambda t: status(t, "observe", "mapping")))
     table.append(("complaints of the kernel's", lambda t: status(t, "dmesg", "dmesg")))
     failed = False
     width = max(len(name) for name, _ in table)

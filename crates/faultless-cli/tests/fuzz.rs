@@ -166,6 +166,7 @@ fn events() -> Vec<Event> {
             longest_sleep: 10,
             stack: Some(StackNo(0)),
             reads: String::new(),
+            woken_by: None,
         })
     };
     let fault = |at, tid, file, major| {

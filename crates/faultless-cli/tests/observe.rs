@@ -599,6 +599,52 @@ fn a_fork() {
     });
 }
 
+/// Whether pages can be given back under the lock of their mapping alone.
+fn gives_back_without_mmap_lock() -> Result<(), String> {
+    observable()?;
+    match faultless_sys::raw::kernel_version() {
+        Some(version) if version >= (6, 17) => Ok(()),
+        version => Err(format!(
+            "this kernel is {version:?}, and MADV_DONTNEED takes mmap_lock before 6.17"
+        )),
+    }
+}
+
+/// The holder of mmap_lock sleeps, for a thread that has none: that one must be named.
+#[test]
+fn a_thread_that_keeps_a_holder_from_a_mapping() {
+    let test = "a_thread_that_keeps_a_holder_from_a_mapping";
+    if !possible(test, gives_back_without_mmap_lock()) {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    until_it_comes_about(test, || {
+        let (report, truth, seen) = observed(Convoy::start("vma", 60, &[]), &[], 6);
+        let (holder, keeper) = (truth.tid("holder"), truth.tid("keeper"));
+        let steps = truth.steps("holder");
+        check(&report, &truth, &seen, &steps, |c, _, _| {
+            let by = &c["kept_by"];
+            let says = format!("waits until keeper ({keeper}) lets go of a VMA (madvise)");
+            c["holder"]["tid"] == holder
+                && c["holder"]["what"] == "madvise"
+                && (&by["tid"], &by["thread"], &by["what"])
+                    == (&keeper.into(), &"keeper".into(), &"madvise".into())
+                && c["sentence"].as_str().is_some_and(|s| s.contains(&says))
+        })?;
+        let blame = report["blame"].as_array().expect("a list");
+        let says = "waits until keeper lets go of a VMA (madvise)";
+        let row = blame.iter().find(|b| b["asleep_ms"].get(says).is_some());
+        assert!(row.is_some(), "{blame:#?}");
+        let remedies = report["verdict"]["remedies"].as_array().expect("a list");
+        let names_it = |r: &Value| {
+            let text = r["text"].as_str().unwrap_or_default();
+            text.starts_with("Let keeper call madvise for smaller parts")
+        };
+        assert!(remedies.iter().any(names_it), "{remedies:#?}");
+        Ok(())
+    });
+}
+
 /// Starts a storage of so many bytes.
 fn storage(len: u64) -> std::io::Result<Storage> {
     Storage::start(|at| {

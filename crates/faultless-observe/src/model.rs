@@ -11,6 +11,7 @@ use crate::sums::{FaultSums, PARTS, Part, Parts};
 use crate::timeline::{HoldNo, SEGMENTS_MAX, Segment, Timeline};
 use faultless_trace::{
     CAUSES, Cause, Doing, Event, Fault, FileNo, Hold, LockId, Nanos, ProcessChange, StackNo, Wait,
+    Waker,
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -50,6 +51,8 @@ const SUMS_MAX: usize = 8192;
 const FORGET_AT_LEAST: usize = 1024;
 /// Rows of the table of blame; what comes later counts as "(others)".
 const BLAMES_MAX: usize = 4096;
+/// Reasons for sleeps that are told of each row of that table.
+const REASONS_MAX: usize = 64;
 /// Processes that are told by name.
 const PROCESSES_MAX: usize = 256;
 /// When there are more bins, two become one.
@@ -68,6 +71,22 @@ pub(crate) enum What {
     ProcFile(String),
     KernelThread,
     Unknown,
+}
+
+impl What {
+    fn of(doing: Doing, reads: &str) -> What {
+        match doing {
+            Doing::Fault => What::Fault { kernel: false },
+            Doing::CallFault(_) => What::Fault { kernel: true },
+            Doing::Call(_) if !reads.is_empty() => {
+                let name = reads.rsplit('/').next().unwrap_or(reads);
+                What::ProcFile(name.to_owned())
+            }
+            Doing::Call(no) => What::Call(no),
+            Doing::KernelThread => What::KernelThread,
+            Doing::Unknown => What::Unknown,
+        }
+    }
 }
 
 impl std::fmt::Display for What {
@@ -111,6 +130,8 @@ pub(crate) struct Blame {
     pub(crate) waits: u64,
     /// Time asleep by what the stack of the longest sleep says.
     pub(crate) sleeps: BTreeMap<String, Nanos>,
+    /// Of that, waits for VMAs: by the name of the thread that ended them, and by what it did with the VMA. (It needs no mmap_lock.)
+    pub(crate) kept_by: BTreeMap<(String, What), Nanos>,
 }
 
 /// A wait in a convoy.
@@ -354,6 +375,7 @@ impl Model {
                         longest_sleep: 0,
                         stack: None,
                         reads: String::new(),
+                        woken_by: None,
                     });
                 }
             }
@@ -388,21 +410,10 @@ impl Model {
             return no;
         }
         let is_target = self.targets.contains_key(&hold.pid);
-        let what = match hold.doing {
-            Doing::Fault => What::Fault { kernel: false },
-            Doing::CallFault(_) => What::Fault { kernel: true },
-            Doing::Call(_) if !hold.reads.is_empty() => {
-                let name = hold.reads.rsplit('/').next().unwrap_or(&hold.reads);
-                What::ProcFile(name.to_owned())
-            }
-            Doing::Call(no) => What::Call(no),
-            Doing::KernelThread => What::KernelThread,
-            Doing::Unknown => What::Unknown,
-        };
         let mut key = Doer {
             target: is_target.then_some(hold.pid),
             group: group(self.thread_name(hold.tid)),
-            what,
+            what: What::of(hold.doing, &hold.reads),
         };
         if self.blames.len() >= BLAMES_MAX && !self.doers.contains_key(&key) {
             (key.target, key.group) = (None, "(others)".to_owned());
@@ -441,6 +452,10 @@ impl Model {
         let sleep = (hold.longest_sleep > 0)
             .then(|| hold.stack.map(|s| asleep_in(self.stack(s))))
             .flatten();
+        let keeper = self.keeper(&hold).map(|w| {
+            let name = group(&printable(&w.name));
+            (name, What::of(w.doing, &printable(&w.reads)))
+        });
         let blame = &mut self.blames[doer].1;
         if granted {
             blame.granted += hold.took;
@@ -452,8 +467,14 @@ impl Model {
                 *sum = sum.saturating_add(ns);
             }
         }
-        if let Some(sleep) = sleep {
-            *blame.sleeps.entry(sleep).or_default() += hold.longest_sleep;
+        if let Some(mut sleep) = sleep {
+            if let Some((name, what)) = &keeper {
+                sleep = kept(name, &what.to_string());
+            }
+            add_bounded(&mut blame.sleeps, sleep, hold.longest_sleep);
+        }
+        if let Some(keeper) = keeper {
+            add_bounded(&mut blame.kept_by, keeper, hold.longest_sleep);
         }
         self.make_room_for(hold.lock);
         let most = (HOLDS_MAX / self.locks.len().max(1)).max(HOLDS_MIN);
@@ -480,6 +501,14 @@ impl Model {
             lock.timeline.add(segment, most);
         }
         lock.holds.push_back((hold, doer));
+    }
+
+    /// The thread for which a holder slept, if it waited for a VMA.
+    pub(crate) fn keeper<'a>(&self, hold: &'a Hold) -> Option<&'a Waker> {
+        let functions = self.stack(hold.stack?);
+        hold.woken_by
+            .as_deref()
+            .filter(|_| hold.longest_sleep > 0 && waits_for_vma(functions))
     }
 
     /// Forgets the lock that nothing was heard of for the longest time, if another one needs its place.
@@ -622,6 +651,7 @@ impl Model {
                 longest_sleep: 0,
                 stack: None,
                 reads: String::new(),
+                woken_by: None,
             });
         }
         let had = |h: &(HoldNo, Nanos)| {
@@ -993,19 +1023,38 @@ pub(crate) fn group(name: &str) -> String {
     }
 }
 
+/// Adds to a sum; a further sum is begun only while there is room.
+fn add_bounded<K: Ord>(sums: &mut BTreeMap<K, Nanos>, key: K, ns: Nanos) {
+    if sums.len() < REASONS_MAX || sums.contains_key(&key) {
+        let sum = sums.entry(key).or_default();
+        *sum = sum.saturating_add(ns);
+    }
+}
+
+/// Whether a kernel stack is that of a thread which wants to write to a VMA, and waits for its readers.
+fn waits_for_vma(functions: &[String]) -> bool {
+    const WRITERS: [&str; 4] = [
+        "vma_start_write",
+        "vma_mark_detached",
+        "vma_enter_locked",
+        "vma_start_exclude_readers",
+    ];
+    let writes = |f: &String| WRITERS.iter().any(|w| f.contains(w));
+    functions.iter().any(writes)
+}
+
+/// A wait for a VMA that ended when that thread let go of it.
+pub(crate) fn kept(thread: &str, what: &str) -> String {
+    format!("waits until {thread} lets go of a VMA ({what})")
+}
+
 /// What a kernel stack says of the reason for a sleep.
 pub(crate) fn asleep_in(functions: &[String]) -> String {
+    if waits_for_vma(functions) {
+        return "waits until other threads let go of a VMA".to_owned();
+    }
     let has = |part: &str| functions.iter().any(|f| f.contains(part));
     let known = [
-        ("vma_start_write", "waits until page faults let go of a VMA"),
-        (
-            "vma_mark_detached",
-            "waits until page faults let go of a VMA",
-        ),
-        (
-            "vma_enter_locked",
-            "waits until page faults let go of a VMA",
-        ),
         ("shrink_", "reclaims memory"),
         ("try_to_free", "reclaims memory"),
         ("do_swap_page", "reads from swap"),
@@ -1065,6 +1114,7 @@ mod tests {
             longest_sleep: 0,
             stack: None,
             reads: String::new(),
+            woken_by: None,
         }
     }
 
@@ -1154,6 +1204,47 @@ mod tests {
         assert_eq!(of(20), (MS, 0));
         assert_eq!(model.fault_waits[Part::Reader as usize], 30 * MS);
         assert_eq!(model.fault_waits[Part::Writer as usize], MS);
+    }
+
+    /// A fork holds mmap_lock, and sleeps for a thread that reads smaps with a VMA's own lock.
+    #[test]
+    fn a_thread_that_keeps_a_holder_from_a_vma_is_named() {
+        let functions = [
+            "__schedule",
+            "schedule",
+            "__vma_start_exclude_readers",
+            "__vma_start_write",
+        ];
+        let smaps = Waker {
+            tid: 35,
+            pid: 30,
+            name: "agent-7".to_owned(),
+            doing: Doing::Call(0),
+            reads: "10/smaps".to_owned(),
+        };
+        let mut model = model();
+        model.event(&Event::Stack(faultless_trace::Stack {
+            no: StackNo(1),
+            functions: functions.map(str::to_owned).to_vec(),
+        }));
+        let mut fork = hold(0, 50 * MS, 20, true, Doing::Call(57));
+        (fork.stack, fork.longest_sleep) = (Some(StackNo(1)), 40 * MS);
+        fork.woken_by = Some(Box::new(smaps.clone()));
+        assert_eq!(model.keeper(&fork), Some(&smaps));
+        model.event(&Event::Hold(fork.clone()));
+        let blame = &model.blames[0].1;
+        let what = What::ProcFile("smaps".to_owned());
+        assert_eq!(blame.kept_by[&("agent-*".to_owned(), what)], 40 * MS);
+        let says = "waits until agent-* lets go of a VMA (read of /proc/PID/smaps)";
+        assert_eq!(blame.sleeps[says], 40 * MS);
+
+        // Of a sleep for anything else, the thread that woke it says nothing.
+        model.event(&Event::Stack(faultless_trace::Stack {
+            no: StackNo(2),
+            functions: vec!["io_schedule".to_owned()],
+        }));
+        fork.stack = Some(StackNo(2));
+        assert_eq!(model.keeper(&fork), None);
     }
 
     #[test]

@@ -46,9 +46,15 @@ record!(Wait is 104 bytes {
     flags: u32, owner: u32, cpu: u64, granted: u64,
 });
 
-record!(Hold is 192 bytes {
+record!(Waker is 80 bytes {
+    tid: u32, pid: u32, syscall: u16, doing: u8, pad: u8, comm: [u8; 16], name: [u8; 24], parent: [u8; 24],
+    more_pad: u32,
+});
+
+record!(Hold is 272 bytes {
     header: Header, mm: u64, at: u64, until: u64, address: u64, length: u64, file: FileId, page: u64,
     flags: u32, stack: i32, longest: u64, causes: [u64; CAUSES], name: [u8; 24], parent: [u8; 24],
+    waker: Waker,
 });
 
 record!(Stray is 40 bytes { header: Header, mm: u64, at: u64, what: u32, flags: u32 });

@@ -281,6 +281,8 @@ pub struct ConvoyRow {
     pub holder_file: Option<String>,
     /// The kernel stack of its longest sleep.
     pub holder_stack: Vec<String>,
+    /// If that was a wait for a VMA: the thread that kept the holder from it, for which that takes no mmap_lock.
+    pub kept_by: Option<Keeper>,
     /// The hold had not ended.
     pub goes_on: bool,
     /// The writer that was queued behind readers and stopped later ones.
@@ -289,6 +291,21 @@ pub struct ConvoyRow {
     pub victims: Vec<VictimRow>,
     /// All that in a sentence.
     pub sentence: String,
+}
+
+/// A thread that used a VMA which a holder of mmap_lock wanted to change.
+#[derive(Debug, Clone, Serialize)]
+pub struct Keeper {
+    /// Thread.
+    pub tid: u32,
+    /// Process.
+    pub pid: u32,
+    /// The thread's name.
+    pub thread: String,
+    /// What it did: a system call, a page fault, a read of a file of /proc.
+    pub what: String,
+    /// How long the holder slept for it.
+    pub ms: f64,
 }
 
 /// A wait in a convoy.
@@ -685,7 +702,15 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
     let mut parts: Vec<(Nanos, String)> =
         vec![(hold.took.saturating_sub(elsewhere), "running".to_owned())];
     for (cause, &ns) in Cause::ALL.into_iter().zip(&hold.causes) {
-        let asleep = || hold.stack.map(|s| model::asleep_in(model.stack(s)));
+        let kept = || {
+            let by = model.keeper(hold)?;
+            let thread = format!("{} ({})", model::printable(&by.name), by.tid);
+            Some(model::kept(
+                &thread,
+                &what(by.doing, &model::printable(&by.reads)),
+            ))
+        };
+        let asleep = || kept().or_else(|| Some(model::asleep_in(model.stack(hold.stack?))));
         let text = match cause {
             Cause::Device | Cause::Page => {
                 let own_read = || {
@@ -708,7 +733,7 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
                     None => format!("{how} a page"),
                 }
             }
-            Cause::Lock => "waiting for another lock".to_owned(),
+            Cause::Lock => kept().unwrap_or_else(|| "waiting for another lock".to_owned()),
             Cause::Reclaim => "reclaiming memory".to_owned(),
             Cause::Cpu => "without a processor".to_owned(),
             Cause::Other => asleep().unwrap_or_else(|| "asleep".to_owned()),
@@ -827,6 +852,13 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
             .stack
             .map(|s| model.stack(s).to_vec())
             .unwrap_or_default(),
+        kept_by: model.keeper(&c.hold).map(|w| Keeper {
+            tid: w.tid,
+            pid: w.pid,
+            thread: model::printable(&w.name),
+            what: what(w.doing, &model::printable(&w.reads)),
+            ms: ms(c.hold.longest_sleep),
+        }),
         goes_on: c.hold.open,
         writer,
         victims,
@@ -947,6 +979,22 @@ fn advice(doer: &Doer, blame: &Blame, kernel: &str) -> String {
     }
 }
 
+/// What to do about a thread that keeps a holder of mmap_lock from a VMA.
+fn keeper_advice(holder: &Doer, thread: &str, what: &What) -> String {
+    let less = match what {
+        What::ProcFile(name) => {
+            format!("Let {thread} read /proc/PID/{name} of this process less often, or not at all")
+        }
+        What::Call(no) => format!("Let {thread} call {} for smaller parts", names::call(*no)),
+        What::Fault { .. } => format!("Fewer or shorter page faults of {thread}"),
+        What::KernelThread | What::Unknown => format!("Less of what {thread} does"),
+    };
+    format!(
+        "{less}: it uses a VMA, for which {} ({}) waits while it holds mmap_lock",
+        holder.group, holder.what
+    )
+}
+
 /// Whether `faultless run` serves programs on a kernel of this release.
 fn run_helps(kernel: &str) -> bool {
     version(kernel) >= (6, 9)
@@ -977,10 +1025,13 @@ fn verdict(
         }
     };
     for (doer, blame) in &model.blames {
-        add(
-            advice(doer, blame, &observed.kernel),
-            blame.of_faults + blame.of_calls,
-        );
+        let victims = blame.of_faults + blame.of_calls;
+        add(advice(doer, blame, &observed.kernel), victims);
+        for ((thread, what), &kept) in &blame.kept_by {
+            let share = kept as f64 / blame.held.max(1) as f64;
+            let ns = (victims as f64 * share.min(1.0)) as Nanos;
+            add(keeper_advice(doer, thread, what), ns);
+        }
     }
     let of_files: Nanos = model
         .faults

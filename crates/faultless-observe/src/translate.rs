@@ -4,7 +4,7 @@ use crate::names::{Mounts, Symbols};
 use crate::raw::{self, Raw};
 use faultless_trace::{
     Doing, Event, Fault, File, FileNo, Hold, Io, LockId, Nanos, Process, ProcessChange, Stack,
-    StackNo, Stray, Thread, Wait,
+    StackNo, Stray, Thread, Wait, Waker,
 };
 use std::collections::HashMap;
 
@@ -136,22 +136,34 @@ impl Translator {
         Some(no)
     }
 
-    fn doing(header: &raw::Header) -> Doing {
-        match header.doing {
+    fn doing(doing: u8, syscall: u16) -> Doing {
+        match doing {
             1 => Doing::Fault,
-            2 => Doing::Call(header.syscall),
-            3 => Doing::CallFault(header.syscall),
+            2 => Doing::Call(syscall),
+            3 => Doing::CallFault(syscall),
             4 => Doing::KernelThread,
             _ => Doing::Unknown,
         }
     }
 
-    /// What a holder reads, if it reads.
-    fn reads(r: &raw::Hold) -> String {
-        if r.name[0] == 0 {
+    fn waker(r: &raw::Waker) -> Option<Box<Waker>> {
+        (r.tid != 0).then(|| {
+            Box::new(Waker {
+                tid: r.tid,
+                pid: r.pid,
+                name: raw::text(&r.comm),
+                doing: Self::doing(r.doing, r.syscall),
+                reads: Self::reads(&r.parent, &r.name),
+            })
+        })
+    }
+
+    /// The file of `/proc` that a system call reads, if it reads one.
+    fn reads(parent: &[u8], name: &[u8]) -> String {
+        if name[0] == 0 {
             return String::new();
         }
-        let (parent, name) = (raw::text(&r.parent), raw::text(&r.name));
+        let (parent, name) = (raw::text(parent), raw::text(name));
         match parent.as_str() {
             "" | "/" => name,
             parent => format!("{parent}/{name}"),
@@ -224,7 +236,7 @@ impl Translator {
                     write: has(raw::lock::WRITE),
                     failed: has(raw::lock::FAILED),
                     open: has(raw::lock::OPEN),
-                    doing: Self::doing(&r.header),
+                    doing: Self::doing(r.header.doing, r.header.syscall),
                     address: r.address,
                     length: r.length,
                     file,
@@ -249,7 +261,7 @@ impl Translator {
                     downgraded: has(raw::lock::DOWNGRADED),
                     contended: has(raw::lock::CONTENDED),
                     open: has(raw::lock::OPEN),
-                    doing: Self::doing(&r.header),
+                    doing: Self::doing(r.header.doing, r.header.syscall),
                     address: r.address,
                     length: r.length,
                     file,
@@ -257,7 +269,8 @@ impl Translator {
                     causes: r.causes,
                     longest_sleep: r.longest,
                     stack,
-                    reads: Self::reads(r),
+                    reads: Self::reads(&r.parent, &r.name),
+                    woken_by: Self::waker(&r.waker),
                 }));
             }
             Raw::Stray(r) => tell(Event::Stray(Stray {

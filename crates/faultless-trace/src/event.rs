@@ -262,6 +262,23 @@ pub struct Hold {
     pub stack: Option<StackNo>,
     /// What its system call reads, if it reads: `4711/smaps`.
     pub reads: String,
+    /// The thread that ended its longest sleep. Where that was a wait for a VMA, this is the last thread that had kept it from the VMA.
+    pub woken_by: Option<Box<Waker>>,
+}
+
+/// A thread that woke another one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Waker {
+    /// Its number.
+    pub tid: u32,
+    /// Its process.
+    pub pid: u32,
+    /// Its name then: at most 15 bytes, as in `/proc/PID/comm`.
+    pub name: String,
+    /// What it was doing.
+    pub doing: Doing,
+    /// What its system call reads, if it reads: `4711/smaps`.
+    pub reads: String,
 }
 
 /// A read from storage into the page cache.
@@ -391,6 +408,9 @@ impl Event {
                     short(&[e.took, e.longest_sleep])
                         && short(&e.causes)
                         && e.reads.len() <= READS_MAX
+                        && e.woken_by
+                            .as_ref()
+                            .is_none_or(|w| w.name.len() <= READS_MAX && w.reads.len() <= READS_MAX)
                 }
                 Event::Lost(e) => e.records < 1 << 48,
                 Event::Io(e) => short(&[e.took]),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic    8 bytes   "\x89FLTRACE"
-//! version  u32       1
+//! version  u32       2
 //! chunk    the header: one [`Header`]
 //! chunk …  events
 //! chunk    the end: how many events there were (a chunk of kind 2)
@@ -23,7 +23,7 @@ use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 
 /// The version of the format that this crate writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"\x89FLTRACE";
 /// A chunk is written when its payload has reached this.
@@ -79,7 +79,7 @@ pub enum Error {
     NotATrace,
     /// Another version wrote it.
     #[error(
-        "the trace has format version {found}, and this program reads version {VERSION}; use the faultless that wrote it, or a later one"
+        "the trace has format version {found}, and this program reads version {VERSION}; use the faultless that wrote it"
     )]
     Version {
         /// The version of the file.

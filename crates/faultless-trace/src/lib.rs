@@ -26,6 +26,6 @@ pub mod format;
 
 pub use event::{
     CAUSES, Cause, Doing, Ended, Event, Fault, File, FileNo, Hold, Io, LockId, Lost, Nanos,
-    Process, ProcessChange, Stack, StackNo, Stray, Thread, Wait,
+    Process, ProcessChange, Stack, StackNo, Stray, Thread, Wait, Waker,
 };
 pub use format::{Error, Header, Reader, VERSION, Writer};

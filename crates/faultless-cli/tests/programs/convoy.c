@@ -4,8 +4,9 @@
  *
  * Thread `writer` maps and unmaps, thread `reader` touches cold pages of FILE; both measure each step. Thread `holder` does
  * what MODE says, ROUNDS times or until a second line comes: munmap (of 1 GiB), fork (with 1 GiB touched), fault (touches a
- * page of SLOW, whose second read gets no answer for a while), idle (nothing for a while: somebody else reads this process's
- * smaps). Prints "ready PID", waits for a line, and ends with a line of JSON: what the holder did when; each step of the
+ * page of SLOW, whose second read gets no answer for a while), vma (changes a mapping of CONVOY_MIB, or 1 GiB, while thread `keeper` gives its pages
+ * back: so it waits for the mapping's own lock while it has mmap_lock, which the keeper does not take), idle (nothing for a while:
+ * somebody else reads this process's smaps). Prints "ready PID", waits for a line, and ends with a line of JSON: what the holder did when; each step of the
  * others in which the thread slept for over a millisecond; and of all its steps together how long they took (`wall`) and how
  * long it slept in them (`asleep`: neither running nor waiting for a processor). Times are nanoseconds of CLOCK_MONOTONIC.
  *
@@ -37,7 +38,10 @@ struct thread {
 };
 
 static struct thread writer = { .name = "writer" }, reader = { .name = "reader" }, holder = { .name = "holder" };
-static atomic_int stop;
+static struct thread keeper = { .name = "keeper" };
+static atomic_int stop, turn, keeping;
+static char *kept;
+static unsigned long kept_len;
 static const char *mode, *slow;
 static int rounds, file;
 
@@ -102,7 +106,7 @@ static void end(struct thread *t, u64 least)
 static int is_enough(void)
 {
 	struct pollfd in = { .fd = 0, .events = POLLIN };
-	return poll(&in, 1, 0) > 0;
+	return poll(&in, 1, 0) > 0 && in.revents & POLLIN;
 }
 
 static void *write_loop(void *unused)
@@ -147,6 +151,36 @@ static char *touched(unsigned long len)
 	return p;
 }
 
+/* In each turn, gives the pages of a mapping back. */
+static void *keep_loop(void *unused)
+{
+	begin(&keeper);
+	for (int done = 0; !stop; usleep(100)) {
+		if (turn == done)
+			continue;
+		keeping = 1;
+		CHECK(!madvise(kept, kept_len, MADV_DONTNEED));
+		done = turn;
+		keeping = 0;
+	}
+	return unused;
+}
+
+/* Changes that mapping while the keeper is at it. */
+static void change(int round)
+{
+	memset(kept, 1, kept_len);
+	turn = round + 1;
+	while (!keeping)
+		usleep(50);
+	usleep(500);
+	start(&holder);
+	CHECK(!madvise(kept, kept_len, round % 2 ? MADV_DOFORK : MADV_DONTFORK));
+	end(&holder, 0);
+	while (keeping)
+		usleep(100);
+}
+
 static void *hold_loop(void *unused)
 {
 	begin(&holder);
@@ -159,6 +193,10 @@ static void *hold_loop(void *unused)
 		madvise((void *)pages, rounds * 64 * PAGE, MADV_RANDOM);
 	}
 	for (int i = 0; i < rounds && !is_enough(); i++) {
+		if (kept) {
+			change(i);
+			continue;
+		}
 		char *p = strcmp(mode, "munmap") ? NULL : touched(GIB);
 		usleep(20000);
 		start(&holder);
@@ -199,21 +237,31 @@ int main(int argc, char **argv)
 	CHECK(file >= 0);
 	slow = argc > 4 ? argv[4] : NULL;
 	posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
-	char *rest = !strcmp(mode, "munmap") || !strcmp(mode, "fault") ? NULL : touched(GIB);
+	char *rest = strcmp(mode, "fork") && strcmp(mode, "idle") ? NULL : touched(GIB);
+	if (!strcmp(mode, "vma")) {
+		const char *mib = getenv("CONVOY_MIB");
+		kept_len = mib ? strtoul(mib, NULL, 10) << 20 : GIB;
+		kept = touched(kept_len);
+	}
 	printf("ready %d\n", getpid());
 	fflush(stdout);
 	char line[16];
 	CHECK(fgets(line, sizeof line, stdin));
 
-	pthread_t w, r, h;
+	pthread_t w, r, h, k;
 	CHECK(!pthread_create(&w, NULL, write_loop, NULL));
 	CHECK(!pthread_create(&r, NULL, read_loop, NULL));
+	if (kept)
+		CHECK(!pthread_create(&k, NULL, keep_loop, NULL));
 	CHECK(!pthread_create(&h, NULL, hold_loop, NULL));
 	pthread_join(h, NULL);
 	stop = 1;
 	pthread_join(w, NULL);
 	pthread_join(r, NULL);
+	if (kept)
+		pthread_join(k, NULL);
 	printf("{");
+	tell(&keeper, ", ");
 	tell(&holder, ", ");
 	tell(&writer, ", ");
 	tell(&reader, "}\n");

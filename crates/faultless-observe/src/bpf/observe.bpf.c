@@ -111,6 +111,7 @@ struct hold {
 	__u8 slept_for_file;
 	struct file_id file;
 	__u64 page;
+	struct waker waker; /* of the longest sleep */
 };
 
 struct thread {
@@ -155,6 +156,7 @@ struct thread {
 
 	__u64 off_at; /* off the processor since; 0: on it */
 	__u64 woken_at;
+	struct waker waker; /* of this sleep */
 	__u64 on_at;
 	__u64 reclaim_at;
 };
@@ -287,7 +289,8 @@ struct deed {
 	__u8 doing;
 };
 #define PF_KTHREAD 0x00200000
-static __always_inline void find_deed(struct deed *deed, struct thread *t, struct task_struct *task)
+/* `fault`: the state of a thread that is in a fault; NULL for others. */
+static __always_inline void find_deed(struct deed *deed, const struct thread *fault, struct task_struct *task)
 {
 	deed->address = deed->length = 0;
 	deed->syscall = 0;
@@ -297,14 +300,14 @@ static __always_inline void find_deed(struct deed *deed, struct thread *t, struc
 	}
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	long call = regs->orig_ax;
-	if (t->fault_at)
-		deed->address = t->address;
+	if (fault)
+		deed->address = fault->address;
 	if (call < 0) {
-		deed->doing = t->fault_at ? DOING_FAULT : DOING_UNKNOWN;
+		deed->doing = fault ? DOING_FAULT : DOING_UNKNOWN;
 		return;
 	}
 	deed->syscall = call;
-	if (t->fault_at) {
+	if (fault) {
 		deed->doing = DOING_SYSCALL_FAULT;
 		return;
 	}
@@ -604,7 +607,7 @@ static __always_inline void tell_wait(struct thread *t, struct task_struct *task
 	if (!record)
 		return;
 	struct deed deed;
-	find_deed(&deed, t, task);
+	find_deed(&deed, t->fault_at ? t : NULL, task);
 	fill_header(&record->header, KIND_WAIT, task, target);
 	tell_deed(&record->header, &deed);
 	record->mm = t->wait_mm;
@@ -685,13 +688,14 @@ static __noinline int tell_stray(struct mm_struct *mm, __u32 target, __u32 what,
 }
 
 #define PROC_SUPER_MAGIC 0x9fa0
+#define NAME_LEN sizeof(((struct record_hold *)0)->name)
 
-/* Names the file of /proc that a system call reads from: 4711/smaps, say. */
-static __always_inline void name_read(struct record_hold *record, struct task_struct *task)
+/* Names the file of /proc that a system call reads from: 4711/smaps, say. `name` and `parent` are as long as in the records. */
+static __always_inline void name_read(char *name, char *parent, __u16 syscall, struct task_struct *task)
 {
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	unsigned int fd;
-	switch (record->header.syscall) {
+	switch (syscall) {
 	case 0: case 17: case 19: case 295: case 327: /* read, pread64, readv, preadv, preadv2 */
 		fd = regs->di;
 		break;
@@ -709,9 +713,8 @@ static __always_inline void name_read(struct record_hold *record, struct task_st
 	if (!file || BPF_CORE_READ(file, f_inode, i_sb, s_magic) != PROC_SUPER_MAGIC)
 		return;
 	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
-	bpf_probe_read_kernel_str(record->name, sizeof(record->name), BPF_CORE_READ(dentry, d_name.name));
-	bpf_probe_read_kernel_str(record->parent, sizeof(record->parent),
-				  BPF_CORE_READ(dentry, d_parent, d_name.name));
+	bpf_probe_read_kernel_str(name, NAME_LEN, BPF_CORE_READ(dentry, d_name.name));
+	bpf_probe_read_kernel_str(parent, NAME_LEN, BPF_CORE_READ(dentry, d_parent, d_name.name));
 }
 
 static __always_inline void tell_hold(struct hold *hold, struct task_struct *task, __u64 now, __u32 flags)
@@ -736,8 +739,9 @@ static __always_inline void tell_hold(struct hold *hold, struct task_struct *tas
 		record->cause[i] = hold->cause[i];
 	record->name[0] = 0;
 	record->parent[0] = 0;
+	record->waker = hold->waker;
 	if (hold->doing == DOING_SYSCALL)
-		name_read(record, task);
+		name_read(record->name, record->parent, hold->syscall, task);
 	submit(record);
 }
 
@@ -745,7 +749,7 @@ static __always_inline void open_hold(struct hold *hold, struct thread *t, struc
 				      __u32 target, __u64 now, __u32 flags)
 {
 	struct deed deed;
-	find_deed(&deed, t, task);
+	find_deed(&deed, t->fault_at ? t : NULL, task);
 	hold->at = now;
 	hold->target = target;
 	hold->flags = flags;
@@ -756,6 +760,7 @@ static __always_inline void open_hold(struct hold *hold, struct thread *t, struc
 	hold->longest = 0;
 	hold->stack = NO_STACK;
 	hold->slept_for_file = 0;
+	hold->waker.tid = 0;
 	hold->file = t->file;
 	hold->page = t->page;
 	for (int i = 0; i < CAUSES; i++)
@@ -812,6 +817,7 @@ static __always_inline int acquire_returned(struct mm_struct *mm, bool write, bo
 			held->at = now;
 			held->longest = 0;
 			held->stack = NO_STACK;
+			held->waker.tid = 0;
 			for (int i = 0; i < CAUSES; i++)
 				held->cause[i] = 0;
 			return 0;
@@ -944,6 +950,7 @@ static __always_inline void charge(struct thread *t, __u64 now)
 		if (slept > hold->longest) {
 			hold->longest = slept;
 			hold->stack = t->off_stack;
+			hold->waker = t->waker;
 			if (t->looking) {
 				hold->file = t->file;
 				hold->page = t->page;
@@ -964,6 +971,7 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 		if (t->fault_at || holding || t->wait_mm) {
 			__u64 now = bpf_ktime_get_ns();
 			bool runnable = preempt || !state;
+			t->waker.tid = 0;
 			t->off_at = now;
 			t->woken_at = runnable ? now : 0;
 			t->off_why = t->in_lock ? CAUSE_LOCK : t->looking ? t->looking - 1 : CAUSE_OTHER;
@@ -986,6 +994,35 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 	struct thread *t = known(task);
 	if (t && t->off_at && !t->woken_at)
 		t->woken_at = bpf_ktime_get_ns();
+	return 0;
+}
+
+/*
+ * Tells which thread ends a holder's sleep. One that waits for a VMA's readers is woken by the last of them, which holds no mmap_lock
+ * (from Linux 7.2 on, a reader of smaps). Here, unlike in sched_wakeup, the waker is the thread that runs.
+ */
+SEC("tp_btf/sched_waking")
+int BPF_PROG(sched_waking, struct task_struct *task)
+{
+	struct thread *t = known(task);
+	if (!t || !t->off_at || t->woken_at || !(t->holds[0].mm || t->holds[1].mm))
+		return 0;
+	if (t->off_why != CAUSE_OTHER && t->off_why != CAUSE_LOCK)
+		return 0;
+	struct task_struct *current = bpf_get_current_task_btf();
+	struct thread *its = known(current);
+	struct waker *waker = &t->waker;
+	struct deed deed;
+	find_deed(&deed, its && in_fault(its, current) ? its : NULL, current);
+	waker->pid = current->tgid;
+	waker->doing = deed.doing;
+	waker->syscall = deed.syscall;
+	waker->name[0] = 0;
+	waker->parent[0] = 0;
+	bpf_probe_read_kernel_str(waker->comm, sizeof(waker->comm), current->comm);
+	if (deed.doing == DOING_SYSCALL)
+		name_read(waker->name, waker->parent, deed.syscall, current);
+	waker->tid = current->pid;
 	return 0;
 }
 
@@ -1246,6 +1283,7 @@ int going_on(struct bpf_iter__task *ctx)
 		if (off && off < now && now - off > hold->longest && !t->woken_at) {
 			record.longest = now - off;
 			record.stack = t->off_stack;
+			record.waker.tid = 0;
 			if (t->looking) {
 				record.file = t->file;
 				record.page = t->page;
@@ -1255,8 +1293,9 @@ int going_on(struct bpf_iter__task *ctx)
 			record.cause[j] = hold->cause[j];
 		if (off && off < now && t->off_why < CAUSES)
 			record.cause[t->woken_at ? CAUSE_CPU : t->off_why] += now - off;
+		record.waker = hold->waker;
 		if (hold->doing == DOING_SYSCALL)
-			name_read(&record, task);
+			name_read(record.name, record.parent, hold->syscall, task);
 		bpf_seq_write(seq, &record, sizeof(record));
 	}
 	__u64 now = over ? over : bpf_ktime_get_ns();
@@ -1265,7 +1304,7 @@ int going_on(struct bpf_iter__task *ctx)
 		struct record_wait record = {};
 		struct deed deed;
 		fill_header(&record.header, KIND_WAIT, task, t->wait_target);
-		find_deed(&deed, t, task);
+		find_deed(&deed, t->fault_at ? t : NULL, task);
 		tell_deed(&record.header, &deed);
 		record.mm = t->wait_mm;
 		record.at = t->wait_since;

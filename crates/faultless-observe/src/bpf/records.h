@@ -122,6 +122,18 @@ struct record_wait {
 	__u64 granted; /* the last of that: woken because the lock is its own now, or free for it */
 };
 
+/* The thread that ended another one's sleep. */
+struct waker {
+	__u32 tid; /* 0: not known */
+	__u32 pid;
+	__u16 syscall;
+	__u8 doing;
+	__u8 pad;
+	char comm[16];
+	char name[24]; /* of the file that a read concerns */
+	char parent[24]; /* and of its directory */
+	__u32 more_pad;
+};
 struct record_hold {
 	struct header header;
 	__u64 mm;
@@ -137,6 +149,7 @@ struct record_hold {
 	__u64 cause[CAUSES];
 	char name[24]; /* of the file that a read concerns */
 	char parent[24]; /* and of its directory */
+	struct waker waker; /* of its longest sleep */
 };
 
 /* A release without an acquisition, or the other way round. */

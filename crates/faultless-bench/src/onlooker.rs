@@ -20,13 +20,14 @@ pub enum Way {
 }
 
 /// The tracepoints of `faultless observe` that the workloads here reach.
-const EVENTS: [&str; 12] = [
+const EVENTS: [&str; 13] = [
     "mmap_lock:*",
     "exceptions:page_fault_user",
     "exceptions:page_fault_kernel",
     "filemap:mm_filemap_fault",
     "filemap:mm_filemap_add_to_page_cache",
     "sched:sched_switch",
+    "sched:sched_waking",
     "sched:sched_wakeup",
     "lock:contention_begin",
     "lock:contention_end",

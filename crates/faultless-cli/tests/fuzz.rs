@@ -166,7 +166,15 @@ fn events() -> Vec<Event> {
             longest_sleep: 10,
             stack: Some(StackNo(0)),
             reads: String::new(),
-            woken_by: None,
+            kept_by: write.then(|| {
+                Box::new(faultless_trace::Keeper {
+                    tid,
+                    pid: 10,
+                    name: "agent".to_owned(),
+                    doing,
+                    reads: "10/smaps".to_owned(),
+                })
+            }),
         })
     };
     let fault = |at, tid, file, major| {

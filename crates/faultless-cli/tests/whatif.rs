@@ -209,7 +209,7 @@ fn trace(path: &Path, times: u64) {
             longest_sleep: 0,
             stack: None,
             reads: String::new(),
-            woken_by: None,
+            kept_by: None,
         };
         w.write(&Event::Hold(hold)).expect("written");
     }

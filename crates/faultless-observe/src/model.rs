@@ -11,7 +11,6 @@ use crate::sums::{FaultSums, PARTS, Part, Parts};
 use crate::timeline::{HoldNo, SEGMENTS_MAX, Segment, Timeline};
 use faultless_trace::{
     CAUSES, Cause, Doing, Event, Fault, FileNo, Hold, LockId, Nanos, ProcessChange, StackNo, Wait,
-    Waker,
 };
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -375,7 +374,7 @@ impl Model {
                         longest_sleep: 0,
                         stack: None,
                         reads: String::new(),
-                        woken_by: None,
+                        kept_by: None,
                     });
                 }
             }
@@ -452,9 +451,9 @@ impl Model {
         let sleep = (hold.longest_sleep > 0)
             .then(|| hold.stack.map(|s| asleep_in(self.stack(s))))
             .flatten();
-        let keeper = self.keeper(&hold).map(|w| {
-            let name = group(&printable(&w.name));
-            (name, What::of(w.doing, &printable(&w.reads)))
+        let keeper = hold.kept_by.as_ref().map(|by| {
+            let name = group(&printable(&by.name));
+            (name, What::of(by.doing, &printable(&by.reads)))
         });
         let blame = &mut self.blames[doer].1;
         if granted {
@@ -469,12 +468,14 @@ impl Model {
         }
         if let Some(mut sleep) = sleep {
             if let Some((name, what)) = &keeper {
-                sleep = kept(name, &what.to_string());
+                sleep = kept(name, &keepers_deed(what));
             }
-            add_bounded(&mut blame.sleeps, sleep, hold.longest_sleep);
+            let others = || "(others)".to_owned();
+            add_bounded(&mut blame.sleeps, sleep, others, hold.longest_sleep);
         }
         if let Some(keeper) = keeper {
-            add_bounded(&mut blame.kept_by, keeper, hold.longest_sleep);
+            let others = || ("(others)".to_owned(), What::Unknown);
+            add_bounded(&mut blame.kept_by, keeper, others, hold.longest_sleep);
         }
         self.make_room_for(hold.lock);
         let most = (HOLDS_MAX / self.locks.len().max(1)).max(HOLDS_MIN);
@@ -501,14 +502,6 @@ impl Model {
             lock.timeline.add(segment, most);
         }
         lock.holds.push_back((hold, doer));
-    }
-
-    /// The thread for which a holder slept, if it waited for a VMA.
-    pub(crate) fn keeper<'a>(&self, hold: &'a Hold) -> Option<&'a Waker> {
-        let functions = self.stack(hold.stack?);
-        hold.woken_by
-            .as_deref()
-            .filter(|_| hold.longest_sleep > 0 && waits_for_vma(functions))
     }
 
     /// Forgets the lock that nothing was heard of for the longest time, if another one needs its place.
@@ -651,7 +644,7 @@ impl Model {
                 longest_sleep: 0,
                 stack: None,
                 reads: String::new(),
-                woken_by: None,
+                kept_by: None,
             });
         }
         let had = |h: &(HoldNo, Nanos)| {
@@ -1023,24 +1016,27 @@ pub(crate) fn group(name: &str) -> String {
     }
 }
 
-/// Adds to a sum; a further sum is begun only while there is room.
-fn add_bounded<K: Ord>(sums: &mut BTreeMap<K, Nanos>, key: K, ns: Nanos) {
-    if sums.len() < REASONS_MAX || sums.contains_key(&key) {
-        let sum = sums.entry(key).or_default();
-        *sum = sum.saturating_add(ns);
-    }
+/// Adds to a sum, or to the last one: that of all for which there was no room.
+fn add_bounded<K: Ord>(
+    sums: &mut BTreeMap<K, Nanos>,
+    key: K,
+    others: impl FnOnce() -> K,
+    ns: Nanos,
+) {
+    let has_room = sums.len() < REASONS_MAX || sums.contains_key(&key);
+    let sum = match has_room {
+        true => sums.entry(key).or_default(),
+        false => sums.entry(others()).or_default(),
+    };
+    *sum = sum.saturating_add(ns);
 }
 
-/// Whether a kernel stack is that of a thread which wants to write to a VMA, and waits for its readers.
-fn waits_for_vma(functions: &[String]) -> bool {
-    const WRITERS: [&str; 4] = [
-        "vma_start_write",
-        "vma_mark_detached",
-        "vma_enter_locked",
-        "vma_start_exclude_readers",
-    ];
-    let writes = |f: &String| WRITERS.iter().any(|w| f.contains(w));
-    functions.iter().any(writes)
+/// What a thread did that kept another one from a VMA.
+fn keepers_deed(what: &What) -> String {
+    match what {
+        What::Unknown => "unknown".to_owned(),
+        what => what.to_string(),
+    }
 }
 
 /// A wait for a VMA that ended when that thread let go of it.
@@ -1050,7 +1046,7 @@ pub(crate) fn kept(thread: &str, what: &str) -> String {
 
 /// What a kernel stack says of the reason for a sleep.
 pub(crate) fn asleep_in(functions: &[String]) -> String {
-    if waits_for_vma(functions) {
+    if names::waits_for_vma(functions) {
         return "waits until other threads let go of a VMA".to_owned();
     }
     let has = |part: &str| functions.iter().any(|f| f.contains(part));
@@ -1114,7 +1110,7 @@ mod tests {
             longest_sleep: 0,
             stack: None,
             reads: String::new(),
-            woken_by: None,
+            kept_by: None,
         }
     }
 
@@ -1209,42 +1205,34 @@ mod tests {
     /// A fork holds mmap_lock, and sleeps for a thread that reads smaps with a VMA's own lock.
     #[test]
     fn a_thread_that_keeps_a_holder_from_a_vma_is_named() {
-        let functions = [
-            "__schedule",
-            "schedule",
-            "__vma_start_exclude_readers",
-            "__vma_start_write",
-        ];
-        let smaps = Waker {
-            tid: 35,
-            pid: 30,
-            name: "agent-7".to_owned(),
-            doing: Doing::Call(0),
-            reads: "10/smaps".to_owned(),
-        };
         let mut model = model();
         model.event(&Event::Stack(faultless_trace::Stack {
             no: StackNo(1),
-            functions: functions.map(str::to_owned).to_vec(),
+            functions: vec!["__vma_start_write".to_owned()],
         }));
         let mut fork = hold(0, 50 * MS, 20, true, Doing::Call(57));
         (fork.stack, fork.longest_sleep) = (Some(StackNo(1)), 40 * MS);
-        fork.woken_by = Some(Box::new(smaps.clone()));
-        assert_eq!(model.keeper(&fork), Some(&smaps));
-        model.event(&Event::Hold(fork.clone()));
+        let agent = |n: usize| {
+            Box::new(faultless_trace::Keeper {
+                tid: 35,
+                pid: 30,
+                name: format!("agent{}", "x".repeat(n)),
+                doing: Doing::Call(0),
+                reads: "10/smaps".to_owned(),
+            })
+        };
+        for n in 0..REASONS_MAX + 10 {
+            fork.kept_by = Some(agent(n));
+            model.event(&Event::Hold(fork.clone()));
+        }
         let blame = &model.blames[0].1;
         let what = What::ProcFile("smaps".to_owned());
-        assert_eq!(blame.kept_by[&("agent-*".to_owned(), what)], 40 * MS);
-        let says = "waits until agent-* lets go of a VMA (read of /proc/PID/smaps)";
+        assert_eq!(blame.kept_by[&("agent".to_owned(), what)], 40 * MS);
+        let says = "waits until agent lets go of a VMA (read of /proc/PID/smaps)";
         assert_eq!(blame.sleeps[says], 40 * MS);
-
-        // Of a sleep for anything else, the thread that woke it says nothing.
-        model.event(&Event::Stack(faultless_trace::Stack {
-            no: StackNo(2),
-            functions: vec!["io_schedule".to_owned()],
-        }));
-        fork.stack = Some(StackNo(2));
-        assert_eq!(model.keeper(&fork), None);
+        // However many there are.
+        assert_eq!(blame.sleeps.len(), REASONS_MAX + 1);
+        assert_eq!(blame.sleeps["(others)"], 10 * 40 * MS);
     }
 
     #[test]

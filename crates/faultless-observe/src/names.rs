@@ -149,6 +149,22 @@ pub(crate) fn call(number: u16) -> String {
     )
 }
 
+/// System calls whose signals end sleeps: kill, tkill, exit_group, tgkill, pidfd_send_signal.
+pub(crate) const KILLING: [u16; 5] = [62, 200, 231, 234, 424];
+
+/// Whether a kernel stack is that of a thread which wants to change a VMA, and waits for the users of the VMA's own lock.
+pub(crate) fn waits_for_vma(functions: &[String]) -> bool {
+    const WRITERS: [&str; 5] = [
+        "vma_start_write",
+        "vma_mark_detached",
+        "vma_enter_locked",
+        "vma_start_exclude_readers",
+        "vma_exclude_readers",
+    ];
+    let writes = |f: &String| WRITERS.iter().any(|w| f.contains(w));
+    functions.iter().any(writes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -127,7 +127,7 @@ impl<W: Write> Perfetto<W> {
                 let args = json!({
                     "for": doing(e.doing), "of": e.target, "reads": e.reads, "contended": e.contended,
                     "downgraded": e.downgraded, "longest_sleep_us": us(e.longest_sleep), "stack": stack,
-                    "woken_by": e.woken_by.as_ref().map(|w| format!("{} ({})", w.name, w.tid)),
+                    "kept_by": e.kept_by.as_ref().map(|w| format!("{} ({})", w.name, w.tid)),
                 });
                 self.slice((e.pid, e.tid), name, e.at, e.took, args)
             }

@@ -281,7 +281,7 @@ pub struct ConvoyRow {
     pub holder_file: Option<String>,
     /// The kernel stack of its longest sleep.
     pub holder_stack: Vec<String>,
-    /// If that was a wait for a VMA: the thread that kept the holder from it, for which that takes no mmap_lock.
+    /// If that was a wait for the lock of a VMA: the last thread that had to let go of that lock. (It need not have had mmap_lock.)
     pub kept_by: Option<Keeper>,
     /// The hold had not ended.
     pub goes_on: bool,
@@ -702,13 +702,15 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
     let mut parts: Vec<(Nanos, String)> =
         vec![(hold.took.saturating_sub(elsewhere), "running".to_owned())];
     for (cause, &ns) in Cause::ALL.into_iter().zip(&hold.causes) {
+        // (Of many short sleeps, the longest says too little.)
         let kept = || {
-            let by = model.keeper(hold)?;
+            let by = hold
+                .kept_by
+                .as_ref()
+                .filter(|_| 2 * hold.longest_sleep >= ns)?;
             let thread = format!("{} ({})", model::printable(&by.name), by.tid);
-            Some(model::kept(
-                &thread,
-                &what(by.doing, &model::printable(&by.reads)),
-            ))
+            let deed = what(by.doing, &model::printable(&by.reads));
+            Some(model::kept(&thread, &deed))
         };
         let asleep = || kept().or_else(|| Some(model::asleep_in(model.stack(hold.stack?))));
         let text = match cause {
@@ -733,7 +735,7 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
                     None => format!("{how} a page"),
                 }
             }
-            Cause::Lock => kept().unwrap_or_else(|| "waiting for another lock".to_owned()),
+            Cause::Lock => "waiting for another lock".to_owned(),
             Cause::Reclaim => "reclaiming memory".to_owned(),
             Cause::Cpu => "without a processor".to_owned(),
             Cause::Other => asleep().unwrap_or_else(|| "asleep".to_owned()),
@@ -852,7 +854,7 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
             .stack
             .map(|s| model.stack(s).to_vec())
             .unwrap_or_default(),
-        kept_by: model.keeper(&c.hold).map(|w| Keeper {
+        kept_by: c.hold.kept_by.as_ref().map(|w| Keeper {
             tid: w.tid,
             pid: w.pid,
             thread: model::printable(&w.name),
@@ -985,7 +987,12 @@ fn keeper_advice(holder: &Doer, thread: &str, what: &What) -> String {
         What::ProcFile(name) => {
             format!("Let {thread} read /proc/PID/{name} of this process less often, or not at all")
         }
-        What::Call(no) => format!("Let {thread} call {} for smaller parts", names::call(*no)),
+        What::Call(no) => match names::call(*no).as_str() {
+            call @ ("madvise" | "process_madvise") => {
+                format!("Let {thread} call {call} for smaller parts")
+            }
+            call => format!("Fewer or shorter {call} calls of {thread}"),
+        },
         What::Fault { .. } => format!("Fewer or shorter page faults of {thread}"),
         What::KernelThread | What::Unknown => format!("Less of what {thread} does"),
     };

@@ -1,10 +1,10 @@
 //! Records into events: numbers get names, times count from the beginning.
 
-use crate::names::{Mounts, Symbols};
+use crate::names::{self, Mounts, Symbols};
 use crate::raw::{self, Raw};
 use faultless_trace::{
-    Doing, Event, Fault, File, FileNo, Hold, Io, LockId, Nanos, Process, ProcessChange, Stack,
-    StackNo, Stray, Thread, Wait, Waker,
+    Doing, Event, Fault, File, FileNo, Hold, Io, Keeper, LockId, Nanos, Process, ProcessChange,
+    Stack, StackNo, Stray, Thread, Wait,
 };
 use std::collections::HashMap;
 
@@ -17,7 +17,8 @@ pub(crate) struct Translator {
     symbols: Symbols,
     mounts: Mounts,
     files: HashMap<raw::FileId, FileNo>,
-    stacks: HashMap<u32, StackNo>,
+    /// Stacks that were told, and whether they wait for a VMA.
+    stacks: HashMap<u32, (StackNo, bool)>,
     /// Numbers of locks, by their addresses in the kernel, which are nobody's business.
     locks: HashMap<u64, LockId>,
 }
@@ -118,22 +119,21 @@ impl Translator {
         id: i32,
         stack_of: &impl Fn(u32) -> Vec<u64>,
         tell: &mut impl FnMut(Event),
-    ) -> Option<StackNo> {
+    ) -> Option<(StackNo, bool)> {
         let id = u32::try_from(id).ok()?;
-        if let Some(&no) = self.stacks.get(&id) {
-            return Some(no);
+        if let Some(&known) = self.stacks.get(&id) {
+            return Some(known);
         }
         let addresses = stack_of(id);
+        let functions: Vec<String> = addresses
+            .iter()
+            .map(|&a| self.symbols.function(a))
+            .collect();
         let no = StackNo(self.stacks.len() as u32);
-        self.stacks.insert(id, no);
-        tell(Event::Stack(Stack {
-            no,
-            functions: addresses
-                .iter()
-                .map(|&a| self.symbols.function(a))
-                .collect(),
-        }));
-        Some(no)
+        let known = (no, names::waits_for_vma(&functions));
+        self.stacks.insert(id, known);
+        tell(Event::Stack(Stack { no, functions }));
+        Some(known)
     }
 
     fn doing(doing: u8, syscall: u16) -> Doing {
@@ -146,13 +146,16 @@ impl Translator {
         }
     }
 
-    fn waker(r: &raw::Waker) -> Option<Box<Waker>> {
-        (r.tid != 0).then(|| {
-            Box::new(Waker {
+    /// The thread that ended a wait for a VMA. (A signal may have ended it, which a killer sent.)
+    fn keeper(r: &raw::Waker) -> Option<Box<Keeper>> {
+        let doing = Self::doing(r.doing, r.syscall);
+        let kills = matches!(doing, Doing::Call(no) if names::KILLING.contains(&no));
+        (r.tid != 0 && !kills).then(|| {
+            Box::new(Keeper {
                 tid: r.tid,
                 pid: r.pid,
                 name: raw::text(&r.comm),
-                doing: Self::doing(r.doing, r.syscall),
+                doing,
                 reads: Self::reads(&r.parent, &r.name),
             })
         })
@@ -198,7 +201,7 @@ impl Translator {
             }
             Raw::Fault(r) => {
                 let file = self.file(r.file, tell);
-                let stack = self.stack(r.stack, stack_of, tell);
+                let stack = self.stack(r.stack, stack_of, tell).map(|s| s.0);
                 let has = |flag| r.flags & flag != 0;
                 tell(Event::Fault(Fault {
                     at: self.at(r.at),
@@ -249,6 +252,10 @@ impl Translator {
             Raw::Hold(r) => {
                 let file = self.file(r.file, tell);
                 let stack = self.stack(r.stack, stack_of, tell);
+                let kept_by = match stack {
+                    Some((_, true)) => Self::keeper(&r.waker),
+                    _ => None,
+                };
                 let has = |flag| r.flags & flag != 0;
                 tell(Event::Hold(Hold {
                     at: self.at(r.at),
@@ -268,9 +275,9 @@ impl Translator {
                     page: r.page,
                     causes: r.causes,
                     longest_sleep: r.longest,
-                    stack,
+                    stack: stack.map(|s| s.0),
                     reads: Self::reads(&r.parent, &r.name),
-                    woken_by: Self::waker(&r.waker),
+                    kept_by,
                 }));
             }
             Raw::Stray(r) => tell(Event::Stray(Stray {

@@ -149,6 +149,9 @@ fn remembered(
     mask: u32,
     st: &mut core::mem::MaybeUninit<libc::statx>,
 ) -> Result<&libc::statx, Errno> {
+    // (Zeros, for a filter of system calls may say that this one succeeded.)
+    // SAFETY: all of the structure, in place.
+    unsafe { st.as_mut_ptr().write_bytes(0, 1) };
     // SAFETY: the path is an empty NUL-terminated string; `st` is writable and has the kernel's layout.
     check(unsafe {
         syscall(
@@ -163,7 +166,7 @@ fn remembered(
             ],
         )
     })?;
-    // SAFETY: the call succeeded, so the kernel wrote all of it; any bytes are valid.
+    // SAFETY: zeroed, and then written by the kernel; any bytes are valid.
     Ok(unsafe { st.assume_init_ref() })
 }
 

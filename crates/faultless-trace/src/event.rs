@@ -262,13 +262,13 @@ pub struct Hold {
     pub stack: Option<StackNo>,
     /// What its system call reads, if it reads: `4711/smaps`.
     pub reads: String,
-    /// The thread that ended its longest sleep. Where that was a wait for a VMA, this is the last thread that had kept it from the VMA.
-    pub woken_by: Option<Box<Waker>>,
+    /// If its longest sleep was a wait for the lock of a VMA, which it wanted to change: the last thread that had to let go of that lock.
+    pub kept_by: Option<Box<Keeper>>,
 }
 
-/// A thread that woke another one.
+/// A thread that used a VMA under the VMA's own lock. It need not have mmap_lock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Waker {
+pub struct Keeper {
     /// Its number.
     pub tid: u32,
     /// Its process.
@@ -408,7 +408,7 @@ impl Event {
                     short(&[e.took, e.longest_sleep])
                         && short(&e.causes)
                         && e.reads.len() <= READS_MAX
-                        && e.woken_by
+                        && e.kept_by
                             .as_ref()
                             .is_none_or(|w| w.name.len() <= READS_MAX && w.reads.len() <= READS_MAX)
                 }

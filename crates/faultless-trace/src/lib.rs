@@ -25,7 +25,7 @@ mod event;
 pub mod format;
 
 pub use event::{
-    CAUSES, Cause, Doing, Ended, Event, Fault, File, FileNo, Hold, Io, LockId, Lost, Nanos,
-    Process, ProcessChange, Stack, StackNo, Stray, Thread, Wait, Waker,
+    CAUSES, Cause, Doing, Ended, Event, Fault, File, FileNo, Hold, Io, Keeper, LockId, Lost, Nanos,
+    Process, ProcessChange, Stack, StackNo, Stray, Thread, Wait,
 };
 pub use format::{Error, Header, Reader, VERSION, Writer};

@@ -39,7 +39,7 @@ struct thread {
 
 static struct thread writer = { .name = "writer" }, reader = { .name = "reader" }, holder = { .name = "holder" };
 static struct thread keeper = { .name = "keeper" };
-static atomic_int stop, turn, keeping;
+static atomic_int stop, turn, begun, done; /* the last: which turn the keeper has begun, and done */
 static char *kept;
 static unsigned long kept_len;
 static const char *mode, *slow;
@@ -155,13 +155,12 @@ static char *touched(unsigned long len)
 static void *keep_loop(void *unused)
 {
 	begin(&keeper);
-	for (int done = 0; !stop; usleep(100)) {
+	for (; !stop; usleep(100)) {
 		if (turn == done)
 			continue;
-		keeping = 1;
+		begun = turn;
 		CHECK(!madvise(kept, kept_len, MADV_DONTNEED));
-		done = turn;
-		keeping = 0;
+		done = begun;
 	}
 	return unused;
 }
@@ -171,13 +170,13 @@ static void change(int round)
 {
 	memset(kept, 1, kept_len);
 	turn = round + 1;
-	while (!keeping)
+	while (begun != turn)
 		usleep(50);
 	usleep(500);
 	start(&holder);
 	CHECK(!madvise(kept, kept_len, round % 2 ? MADV_DOFORK : MADV_DONTFORK));
 	end(&holder, 0);
-	while (keeping)
+	while (done != turn)
 		usleep(100);
 }
 

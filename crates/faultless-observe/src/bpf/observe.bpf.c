@@ -274,6 +274,16 @@ static __always_inline bool in_fault(struct thread *t, struct task_struct *task)
 	return regs->ip == t->user_ip && regs->orig_ax == t->user_call;
 }
 
+/*
+ * Whether the thread is in the exception in which it faulted. The kernel may have served the fault and counted it, but still hold the VMA's
+ * lock. (In a system call, the fault may be over for long.)
+ */
+static __always_inline bool leaves_fault(struct thread *t, struct task_struct *task)
+{
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	return t->fault_at && (long)regs->orig_ax < 0 && regs->orig_ax == t->user_call && regs->ip == t->user_ip;
+}
+
 /* When a fault ended whose end was not seen: not before the last thing that is known of it. */
 static __always_inline __u64 fault_end(struct thread *t)
 {
@@ -998,8 +1008,9 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 }
 
 /*
- * Tells which thread ends a holder's sleep. One that waits for a VMA's readers is woken by the last of them, which holds no mmap_lock
- * (from Linux 7.2 on, a reader of smaps). Here, unlike in sched_wakeup, the waker is the thread that runs.
+ * Tells which thread ends a holder's sleep. One that waits for a VMA's readers is woken by the last of them, which need not have
+ * mmap_lock. Here, unlike in sched_wakeup, the waker is the thread that runs. (An interrupt may wake a thread, too, and not one that waits
+ * for a VMA. The reader of the ring leaves out what was no such wait.)
  */
 SEC("tp_btf/sched_waking")
 int BPF_PROG(sched_waking, struct task_struct *task)
@@ -1007,13 +1018,14 @@ int BPF_PROG(sched_waking, struct task_struct *task)
 	struct thread *t = known(task);
 	if (!t || !t->off_at || t->woken_at || !(t->holds[0].mm || t->holds[1].mm))
 		return 0;
-	if (t->off_why != CAUSE_OTHER && t->off_why != CAUSE_LOCK)
+	if (t->off_why != CAUSE_OTHER)
 		return 0;
 	struct task_struct *current = bpf_get_current_task_btf();
 	struct thread *its = known(current);
 	struct waker *waker = &t->waker;
 	struct deed deed;
-	find_deed(&deed, its && in_fault(its, current) ? its : NULL, current);
+	bool faults = its && (in_fault(its, current) || leaves_fault(its, current));
+	find_deed(&deed, faults ? its : NULL, current);
 	waker->pid = current->tgid;
 	waker->doing = deed.doing;
 	waker->syscall = deed.syscall;
@@ -1279,8 +1291,10 @@ int going_on(struct bpf_iter__task *ctx)
 		record.flags = hold->flags | LOCK_OPEN;
 		record.stack = hold->stack;
 		record.longest = hold->longest;
+		record.waker = hold->waker;
 		__u64 off = t->off_at;
 		if (off && off < now && now - off > hold->longest && !t->woken_at) {
+			/* It still sleeps, so no thread has woken it. */
 			record.longest = now - off;
 			record.stack = t->off_stack;
 			record.waker.tid = 0;
@@ -1293,7 +1307,6 @@ int going_on(struct bpf_iter__task *ctx)
 			record.cause[j] = hold->cause[j];
 		if (off && off < now && t->off_why < CAUSES)
 			record.cause[t->woken_at ? CAUSE_CPU : t->off_why] += now - off;
-		record.waker = hold->waker;
 		if (hold->doing == DOING_SYSCALL)
 			name_read(record.name, record.parent, hold->syscall, task);
 		bpf_seq_write(seq, &record, sizeof(record));

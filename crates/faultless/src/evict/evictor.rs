@@ -45,8 +45,8 @@ const COMPACT_AT_A_TIME: u32 = 4096;
 const IDLE: Nanos = Nanos::from_secs(1);
 /// Sleep when the budget is pressed but nothing can be evicted.
 const STUCK: Nanos = Nanos::from_millis(2);
-/// Time in which nothing can leave, before the pool is believed to have nothing that can.
-const IN_VAIN: Nanos = Nanos::from_millis(5);
+/// Turns in which nothing can leave, before the pool is believed to have nothing that can.
+const IN_VAIN: u32 = 3;
 /// The part of the group's memory that the pool keeps for other units, where some cannot leave; as a divisor.
 const FLOOR_SHARE: u64 = 16;
 /// What the floor comes down by with each look, as a divisor.
@@ -70,8 +70,8 @@ pub(crate) struct Evictor {
     /// since the last look.
     floor: u64,
     stuck: bool,
-    /// Since when memory is short and no unit can leave.
-    in_vain: Option<Nanos>,
+    /// Turns in which memory was short and no unit could leave, since one did.
+    in_vain: u32,
     /// Bytes that were filled since the last look, and how many are to be before the next.
     filled: u64,
     look_after: u64,
@@ -126,7 +126,7 @@ impl Evictor {
             looked: None,
             floor: 0,
             stuck: false,
-            in_vain: None,
+            in_vain: 0,
             filled: 0,
             look_after: u64::MAX,
             taken_back: 0,
@@ -145,21 +145,20 @@ impl Evictor {
         block_signals();
         while !self.pool.stopping.load(Ordering::Acquire) {
             self.look_at_limits();
-            let began = clock::now();
             if !self.pass() {
-                self.rest(began);
+                self.rest();
             }
         }
         self.end();
     }
 
     /// Sleeps after a pass that found nothing to do.
-    fn rest(&self, began: Nanos) {
+    fn rest(&self) {
         let pool = &self.pool;
         // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
         if self.pressed() || pool.budget.line.crowded() {
-            // (Not by the bell: each thread that waits rings it. And a long look is not taken again and again.)
-            clock::nap(STUCK.max(clock::now().since(began)));
+            // (Not by the bell: each thread that waits rings it.)
+            clock::nap(STUCK);
             return;
         }
         pool.evict_bell.sleep(IDLE, || {
@@ -270,7 +269,7 @@ impl Evictor {
         if pressed {
             match done.left == 0 && self.pressed() {
                 true => busy |= self.give_what_there_is(),
-                false => self.in_vain = None,
+                false => self.in_vain = 0,
             }
             let filled = (self.pool.budget.used() + done.released).saturating_sub(before);
             self.learn_reserve(before, filled, took);
@@ -303,9 +302,8 @@ impl Evictor {
             return true;
         }
         // (Units that are being used now, or have not arrived yet, can leave in a moment.)
-        let now = clock::now();
-        let since = *self.in_vain.get_or_insert(now);
-        if now.since(since) < IN_VAIN || !self.pool.filled.is_empty() {
+        self.in_vain += 1;
+        if self.in_vain < IN_VAIN || !self.pool.filled.is_empty() {
             return false;
         }
         // What is left cannot leave. Beside it, the rest of the map is to have room.

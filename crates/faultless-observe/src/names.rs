@@ -149,9 +149,6 @@ pub(crate) fn call(number: u16) -> String {
     )
 }
 
-/// System calls whose signals end sleeps: kill, tkill, exit_group, tgkill, pidfd_send_signal.
-pub(crate) const KILLING: [u16; 5] = [62, 200, 231, 234, 424];
-
 /// Whether a kernel stack is that of a thread which wants to change a VMA, and waits for the users of the VMA's own lock.
 pub(crate) fn waits_for_vma(functions: &[String]) -> bool {
     const WRITERS: [&str; 5] = [
@@ -168,6 +165,42 @@ pub(crate) fn waits_for_vma(functions: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_for_a_vma_is_told_by_its_stack() {
+        let waits = |functions: &[&str]| {
+            let functions: Vec<String> = functions.iter().map(|&f| f.to_owned()).collect();
+            waits_for_vma(&functions)
+        };
+        // As Linux 6.18 and 7.3 have them.
+        for inner in [
+            "__vma_start_write",
+            "__vma_enter_locked",
+            "__vma_start_exclude_readers",
+            "__vma_exclude_readers_for_detach",
+            "vma_mark_detached",
+        ] {
+            assert!(waits(&[
+                "__schedule",
+                "schedule",
+                inner,
+                "do_vmi_align_munmap"
+            ]));
+        }
+        assert!(!waits(&[
+            "__schedule",
+            "schedule",
+            "io_schedule",
+            "folio_wait_bit_common"
+        ]));
+        assert!(!waits(&[
+            "__schedule",
+            "rwsem_down_write_slowpath",
+            "down_write",
+            "dup_mmap"
+        ]));
+        assert!(!waits(&[]));
+    }
 
     #[test]
     fn functions_are_found_by_any_address_in_them() {

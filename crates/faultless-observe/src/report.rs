@@ -235,7 +235,7 @@ pub struct BlameRow {
     /// Where the holders themselves got no further: device, page_lock, other_lock, reclaim, runnable, asleep; the rest is
     /// running.
     pub holder_time_ms: TimeBy,
-    /// What kernel stacks say of the holders' longest sleeps.
+    /// What kernel stacks say of the holders' longest sleeps, and which threads kept them from mappings.
     pub asleep_ms: BTreeMap<String, f64>,
 }
 
@@ -1034,7 +1034,8 @@ fn verdict(
     for (doer, blame) in &model.blames {
         let victims = blame.of_faults + blame.of_calls;
         add(advice(doer, blame, &observed.kernel), victims);
-        for ((thread, what), &kept) in &blame.kept_by {
+        let told = blame.kept_by.iter().filter(|k| k.0.0 != "(others)");
+        for ((thread, what), &kept) in told {
             let share = kept as f64 / blame.held.max(1) as f64;
             let ns = (victims as f64 * share.min(1.0)) as Nanos;
             add(keeper_advice(doer, thread, what), ns);

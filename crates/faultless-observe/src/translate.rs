@@ -146,19 +146,25 @@ impl Translator {
         }
     }
 
-    /// The thread that ended a wait for a VMA. (A signal may have ended it, which a killer sent.)
-    fn keeper(r: &raw::Waker) -> Option<Box<Keeper>> {
-        let doing = Self::doing(r.doing, r.syscall);
-        let kills = matches!(doing, Doing::Call(no) if names::KILLING.contains(&no));
-        (r.tid != 0 && !kills).then(|| {
+    /// The thread that ended a sleep, if it is known, and the sleep was a wait for a VMA.
+    fn keeper(r: &raw::Waker, waited_for_vma: bool) -> Option<Box<Keeper>> {
+        (r.tid != 0 && waited_for_vma).then(|| {
             Box::new(Keeper {
                 tid: r.tid,
                 pid: r.pid,
                 name: raw::text(&r.comm),
-                doing,
+                doing: Self::doing(r.doing, r.syscall),
                 reads: Self::reads(&r.parent, &r.name),
             })
         })
+    }
+
+    /// The first arguments of a system call, where they are the watched process's own. (Those of a neighbour say nothing of it.)
+    fn arguments(header: &raw::Header, address: u64, length: u64) -> (u64, u64) {
+        match header.pid == header.target {
+            true => (address, length),
+            false => (0, 0),
+        }
     }
 
     /// The file of `/proc` that a system call reads, if it reads one.
@@ -228,6 +234,7 @@ impl Translator {
             }
             Raw::Wait(r) => {
                 let file = self.file(r.file, tell);
+                let (address, length) = Self::arguments(&r.header, r.address, r.length);
                 let has = |flag| r.flags & flag != 0;
                 tell(Event::Wait(Wait {
                     at: self.at(r.at),
@@ -240,8 +247,8 @@ impl Translator {
                     failed: has(raw::lock::FAILED),
                     open: has(raw::lock::OPEN),
                     doing: Self::doing(r.header.doing, r.header.syscall),
-                    address: r.address,
-                    length: r.length,
+                    address,
+                    length,
                     file,
                     page: r.page,
                     owner: (r.owner != 0).then_some(r.owner),
@@ -252,10 +259,8 @@ impl Translator {
             Raw::Hold(r) => {
                 let file = self.file(r.file, tell);
                 let stack = self.stack(r.stack, stack_of, tell);
-                let kept_by = match stack {
-                    Some((_, true)) => Self::keeper(&r.waker),
-                    _ => None,
-                };
+                let kept_by = Self::keeper(&r.waker, stack.is_some_and(|s| s.1));
+                let (address, length) = Self::arguments(&r.header, r.address, r.length);
                 let has = |flag| r.flags & flag != 0;
                 tell(Event::Hold(Hold {
                     at: self.at(r.at),
@@ -269,8 +274,8 @@ impl Translator {
                     contended: has(raw::lock::CONTENDED),
                     open: has(raw::lock::OPEN),
                     doing: Self::doing(r.header.doing, r.header.syscall),
-                    address: r.address,
-                    length: r.length,
+                    address,
+                    length,
                     file,
                     page: r.page,
                     causes: r.causes,
@@ -302,5 +307,35 @@ impl Translator {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn a_keeper_is_told_of_a_wait_for_a_vma_alone() {
+        let mut waker = raw::Waker::new_zeroed();
+        assert_eq!(Translator::keeper(&waker, true), None, "not known");
+        (waker.tid, waker.pid, waker.doing) = (17, 16, 2);
+        waker.comm[..5].copy_from_slice(b"agent");
+        waker.name[..5].copy_from_slice(b"smaps");
+        waker.parent[..3].copy_from_slice(b"812");
+        assert_eq!(Translator::keeper(&waker, false), None);
+        let keeper = Translator::keeper(&waker, true).expect("known");
+        assert_eq!((keeper.tid, keeper.pid), (17, 16));
+        assert_eq!((&keeper.name[..], keeper.doing), ("agent", Doing::Call(0)));
+        assert_eq!(keeper.reads, "812/smaps");
+    }
+
+    #[test]
+    fn what_a_neighbour_s_system_call_was_given_is_not_told() {
+        let mut header = raw::Header::new_zeroed();
+        (header.pid, header.target) = (5, 5);
+        assert_eq!(Translator::arguments(&header, 1, 2), (1, 2));
+        header.pid = 6;
+        assert_eq!(Translator::arguments(&header, 1, 2), (0, 0));
     }
 }

@@ -25,7 +25,7 @@
 typedef unsigned long long u64;
 
 struct span {
-	u64 from, to;
+	u64 from, to, asleep;
 };
 struct thread {
 	const char *name;
@@ -39,7 +39,7 @@ struct thread {
 
 static struct thread writer = { .name = "writer" }, reader = { .name = "reader" }, holder = { .name = "holder" };
 static struct thread keeper = { .name = "keeper" };
-static atomic_int stop, turn, begun, done; /* the last: which turn the keeper has begun, and done */
+static atomic_int stop, turn, begun, done; /* the last two: which turn the keeper has begun, and done */
 static char *kept;
 static unsigned long kept_len;
 static const char *mode, *slow;
@@ -99,7 +99,7 @@ static void end(struct thread *t, u64 least)
 	if (asleep < least)
 		return;
 	CHECK(t->count < STEPS_MAX);
-	t->steps[t->count++] = (struct span){ t->began, to };
+	t->steps[t->count++] = (struct span){ t->began, to, asleep };
 }
 
 /* Whether the second line has come: then enough has been seen. */
@@ -159,7 +159,9 @@ static void *keep_loop(void *unused)
 		if (turn == done)
 			continue;
 		begun = turn;
+		start(&keeper);
 		CHECK(!madvise(kept, kept_len, MADV_DONTNEED));
+		end(&keeper, 0);
 		done = begun;
 	}
 	return unused;
@@ -222,7 +224,7 @@ static void tell(struct thread *t, const char *end)
 {
 	printf("\"%s\": {\"tid\": %ld, \"wall\": %llu, \"asleep\": %llu, \"steps\": [", t->name, t->tid, t->wall, t->asleep);
 	for (int i = 0; i < t->count; i++)
-		printf("%s[%llu, %llu]", i ? ", " : "", t->steps[i].from, t->steps[i].to);
+		printf("%s[%llu, %llu, %llu]", i ? ", " : "", t->steps[i].from, t->steps[i].to, t->steps[i].asleep);
 	printf("]}%s", end);
 }
 

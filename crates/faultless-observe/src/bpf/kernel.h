@@ -131,6 +131,12 @@ struct mm_struct {
 struct signal_struct {
 	atomic_t live;
 };
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+struct sigpending {
+	sigset_t signal;
+};
 struct task_struct {
 	unsigned int flags;
 	int pid;
@@ -142,6 +148,7 @@ struct task_struct {
 	char comm[16];
 	struct files_struct *files;
 	struct signal_struct *signal;
+	struct sigpending pending;
 };
 struct pt_regs {
 	unsigned long di;

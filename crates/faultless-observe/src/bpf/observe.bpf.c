@@ -276,7 +276,7 @@ static __always_inline bool in_fault(struct thread *t, struct task_struct *task)
 
 /*
  * Whether the thread is in the exception in which it faulted. The kernel may have served the fault and counted it, but still hold the VMA's
- * lock. (In a system call, the fault may be over for long.)
+ * lock. (In a system call, the fault may have been over for long.)
  */
 static __always_inline bool leaves_fault(struct thread *t, struct task_struct *task)
 {
@@ -1009,16 +1009,18 @@ int BPF_PROG(sched_wakeup, struct task_struct *task)
 
 /*
  * Tells which thread ends a holder's sleep. One that waits for a VMA's readers is woken by the last of them, which need not have
- * mmap_lock. Here, unlike in sched_wakeup, the waker is the thread that runs. (An interrupt may wake a thread, too, and not one that waits
- * for a VMA. The reader of the ring leaves out what was no such wait.)
+ * mmap_lock. Here, unlike in sched_wakeup, the waker is the thread that runs. (An interrupt may wake a thread from another sleep. The reader
+ * of the ring leaves out what was no wait for a VMA.) A thread that is being killed may be woken by anybody.
  */
+#define SIGKILL_BIT (1UL << (9 - 1))
+
 SEC("tp_btf/sched_waking")
 int BPF_PROG(sched_waking, struct task_struct *task)
 {
 	struct thread *t = known(task);
 	if (!t || !t->off_at || t->woken_at || !(t->holds[0].mm || t->holds[1].mm))
 		return 0;
-	if (t->off_why != CAUSE_OTHER)
+	if (t->off_why != CAUSE_OTHER || task->pending.signal.sig[0] & SIGKILL_BIT)
 		return 0;
 	struct task_struct *current = bpf_get_current_task_btf();
 	struct thread *its = known(current);

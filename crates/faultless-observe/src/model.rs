@@ -448,12 +448,14 @@ impl Model {
         let to = hold.at.saturating_add(hold.took);
         self.now = self.now.max(to);
         let doer = self.doer(&hold);
-        let sleep = (hold.longest_sleep > 0)
-            .then(|| hold.stack.map(|s| asleep_in(self.stack(s))))
-            .flatten();
         let keeper = hold.kept_by.as_ref().map(|by| {
             let name = group(&printable(&by.name));
             (name, What::of(by.doing, &printable(&by.reads)))
+        });
+        let sleep = hold.stack.filter(|_| hold.longest_sleep > 0);
+        let sleep = sleep.map(|stack| match &keeper {
+            Some((name, what)) => kept(name, &keepers_deed(what)),
+            None => asleep_in(self.stack(stack)),
         });
         let blame = &mut self.blames[doer].1;
         if granted {
@@ -466,10 +468,7 @@ impl Model {
                 *sum = sum.saturating_add(ns);
             }
         }
-        if let Some(mut sleep) = sleep {
-            if let Some((name, what)) = &keeper {
-                sleep = kept(name, &keepers_deed(what));
-            }
+        if let Some(sleep) = sleep {
             let others = || "(others)".to_owned();
             add_bounded(&mut blame.sleeps, sleep, others, hold.longest_sleep);
         }

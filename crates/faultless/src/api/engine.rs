@@ -208,7 +208,6 @@ impl Drop for Shared {
 mod tests {
     use super::*;
     use crate::api::backend::{BackendChoice, open_uffd};
-
     use crate::base::clock;
     use crate::base::ids::Nanos;
     use crate::fault::charge::{Wish, wait_for_room};

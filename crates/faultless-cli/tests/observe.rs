@@ -624,7 +624,7 @@ fn a_thread_that_keeps_a_holder_from_a_mapping() {
     }
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     until_it_comes_about(test, || {
-        let (report, truth, seen) = observed(Convoy::start("vma", 60, &[]), &[], 6);
+        let (report, truth, seen) = observed(Convoy::start("vma", 60, &[]), &[], 12);
         let (holder, keeper) = (truth.tid("holder"), truth.tid("keeper"));
         let steps = truth.steps("holder");
         check(&report, &truth, &seen, &steps, |c, _, _| {

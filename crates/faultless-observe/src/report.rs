@@ -696,6 +696,17 @@ fn holder_deed(model: &Model, hold: &Hold) -> Deed {
     }
 }
 
+/// The thread that kept a holder from a mapping, if it slept for one.
+fn keeper_of(hold: &Hold) -> Option<Keeper> {
+    hold.kept_by.as_ref().map(|by| Keeper {
+        tid: by.tid,
+        pid: by.pid,
+        thread: model::printable(&by.name),
+        what: what(by.doing, &model::printable(&by.reads)),
+        ms: ms(hold.longest_sleep),
+    })
+}
+
 /// What a holder did with its time, the largest part first.
 fn holder_was(model: &Model, hold: &Hold) -> String {
     let elsewhere: Nanos = hold.causes.iter().sum();
@@ -704,13 +715,9 @@ fn holder_was(model: &Model, hold: &Hold) -> String {
     for (cause, &ns) in Cause::ALL.into_iter().zip(&hold.causes) {
         // (Of many short sleeps, the longest says too little.)
         let kept = || {
-            let by = hold
-                .kept_by
-                .as_ref()
-                .filter(|_| 2 * hold.longest_sleep >= ns)?;
-            let thread = format!("{} ({})", model::printable(&by.name), by.tid);
-            let deed = what(by.doing, &model::printable(&by.reads));
-            Some(model::kept(&thread, &deed))
+            let keeper = keeper_of(hold).filter(|_| 2 * hold.longest_sleep >= ns)?;
+            let thread = format!("{} ({})", keeper.thread, keeper.tid);
+            Some(model::kept(&thread, &keeper.what))
         };
         let asleep = || kept().or_else(|| Some(model::asleep_in(model.stack(hold.stack?))));
         let text = match cause {
@@ -854,13 +861,7 @@ fn convoy(model: &Model, c: &Convoy) -> ConvoyRow {
             .stack
             .map(|s| model.stack(s).to_vec())
             .unwrap_or_default(),
-        kept_by: c.hold.kept_by.as_ref().map(|w| Keeper {
-            tid: w.tid,
-            pid: w.pid,
-            thread: model::printable(&w.name),
-            what: what(w.doing, &model::printable(&w.reads)),
-            ms: ms(c.hold.longest_sleep),
-        }),
+        kept_by: keeper_of(&c.hold),
         goes_on: c.hold.open,
         writer,
         victims,

@@ -14,11 +14,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Run a program whose large read-only file mappings are served without mmap_lock.
+/// Run a program whose large file mappings are served without mmap_lock.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Taken over are mappings of regular files that are readable, neither writable nor executable, and large enough, in the
-program and in all that it executes. A stand-in's bytes are guarded by a read lease: when somebody opens the file for
+Taken over are mappings of regular files that are readable, not executable, and large enough, in the program and in all
+that it executes; writable ones only live. A stand-in's bytes are guarded by a read lease: when somebody opens the file for
 writing, the mapping becomes the kernel's again, at the same address, before the writer goes on. A live mapping stays the
 kernel's all the time, so --memory, --reads and --no-lease mean nothing to it. Everything else goes to the kernel untouched.
 

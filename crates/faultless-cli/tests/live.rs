@@ -60,6 +60,57 @@ fn what_is_mapped_where_a_live_mapping_was_is_never_touched() {
 }
 
 #[test]
+fn what_a_program_and_the_kernel_write_to_a_live_mapping_is_there() {
+    if live("what_a_program_and_the_kernel_write_to_a_live_mapping_is_there") {
+        let served = both("written", &LIVE);
+        served
+            .taken_over()
+            .handed_back_because("the stack of a thread")
+            .handed_back_because("the buffer of a stream");
+    }
+}
+
+#[test]
+fn memory_that_happens_to_have_a_file_is_left_alone() {
+    if !live("memory_that_happens_to_have_a_file_is_left_alone") {
+        return;
+    }
+    let program = compile("memory", &[]);
+    let data = scratch().join("memory.data");
+    let served = served(&LIVE, &program, &[text(&data)]);
+    served
+        .printed("good\n")
+        .took_nothing()
+        .left_because("much of its file is holes")
+        .left_because("its file has no name");
+    let compat = [&LIVE[..], &["--compat"]].concat();
+    let program = compile("written", &[]);
+    let served = common::served(&compat, &program, &[text(&data)]);
+    served
+        .printed("good\n")
+        .left_because("--compat does not see what the kernel writes to");
+    let _ = std::fs::remove_file(data);
+}
+
+#[test]
+fn numpy_arrays_that_are_written_to() {
+    if !live("arrays_written") || !possible("arrays_written", modules("numpy")) {
+        return;
+    }
+    let script = source("arrays_written.py");
+    let file = scratch().join("arrays_written.data");
+    write_mixed(&file, 64 << 20);
+    let by_itself = plain(python(), &[&script, text(&file)]);
+    assert!(by_itself.status.success());
+    write_mixed(&file, 64 << 20);
+    cool(&file);
+    let served = served(&LIVE, python(), &[&script, text(&file)]);
+    served.same_as(&by_itself);
+    served_live(&served, "arrays_written.data");
+    let _ = std::fs::remove_file(file);
+}
+
+#[test]
 fn pages_of_a_live_mapping_that_were_reclaimed_are_served_again() {
     if !live("pages_of_a_live_mapping_that_were_reclaimed_are_served_again") {
         return;

@@ -19,11 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A call of mmap for reading a file, with a length of whole pages.
+/// A call of mmap for reading a file, or for writing as well, with a length of whole pages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) addr: usize,
     pub(crate) len: usize,
+    /// With `PROT_WRITE`: only live mappings bear that.
+    pub(crate) writable: bool,
     pub(crate) flags: i32,
     pub(crate) fd: i32,
     pub(crate) offset: u64,
@@ -36,8 +38,8 @@ const IN_MEMORY: [u64; 3] = [
     0x9584_58F6, // hugetlbfs
 ];
 
-/// Longest private mapping that is served live, in bytes.
-const PRIVATE_MAX: usize = 1 << 30;
+/// Longest mapping that is served live if all of its markers must be installed before the program goes on, in bytes.
+const INSTALLED_MAX: usize = 1 << 30;
 /// File systems of which mappings are served live without being asked for: of this machine's disks, so that no program has to answer when
 /// the engine opens or reads one of their files, this one included.
 const LOCAL: [u64; 7] = [
@@ -149,6 +151,11 @@ fn look(call: Call) -> Option<Taken> {
 /// Whether a mapping may be served live in this process.
 pub(crate) fn may_serve_live(settings: &Settings) -> bool {
     ways(settings).contains(&Way::Live) && live::support().is_ok()
+}
+
+/// The same for mappings that are writable.
+pub(crate) fn may_serve_writable() -> bool {
+    state::settings().is_some_and(may_serve_live)
 }
 
 /// Why a mapping is served live, or by a stand-in.
@@ -359,10 +366,14 @@ fn can_live(
     if known.is_on(&IN_MEMORY) {
         return no("its file is in memory (tmpfs, memfd)");
     }
-    if call.flags & libc::MAP_TYPE == libc::MAP_PRIVATE && call.len > PRIVATE_MAX {
+    let private = call.flags & libc::MAP_TYPE == libc::MAP_PRIVATE;
+    if (private || call.writable) && call.len > INSTALLED_MAX {
         return no(
-            "it is private and larger than 1 GiB: its markers would all have to be installed before the program goes on",
+            "it is private or writable, and larger than 1 GiB: its markers would all have to be installed before the program goes on",
         );
+    }
+    if call.writable {
+        bears_writes(call, known)?;
     }
     if file::is_dax(call.fd) {
         return no("its storage is memory (DAX)");
@@ -382,6 +393,24 @@ fn can_live(
     Ok(())
 }
 
+/// Whether a writable mapping is one of data, rather than of memory that happens to have a file: what a program uses as its memory may come to
+/// be used in ways that are not seen.
+fn bears_writes(call: &Call, known: &Known<'_>) -> Result<(), String> {
+    let no = |why: &str| Err(why.to_owned());
+    if trap::active() {
+        return no("it is writable, and --compat does not see what the kernel writes to");
+    }
+    let storage = file::storage(call.fd).map_err(|e| e.to_string())?;
+    if !storage.named {
+        return no("it is writable, and its file has no name: the program uses it as memory");
+    }
+    // (Three quarters, since file systems have ways of their own to count.)
+    if storage.bytes < known.status.len / 4 * 3 {
+        return no("it is writable, and much of its file is holes, which nobody has to read");
+    }
+    Ok(())
+}
+
 /// Whether a stand-in is possible, as far as can be known before it is tried.
 fn can_stand_in(
     state: &State,
@@ -393,6 +422,9 @@ fn can_stand_in(
         status, trusted, ..
     } = *known;
     let no = |why: &str| Err(why.to_owned());
+    if call.writable {
+        return no("it is writable, and only live mappings bear that (--backend live)");
+    }
     if call.addr != 0 && !call.addr.is_multiple_of(GRANULE) {
         return no("the program asked for an address at which no stand-in can begin");
     }
@@ -495,12 +527,13 @@ fn serve_live(
         file: unsafe { BorrowedFd::borrow_raw(call.fd) },
         at,
         len: call.len,
+        writable: call.writable,
         offset: call.offset,
         flags: call.flags & !IDLE,
         may_be_written: known.may_be_written,
         advice: advice.unwrap_or(libc::MADV_NORMAL),
     };
-    // SAFETY: made just now, or found to be plain, for reading, and without pages of its own.
+    // SAFETY: made just now, or found to be plain, and without pages of its own, by the only thread.
     match unsafe { Live::new(&wanted) } {
         Ok(live) => {
             state.insert(Entry {
@@ -524,7 +557,8 @@ fn make(call: &Call) -> Option<usize> {
         addr => addr,
     };
     let (flags, fd) = (call.flags as usize, call.fd as usize);
-    let prot = libc::PROT_READ as usize;
+    let write = if call.writable { libc::PROT_WRITE } else { 0 };
+    let prot = (libc::PROT_READ | write) as usize;
     let args = [place, call.len, prot, flags, fd, call.offset as usize];
     // SAFETY: the program's own call; it replaces nothing, since MAP_FIXED is not among its flags.
     let at = check(unsafe { gated(libc::SYS_mmap, args) }).ok()?;

@@ -8,6 +8,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
+use crate::lend::filled_through;
 use crate::real::{Errno, real};
 use crate::state::{self, LOOKED, STANDING};
 use crate::{counters, probe};
@@ -133,6 +134,7 @@ fn control(
     cmd: c_int,
     arg: *mut c_void,
 ) -> c_int {
+    filled_through(&[arg as usize]);
     // SAFETY: the program's own arguments.
     let call = || unsafe { real(fd, cmd, arg) };
     match cmd {

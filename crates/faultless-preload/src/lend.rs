@@ -7,7 +7,8 @@
 //! * Little memory is read in and pinned for the time of the call.
 //! * For more than that, and in children of vfork, the call gets the address of the kernel's own mapping of the same bytes.
 //!
-//! Of a live mapping, which is the kernel's own, the markers are kept away for the time of the call.
+//! Of a live mapping, which is the kernel's own, the markers are kept away for the time of the call; of one that the kernel is to write
+//! to, for ever.
 
 #![allow(unsafe_code, reason = "fills arrays that the kernel reads")]
 
@@ -123,6 +124,49 @@ fn open(opened: &mut Opened, range: &Range<usize>) {
     match state::foreign() {
         true => Opened::open_in_passing(range),
         false => opened.open(range),
+    }
+}
+
+/// The kernel is to write to a range.
+#[inline]
+pub(crate) fn filled(range: &Range<usize>) {
+    if live::any_writable() {
+        fill(range);
+    }
+}
+
+#[cold]
+fn fill(range: &Range<usize>) {
+    if live::touches(range) {
+        let _errno = Errno::keep();
+        live::open_for_writing(range, state::foreign());
+    }
+}
+
+/// The kernel may write something short where one of some words points to.
+#[inline]
+pub(crate) fn filled_through(words: &[usize]) {
+    if live::any_writable() {
+        for &word in words.iter().filter(|word| **word >= mem::PAGE) {
+            fill(&(word..word.saturating_add(SHORT)));
+        }
+    }
+}
+
+/// The kernel is to write to the parts of a vector.
+pub(crate) fn filled_parts(vector: *const iovec, count: usize) {
+    if !live::any_writable() || count > libc::UIO_MAXIOV as usize {
+        return;
+    }
+    filled_through(&[vector as usize]);
+    let parts = (0..count).map_while(|i| probe::copy(vector.wrapping_add(i)));
+    parts.for_each(|part| fill(&range(part.iov_base, part.iov_len)));
+}
+
+/// Some memory is given to a user that cannot be told of markers: a writable live mapping that has a part of it is handed back.
+pub(crate) fn kept(range: &Range<usize>, reason: &'static str) {
+    if live::any_writable() && live::touches(range) && !state::foreign() {
+        state::lock().hand_back_over(range, reason);
     }
 }
 

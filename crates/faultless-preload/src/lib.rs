@@ -16,7 +16,8 @@
 //! | `descriptors` | close, dup2 and their kin; POSIX locks |
 //! | `signals` | sigaction and masks: SIGBUS stays the engine's, and unblocked |
 //! | `writes`, `stdio`, `short` | calls that hand the kernel memory to read: write, send, fwrite; paths and other short things |
-//! | `memory` | reads of `/proc/self/mem` |
+//! | `fills` | calls that have the kernel write to memory: recv, fread, wait; what keeps memory for later: stacks, buffers of streams |
+//! | `memory` | `read` and `pread`; reads of `/proc/self/mem` |
 //! | `exec` | calls that execute a program, and what they hand on to it |
 //! | `process` | calls that end, copy or confine the process |
 //! | `privileges` | calls with which it gives up a privilege |
@@ -46,6 +47,7 @@ mod counters;
 mod decide;
 mod descriptors;
 mod exec;
+mod fills;
 mod heap;
 mod lend;
 mod limits;

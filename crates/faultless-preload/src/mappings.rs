@@ -65,6 +65,9 @@ fn with_kernels(
     returned(result)
 }
 
+/// What may be served, beside what is for reading alone.
+const WRITABLE: c_int = libc::PROT_READ | libc::PROT_WRITE;
+
 #[inline]
 fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void {
     let mut args = [
@@ -78,7 +81,7 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
     standin::forsake();
     let mut later = None;
     if flags & libc::MAP_ANONYMOUS == 0
-        && prot == libc::PROT_READ
+        && (prot == libc::PROT_READ || prot == WRITABLE && decide::may_serve_writable())
         && len.saturating_add(PAGE - 1) >= state::min_size()
         && fd >= 0
         && offset >= 0
@@ -89,6 +92,7 @@ fn map(addr: usize, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i6
         let call = Call {
             addr,
             len,
+            writable: prot == WRITABLE,
             flags,
             fd,
             offset: offset as u64,
@@ -274,16 +278,28 @@ pub(crate) unsafe extern "C" fn remap_file_pages(
 
 fn protect(nr: libc::c_long, args: [usize; 6]) -> c_int {
     let [addr, len, prot, ..] = args;
-    // Read-only is what ours are.
-    if prot == libc::PROT_READ as usize && nr == libc::SYS_mprotect {
+    let range = pages(addr, len);
+    // What is for reading alone may be so again; what is writable may be both.
+    let stays = prot == libc::PROT_READ as usize || prot == WRITABLE as usize && writable(&range);
+    if stays && nr == libc::SYS_mprotect {
         return kernel(nr, args) as c_int;
     }
     with_kernels(
-        &pages(addr, len),
+        &range,
         "the program changed its protection (mprotect)",
         nr,
         args,
     ) as c_int
+}
+
+/// Whether all that is ours of a range is in live mappings that the program made writable.
+fn writable(range: &Range<usize>) -> bool {
+    live::any_writable() && concerns(range) && {
+        let state = state::lock();
+        let mut ours = state.over(range).into_iter();
+        let live = |serial| state.standing.get(&serial).and_then(|e| e.served.live());
+        ours.all(|serial| live(serial).is_some_and(live::Live::is_writable))
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -485,6 +501,7 @@ unsafe extern "C" fn mlockall(flags: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mincore(addr: *mut c_void, len: usize, seen: *mut u8) -> c_int {
     let args = [addr as usize, len, seen as usize, 0, 0, 0];
+    lend::filled(&lend::range(seen.cast(), len.div_ceil(PAGE)));
     let range = pages(addr as usize, len);
     if !concerns(&range) || !(addr as usize).is_multiple_of(PAGE) {
         return kernel(libc::SYS_mincore, args) as c_int;

@@ -1,12 +1,13 @@
-//! Reads of the process's own memory through `/proc/PID/mem`, as debuggers, profilers and crash reporters make them: an
-//! absent page of ours is `EIO` to them. They are made again at the kernel's own mapping of the same bytes.
+//! `read` and `pread`. They fill the program's memory (see [`crate::fills`]). And debuggers, profilers and crash reporters read the
+//! process's own memory by them, from `/proc/PID/mem`, where an absent page of ours is `EIO`: such a read is made again at the kernel's own
+//! mapping of the same bytes.
 
 #![allow(
     unsafe_code,
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::lend::{opened, range};
+use crate::lend::{filled, opened, range};
 use crate::mappings::reaches;
 use crate::real::{Errno, errno, real, returned, set_errno};
 use crate::state::idle;
@@ -78,8 +79,9 @@ fn again_from_memory(
 macro_rules! positioned_reads {
     ($($name:ident)*) => { $(
         #[unsafe(no_mangle)]
-        unsafe extern "C-unwind" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64) -> isize {
+        pub(crate) unsafe extern "C-unwind" fn $name(fd: c_int, buf: *mut c_void, len: usize, offset: i64) -> isize {
             let real = real!($name as unsafe extern "C-unwind" fn(c_int, *mut c_void, usize, i64) -> isize);
+            filled(&range(buf, len));
             // SAFETY: the program's own arguments.
             let result = unsafe { real(fd, buf, len, offset) };
             if idle() {
@@ -92,8 +94,9 @@ macro_rules! positioned_reads {
 positioned_reads! { pread pread64 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn read(fd: c_int, buf: *mut c_void, len: usize) -> isize {
+pub(crate) unsafe extern "C-unwind" fn read(fd: c_int, buf: *mut c_void, len: usize) -> isize {
     let real = real!(read as unsafe extern "C-unwind" fn(c_int, *mut c_void, usize) -> isize);
+    filled(&range(buf, len));
     // SAFETY: the program's own arguments.
     let result = unsafe { real(fd, buf, len) };
     if idle() || result >= 0 || errno() != libc::EIO {

@@ -6,7 +6,7 @@
 )]
 
 use crate::counters::Counter;
-use crate::lend::{GivenWords, range};
+use crate::lend::{GivenWords, filled_through, range};
 use crate::mappings::reaches;
 use crate::real::{errno, real, set_errno};
 use crate::{state, threads};
@@ -177,6 +177,7 @@ pub(crate) unsafe extern "C" fn prctl(
     if option == libc::PR_SET_SECCOMP {
         confines();
     }
+    filled_through(&[a, b, c, d]);
     let hand_backs = standin::hand_backs();
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     let result = unsafe { real(option, a, b, c, d) };
@@ -228,6 +229,7 @@ macro_rules! process_limits {
             if pid == 0 || pid as u32 == raw::getpid() {
                 limits(resource, new);
             }
+            filled_through(&[old as usize]);
             type Call = unsafe extern "C" fn(libc::pid_t, c_uint, *const libc::rlimit, *mut libc::rlimit) -> c_int;
             // SAFETY: the program's own arguments.
             unsafe { real!($name as Call)(pid, resource, new, old) }
@@ -236,33 +238,33 @@ macro_rules! process_limits {
 }
 process_limits! { prlimit prlimit64 }
 
-// ---- what reads later
+// ---- what uses memory later
 
-/// Writes that are made behind the program's back: their memory becomes the kernel's.
-unsafe fn reads_later(request: *const libc::aiocb) {
+/// Reads and writes that are made behind the program's back: their memory becomes the kernel's.
+unsafe fn used_later(request: *const libc::aiocb) {
     // SAFETY: null or the program's own request.
     if let Some(r) = unsafe { request.as_ref() }
         && reaches(&range(r.aio_buf.cast_const(), r.aio_nbytes))
         && !state::foreign()
     {
         let range = range(r.aio_buf.cast_const(), r.aio_nbytes);
-        state::lock().hand_back_over(&range, "the program writes it in the background (aio)");
+        state::lock().hand_back_over(&range, "the program uses it in the background (aio)");
     }
 }
 
-macro_rules! background_writes {
+macro_rules! background_calls {
     ($($name:ident)*) => { $(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(request: *mut libc::aiocb) -> c_int {
             // SAFETY: the program's own request.
             unsafe {
-                reads_later(request);
+                used_later(request);
                 real!($name as unsafe extern "C" fn(*mut libc::aiocb) -> c_int)(request)
             }
         }
     )* };
 }
-background_writes! { aio_write aio_write64 }
+background_calls! { aio_read aio_read64 aio_write aio_write64 }
 
 macro_rules! background_lists {
     ($($name:ident)*) => { $(
@@ -272,7 +274,7 @@ macro_rules! background_lists {
             // SAFETY: the program's own list.
             unsafe {
                 for i in 0..count.max(0) as usize {
-                    reads_later(*list.add(i));
+                    used_later(*list.add(i));
                 }
                 real!($name as List)(mode, list, count, event)
             }

@@ -6,9 +6,12 @@
 )]
 
 use crate::counters::Counter;
-use crate::lend::GivenWords;
+use crate::fills::{recvfrom, recvmmsg, recvmsg};
+use crate::lend::{GivenWords, filled_through};
+use crate::memory::{pread64, read};
 use crate::process::{confines, copies};
 use crate::real::{errno, real};
+use crate::short::{preadv64, preadv64v2, readv};
 use crate::state::{self, STANDING};
 use crate::writes::*;
 use crate::{descriptors, exec, probe, signals};
@@ -138,6 +141,21 @@ unsafe extern "C-unwind" fn syscall(
                 e as c_int,
                 f as i64,
             ) as c_long,
+            libc::SYS_read => read(a as c_int, b as *mut c_void, c) as c_long,
+            libc::SYS_pread64 => pread64(a as c_int, b as *mut c_void, c, d as i64) as c_long,
+            libc::SYS_recvfrom => recvfrom(a, b, c, d, e, f) as c_long,
+            libc::SYS_recvmsg => recvmsg(a as c_int, b as *mut msghdr, c as c_int) as c_long,
+            libc::SYS_recvmmsg => c_long::from(recvmmsg(
+                a as c_int,
+                b as *mut mmsghdr,
+                c as c_uint,
+                d as c_int,
+                e,
+            )),
+            libc::SYS_readv => readv(a, b, c) as c_long,
+            // (The offset's other half is for processors of 32 bits.)
+            libc::SYS_preadv => preadv64(a, b, c, d) as c_long,
+            libc::SYS_preadv2 => preadv64v2(a, b, c, d, f) as c_long,
             libc::SYS_write => write(a as c_int, b as *const c_void, c) as c_long,
             libc::SYS_pwrite64 => pwrite64(a as c_int, b as *const c_void, c, d as i64) as c_long,
             libc::SYS_writev => writev(a as c_int, b as *const iovec, c as c_int) as c_long,
@@ -198,6 +216,7 @@ unsafe extern "C-unwind" fn syscall(
                 f,
             ) as c_long,
             _ => {
+                filled_through(&[a, b, c, d, e, f]);
                 let hand_backs = standin::hand_backs();
                 let result = real(nr, a, b, c, d, e, f);
                 if result != -1 || errno() != libc::EFAULT {

@@ -6,25 +6,30 @@
 )]
 
 use crate::counters::Counter;
-use crate::lend::GivenWords;
+use crate::fills::STACK;
+use crate::lend::{GivenWords, filled_parts, filled_through, kept, range};
+use crate::probe;
 use crate::real::{errno, real};
 use crate::state::{self, idle};
-use faultless::standin;
+use faultless::{live, standin};
+use libc::iovec;
 use std::ffi::c_int;
 
 /// Functions whose arguments are integers and pointers. Where the kernel could not read what a pointer points to, the call is made
 /// again with the address of the kernel's own mapping of the same bytes. All arguments are passed on as words, which is how both
 /// architectures pass them.
 macro_rules! tried_again {
-    ($kind:ty, $failed:expr; $($name:ident($($arg:ident)*);)*) => { $(
+    ($kind:ty, $failed:expr, $before:path; $($name:ident($($arg:ident)*);)*) => { $(
         #[unsafe(no_mangle)]
-        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+        pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
             standin::forsake();
             if idle() {
                 // SAFETY: the program's own arguments.
                 return unsafe { real($($arg),*) };
             }
+            // (What the call may write to needs no second try.)
+            $before(&[$($arg),*]);
             let hand_backs = standin::hand_backs();
             // SAFETY: the program's own arguments.
             let result = unsafe { real($($arg),*) };
@@ -59,7 +64,26 @@ fn keeps_addresses(name: &str) -> bool {
     name == "ioctl" && !state::foreign() && state::lock().hand_back_live(None, reason)
 }
 
-tried_again! { c_int, -1;
+/// The kernel is to write to the parts of a vector, which is the second argument; the third says how many there are.
+fn fills_vector(words: &[usize]) {
+    if let &[_, vector, count, ..] = words {
+        // (An int.)
+        let count = usize::try_from(count as c_int).unwrap_or(usize::MAX);
+        filled_parts(vector as *const iovec, count);
+    }
+}
+
+/// The kernel gets a stack for signal handlers, which it will write to in the midst of anything.
+fn gives_stack(words: &[usize]) {
+    filled_through(words);
+    if live::any_writable()
+        && let Some(new) = probe::copy(words[0] as *const libc::stack_t)
+    {
+        kept(&range(new.ss_sp, new.ss_size), STACK);
+    }
+}
+
+tried_again! { c_int, -1, filled_through;
     open(path flags mode);
     open64(path flags mode);
     openat(dir path flags mode);
@@ -178,7 +202,6 @@ tried_again! { c_int, -1;
     setdomainname(name len);
     sigtimedwait(set info timeout);
     sigwaitinfo(set info);
-    sigaltstack(new old);
     scandir(path list filter compare);
     scandir64(path list filter compare);
     ftw(path function depth);
@@ -202,6 +225,7 @@ macro_rules! tried_again_error {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> c_int);
+            filled_through(&[$($arg),*]);
             let hand_backs = standin::hand_backs();
             // SAFETY: the program's own arguments.
             let error = unsafe { real($($arg),*) };
@@ -226,7 +250,19 @@ tried_again_error! {
     pthread_setschedparam(thread policy parameters);
 }
 
-tried_again! { isize, -1;
+tried_again! { c_int, -1, gives_stack;
+    sigaltstack(new old);
+}
+
+tried_again! { isize, -1, fills_vector;
+    readv(fd vector count);
+    preadv(fd vector count offset);
+    preadv64(fd vector count offset);
+    preadv2(fd vector count offset flags);
+    preadv64v2(fd vector count offset flags);
+}
+
+tried_again! { isize, -1, filled_through;
     readlink(path to size);
     readlinkat(dir path to size);
     __readlink_chk(path to size room);
@@ -236,17 +272,12 @@ tried_again! { isize, -1;
     fgetxattr(fd name to size);
     listxattr(path to size);
     llistxattr(path to size);
-    readv(fd vector count);
-    preadv(fd vector count offset);
-    preadv64(fd vector count offset);
-    preadv2(fd vector count offset flags);
-    preadv64v2(fd vector count offset flags);
     process_madvise(process vector count advice flags);
     mq_timedreceive(queue message len priority timeout);
     pathconf(path name);
 }
 
-tried_again! { usize, 0;
+tried_again! { usize, 0, filled_through;
     opendir(path);
     fopen(path mode);
     fopen64(path mode);

@@ -11,6 +11,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
+use crate::lend::{filled, filled_through, range};
 use crate::real::{real, set_errno};
 use crate::{decide, probe, state, trap};
 use faultless::live;
@@ -20,6 +21,7 @@ use libc::{sigaction as Action, sighandler_t, sigset_t, timespec};
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The signals by which misses are told.
@@ -251,6 +253,7 @@ fn mask(
         true => before.as_mut_ptr(),
         false => old,
     };
+    filled_through(&[told as usize]);
     // SAFETY: the program's own arguments, or a copy.
     let result = unsafe { real(how, set, told) };
     if result == 0 {
@@ -332,6 +335,14 @@ unsafe extern "C-unwind" fn sigsuspend(set: *const sigset_t) -> c_int {
     unsafe { real!(sigsuspend as unsafe extern "C-unwind" fn(*const sigset_t) -> c_int)(set.get()) }
 }
 
+/// What `poll` writes to.
+fn polled(fds: *mut libc::pollfd, count: libc::nfds_t) -> Range<usize> {
+    range(
+        fds.cast(),
+        (count as usize).saturating_mul(size_of::<libc::pollfd>()),
+    )
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn ppoll(
     fds: *mut libc::pollfd,
@@ -346,6 +357,7 @@ unsafe extern "C-unwind" fn ppoll(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
+    filled(&polled(fds, count));
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(ppoll as Ppoll)(fds, count, timeout, set.get()) }
 }
@@ -367,6 +379,7 @@ unsafe extern "C-unwind" fn __ppoll_chk(
         usize,
     ) -> c_int;
     let set = Meanwhile::new(set);
+    filled(&polled(fds, count));
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(__ppoll_chk as PpollChk)(fds, count, timeout, set.get(), size) }
 }
@@ -390,6 +403,7 @@ unsafe extern "C-unwind" fn pselect(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
+    filled_through(&[read as usize, write as usize, except as usize]);
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(pselect as Pselect)(count, read, write, except, timeout, set.get()) }
 }
@@ -410,6 +424,7 @@ unsafe extern "C-unwind" fn epoll_pwait(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
+    filled_through(&[events as usize]);
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(epoll_pwait as EpollPwait)(fd, events, count, timeout, set.get()) }
 }
@@ -430,6 +445,7 @@ unsafe extern "C-unwind" fn epoll_pwait2(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
+    filled_through(&[events as usize]);
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(epoll_pwait2 as EpollPwait2)(fd, events, count, timeout, set.get()) }
 }
@@ -578,6 +594,7 @@ pub(crate) fn raw_sigaction(
     if !old.is_null() {
         let mut words = [0; MASK_AT + 1];
         (words[0], words[1], words[MASK_AT]) = (before.handler, before.flags, before.mask as usize);
+        filled_through(&[old as usize]);
         let last = old as usize + MASK_AT * size_of::<usize>();
         if !probe::writable(old as usize) || !probe::writable(last) {
             return refuse(libc::EFAULT);

@@ -26,19 +26,27 @@ pub(crate) struct Vma<'a> {
 
 /// What a plain mapping for reading may be flagged with: that it may be read, written and executed after `mprotect`, that it is
 /// shared, that its pages are tracked (soft-dirty), that no memory is reserved for it, and how it is read.
-const PLAIN: [&[u8]; 9] = [
-    b"rd", b"mr", b"mw", b"me", b"ms", b"sd", b"nr", b"rr", b"sr",
+const PLAIN: [&[u8]; 10] = [
+    b"rd", b"mr", b"mw", b"me", b"ms", b"sh", b"sd", b"nr", b"rr", b"sr",
 ];
+/// And one for writing as well, if it is private, in addition: memory is reserved for its pages.
+const WRITABLE: [&[u8]; 2] = [b"wr", b"ac"];
 
 impl<'a> Vma<'a> {
     /// Whether nothing was done to it that a fresh mapping would not have: copies of pages, locks, advice.
     pub(crate) fn plain(&self) -> bool {
         self.anonymous == Some(0)
             && self.swap.unwrap_or(0) == 0
-            && self.access.starts_with(b"r--")
             && self.flags.is_some()
             && self.key.unwrap_or(0) == 0
-            && self.flags().all(|f| PLAIN.contains(&f))
+            && self
+                .flags()
+                .all(|f| PLAIN.contains(&f) || self.is_writable() && WRITABLE.contains(&f))
+    }
+
+    /// Whether it is for reading and writing; otherwise, for reading alone.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.access.starts_with(b"rw-")
     }
 
     /// Whether `mprotect` could make it writable for all that share it.
@@ -65,7 +73,7 @@ impl<'a> Vma<'a> {
     }
 }
 
-/// The mappings of files for reading alone.
+/// The mappings of files for reading, or for reading and writing.
 pub(crate) fn files(text: &[u8]) -> Vec<Vma<'_>> {
     let mut found: Vec<Vma<'_>> = Vec::new();
     let mut here = false;
@@ -81,7 +89,8 @@ pub(crate) fn files(text: &[u8]) -> Vec<Vma<'_>> {
                 }
             }
         } else if let Some(vma) = first_line(line) {
-            here = vma.inode != 0 && vma.access.starts_with(b"r--");
+            let data = vma.access.starts_with(b"r--") || vma.is_writable();
+            here = vma.inode != 0 && data;
             found.extend(here.then_some(vma));
         }
     }
@@ -161,8 +170,12 @@ Anonymous:             4 kB\nSwap:                  0 kB\nVmFlags: rd mr mw me \
 7f0004000000-7f0005000000 r--p 00000000 08:11 1235                       /data/b\n\
 Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
 7f0006000000-7f0007000000 rw-p 00000000 00:00 0 \nAnonymous:             0 kB\nVmFlags: rd wr mr mw me ac \n\
-7f0008000000-7f0009000000 r--s 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nVmFlags: rd mr mw me ms \n\
-7f0009000000-7f000a000000 r--p 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nProtectionKey:         3\nVmFlags: rd mr mw me \n";
+7f0008000000-7f0009000000 r--s 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nVmFlags: rd sh mr mw me ms \n\
+7f0009000000-7f000a000000 r--p 00000000 08:11 7 /data/c\nAnonymous: 0 kB\nProtectionKey:         3\nVmFlags: rd mr mw me \n\
+7f000a000000-7f000b000000 rw-s 00000000 08:11 8 /data/d\nAnonymous: 0 kB\nVmFlags: rd wr sh mr mw me ms sd \n\
+7f000b000000-7f000c000000 rw-p 00000000 08:11 8 /data/d\nAnonymous: 0 kB\nVmFlags: rd wr mr mw me ac sd \n\
+7f000c000000-7f000d000000 rw-p 00000000 08:11 8 /data/d\nAnonymous: 4 kB\nVmFlags: rd wr mr mw me ac sd \n\
+7f000d000000-7f000e000000 r--p 00000000 08:11 8 /data/d\nAnonymous: 0 kB\nVmFlags: rd mr mw me ac sd \n";
 
     fn at(text: &[u8], range: Range<usize>) -> Option<Vma<'_>> {
         containing(&files(text), &range)
@@ -185,12 +198,18 @@ Anonymous:             0 kB\nVmFlags: rd mr mw me lo \n\
             (0x7f00_0200_0000, "a copied page"),
             (0x7f00_0400_0000, "locked"),
             (0x7f00_0900_0000, "protected by a key"),
+            (0x7f00_0c00_0000, "written to"),
+            (0x7f00_0d00_0000, "writable before"),
         ] {
             let vma = at(TEXT, start..start + 4096).expect(why);
             assert!(!vma.plain(), "{why}");
         }
         let shared = at(TEXT, 0x7f00_0800_0000..0x7f00_0800_1000).expect("there");
-        assert!(shared.plain() && shared.may_be_written());
+        assert!(shared.plain() && shared.may_be_written() && !shared.is_writable());
+        for start in [0x7f00_0a00_0000, 0x7f00_0b00_0000] {
+            let writable = at(TEXT, start..start + 4096).expect("there");
+            assert!(writable.plain() && writable.is_writable());
+        }
         for (start, why) in [(0x55d0_a8c0_0000, "code"), (0x7f00_0600_0000, "memory")] {
             assert_eq!(at(TEXT, start..start + 4096), None, "{why}");
         }

@@ -246,6 +246,7 @@ impl Waiting {
         let origin = vma.range.start as i128 - i128::from(vma.offset);
         let device = vma.device == (libc::major(self.id.dev), libc::minor(self.id.dev));
         vma.inode == self.id.ino
+            && vma.is_writable() == self.call.writable
             && (device || vma.path == self.path.as_os_str().as_bytes())
             && origin == self.call.addr as i128 - i128::from(self.call.offset)
             && vma.access.ends_with(b"s") == (self.call.flags & libc::MAP_TYPE == libc::MAP_SHARED)

@@ -5,7 +5,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::lend::{Given, GivenVector, vector_reaches};
+use crate::lend::{Given, GivenVector, filled_parts, vector_reaches};
 use crate::probe;
 use crate::real::real;
 use crate::state::idle;
@@ -178,6 +178,9 @@ pub(crate) unsafe extern "C-unwind" fn process_vm_writev(
     flags: usize,
 ) -> isize {
     let real = real!(process_vm_writev as BetweenProcesses);
+    if pid as u32 == faultless_sys::raw::getpid() {
+        filled_parts(remote, remote_count);
+    }
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     with_vector(local, local_count, |v| unsafe {
         real(pid, v, local_count, remote, remote_count, flags)
@@ -194,6 +197,7 @@ pub(crate) unsafe extern "C-unwind" fn process_vm_readv(
     flags: usize,
 ) -> isize {
     let real = real!(process_vm_readv as BetweenProcesses);
+    filled_parts(local, local_count);
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     let call = |v| unsafe { real(pid, local, local_count, v, remote_count, flags) };
     if pid as u32 == faultless_sys::raw::getpid() {

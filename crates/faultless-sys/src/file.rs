@@ -187,16 +187,8 @@ pub fn cached_id(fd: i32) -> Result<FileId, Errno> {
 /// `fstat(2)`.
 #[inline]
 pub fn status(fd: i32) -> Result<Status, Errno> {
-    let mut st = core::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
-    check(unsafe {
-        syscall(
-            libc::SYS_fstat,
-            [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0],
-        )
-    })?;
-    // SAFETY: the call succeeded, so the kernel wrote all of it.
-    let st = unsafe { st.assume_init() };
+    let mut st = core::mem::MaybeUninit::uninit();
+    let st = stat(fd, &mut st)?;
     Ok(Status {
         id: FileId {
             dev: st.st_dev,
@@ -205,6 +197,40 @@ pub fn status(fd: i32) -> Result<Status, Errno> {
         len: st.st_size as u64,
         mode: st.st_mode,
         uid: st.st_uid,
+    })
+}
+
+/// Not by value, as [`remembered`].
+fn stat(fd: i32, st: &mut core::mem::MaybeUninit<libc::stat>) -> Result<&libc::stat, Errno> {
+    // SAFETY: `st` is writable and has the kernel's layout on 64-bit targets.
+    check(unsafe {
+        syscall(
+            libc::SYS_fstat,
+            [fd as usize, st.as_mut_ptr() as usize, 0, 0, 0, 0],
+        )
+    })?;
+    // SAFETY: the call succeeded, so the kernel wrote all of it.
+    Ok(unsafe { st.assume_init_ref() })
+}
+
+/// What a file takes up on its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// It has a name. Otherwise it goes when it is closed.
+    pub named: bool,
+    /// Bytes that are allocated to it: holes have none.
+    pub bytes: u64,
+}
+
+/// What a file takes up (`fstat(2)`).
+pub fn storage(fd: i32) -> Result<Storage, Errno> {
+    /// The unit of `st_blocks`.
+    const BLOCK: u64 = 512;
+    let mut st = core::mem::MaybeUninit::uninit();
+    let st = stat(fd, &mut st)?;
+    Ok(Storage {
+        named: st.st_nlink != 0,
+        bytes: (st.st_blocks as u64).saturating_mul(BLOCK),
     })
 }
 

@@ -14,11 +14,12 @@ use crate::coherence::{hooks, keeper};
 use crate::fault::chain::{Disposition, NotInstalled};
 use crate::guards::files::LiveFile;
 use crate::guards::handler::{self, SIGSEGV};
-use crate::guards::mapping::{self, Child, LiveMapping};
+use crate::guards::mapping::{self, Child, LiveMapping, Made};
 use crate::guards::table::Inside;
 use crate::guards::{files, maps, serve, sweep, table};
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
+use faultless_sys::signal;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -45,6 +46,8 @@ pub struct Wanted<'a> {
     pub offset: u64,
     /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
     pub flags: i32,
+    /// With `PROT_WRITE`.
+    pub writable: bool,
     /// The program can make it writable, for all that share it.
     pub may_be_written: bool,
     /// How the program wants to read it (`MADV_…`).
@@ -76,8 +79,8 @@ impl Live {
     ///
     /// # Safety
     ///
-    /// [`start_threads`](crate::standin::start_threads) and [`watch_forks`](crate::standin::watch_forks) were called. At `at` lies a mapping of the kernel's of these bytes of the file, which is not writable, and of which no page holds anything but
-    /// the file's bytes.
+    /// [`start_threads`](crate::standin::start_threads) and [`watch_forks`](crate::standin::watch_forks) were called. At `at` lies a mapping of the kernel's of these bytes of the file, of which no page holds anything but the file's bytes. If it is writable,
+    /// or private, the program does not know of it yet, or has one thread, which is here.
     pub unsafe fn new(wanted: &Wanted<'_>) -> Result<Live, Error> {
         SIGSEGV.install().map_err(|e| match e {
             NotInstalled::Replaced(handler) => Error::HandlerReplaced { handler },
@@ -107,7 +110,10 @@ impl Live {
             wanted.offset,
             status.len,
             file,
-            wanted.flags,
+            Made {
+                flags: wanted.flags,
+                writable: wanted.writable,
+            },
             named,
         );
         live.advice.store(wanted.advice, Ordering::Relaxed);
@@ -141,6 +147,11 @@ impl Live {
     pub fn covers(&self, range: &Range<usize>) -> bool {
         let own = self.range();
         own.start <= range.start && range.end <= own.end
+    }
+
+    /// Whether the program made it with `PROT_WRITE`.
+    pub fn is_writable(&self) -> bool {
+        self.0.is_writable()
     }
 
     /// How many bytes the program had mapped with it, at first.
@@ -247,6 +258,9 @@ pub fn touches(range: &Range<usize>) -> bool {
     table::touches(range)
 }
 
+/// No program has memory from here on.
+const LAST: usize = isize::MAX as usize;
+
 /// Live mappings of which one system call can use parts.
 const PARTS: usize = 4;
 
@@ -279,7 +293,7 @@ impl Opened {
 
     fn open_in(&mut self, range: &Range<usize>, hold: bool) {
         // (The whole range, though one system call moves 2 GiB at most: the C library may make several for one call of the program's.)
-        let end = range.end;
+        let end = range.end.min(LAST);
         let mut at = range.start;
         while at < end {
             let Some(next) = table::next_part(at..end) else {
@@ -335,20 +349,54 @@ impl Drop for Opened {
 
 /// Removes the markers of a part, for the kernel.
 fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
+    read_in(live, part.clone(), !hold);
+    live.open_chunks(part, hold);
+}
+
+/// Whether there is a live mapping that is writable: then calls that have the kernel write to memory need [`open_for_writing`].
+#[inline]
+pub fn any_writable() -> bool {
+    table::any_writable()
+}
+
+/// Removes the markers of what writable live mappings have of a range, which the kernel is to write to: it would end with `EFAULT`, perhaps
+/// after it has read from a pipe what it cannot put anywhere. They do not come back. `in_copy`: in a child of vfork. Takes no lock.
+pub fn open_for_writing(range: &Range<usize>, in_copy: bool) {
+    let end = range.end.min(LAST);
+    let mut at = range.start;
+    while at < end {
+        let Some(next) = table::next_part(at..end) else {
+            return;
+        };
+        at = (next & !(PAGE - 1)) + PAGE;
+        // A handler that does not return would leave the mapping in use for ever.
+        let _blocked = signal::Blocked::all();
+        if let Some(live) = table::find(next) {
+            let own = live.range();
+            let part = next & !(PAGE - 1)..end.next_multiple_of(PAGE).min(own.end);
+            at = at.max(part.end);
+            if live.is_writable() && !part.is_empty() && live.open_for_ever(&part) {
+                read_in(&live, part, in_copy);
+            }
+        }
+    }
+}
+
+/// Asks the page cache for a part that the kernel is to use.
+fn read_in(live: &LiveMapping, part: Range<usize>, in_copy: bool) {
     /// More than this the kernel reads by itself.
     const MOST: usize = 1 << 20;
-    let data = live.with_data(part.clone());
+    let data = live.with_data(part);
     // (A child of vfork has a table of its own, and its parent's memory: it fetches nothing.)
-    let number = match hold {
-        true => live.file.number(),
-        false => live.file.number_in_copy(),
+    let number = match in_copy {
+        true => live.file.number_in_copy(),
+        false => live.file.number(),
     };
     if data.len() <= MOST
         && let Some(fd) = number
     {
         serve::ask_for(live, fd, data);
     }
-    live.open_chunks(part, hold);
 }
 
 /// Removes all markers of all live mappings, for a child of vfork. Some seconds later they come back.

@@ -53,6 +53,15 @@ pub(crate) enum Child {
     Without,
 }
 
+/// How the program made a mapping.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
+    pub(crate) flags: i32,
+    /// With `PROT_WRITE`.
+    pub(crate) writable: bool,
+}
+
 /// No state of the page cache has this value. It says that the next round must look at the chunk.
 const UNKNOWN: u32 = u32::MAX;
 
@@ -87,8 +96,7 @@ pub(crate) struct LiveMapping {
     data_end: usize,
     pub(crate) file: Arc<LiveFile>,
     pub(crate) named: Named,
-    /// `MAP_PRIVATE` or `MAP_SHARED`, with what else concerns the mapping rather than its making.
-    flags: i32,
+    made: Made,
     /// How a forked child is to find it.
     child: AtomicU8,
     /// How often the kernel has copied its page tables.
@@ -155,7 +163,7 @@ impl LiveMapping {
         offset: u64,
         len: u64,
         file: Arc<LiveFile>,
-        flags: i32,
+        made: Made,
         named: Named,
     ) -> Self {
         let data = len.saturating_sub(offset).min(range.len() as u64) as usize;
@@ -171,7 +179,7 @@ impl LiveMapping {
             data_end,
             file,
             named,
-            flags,
+            made,
             child: AtomicU8::new(Child::Copied as u8),
             copied: AtomicU32::new(0),
             advice: AtomicI32::new(libc::MADV_NORMAL),
@@ -196,7 +204,21 @@ impl LiveMapping {
 
     /// Whether writes to it are shared with the file.
     pub(crate) fn is_shared(&self) -> bool {
-        self.flags & libc::MAP_TYPE == libc::MAP_SHARED
+        self.made.flags & libc::MAP_TYPE == libc::MAP_SHARED
+    }
+
+    /// Whether the program can write to it without asking the kernel first.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.made.writable
+    }
+
+    /// Whether markers may be installed after the program has learnt of it.
+    ///
+    /// * In a private mapping, a marker would destroy what was written to a page, if only by a debugger's hand.
+    /// * In a writable one, the kernel uses pages by itself that the program has touched: the word of a futex, a list of robust
+    ///   mutexes. It must find them.
+    pub(crate) fn may_get_more(&self) -> bool {
+        self.is_shared() && !self.is_writable()
     }
 
     /// Keeps markers from being installed until [`release`](Self::release).
@@ -303,6 +325,26 @@ impl LiveMapping {
         }
     }
 
+    /// The chunks that have some of a part of the mapping, as far as they are still its own.
+    fn whole_chunks(&self, part: &Range<usize>) -> Range<usize> {
+        let own = self.range();
+        let start = self.first + (part.start - self.first) / CHUNK * CHUNK;
+        let end = self.first + (part.end - self.first).next_multiple_of(CHUNK);
+        start.max(own.start)..end.min(own.end).max(part.end)
+    }
+
+    /// Removes the markers of a part that the kernel is to write to, with those of the chunks around it. None comes back. `false` if there
+    /// were none.
+    pub(crate) fn open_for_ever(&self, part: &Range<usize>) -> bool {
+        let whole = self.whole_chunks(part);
+        let mut chunks = self.chunk_of(whole.start)..self.chunk_of(whole.end - 1) + 1;
+        let some = chunks.any(|number| self.markers(number) != Markers::Removed);
+        if some {
+            self.open_chunks(whole, true);
+        }
+        some
+    }
+
     fn chunk_of(&self, addr: usize) -> usize {
         (addr - self.first) / CHUNK
     }
@@ -314,7 +356,7 @@ impl LiveMapping {
         let mut at = part.start;
         while at < part.end {
             let number = self.chunk_of(at);
-            let whole = self.first + number * CHUNK..self.first + (number + 1) * CHUNK;
+            let whole = self.whole_chunks(&(at..at + 1));
             let end = whole.end.min(part.end);
             if !held || self.markers(number) != Markers::Removed {
                 self.opens(at);
@@ -456,7 +498,7 @@ impl LiveMapping {
             return Ok(());
         }
         let offset = self.offset_of(part.start);
-        let flags = self.flags | mem::MAP_FIXED_NOREPLACE;
+        let flags = self.made.flags | mem::MAP_FIXED_NOREPLACE;
         let prot = libc::PROT_READ;
         // SAFETY: replaces nothing: the parent's mapping was left out.
         unsafe { mem::map(part.start, part.len(), prot, flags, number, offset)? };
@@ -495,6 +537,10 @@ mod tests {
 
     /// 5 MiB of a file that ends 100 bytes into its fourth MiB.
     fn mapping() -> LiveMapping {
+        made(libc::MAP_SHARED, false)
+    }
+
+    fn made(flags: i32, writable: bool) -> LiveMapping {
         let id = FileId { dev: 1, ino: 2 };
         let file = LiveFile::of(Fd::new(-1, -1), id);
         let (offset, len) = (8192, (3 << 20) + 100 + 8192);
@@ -505,7 +551,7 @@ mod tests {
             offset,
             len,
             Arc::new(file),
-            libc::MAP_SHARED,
+            Made { flags, writable },
             (2, (0, 1)),
         )
     }
@@ -573,6 +619,33 @@ mod tests {
         }
         live.settle(0, untouched);
         assert!(!live.may_be_reclaimed(0, untouched));
+    }
+
+    #[test]
+    fn only_what_nobody_writes_to_gets_markers_later() {
+        let gets = |flags, writable| made(flags, writable).may_get_more();
+        assert!(gets(libc::MAP_SHARED, false) && !gets(libc::MAP_SHARED, true));
+        assert!(!gets(libc::MAP_PRIVATE, false) && !gets(libc::MAP_PRIVATE, true));
+    }
+
+    #[test]
+    fn what_the_kernel_writes_to_is_open_for_ever_in_whole_chunks() {
+        let live = made(libc::MAP_SHARED, true);
+        live.trim(&(AT..AT + PAGE));
+        let byte = |at: usize| AT + at..AT + at + 1;
+        for number in 0..3 {
+            live.set_markers(number, Markers::Installed);
+        }
+        assert!(live.open_for_ever(&byte(CHUNK + 5)));
+        let markers = [0, 1, 2].map(|number| live.markers(number));
+        assert_eq!(
+            markers,
+            [Markers::Installed, Markers::Removed, Markers::Installed]
+        );
+        assert!(!live.open_for_ever(&byte(CHUNK + 77)));
+        // The first and the last one, of which the mapping has but a part.
+        assert!(live.open_for_ever(&(AT + PAGE..AT + (5 << 20))));
+        assert!(!live.open_for_ever(&byte(PAGE)) && !live.open_for_ever(&byte((5 << 20) - 1)));
     }
 
     #[test]

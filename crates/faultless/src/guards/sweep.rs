@@ -1,8 +1,8 @@
 //! Installing markers, and putting them back on pages that the kernel has reclaimed.
 //!
 //! Both are done in steps of a chunk, off the fault path. A page that comes into memory between the look and the step loses its entry in the
-//! page table, and nothing else: only mappings of which no page can hold anything but the file's bytes come here. Those are shared ones, and
-//! private ones that nobody has had a chance to write to as yet.
+//! page table, and nothing else: only mappings of which no page can hold anything but the file's bytes come here. Those are shared ones that
+//! are not writable, and others of which the program has not learnt as yet.
 
 #![allow(unsafe_code, reason = "installs markers by address")]
 
@@ -63,7 +63,7 @@ fn spend(left: &mut usize) -> bool {
     some
 }
 
-/// Installs the first markers of a new mapping: of `bytes` of a shared one, and of all of a private one, which may be written to later.
+/// Installs the first markers of a new mapping: of `bytes` of it, or of all if it may get none later.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub(crate) fn install(live: &LiveMapping, bytes: usize) -> Result<(), Errno> {
     let Some(fd) = live.file.number() else {
         return Err(Errno(libc::EBADF));
     };
-    let chunks = match live.is_shared() {
+    let chunks = match live.may_get_more() {
         true => live.chunks().min(bytes.div_ceil(CHUNK)),
         false => live.chunks(),
     };
@@ -95,15 +95,14 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 fn look_at_all(maps: i32) -> bool {
     let mut mappings = 0;
-    // (A private mapping may hold what the program wrote, if only by a debugger's hand.)
-    table::for_each(|live| mappings += usize::from(live.is_shared()));
+    table::for_each(|live| mappings += usize::from(live.may_get_more()));
     let begin = NEXT.load(Ordering::Relaxed);
     let begin = if begin < mappings { begin } else { 0 };
     let (mut left, share, mut more) = (Budget::PART, Budget::PART.share(mappings), false);
     for turn in [begin..usize::MAX, 0..begin] {
         let mut number = 0;
         table::for_each(|live| {
-            if !live.is_shared() {
+            if !live.may_get_more() {
                 return;
             }
             if turn.contains(&number) && !left.is_spent() {

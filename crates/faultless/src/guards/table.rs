@@ -44,6 +44,8 @@ impl Slot {
 }
 
 static SLOTS: [Slot; MOST] = [const { Slot::new() }; MOST];
+/// How many of the mappings are writable.
+static WRITABLE: AtomicUsize = AtomicUsize::new(0);
 /// Slots from this number on were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
@@ -77,6 +79,12 @@ fn used() -> &'static [Slot] {
 /// Whether there has been no live mapping in this process as yet.
 pub(crate) fn is_unused() -> bool {
     USED.load(Ordering::SeqCst) == 0
+}
+
+/// Whether there is a live mapping that is writable.
+#[inline]
+pub(crate) fn any_writable() -> bool {
+    WRITABLE.load(Ordering::Relaxed) > 0
 }
 
 /// Finds the mapping that `addr` lies in.
@@ -118,6 +126,7 @@ pub(crate) fn insert(live: LiveMapping) -> Option<&'static LiveMapping> {
     let number = state.taken.iter().position(|taken| !taken)?;
     state.taken[number] = true;
     let range = live.range();
+    WRITABLE.fetch_add(usize::from(live.is_writable()), Ordering::SeqCst);
     let live = Box::into_raw(Box::new(live));
     let slot = &SLOTS[number];
     slot.gate.open(live);
@@ -156,6 +165,7 @@ pub(crate) unsafe fn remove(live: &'static LiveMapping) {
     let Some(number) = number_of(live) else {
         return;
     };
+    WRITABLE.fetch_sub(usize::from(live.is_writable()), Ordering::SeqCst);
     SLOTS[number].end.store(0, Ordering::SeqCst);
     let taken = SLOTS[number].gate.take();
     state.leaving.push((number, Leaving(taken)));
@@ -202,6 +212,7 @@ pub(crate) fn forget(mut state: MutexGuard<'static, Slots>, mut f: impl FnMut(&L
         slot.gate.forget_users();
     }
     USED.store(0, Ordering::SeqCst);
+    WRITABLE.store(0, Ordering::SeqCst);
     std::mem::forget(std::mem::take(&mut state.leaving));
     state.taken = [false; MOST];
 }

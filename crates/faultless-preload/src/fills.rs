@@ -1,0 +1,208 @@
+//! Calls that have the kernel write to the program's memory. It is not to find markers there: a call may have taken something off a
+//! queue, or have reaped a child, by the time that it learns that it cannot say so. So the markers of what it may write to are removed
+//! before. ([`crate::short`] has calls that do more than that; [`crate::memory`] has `read` and `pread`.)
+//!
+//! Nobody need wait for the kernel to find memory that the program has touched: markers never come back in writable mappings.
+
+#![allow(
+    unsafe_code,
+    reason = "functions of the C library, with its pointers and its promises"
+)]
+
+use crate::lend::{filled, filled_parts, filled_through, kept, range};
+use crate::probe;
+use crate::real::real;
+use libc::{mmsghdr, msghdr};
+use std::ffi::{c_int, c_uint, c_void};
+
+/// Functions with a buffer of a given length.
+macro_rules! fill_buffers {
+    ($($kind:ty: $name:ident($($arg:ident)*) fills $at:ident for $len:expr;)*) => { $(
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+            let real = real!($name as unsafe extern "C-unwind" fn($(fill_buffers!(@word $arg)),*) -> $kind);
+            filled(&range($at as *const c_void, $len));
+            filled_through(&[$($arg),*]);
+            // SAFETY: the program's own arguments, as words.
+            unsafe { real($($arg),*) }
+        }
+    )* };
+    (@word $arg:ident) => { usize };
+}
+
+fill_buffers! {
+    isize: recv(fd buf len flags) fills buf for len;
+    isize: __recv_chk(fd buf len room flags) fills buf for len;
+    isize: recvfrom(fd buf len flags from from_len) fills buf for len;
+    isize: __recvfrom_chk(fd buf len room flags from from_len) fills buf for len;
+    isize: __read_chk(fd buf len room) fills buf for len;
+    isize: __pread_chk(fd buf len offset room) fills buf for len;
+    isize: __pread64_chk(fd buf len offset room) fills buf for len;
+    isize: getrandom(buf len flags) fills buf for len;
+    isize: getdents64(fd buf len) fills buf for len;
+    isize: mq_receive(queue buf len priority) fills buf for len;
+    // (The message's type comes first.)
+    isize: msgrcv(id buf len kind flags) fills buf for len.saturating_add(size_of::<libc::c_long>());
+    // Into large buffers, streams read directly.
+    usize: fread(buf size count stream) fills buf for size.saturating_mul(count);
+    usize: fread_unlocked(buf size count stream) fills buf for size.saturating_mul(count);
+    usize: __fread_chk(buf room size count stream) fills buf for size.saturating_mul(count);
+    usize: __fread_unlocked_chk(buf room size count stream) fills buf for size.saturating_mul(count);
+    usize: getcwd(buf len) fills buf for len;
+    usize: __getcwd_chk(buf len room) fills buf for len;
+    c_int: getentropy(buf len) fills buf for len;
+    c_int: poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
+    c_int: __poll_chk(fds count timeout room) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
+}
+
+/// Functions whose pointers lead to something short.
+macro_rules! fill_short {
+    ($kind:ty; $($name:ident($($arg:ident)*);)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+            let real = real!($name as unsafe extern "C-unwind" fn($(fill_short!(@word $arg)),*) -> $kind);
+            filled_through(&[$($arg),*]);
+            // SAFETY: the program's own arguments, as words.
+            unsafe { real($($arg),*) }
+        }
+    )* };
+    (@word $arg:ident) => { usize };
+}
+
+fill_short! { c_int;
+    accept(fd address len);
+    accept4(fd address len flags);
+    getsockname(fd address len);
+    getpeername(fd address len);
+    getsockopt(fd level option value len);
+    wait(status);
+    waitpid(pid status options);
+    wait3(status options usage);
+    wait4(pid status options usage);
+    waitid(kind id info options);
+    select(count read write except timeout);
+    epoll_wait(fd events count timeout);
+    pipe(ends);
+    pipe2(ends flags);
+    socketpair(domain kind protocol ends);
+    sigpending(set);
+    fstat(fd to);
+    fstat64(fd to);
+    __fxstat(version fd to);
+    __fxstat64(version fd to);
+    fstatfs(fd to);
+    fstatfs64(fd to);
+    fstatvfs(fd to);
+    fstatvfs64(fd to);
+    getitimer(which to);
+    timer_gettime(timer to);
+    timerfd_gettime(fd to);
+    clock_getres(clock to);
+    clock_gettime(clock to);
+    clock_adjtime(clock to);
+    adjtimex(to);
+    ntp_adjtime(to);
+    getrusage(of to);
+    getrlimit(resource to);
+    getrlimit64(resource to);
+    sysinfo(to);
+    uname(to);
+    getresuid(real effective saved);
+    getresgid(real effective saved);
+    getgroups(count to);
+    __getgroups_chk(count to room);
+    sched_getaffinity(pid size to);
+    sched_getparam(pid to);
+    sched_rr_get_interval(pid to);
+    ptsname_r(fd to len);
+    __ptsname_r_chk(fd to len room);
+    ttyname_r(fd to len);
+    __ttyname_r_chk(fd to len room);
+    eventfd_read(fd to);
+    mq_getattr(queue to);
+    semctl(id number command argument);
+    capget(header to);
+    klogctl(command to len);
+}
+
+fill_short! { isize;
+    times(to);
+    sendfile(to from offset count);
+    sendfile64(to from offset count);
+    splice(from from_offset to to_offset len flags);
+    copy_file_range(from from_offset to to_offset len flags);
+    ptrace(request pid address data);
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recvmsg(
+    fd: c_int,
+    message: *mut msghdr,
+    flags: c_int,
+) -> isize {
+    let real = real!(recvmsg as unsafe extern "C-unwind" fn(c_int, *mut msghdr, c_int) -> isize);
+    filled_message(message);
+    // SAFETY: the program's own arguments; the kernel checks the pointers.
+    unsafe { real(fd, message, flags) }
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C-unwind" fn recvmmsg(
+    fd: c_int,
+    messages: *mut mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: usize,
+) -> c_int {
+    type Recvmmsg = unsafe extern "C-unwind" fn(c_int, *mut mmsghdr, c_uint, c_int, usize) -> c_int;
+    let real = real!(recvmmsg as Recvmmsg);
+    if faultless::live::any_writable() {
+        filled_through(&[timeout]);
+        // (The kernel takes no more of them.)
+        for i in 0..count.min(libc::UIO_MAXIOV as c_uint) as usize {
+            filled_message(messages.wrapping_add(i).cast());
+        }
+    }
+    // SAFETY: the program's own arguments; the kernel checks the pointers.
+    unsafe { real(fd, messages, count, flags, timeout) }
+}
+
+/// A message is to be received: where its header says, and into the header.
+fn filled_message(message: *mut msghdr) {
+    if !faultless::live::any_writable() {
+        return;
+    }
+    filled_through(&[message as usize]);
+    if let Some(header) = probe::copy(message) {
+        filled(&range(header.msg_name, header.msg_namelen as usize));
+        filled(&range(header.msg_control, header.msg_controllen));
+        filled_parts(header.msg_iov, header.msg_iovlen);
+    }
+}
+
+/// Functions after which somebody uses memory who cannot be told of markers: a stream its buffer, the kernel a stack.
+macro_rules! keep_memory {
+    ($($name:ident($($arg:ident)*) keeps $at:ident for $len:expr, $reason:expr;)*) => { $(
+        #[unsafe(no_mangle)]
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
+            let real = real!($name as unsafe extern "C-unwind" fn($(keep_memory!(@word $arg)),*) -> c_int);
+            kept(&range($at as *const c_void, $len), $reason);
+            // SAFETY: the program's own arguments, as words.
+            unsafe { real($($arg),*) }
+        }
+    )* };
+    (@word $arg:ident) => { usize };
+}
+
+const BUFFER: &str = "it is the buffer of a stream (setvbuf)";
+pub(crate) const STACK: &str = "it is the stack of a thread";
+
+keep_memory! {
+    setvbuf(stream buf mode len) keeps buf for len, BUFFER;
+    // (These return nothing.)
+    setbuf(stream buf) keeps buf for libc::BUFSIZ as usize, BUFFER;
+    setbuffer(stream buf len) keeps buf for len, BUFFER;
+    pthread_attr_setstack(attributes at len) keeps at for len, STACK;
+    // The stack ends there.
+    pthread_attr_setstackaddr(attributes end) keeps end for 0, STACK;
+}

@@ -15,12 +15,12 @@ status=$?
 [ $status = 0 ] && document programs /tmp/bench
 tell bench programs $status /tmp/err
 
-for program in shape holes signals storm live reclaimed handed_on; do
+for program in shape holes signals storm live written reclaimed handed_on; do
     # (That one waits for markers, and finds none by itself.)
     if [ $program = reclaimed ]; then echo good >/tmp/bare; else /t/test-$program /d/test.data >/tmp/bare 2>/dev/null; fi
     for backend in stand-in live; do
         # Those last ones are about live mappings.
-        case $program-$backend in live-stand-in | reclaimed-stand-in | handed_on-stand-in) continue ;; esac
+        case $program-$backend in live-stand-in | written-stand-in | reclaimed-stand-in | handed_on-stand-in) continue ;; esac
         if ! faultless run --backend $backend -- /t/faultless --version >/dev/null 2>/tmp/said; then
             tell "run-$backend" $program 77 /tmp/said
             continue

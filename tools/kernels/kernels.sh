@@ -137,7 +137,7 @@ tools() {
     mkdir -p "$root/lib64" "$root/lib/x86_64-linux-gnu"
     cp "$here/tell.sh" "$here/guest.sh" "$here/delay.sh" "$(command -v mkfs.ext4 || echo /sbin/mkfs.ext4)" "$root/"
     for program in faultless libfaultless_preload.so; do strip -o "$root/$program" "$tree/target/release/$program"; done
-    for program in live shape holes signals storm reclaimed handed_on convoy; do
+    for program in live written shape holes signals storm reclaimed handed_on convoy; do
         cc -O1 -pthread -o "$root/test-$program" "$tree/crates/faultless-cli/tests/programs/$program.c"
     done
     for program in faultless libfaultless_preload.so test-live mkfs.ext4; do ldd "$root/$program"; done |

@@ -98,7 +98,7 @@ def main():
         table.append((name, lambda t, c=contender: per_miss(t, "programs", c)))
     for program in ("shape", "holes", "signals", "storm"):
         table.append((f"{program}, stand-in", lambda t, p=program: status(t, "run-stand-in", p)))
-    for program in ("shape", "holes", "signals", "storm", "live", "reclaimed", "handed_on"):
+    for program in ("shape", "holes", "signals", "storm", "live", "written", "reclaimed", "handed_on"):
         table.append((f"{program}, live", lambda t, p=program: status(t, "run-live", p)))
     table.append(("observe", lambda t: status(t, "observe", "observe")))
     table.append(("observe, a wait for a mapping's own lock", lambda t: status(t, "observe", "mapping")))

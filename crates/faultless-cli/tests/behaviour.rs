@@ -449,7 +449,8 @@ fn a_tree_of_processes_shares_one_budget() {
         std::fs::write(path, vec![7u8; 96 << 20]).expect("writable");
     });
     // Four workers, forked before they map, read all of the file, again and again, concurrently. None ends before all have read, and
-    // had time to tell each other of it, eight times over. Meanwhile each goes on to use the same 8 MiB.
+    // had time to tell each other of it, eight times over. Meanwhile each goes on to use the same 8 MiB, and ends with its mapping: so the
+    // first one that ends has heard of all.
     let text = "import mmap,sys,os,time,select\n\
         f = open(sys.argv[1], 'rb'); done, go = os.pipe(), os.pipe()\n\
         def work():\n\
@@ -459,10 +460,11 @@ fn a_tree_of_processes_shares_one_budget() {
         \x20       assert sum(m[i] for i in range(n % 4096, len(m), 4096)) == 7 * (len(m) // 4096); n += 1\n\
         \x20   os.write(done[1], b'x')\n\
         \x20   while not select.select([go[0]], [], [], 0.05)[0]: assert sum(m[i] for i in range(0, 8 << 20, 4096)) == 7 * 2048\n\
+        \x20   os._exit(0)\n\
         children = []\n\
         for i in range(4):\n\
         \x20   child = os.fork()\n\
-        \x20   if not child: work(); os._exit(0)\n\
+        \x20   if not child: work()\n\
         \x20   children.append(child)\n\
         for i in range(4): os.read(done[0], 1)\n\
         time.sleep(2); os.close(go[1])\n\

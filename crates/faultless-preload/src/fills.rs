@@ -35,11 +35,16 @@ fill_buffers! {
     isize: __recv_chk(fd buf len room flags) fills buf for len;
     isize: recvfrom(fd buf len flags from from_len) fills buf for len;
     isize: __recvfrom_chk(fd buf len room flags from from_len) fills buf for len;
+    isize: __read(fd buf len) fills buf for len;
+    isize: __pread64(fd buf len offset) fills buf for len;
     isize: __read_chk(fd buf len room) fills buf for len;
     isize: __pread_chk(fd buf len offset room) fills buf for len;
     isize: __pread64_chk(fd buf len offset room) fills buf for len;
     isize: getrandom(buf len flags) fills buf for len;
     isize: getdents64(fd buf len) fills buf for len;
+    isize: getdirentries(fd buf len base) fills buf for len;
+    isize: getdirentries64(fd buf len base) fills buf for len;
+    isize: flistxattr(fd buf len) fills buf for len;
     isize: mq_receive(queue buf len priority) fills buf for len;
     // (The message's type comes first.)
     isize: msgrcv(id buf len kind flags) fills buf for len.saturating_add(size_of::<libc::c_long>());
@@ -51,7 +56,10 @@ fill_buffers! {
     usize: getcwd(buf len) fills buf for len;
     usize: __getcwd_chk(buf len room) fills buf for len;
     c_int: getentropy(buf len) fills buf for len;
+    // (It returns nothing, and ends the process if it cannot.)
+    c_int: arc4random_buf(buf len) fills buf for len;
     c_int: poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
+    c_int: __poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
     c_int: __poll_chk(fds count timeout room) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
 }
 
@@ -81,6 +89,7 @@ fill_short! { c_int;
     wait4(pid status options usage);
     waitid(kind id info options);
     select(count read write except timeout);
+    __select(count read write except timeout);
     epoll_wait(fd events count timeout);
     pipe(ends);
     pipe2(ends flags);
@@ -114,6 +123,9 @@ fill_short! { c_int;
     sched_getaffinity(pid size to);
     sched_getparam(pid to);
     sched_rr_get_interval(pid to);
+    pthread_getaffinity_np(thread size to);
+    pthread_getname_np(thread to len);
+    thrd_sleep(time left);
     ptsname_r(fd to len);
     __ptsname_r_chk(fd to len room);
     ttyname_r(fd to len);

@@ -135,6 +135,11 @@ fn pointers_that_cannot_be_read_are_for_the_kernel_to_refuse() {
         .collect();
     assert!(missing.is_empty(), "no row in pointers.c for {missing:?}");
     same(&program, &[], &[text(&data)]);
+    // (Then one of the program's mappings is writable.)
+    let live = faultless::live::support().map(drop).map_err(str::to_owned);
+    if possible("pointers_that_cannot_be_read, live", live) {
+        same(&program, &["--backend", "live"], &[text(&data)]).taken_over();
+    }
     let _ = std::fs::remove_file(data);
 }
 

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 /* Arguments, a letter each: b a bad pointer; v a vector whose only part is bad; h a message whose vector is bad; f a socket;
- * r a file; a AT_FDCWD; p this process; n 16; 1; 0; - minus one; s a path; u a signal; t a short time; m a mapping. */
+ * r a file; a AT_FDCWD; p this process; n 16; 1 to 4; 0; - minus one; D MSG_DONTWAIT; s a path; u a signal; t a short time; m a mapping. */
 static const struct row {
     const char *name, *arguments;
 } rows[] = {
@@ -69,6 +69,24 @@ static const struct row {
     { "lchmod", "b0" }, { "signalfd", "-b0" }, { "ftok", "b1" }, { "scandirat", "abb00" }, { "scandirat64", "abb00" }, { "readv", "rb1" },
     { "preadv", "rb10" }, { "preadv64", "rb10" }, { "preadv2", "rb100" }, { "preadv64v2", "rb100" }, { "process_madvise", "fb100" },
     { "mq_timedreceive", "fbn0b" }, { "pathconf", "b1" }, { "capset", "bb" }, { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
+    /* Those have the kernel write. */
+    { "recv", "fbnD" }, { "__recv_chk", "fbnnD" }, { "recvfrom", "fbnD00" }, { "recvfrom", "fsnDbb" }, { "__recvfrom_chk", "fbnnD0" },
+    { "recvmsg", "fbD" }, { "recvmsg", "fhD" }, { "recvmmsg", "fb1D0" }, { "recvmmsg", "fb1Db" }, { "__read", "rbn" }, { "__pread64", "rbn0" },
+    { "__read_chk", "rbnn" }, { "__pread_chk", "rbn0n" }, { "__pread64_chk", "rbn0n" }, { "getrandom", "bn0" }, { "getentropy", "bn" },
+    { "arc4random_buf", "bn" }, { "getdents64", "rbn" }, { "getdirentries", "rbnb" }, { "getdirentries64", "rbnb" }, { "flistxattr", "rbn" },
+    { "mq_receive", "fbn0" }, { "msgrcv", "0bn00" }, { "getcwd", "bN" }, { "__getcwd_chk", "bN-" }, { "poll", "b10" }, { "__poll", "b10" },
+    { "__poll_chk", "b10n" }, { "select", "nb00t" }, { "__select", "nb00t" }, { "accept", "fbb" }, { "accept4", "fbb0" }, { "getsockname", "fbb" },
+    { "getpeername", "fbb" }, { "getsockopt", "f13bb" }, { "wait", "b" }, { "waitpid", "-b0" }, { "wait3", "b00" }, { "wait4", "-b0b" },
+    { "waitid", "00b4" }, { "epoll_wait", "fb10" }, { "pipe", "b" }, { "pipe2", "b0" }, { "socketpair", "110b" }, { "sigpending", "b" },
+    { "fstat", "rb" }, { "fstat64", "rb" }, { "__fxstat", "1rb" }, { "__fxstat64", "1rb" }, { "fstatfs", "rb" }, { "fstatfs64", "rb" },
+    { "fstatvfs", "rb" }, { "fstatvfs64", "rb" }, { "getitimer", "0b" }, { "timerfd_gettime", "fb" }, { "clock_getres", "1b" },
+    { "clock_getres", "3b" }, { "clock_gettime", "1b" }, { "clock_gettime", "3b" }, { "clock_adjtime", "0b" }, { "adjtimex", "b" },
+    { "ntp_adjtime", "b" }, { "getrusage", "0b" }, { "getrlimit", "Rb" }, { "getrlimit64", "Rb" }, { "sysinfo", "b" }, { "uname", "b" },
+    { "getresuid", "bbb" }, { "getresgid", "bbb" }, { "getgroups", "nb" }, { "__getgroups_chk", "nb-" }, { "sched_getaffinity", "0nb" },
+    { "sched_getparam", "0b" }, { "sched_rr_get_interval", "0b" }, { "ptsname_r", "fbn" }, { "__ptsname_r_chk", "fbnn" }, { "ttyname_r", "fbn" },
+    { "__ttyname_r_chk", "fbnn" }, { "eventfd_read", "fb" }, { "mq_getattr", "fb" }, { "semctl", "002b" }, { "capget", "bb" }, { "klogctl", "3bn" },
+    { "times", "b" }, { "thrd_sleep", "bb" }, { "sendfile", "frbn" }, { "sendfile64", "frbn" }, { "splice", "rbf0n0" },
+    { "copy_file_range", "rbr0n0" },
 };
 
 /* Functions whose arguments are no pointers to be read, or that cannot be called so, with the reason. */
@@ -92,6 +110,12 @@ static const struct row others[] = {
     { "__fprintf_chk", "the C library reads it" }, { "__dprintf_chk", "the C library reads it" }, { "__vprintf_chk", "the C library reads it" },
     { "__vfprintf_chk", "the C library reads it" }, { "setmntent", "as fopen" }, { "pthread_setaffinity_np", "wants a thread" },
     { "pthread_setschedparam", "wants a thread" }, { "__vdprintf_chk", "the C library reads it" }, { "__ppoll_chk", "as ppoll" },
+    { "aio_read", "the C library uses it" }, { "aio_read64", "the C library uses it" }, { "fread", "the C library uses it" },
+    { "fread_unlocked", "the C library uses it" }, { "__fread_chk", "the C library uses it" }, { "__fread_unlocked_chk", "the C library uses it" },
+    { "setvbuf", "the C library uses it" }, { "setbuf", "the C library uses it" }, { "setbuffer", "the C library uses it" },
+    { "pthread_attr_setstack", "the C library uses it" }, { "pthread_attr_setstackaddr", "the C library uses it" },
+    { "pthread_getaffinity_np", "wants a thread" }, { "pthread_getname_np", "wants a thread" }, { "ptrace", "stops a process" },
+    { "timer_gettime", "wants a timer" },
 };
 
 /* System calls by number, through `syscall`. */
@@ -133,6 +157,7 @@ static long value(char letter)
     case 'm': return (long)mapped;
     case 'x': return 0;
     case 'g': return (long)&message;
+    case 'D': return MSG_DONTWAIT;
     case '-': return -1;
     default: return letter - '0';
     }
@@ -149,6 +174,10 @@ static void report(const char *name, const char *arguments, long (*call)(long, l
         mapped = mmap(NULL, 8 << 20, PROT_READ, MAP_SHARED, file, 0);
         volatile char touch = mapped[4096];
         (void)touch;
+        /* One that is writable, and something to receive. */
+        char *writable = mmap(NULL, 8 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+        writable[4096] = 1;
+        if (send(sockets[1], "0123456789abcdef", 16, MSG_DONTWAIT)) {}
         for (const char *l = arguments; *l && n < 6; l++)
             a[n++] = value(*l);
         alarm(5);
@@ -184,9 +213,10 @@ int main(int argc, char **argv)
     message = (struct msghdr){ .msg_iov = (void *)bad, .msg_iovlen = 1 };
     socketpair(AF_UNIX, SOCK_STREAM, 0, sockets);
     file = open(argv[1], O_CREAT | O_TRUNC | O_RDWR, 0600);
-    if (ftruncate(file, 8 << 20))
+    if (posix_fallocate(file, 0, 8 << 20))
         return 1;
     fsync(file);
+    posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
     close(file);
     file = open(argv[1], O_RDONLY);
     for (i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -24,7 +24,7 @@ struct Cli {
 enum Command {
     /// Measure the kernel's mmap, pread, userfaultfd with monitor threads, and Faultless, beside busy neighbours.
     Bench(bench::Args),
-    /// Run a program whose large read-only file mappings are served without mmap_lock.
+    /// Run a program whose large file mappings are served without mmap_lock.
     Run(run::Args),
     /// Say who waits for which lock behind whose I/O, in a live process.
     Observe(observe::Args),

@@ -139,6 +139,7 @@ fn pointers_that_cannot_be_read_are_for_the_kernel_to_refuse() {
     let live = faultless::live::support().map(drop).map_err(str::to_owned);
     if possible("pointers_that_cannot_be_read, live", live) {
         same(&program, &["--backend", "live"], &[text(&data)]).taken_over();
+        same(&program, &["--backend", "live"], &[text(&data), "good"]).taken_over();
     }
     let _ = std::fs::remove_file(data);
 }

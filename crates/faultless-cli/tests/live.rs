@@ -67,6 +67,15 @@ fn what_a_program_and_the_kernel_write_to_a_live_mapping_is_there() {
             .taken_over()
             .handed_back_because("the stack of a thread")
             .handed_back_because("the buffer of a stream");
+        // Mappings that are made while there is one thread wait for the second.
+        let program = compile("written", &[]);
+        let data = scratch().join("written.waiting.data");
+        let served = served_as_it_comes(&LIVE, &program, &[text(&data)], |_| ());
+        served
+            .printed("good\n")
+            .taken_over()
+            .left_because("changed or locked it before it had a second thread");
+        let _ = std::fs::remove_file(data);
     }
 }
 
@@ -81,7 +90,7 @@ fn memory_that_happens_to_have_a_file_is_left_alone() {
     served
         .printed("good\n")
         .took_nothing()
-        .left_because("much of its file is holes")
+        .left_because("has never been written to")
         .left_because("its file has no name");
     let compat = [&LIVE[..], &["--compat"]].concat();
     let program = compile("written", &[]);

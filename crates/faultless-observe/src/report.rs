@@ -1050,10 +1050,10 @@ fn verdict(
         .sum();
     let run = match run_helps(&observed.kernel) {
         true => {
-            "Run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock (--dry-run says which those are)"
+            "Run the program under `faultless run`, or map its files with the library: misses in large file mappings then stay off mmap_lock (--dry-run says which those are)"
         }
         false => {
-            "Use Linux 6.9 or later, and run the program under `faultless run`, or map its files with the library: misses in large read-only file mappings then stay off mmap_lock"
+            "Use Linux 6.9 or later, and run the program under `faultless run`, or map its files with the library: misses in large file mappings then stay off mmap_lock"
         }
     };
     add(run.to_owned(), of_files);

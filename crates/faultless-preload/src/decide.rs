@@ -400,13 +400,16 @@ fn bears_writes(call: &Call, known: &Known<'_>) -> Result<(), String> {
     if trap::active() {
         return no("it is writable, and --compat does not see what the kernel writes to");
     }
-    let storage = file::storage(call.fd).map_err(|e| e.to_string())?;
-    if !storage.named {
+    if file::is_named(call.fd) == Ok(false) {
         return no("it is writable, and its file has no name: the program uses it as memory");
     }
-    // (Three quarters, since file systems have ways of their own to count.)
-    if storage.bytes < known.status.len / 4 * 3 {
-        return no("it is writable, and much of its file is holes, which nobody has to read");
+    let data = known.status.len.saturating_sub(call.offset);
+    // SAFETY: the program's own descriptor, which it keeps open for the time of its call.
+    let file = unsafe { BorrowedFd::borrow_raw(call.fd) };
+    if !live::is_written(file, call.offset, data.min(call.len as u64)) {
+        return no(
+            "it is writable, and much of its file has never been written to: nobody has to read that",
+        );
     }
     Ok(())
 }

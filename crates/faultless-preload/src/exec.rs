@@ -12,7 +12,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::lend::GivenWords;
+use crate::lend::{GivenWords, filled_through};
 use crate::mappings::reaches;
 use crate::probe;
 use crate::real::{Errno, real};
@@ -411,6 +411,8 @@ macro_rules! spawns {
             let call = |path, lists: &Lists| unsafe {
                 real(pid, path, actions, attributes, lists.arguments, lists.environment)
             };
+            // (The C library stores the number with all signals blocked, where no handler can serve it.)
+            filled_through(&[pid]);
             let lists = Lists { arguments, environment };
             start(path, &lists, $inspect, call)
         }

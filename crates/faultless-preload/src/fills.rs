@@ -9,9 +9,11 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
-use crate::lend::{filled, filled_parts, filled_through, kept, range};
+use crate::lend::{filled, filled_parts, filled_through, kept, may_be_kept, range};
 use crate::probe;
 use crate::real::real;
+use faultless::live;
+use faultless_sys::raw;
 use libc::{mmsghdr, msghdr};
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -22,7 +24,8 @@ macro_rules! fill_buffers {
         pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(fill_buffers!(@word $arg)),*) -> $kind);
             filled(&range($at as *const c_void, $len));
-            filled_through(&[$($arg),*]);
+            // (That one is done.)
+            filled_through(&[$(if $arg == $at { 0 } else { $arg }),*]);
             // SAFETY: the program's own arguments, as words.
             unsafe { real($($arg),*) }
         }
@@ -56,8 +59,6 @@ fill_buffers! {
     usize: getcwd(buf len) fills buf for len;
     usize: __getcwd_chk(buf len room) fills buf for len;
     c_int: getentropy(buf len) fills buf for len;
-    // (It returns nothing, and ends the process if it cannot.)
-    c_int: arc4random_buf(buf len) fills buf for len;
     c_int: poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
     c_int: __poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
     c_int: __poll_chk(fds count timeout room) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
@@ -108,6 +109,9 @@ fill_short! { c_int;
     timerfd_gettime(fd to);
     clock_getres(clock to);
     clock_gettime(clock to);
+    // (Where the machine's clock cannot be read without a system call.)
+    gettimeofday(to zone);
+    timespec_get(to base);
     clock_adjtime(clock to);
     adjtimex(to);
     ntp_adjtime(to);
@@ -168,27 +172,59 @@ pub(crate) unsafe extern "C-unwind" fn recvmmsg(
 ) -> c_int {
     type Recvmmsg = unsafe extern "C-unwind" fn(c_int, *mut mmsghdr, c_uint, c_int, usize) -> c_int;
     let real = real!(recvmmsg as Recvmmsg);
-    if faultless::live::any_writable() {
-        filled_through(&[timeout]);
-        // (The kernel takes no more of them.)
-        for i in 0..count.min(libc::UIO_MAXIOV as c_uint) as usize {
-            filled_message(messages.wrapping_add(i).cast());
-        }
-    }
+    filled_messages(messages, count, timeout);
     // SAFETY: the program's own arguments; the kernel checks the pointers.
     unsafe { real(fd, messages, count, flags, timeout) }
 }
 
 /// A message is to be received: where its header says, and into the header.
-fn filled_message(message: *mut msghdr) {
-    if !faultless::live::any_writable() {
+pub(crate) fn filled_message(message: *mut msghdr) {
+    if live::any_writable() {
+        filled_through(&[message as usize]);
+        if let Some(header) = probe::copy(message) {
+            filled_by(&header);
+        }
+    }
+}
+
+fn filled_by(header: &msghdr) {
+    filled(&range(header.msg_name, header.msg_namelen as usize));
+    filled(&range(header.msg_control, header.msg_controllen));
+    filled_parts(header.msg_iov, header.msg_iovlen);
+}
+
+/// The same for some messages. (The kernel takes so many at most.)
+pub(crate) fn filled_messages(messages: *mut mmsghdr, count: c_uint, timeout: usize) {
+    if !live::any_writable() {
         return;
     }
-    filled_through(&[message as usize]);
-    if let Some(header) = probe::copy(message) {
-        filled(&range(header.msg_name, header.msg_namelen as usize));
-        filled(&range(header.msg_control, header.msg_controllen));
-        filled_parts(header.msg_iov, header.msg_iovlen);
+    let count = count.min(libc::UIO_MAXIOV as c_uint) as usize;
+    filled_through(&[timeout]);
+    filled(&range(messages.cast(), count * size_of::<mmsghdr>()));
+    if probe::readable(messages as usize, count * size_of::<mmsghdr>()) {
+        for i in 0..count {
+            // SAFETY: found to be there; the program's own array.
+            filled_by(&unsafe { messages.add(i).read_unaligned() }.msg_hdr);
+        }
+    }
+}
+
+/// Random bytes. Not every C library that this one fits has it, and a program that finds it here counts on it.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn arc4random_buf(buf: usize, len: usize) {
+    filled(&range(buf as *const c_void, len));
+    let mut at = buf;
+    let end = buf.saturating_add(len);
+    while at < end {
+        let args = [at, end - at, 0, 0, 0, 0];
+        // SAFETY: the program's own buffer; the kernel checks the pointer.
+        match raw::check(unsafe { raw::syscall(libc::SYS_getrandom, args) }) {
+            Ok(got) => at += got,
+            Err(e) if e.0 == libc::EINTR => {}
+            // As the C library's: it never returns without them.
+            // SAFETY: ends the process.
+            Err(_) => unsafe { libc::abort() },
+        }
     }
 }
 
@@ -198,7 +234,9 @@ macro_rules! keep_memory {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: usize),*) -> c_int {
             let real = real!($name as unsafe extern "C-unwind" fn($(keep_memory!(@word $arg)),*) -> c_int);
-            kept(&range($at as *const c_void, $len), $reason);
+            if may_be_kept() {
+                kept(&range($at as *const c_void, $len), $reason);
+            }
             // SAFETY: the program's own arguments, as words.
             unsafe { real($($arg),*) }
         }
@@ -215,6 +253,16 @@ keep_memory! {
     setbuf(stream buf) keeps buf for libc::BUFSIZ as usize, BUFFER;
     setbuffer(stream buf len) keeps buf for len, BUFFER;
     pthread_attr_setstack(attributes at len) keeps at for len, STACK;
-    // The stack ends there.
-    pthread_attr_setstackaddr(attributes end) keeps end for 0, STACK;
+}
+
+/// A stack that ends at an address.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn pthread_attr_setstackaddr(attributes: usize, end: usize) -> c_int {
+    let real =
+        real!(pthread_attr_setstackaddr as unsafe extern "C-unwind" fn(usize, usize) -> c_int);
+    if may_be_kept() {
+        kept(&(end.saturating_sub(1)..end), STACK);
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { real(attributes, end) }
 }

@@ -16,7 +16,7 @@ use crate::counters::Counter;
 use crate::mappings::reaches;
 use crate::probe;
 use crate::real::Errno;
-use crate::state;
+use crate::{state, waiting};
 use faultless::live::{self, Opened};
 use faultless::standin::{self, Held, Lent};
 use faultless_sys::mem;
@@ -130,7 +130,7 @@ fn open(opened: &mut Opened, range: &Range<usize>) {
 /// The kernel is to write to a range.
 #[inline]
 pub(crate) fn filled(range: &Range<usize>) {
-    if live::any_writable() {
+    if live::may_be_writable(range) {
         fill(range);
     }
 }
@@ -148,7 +148,7 @@ fn fill(range: &Range<usize>) {
 pub(crate) fn filled_through(words: &[usize]) {
     if live::any_writable() {
         for &word in words.iter().filter(|word| **word >= mem::PAGE) {
-            fill(&(word..word.saturating_add(SHORT)));
+            filled(&(word..word.saturating_add(SHORT)));
         }
     }
 }
@@ -158,14 +158,27 @@ pub(crate) fn filled_parts(vector: *const iovec, count: usize) {
     if !live::any_writable() || count > libc::UIO_MAXIOV as usize {
         return;
     }
-    filled_through(&[vector as usize]);
-    let parts = (0..count).map_while(|i| probe::copy(vector.wrapping_add(i)));
-    parts.for_each(|part| fill(&range(part.iov_base, part.iov_len)));
+    filled(&range(vector.cast(), count * size_of::<iovec>()));
+    if probe::readable(vector as usize, count * size_of::<iovec>()) {
+        for i in 0..count {
+            // SAFETY: found to be there; the program's own vector.
+            let part = unsafe { vector.add(i).read_unaligned() };
+            filled(&range(part.iov_base, part.iov_len));
+        }
+    }
 }
 
-/// Some memory is given to a user that cannot be told of markers: a writable live mapping that has a part of it is handed back.
+/// Whether [`kept`] may have something to do.
+#[inline]
+pub(crate) fn may_be_kept() -> bool {
+    live::any_writable() || waiting::any()
+}
+
+/// Some memory is given to a user that cannot be told of markers. A writable live mapping that has a part of it is handed back, and one that
+/// waits will not be served.
 pub(crate) fn kept(range: &Range<usize>, reason: &'static str) {
-    if live::any_writable() && live::touches(range) && !state::foreign() {
+    waiting::changing(range);
+    if live::may_be_writable(range) && live::touches(range) && !state::foreign() {
         state::lock().hand_back_over(range, reason);
     }
 }

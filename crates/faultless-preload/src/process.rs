@@ -6,7 +6,8 @@
 )]
 
 use crate::counters::Counter;
-use crate::lend::{GivenWords, filled_through, range};
+use crate::fills::STACK;
+use crate::lend::{GivenWords, filled_through, kept, may_be_kept, range};
 use crate::mappings::reaches;
 use crate::real::{errno, real, set_errno};
 use crate::{state, threads};
@@ -49,6 +50,10 @@ unsafe extern "C" fn clone(
 ) -> c_int {
     type Clone = unsafe extern "C" fn(usize, usize, c_int, usize, usize, usize, usize) -> c_int;
     let real = real!(clone as Clone);
+    filled_through(&[parent, child]);
+    if may_be_kept() {
+        kept(&(stack.saturating_sub(1)..stack), STACK);
+    }
     if function == 0 {
         // SAFETY: the program's own arguments, which the C library refuses.
         return unsafe { real(function, stack, flags, arg, parent, tls, child) };

@@ -6,12 +6,10 @@
 )]
 
 use crate::counters::Counter;
-use crate::fills::{recvfrom, recvmmsg, recvmsg};
-use crate::lend::{GivenWords, filled_through};
-use crate::memory::{pread64, read};
+use crate::fills::{filled_message, filled_messages};
+use crate::lend::{GivenWords, filled, filled_parts, filled_through, range};
 use crate::process::{confines, copies};
 use crate::real::{errno, real};
-use crate::short::{preadv64, preadv64v2, readv};
 use crate::state::{self, STANDING};
 use crate::writes::*;
 use crate::{descriptors, exec, probe, signals};
@@ -92,11 +90,18 @@ unsafe extern "C-unwind" fn syscall(
         libc::SYS_io_setup if !state::foreign() => {
             state::lock().close("the program uses asynchronous I/O (io_setup)");
         }
-        // SAFETY: the program's own arguments.
-        libc::SYS_clone => return copies(a, || unsafe { real(nr, a, b, c, d, e, f) }),
+        libc::SYS_clone => {
+            filled_through(&[c, d]);
+            // SAFETY: the program's own arguments.
+            return copies(a, || unsafe { real(nr, a, b, c, d, e, f) });
+        }
         libc::SYS_clone3 if !state::foreign() => {
             // The first word of the structure that it is given: its flags.
             if let Some(flags) = probe::copy(a as *const u64) {
+                // The next ones: where numbers are stored.
+                if let Some([_, pidfd, child, parent]) = probe::copy(a as *const [u64; 4]) {
+                    filled_through(&[pidfd, child, parent].map(|at| at as usize));
+                }
                 // SAFETY: the program's own arguments.
                 return copies(flags as usize, || unsafe { real(nr, a, b, c, d, e, f) });
             }
@@ -108,6 +113,7 @@ unsafe extern "C-unwind" fn syscall(
         libc::SYS_seccomp if a == 0 || (a == 1 && c != 0) => confines(),
         libc::SYS_prctl if a as c_int == libc::PR_SET_SECCOMP => confines(),
         libc::SYS_rt_sigprocmask if d == 8 => {
+            filled_through(&[c]);
             if let Some(set) = signals::raw_mask(a as c_int, b as *const u64) {
                 // SAFETY: the program's own arguments, with a copy of the set.
                 return unsafe { real(nr, a, &raw const set as usize, c, d, e, f) };
@@ -141,21 +147,6 @@ unsafe extern "C-unwind" fn syscall(
                 e as c_int,
                 f as i64,
             ) as c_long,
-            libc::SYS_read => read(a as c_int, b as *mut c_void, c) as c_long,
-            libc::SYS_pread64 => pread64(a as c_int, b as *mut c_void, c, d as i64) as c_long,
-            libc::SYS_recvfrom => recvfrom(a, b, c, d, e, f) as c_long,
-            libc::SYS_recvmsg => recvmsg(a as c_int, b as *mut msghdr, c as c_int) as c_long,
-            libc::SYS_recvmmsg => c_long::from(recvmmsg(
-                a as c_int,
-                b as *mut mmsghdr,
-                c as c_uint,
-                d as c_int,
-                e,
-            )),
-            libc::SYS_readv => readv(a, b, c) as c_long,
-            // (The offset's other half is for processors of 32 bits.)
-            libc::SYS_preadv => preadv64(a, b, c, d) as c_long,
-            libc::SYS_preadv2 => preadv64v2(a, b, c, d, f) as c_long,
             libc::SYS_write => write(a as c_int, b as *const c_void, c) as c_long,
             libc::SYS_pwrite64 => pwrite64(a as c_int, b as *const c_void, c, d as i64) as c_long,
             libc::SYS_writev => writev(a as c_int, b as *const iovec, c as c_int) as c_long,
@@ -216,7 +207,7 @@ unsafe extern "C-unwind" fn syscall(
                 f,
             ) as c_long,
             _ => {
-                filled_through(&[a, b, c, d, e, f]);
+                filled_by_number(nr, [a, b, c, d, e, f]);
                 let hand_backs = standin::hand_backs();
                 let result = real(nr, a, b, c, d, e, f);
                 if result != -1 || errno() != libc::EFAULT {
@@ -232,4 +223,22 @@ unsafe extern "C-unwind" fn syscall(
             }
         }
     }
+}
+
+/// The kernel is about to write where a call says that has no function here.
+fn filled_by_number(nr: c_long, args: [usize; 6]) {
+    let [a, b, c, _, e, _] = args;
+    match nr {
+        libc::SYS_read | libc::SYS_pread64 | libc::SYS_recvfrom | libc::SYS_getdents64 => {
+            filled(&range(b as *const c_void, c));
+        }
+        libc::SYS_getrandom => filled(&range(a as *const c_void, b)),
+        libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => {
+            filled_parts(b as *const iovec, c);
+        }
+        libc::SYS_recvmsg => filled_message(b as *mut msghdr),
+        libc::SYS_recvmmsg => filled_messages(b as *mut mmsghdr, c as c_uint, e),
+        _ => {}
+    }
+    filled_through(&args);
 }

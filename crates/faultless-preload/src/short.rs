@@ -7,13 +7,14 @@
 
 use crate::counters::Counter;
 use crate::fills::STACK;
-use crate::lend::{GivenWords, filled_parts, filled_through, kept, range};
+use crate::lend::{GivenWords, filled, filled_parts, filled_through, kept, may_be_kept, range};
 use crate::probe;
 use crate::real::{errno, real};
 use crate::state::{self, idle};
-use faultless::{live, standin};
+use faultless::standin;
 use libc::iovec;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Functions whose arguments are integers and pointers. Where the kernel could not read what a pointer points to, the call is made
 /// again with the address of the kernel's own mapping of the same bytes. All arguments are passed on as words, which is how both
@@ -24,12 +25,12 @@ macro_rules! tried_again {
         pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
             standin::forsake();
+            // (What the call may write to needs no second try.)
+            $before(&[$($arg),*]);
             if idle() {
                 // SAFETY: the program's own arguments.
                 return unsafe { real($($arg),*) };
             }
-            // (What the call may write to needs no second try.)
-            $before(&[$($arg),*]);
             let hand_backs = standin::hand_backs();
             // SAFETY: the program's own arguments.
             let result = unsafe { real($($arg),*) };
@@ -76,11 +77,34 @@ fn fills_vector(words: &[usize]) {
 /// The kernel gets a stack for signal handlers, which it will write to in the midst of anything.
 fn gives_stack(words: &[usize]) {
     filled_through(words);
-    if live::any_writable()
+    if may_be_kept()
         && let Some(new) = probe::copy(words[0] as *const libc::stack_t)
     {
         kept(&range(new.ss_sp, new.ss_size), STACK);
     }
+}
+
+/// The kernel may get memory to use by itself. What an `ioctl` is handed may have addresses in it, and most fail if memory is absent. Those
+/// about virtual machines do not: what a guest, or a device of the host for it, does not find there, it waits for.
+fn gives_memory(words: &[usize]) {
+    filled_through(words);
+    /// The types of the numbers of those for KVM, and for vhost.
+    const MACHINES: [usize; 2] = [0xAE, 0xAF];
+    static CLOSED: AtomicBool = AtomicBool::new(false);
+    let kind = words[1] >> 8 & 0xFF;
+    if MACHINES.contains(&kind)
+        && state::on()
+        && !state::foreign()
+        && !CLOSED.swap(true, Ordering::SeqCst)
+    {
+        state::lock().close("the program runs virtual machines, which use its memory");
+    }
+}
+
+/// The kernel is to write a message, of the length that it is told.
+fn fills_message(words: &[usize]) {
+    filled_through(words);
+    filled(&range(words[1] as *const c_void, words[2]));
 }
 
 tried_again! { c_int, -1, filled_through;
@@ -156,7 +180,6 @@ tried_again! { c_int, -1, filled_through;
     umount(target);
     umount2(target flags);
     remove(path);
-    ioctl(fd request argument);
     epoll_ctl(fd operation other event);
     nanosleep(time left);
     timer_settime(timer flags time before);
@@ -254,6 +277,14 @@ tried_again! { c_int, -1, gives_stack;
     sigaltstack(new old);
 }
 
+tried_again! { c_int, -1, gives_memory;
+    ioctl(fd request argument);
+}
+
+tried_again! { isize, -1, fills_message;
+    mq_timedreceive(queue message len priority timeout);
+}
+
 tried_again! { isize, -1, fills_vector;
     readv(fd vector count);
     preadv(fd vector count offset);
@@ -273,7 +304,6 @@ tried_again! { isize, -1, filled_through;
     listxattr(path to size);
     llistxattr(path to size);
     process_madvise(process vector count advice flags);
-    mq_timedreceive(queue message len priority timeout);
     pathconf(path name);
 }
 

@@ -30,6 +30,8 @@ pub(crate) const ALONE: &str =
 /// Why none can be taken over any more.
 pub(crate) const SHARED: &str = "another process shares the program's memory";
 const CHANGED: &str = "the program changed or locked it before it had a second thread";
+/// (The kernel walks the list of them when the thread ends. A page of a mutex may have been reclaimed, and would get a marker.)
+const ROBUST: &str = "it is writable, and the program holds robust mutexes";
 /// Most mappings that are remembered; the oldest is forgotten first.
 const MOST: usize = 256;
 
@@ -107,6 +109,12 @@ pub(crate) fn forget_all(state: &mut State, reason: &str) {
         state.leave(reason, mapped.bytes(), || mapped.path);
     }
     tell(state);
+}
+
+/// Whether some wait.
+#[inline]
+pub(crate) fn any() -> bool {
+    HULL[1].load(Ordering::Relaxed) != 0
 }
 
 /// The program is about to change, or unmap, what lies in a range.
@@ -197,6 +205,9 @@ fn promote(
 ) -> Result<(), String> {
     let range = mapped.range();
     let is_at = |part| smaps::containing(&looked.vmas, &part).filter(|vma| mapped.is(vma));
+    if mapped.call.writable && !raw::has_no_robust_mutex() {
+        return Err(ROBUST.to_owned());
+    }
     let Some(vma) = is_at(range.clone()).filter(|vma| vma.plain() && !guarded(&range)) else {
         // Gone, or something else lies there; or some of it is left.
         let is_left = |at| is_at(at..at + PAGE).is_some();

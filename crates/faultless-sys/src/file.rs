@@ -213,25 +213,64 @@ fn stat(fd: i32, st: &mut core::mem::MaybeUninit<libc::stat>) -> Result<&libc::s
     Ok(unsafe { st.assume_init_ref() })
 }
 
-/// What a file takes up on its file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Storage {
-    /// It has a name. Otherwise it goes when it is closed.
-    pub named: bool,
-    /// Bytes that are allocated to it: holes have none.
-    pub bytes: u64,
+/// Whether a file has a name. Otherwise it goes when it is closed.
+pub fn is_named(fd: i32) -> Result<bool, Errno> {
+    let mut st = core::mem::MaybeUninit::uninit();
+    stat(fd, &mut st).map(|st| st.st_nlink != 0)
 }
 
-/// What a file takes up (`fstat(2)`).
-pub fn storage(fd: i32) -> Result<Storage, Errno> {
-    /// The unit of `st_blocks`.
-    const BLOCK: u64 = 512;
-    let mut st = core::mem::MaybeUninit::uninit();
-    let st = stat(fd, &mut st)?;
-    Ok(Storage {
-        named: st.st_nlink != 0,
-        bytes: (st.st_blocks as u64).saturating_mul(BLOCK),
-    })
+/// What has been written of a part of a file (`FS_IOC_FIEMAP`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes that have been written: what was only reserved (`fallocate`), and holes, have not.
+    pub bytes: u64,
+    /// Bytes that were looked at, from the start of the part on: not all, if it lies in many pieces.
+    pub of: u64,
+}
+
+/// What has been written of `len` bytes of a file, from `start` on.
+pub fn written(fd: i32, start: u64, len: u64) -> Result<Written, Errno> {
+    const FS_IOC_FIEMAP: usize = 0xC020_660B;
+    const LAST: u64 = 1;
+    const UNWRITTEN: u64 = 0x800;
+    /// Pieces that are looked at.
+    const MOST: usize = 64;
+    // struct fiemap: start, length, flags and the number of pieces, room for so many; and the pieces, of seven words each: where it begins in
+    // the file, on the device, its length, two words of nothing, flags, nothing.
+    const HEAD: usize = 4;
+    const PIECE: usize = 7;
+    let mut words = [0u64; HEAD + MOST * PIECE];
+    words[0] = start;
+    words[1] = len;
+    words[3] = MOST as u64;
+    let args = [
+        fd as usize,
+        FS_IOC_FIEMAP,
+        words.as_mut_ptr() as usize,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: the structure is writable, and has room for the pieces that it asks for.
+    check(unsafe { syscall(libc::SYS_ioctl, args) })?;
+    let found = ((words[2] >> 32) as usize).min(MOST);
+    let pieces = words[HEAD..].chunks_exact(PIECE).take(found);
+    let end = start.saturating_add(len);
+    let within = |at: u64| at.clamp(start, end) - start;
+    let (mut bytes, mut of) = (0, if found < MOST { len } else { 0 });
+    for piece in pieces {
+        let (from, to) = (piece[0], piece[0].saturating_add(piece[2]));
+        let flags = piece[5] & 0xFFFF_FFFF;
+        if flags & UNWRITTEN == 0 {
+            bytes += within(to) - within(from);
+        }
+        of = if flags & LAST != 0 {
+            len
+        } else {
+            of.max(within(to))
+        };
+    }
+    Ok(Written { bytes, of })
 }
 
 /// The type of file system that a file lies on (`statfs.f_type`).

@@ -277,3 +277,21 @@ pub fn write_stderr(mut bytes: &[u8]) {
         }
     }
 }
+
+/// Whether the calling thread holds no robust mutex (`get_robust_list(2)`). `false` if the kernel does not tell.
+pub fn has_no_robust_mutex() -> bool {
+    let (mut head, mut len) = (0usize, 0usize);
+    let args = [
+        0,
+        (&raw mut head) as usize,
+        (&raw mut len) as usize,
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: two words, which are writable.
+    let told = check(unsafe { syscall(libc::SYS_get_robust_list, args) }).is_ok();
+    // An empty list is one that leads to its head.
+    // SAFETY: the C library's structure of this thread, which begins with a pointer.
+    told && (head == 0 || unsafe { (head as *const usize).read() } == head)
+}

@@ -90,7 +90,7 @@ pub use api::live;
 #[cfg(not(loom))]
 pub use api::map::Map;
 #[cfg(not(loom))]
-pub use api::options::MapOptions;
+pub use api::options::{GuardMarkers, MapOptions};
 #[cfg(not(loom))]
 pub use api::owned::PinnedOwned;
 #[cfg(not(loom))]

@@ -2,6 +2,7 @@
  * library follows the pointer and the process dies: either way the outcome must be the same with the library before it.
  *
  *     pointers FILE      one line for each function
+ *     pointers FILE good the same for those that fill memory, where it can be filled
  *     pointers --names   the functions that are in the table
  *
  * A test compares the names with what the library exports, so that no function can be added without a row here. */
@@ -23,7 +24,7 @@
 #include <unistd.h>
 
 /* Arguments, a letter each: b a bad pointer; v a vector whose only part is bad; h a message whose vector is bad; f a socket;
- * r a file; a AT_FDCWD; p this process; n 16; 1 to 4; 0; - minus one; D MSG_DONTWAIT; s a path; u a signal; t a short time; m a mapping. */
+ * r a file; a AT_FDCWD; p this process; n 16; 1 to 4; 0; - minus one; D MSG_DONTWAIT; G F_GETLK; A arguments; w another vector; s a path; u a signal; t a short time; m a mapping. */
 static const struct row {
     const char *name, *arguments;
 } rows[] = {
@@ -69,18 +70,28 @@ static const struct row {
     { "lchmod", "b0" }, { "signalfd", "-b0" }, { "ftok", "b1" }, { "scandirat", "abb00" }, { "scandirat64", "abb00" }, { "readv", "rb1" },
     { "preadv", "rb10" }, { "preadv64", "rb10" }, { "preadv2", "rb100" }, { "preadv64v2", "rb100" }, { "process_madvise", "fb100" },
     { "mq_timedreceive", "fbn0b" }, { "pathconf", "b1" }, { "capset", "bb" }, { "mremap", "0nn1" }, { "remap_file_pages", "0n000" },
-    /* Those have the kernel write. */
+};
+
+/* Those have the kernel, or the C library with all signals blocked, write. They are called with memory that can be written, too. */
+static const struct row fills[] = {
+    { "read", "rbn" }, { "pread", "rbn0" }, { "pread64", "rbn0" }, { "readv", "rv1" }, { "preadv", "rv10" }, { "preadv64", "rv10" },
+    { "preadv2", "rv100" }, { "preadv64v2", "rv100" }, { "stat", "sb" }, { "stat64", "sb" }, { "lstat", "sb" }, { "lstat64", "sb" },
+    { "fstatat", "asb0" }, { "fstatat64", "asb0" }, { "statx", "as0nb" }, { "__xstat", "1sb" }, { "__lxstat", "1sb" }, { "statfs", "sb" },
+    { "statvfs", "sb" }, { "readlink", "sbn" }, { "readlinkat", "asbn" }, { "sigprocmask", "00b" }, { "pthread_sigmask", "00b" },
+    { "prlimit", "0R0b" }, { "prlimit64", "0R0b" }, { "sigaltstack", "0b" }, { "fcntl", "rGb" }, { "fcntl64", "rGb" }, { "prctl", "nb000" },
+    { "posix_spawn", "bs00AA" }, { "posix_spawnp", "bs00AA" }, { "mincore", "mnb" }, { "ppoll", "b1t0" }, { "pselect", "nb00t0" },
+    { "process_vm_readv", "pv1w10" }, { "process_vm_writev", "pw1v10" }, { "ioctl", "fNb" },
     { "recv", "fbnD" }, { "__recv_chk", "fbnnD" }, { "recvfrom", "fbnD00" }, { "recvfrom", "fsnDbb" }, { "__recvfrom_chk", "fbnnD0" },
     { "recvmsg", "fbD" }, { "recvmsg", "fhD" }, { "recvmmsg", "fb1D0" }, { "recvmmsg", "fb1Db" }, { "__read", "rbn" }, { "__pread64", "rbn0" },
     { "__read_chk", "rbnn" }, { "__pread_chk", "rbn0n" }, { "__pread64_chk", "rbn0n" }, { "getrandom", "bn0" }, { "getentropy", "bn" },
-    { "arc4random_buf", "bn" }, { "getdents64", "rbn" }, { "getdirentries", "rbnb" }, { "getdirentries64", "rbnb" }, { "flistxattr", "rbn" },
+    { "getdents64", "rbn" }, { "getdirentries", "rbnb" }, { "getdirentries64", "rbnb" }, { "flistxattr", "rbn" },
     { "mq_receive", "fbn0" }, { "msgrcv", "0bn00" }, { "getcwd", "bN" }, { "__getcwd_chk", "bN-" }, { "poll", "b10" }, { "__poll", "b10" },
     { "__poll_chk", "b10n" }, { "select", "nb00t" }, { "__select", "nb00t" }, { "accept", "fbb" }, { "accept4", "fbb0" }, { "getsockname", "fbb" },
     { "getpeername", "fbb" }, { "getsockopt", "f13bb" }, { "wait", "b" }, { "waitpid", "-b0" }, { "wait3", "b00" }, { "wait4", "-b0b" },
     { "waitid", "00b4" }, { "epoll_wait", "fb10" }, { "pipe", "b" }, { "pipe2", "b0" }, { "socketpair", "110b" }, { "sigpending", "b" },
     { "fstat", "rb" }, { "fstat64", "rb" }, { "__fxstat", "1rb" }, { "__fxstat64", "1rb" }, { "fstatfs", "rb" }, { "fstatfs64", "rb" },
     { "fstatvfs", "rb" }, { "fstatvfs64", "rb" }, { "getitimer", "0b" }, { "timerfd_gettime", "fb" }, { "clock_getres", "1b" },
-    { "clock_getres", "3b" }, { "clock_gettime", "1b" }, { "clock_gettime", "3b" }, { "clock_adjtime", "0b" }, { "adjtimex", "b" },
+    { "clock_getres", "3b" }, { "clock_gettime", "1b" }, { "clock_gettime", "3b" }, { "gettimeofday", "b0" }, { "timespec_get", "b1" }, { "clock_adjtime", "0b" }, { "adjtimex", "b" },
     { "ntp_adjtime", "b" }, { "getrusage", "0b" }, { "getrlimit", "Rb" }, { "getrlimit64", "Rb" }, { "sysinfo", "b" }, { "uname", "b" },
     { "getresuid", "bbb" }, { "getresgid", "bbb" }, { "getgroups", "nb" }, { "__getgroups_chk", "nb-" }, { "sched_getaffinity", "0nb" },
     { "sched_getparam", "0b" }, { "sched_rr_get_interval", "0b" }, { "ptsname_r", "fbn" }, { "__ptsname_r_chk", "fbnn" }, { "ttyname_r", "fbn" },
@@ -114,7 +125,7 @@ static const struct row others[] = {
     { "fread_unlocked", "the C library uses it" }, { "__fread_chk", "the C library uses it" }, { "__fread_unlocked_chk", "the C library uses it" },
     { "setvbuf", "the C library uses it" }, { "setbuf", "the C library uses it" }, { "setbuffer", "the C library uses it" },
     { "pthread_attr_setstack", "the C library uses it" }, { "pthread_attr_setstackaddr", "the C library uses it" },
-    { "pthread_getaffinity_np", "wants a thread" }, { "pthread_getname_np", "wants a thread" }, { "ptrace", "stops a process" },
+    { "pthread_getaffinity_np", "wants a thread" }, { "pthread_getname_np", "wants a thread" }, { "ptrace", "stops a process" }, { "arc4random_buf", "returns nothing" },
     { "timer_gettime", "wants a timer" },
 };
 
@@ -131,8 +142,11 @@ static const struct {
 
 static char *bad, *mapped;
 static int sockets[2], file;
-static struct iovec vector;
+static char there[16], *nothing[] = { "true", NULL };
+static struct iovec vector, other = { there, 10 };
 static struct msghdr message;
+/* Pointers are good, and lead to memory that nobody has touched. */
+static int good;
 
 static long value(char letter)
 {
@@ -158,6 +172,9 @@ static long value(char letter)
     case 'x': return 0;
     case 'g': return (long)&message;
     case 'D': return MSG_DONTWAIT;
+    case 'G': return F_GETLK;
+    case 'A': return (long)nothing;
+    case 'w': return (long)&other;
     case '-': return -1;
     default: return letter - '0';
     }
@@ -166,6 +183,7 @@ static long value(char letter)
 static void report(const char *name, const char *arguments, long (*call)(long, long, long, long, long, long), long first)
 {
     fflush(stdout);
+    posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
     pid_t p = fork();
     if (!p) {
         long a[6] = { 0 };
@@ -177,6 +195,11 @@ static void report(const char *name, const char *arguments, long (*call)(long, l
         /* One that is writable, and something to receive. */
         char *writable = mmap(NULL, 8 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
         writable[4096] = 1;
+        if (good) {
+            bad = writable + (6 << 20) - 16;
+            vector.iov_base = bad;
+            message = (struct msghdr){ .msg_iov = &vector, .msg_iovlen = 1 };
+        }
         if (send(sockets[1], "0123456789abcdef", 16, MSG_DONTWAIT)) {}
         for (const char *l = arguments; *l && n < 6; l++)
             a[n++] = value(*l);
@@ -196,6 +219,13 @@ static void report(const char *name, const char *arguments, long (*call)(long, l
         printf("%s %s: killed by signal %d\n", name, arguments, WTERMSIG(st));
 }
 
+static void row(const struct row *row)
+{
+    void *call = dlsym(RTLD_DEFAULT, row->name);
+    if (call)
+        report(row->name, row->arguments, (long (*)(long, long, long, long, long, long))call, -1);
+}
+
 int main(int argc, char **argv)
 {
     size_t i;
@@ -204,6 +234,8 @@ int main(int argc, char **argv)
     if (!strcmp(argv[1], "--names")) {
         for (i = 0; i < sizeof rows / sizeof *rows; i++)
             puts(rows[i].name);
+        for (i = 0; i < sizeof fills / sizeof *fills; i++)
+            puts(fills[i].name);
         for (i = 0; i < sizeof others / sizeof *others; i++)
             puts(others[i].name);
         return 0;
@@ -213,17 +245,23 @@ int main(int argc, char **argv)
     message = (struct msghdr){ .msg_iov = (void *)bad, .msg_iovlen = 1 };
     socketpair(AF_UNIX, SOCK_STREAM, 0, sockets);
     file = open(argv[1], O_CREAT | O_TRUNC | O_RDWR, 0600);
-    if (posix_fallocate(file, 0, 8 << 20))
+    static char zeros[8 << 20];
+    if (write(file, zeros, sizeof zeros) != sizeof zeros)
         return 1;
     fsync(file);
     posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
     close(file);
     file = open(argv[1], O_RDONLY);
-    for (i = 0; i < sizeof rows / sizeof *rows; i++) {
-        void *call = dlsym(RTLD_DEFAULT, rows[i].name);
-        if (call)
-            report(rows[i].name, rows[i].arguments, (long (*)(long, long, long, long, long, long))call, -1);
+    if (argc > 2) {
+        good = 1;
+        for (i = 0; i < sizeof fills / sizeof *fills; i++)
+            row(fills + i);
+        return 0;
     }
+    for (i = 0; i < sizeof rows / sizeof *rows; i++)
+        row(rows + i);
+    for (i = 0; i < sizeof fills / sizeof *fills; i++)
+        row(fills + i);
     for (i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         char name[40];
         snprintf(name, sizeof name, "call %ld", numbers[i].number);

@@ -1,7 +1,9 @@
 /* Mappings that are for writing as well: what the program and the kernel write there, they find again. */
 #include "check.h"
+#include <dlfcn.h>
 #include <mqueue.h>
 #include <poll.h>
+#include <spawn.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ipc.h>
@@ -140,11 +142,15 @@ static void buffers(void)
         CHECK(msgsnd(queue, given, 3000, 0) == 0 && msgrcv(queue, got, 3000, 5, 0) == 3000 && got->kind == 5);
         CHECK(memcmp(got->text, given->text, 3000) == 0 && msgctl(queue, IPC_RMID, NULL) == 0);
     }
-    char random[256] = { 0 };
     at = fresh();
-    CHECK(getrandom(at, 256, 0) == 256 && memcmp(at, random, 256) != 0);
+    CHECK(getrandom(at, 256, 0) == 256 && *(uint64_t *)at != word((at - map) / 8));
     at = fresh();
-    CHECK(getentropy(at, 200) == 0 && memcmp(at, random, 200) != 0);
+    CHECK(getentropy(at, 200) == 0 && *(uint64_t *)at != word((at - map) / 8));
+    void (*arc4random)(void *, size_t) = (void (*)(void *, size_t))dlsym(RTLD_DEFAULT, "arc4random_buf");
+    at = fresh();
+    if (arc4random)
+        arc4random(at, 300000);
+    CHECK(!arc4random || (*(uint64_t *)at != word((at - map) / 8) && *(uint64_t *)(at + 299992) != word((at + 299992 - map) / 8)));
     /* Between memories. */
     at = fresh();
     struct iovec there = { sent, n }, local = { at, n };
@@ -205,6 +211,11 @@ static void short_things(void)
     CHECK(sigwaitinfo(&usr2, info) == SIGUSR2 && info->si_pid == getpid());
     set = (sigset_t *)fresh();
     CHECK(sigprocmask(SIG_UNBLOCK, &usr2, set) == 0 && sigismember(set, SIGUSR2) == 1);
+    /* A number that the C library stores with all signals blocked. */
+    pid_t *number = (pid_t *)fresh();
+    char *arguments[] = { "true", NULL };
+    CHECK(posix_spawnp(number, "true", NULL, NULL, arguments, environ) == 0);
+    CHECK(waitpid(*number, NULL, 0) == *number);
     /* Descriptors. */
     int *ends = (int *)fresh();
     CHECK(pipe(ends) == 0 && write(ends[1], "x", 1) == 1);
@@ -255,16 +266,34 @@ static void short_things(void)
     CHECK(sigaltstack(&none, NULL) == 0);
 }
 
-/* In a mapping of its own: it becomes the kernel's. */
-static void threads_stack(void)
+/* Memory that is given away while the program has one thread, in mappings of their own: they stay the kernel's, or become so. Another one is
+ * served from the second thread on. */
+static void given_away(void)
 {
-    char *m = mmap(NULL, 32 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 64 * mib);
-    CHECK(m != MAP_FAILED);
+    char *m[4];
+    for (int i = 0; i < 4; i++) {
+        m[i] = mmap(NULL, 16 * mib, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, i * 16 * mib);
+        CHECK(m[i] != MAP_FAILED);
+    }
     pthread_t t;
     pthread_attr_t attributes;
-    CHECK(pthread_attr_init(&attributes) == 0 && pthread_attr_setstack(&attributes, m + mib, mib) == 0);
+    CHECK(pthread_attr_init(&attributes) == 0 && pthread_attr_setstack(&attributes, m[0] + mib, mib) == 0);
+    stack_t alternate = { .ss_sp = m[1] + mib, .ss_size = 256 << 10 }, none = { .ss_flags = SS_DISABLE };
+    struct sigaction action = { .sa_handler = on_usr1, .sa_flags = SA_ONSTACK };
+    CHECK(sigaltstack(&alternate, NULL) == 0 && sigaction(SIGUSR1, &action, NULL) == 0);
+    FILE *stream = fopen(path, "r");
+    CHECK(stream && setvbuf(stream, m[2] + mib, _IOFBF, 16 * PAGE) == 0);
+
     CHECK(pthread_create(&t, &attributes, on_stack, NULL) == 0 && pthread_join(t, NULL) == 0);
-    CHECK(munmap(m, 32 * mib) == 0);
+    handled = 0;
+    CHECK(raise(SIGUSR1) == 0 && handled == 1 && sigaltstack(&none, NULL) == 0);
+    for (size_t i = 0; i < 40 * PAGE; i++)
+        CHECK(fgetc(stream) == (int)(word(i / 8) >> (i % 8 * 8) & 0xFF));
+    fclose(stream);
+    verify(m[3], 48 * mib, 0, 16 * mib);
+    memset(m[3], 'x', 16 * mib);
+    for (int i = 0; i < 4; i++)
+        CHECK(munmap(m[i], 16 * mib) == 0);
 }
 
 static sigjmp_buf back;
@@ -316,24 +345,31 @@ struct owned {
     int value;
 };
 
-/* Processes that share a mutex in the file, one of which dies with it. */
+/* A thread that ends with a mutex, whose page was written to the file and reclaimed meanwhile: the kernel says so to the next one. */
+static void *owner(void *owned)
+{
+    struct owned *its = owned;
+    CHECK(pthread_mutex_lock(&its->mutex) == 0);
+    its->value = 42;
+    char *page = (char *)((size_t)owned / PAGE * PAGE);
+    CHECK(msync(page, 2 * PAGE, MS_SYNC) == 0 && madvise(page, 2 * PAGE, MADV_DONTNEED) == 0);
+    CHECK(posix_fadvise(file, page - map, 2 * PAGE, POSIX_FADV_DONTNEED) == 0);
+    /* (Whoever looks for pages that were reclaimed had time to find them.) */
+    usleep(700000);
+    return NULL;
+}
 static void robust(void)
 {
     struct owned *owned = (struct owned *)fresh();
     pthread_mutexattr_t attributes;
+    pthread_t t;
     CHECK(pthread_mutexattr_init(&attributes) == 0 && pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST) == 0);
     CHECK(pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED) == 0 && pthread_mutex_init(&owned->mutex, &attributes) == 0);
-    pid_t child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        CHECK(pthread_mutex_lock(&owned->mutex) == 0);
-        owned->value = 42;
-        _exit(0);
-    }
-    int status;
-    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    CHECK(pthread_create(&t, NULL, owner, owned) == 0 && pthread_join(t, NULL) == 0);
+    alarm(20);
     CHECK(pthread_mutex_lock(&owned->mutex) == EOWNERDEAD && owned->value == 42);
     CHECK(pthread_mutex_consistent(&owned->mutex) == 0 && pthread_mutex_unlock(&owned->mutex) == 0);
+    alarm(0);
 }
 
 static void forked(void)
@@ -405,7 +441,6 @@ static void all(int how)
     CHECK(map != MAP_FAILED);
     protected();
     CHECK(munmap(map, len) == 0);
-    threads_stack();
     close(file);
 }
 
@@ -415,6 +450,11 @@ int main(int argc, char **argv)
     path = argv[1];
     struct sigaction action = { .sa_sigaction = on_segv, .sa_flags = SA_SIGINFO };
     CHECK(sigaction(SIGSEGV, &action, NULL) == 0);
+    make(path, 64 * mib);
+    file = open(path, O_RDONLY);
+    CHECK(file >= 0);
+    given_away();
+    close(file);
     all(MAP_SHARED);
     all(MAP_PRIVATE);
     printf("good\n");

@@ -7,6 +7,7 @@ use crate::api::backing::Backing;
 use crate::api::builder::install_handler;
 use crate::api::engine::Engine;
 use crate::api::huge_pages;
+use crate::api::kernel_map::KernelMap;
 use crate::api::map::Map;
 use crate::api::options::{MapOptions, UNIT_MAX};
 use crate::api::promise::check_units;
@@ -144,7 +145,9 @@ impl MapOptions {
             base: self.offset - head as u64,
             len: (head + len).next_multiple_of(PAGE),
         })?;
-        let map = Map::new(self.pool.clone(), Backing::Mmap(mmap.into()), head, len);
+        // SAFETY: made just now, of this file.
+        let mmap = unsafe { KernelMap::live(mmap, file, self.markers) };
+        let map = Map::new(self.pool.clone(), Backing::Mmap(mmap), head, len);
         map.advise(self.advice);
         Ok(map)
     }
@@ -184,7 +187,7 @@ impl MapOptions {
             let mmap = Mmap::copy(&*source, name, base, whole, &self.pool.0.copies)?;
             return Ok(Map::new(
                 self.pool.clone(),
-                Backing::Mmap(mmap.into()),
+                Backing::Mmap(KernelMap::plain(mmap)),
                 head,
                 len,
             ));
@@ -239,7 +242,12 @@ impl MapOptions {
                 true => Mmap::leased(part, status.len, &self.pool.0.copies)?,
                 false => Mmap::trusted(part)?,
             };
-            let map = Map::new(self.pool.clone(), Backing::Mmap(mmap.into()), head, len);
+            let map = Map::new(
+                self.pool.clone(),
+                Backing::Mmap(KernelMap::plain(mmap)),
+                head,
+                len,
+            );
             map.advise(self.advice);
             return Ok(map);
         };

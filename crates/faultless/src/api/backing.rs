@@ -1,11 +1,11 @@
 //! What serves a map: the engine, or the kernel's mmap, or nothing for an empty one.
 
 use crate::api::advice::Advice;
+use crate::api::kernel_map::KernelMap;
 use crate::api::pool::Pool;
 use crate::base::error::Error;
 use crate::base::ids::{RegionAt, Unit};
 use crate::base::stats::Stats;
-use crate::coherence::mmap::Mmap;
 use crate::evict::release::release_units;
 use crate::read::progress::Progress;
 use crate::read::requests::Requests;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub(crate) enum Backing {
     Engine(&'static MapCore),
     /// Shared with threads that read it in.
-    Mmap(Arc<Mmap>),
+    Mmap(Arc<KernelMap>),
     Empty,
 }
 
@@ -137,7 +137,8 @@ impl Backing {
     pub(crate) fn stats(&self) -> Stats {
         match self {
             Backing::Engine(core) => core.counters.snapshot(),
-            _ => Stats::default(),
+            Backing::Mmap(mmap) => mmap.stats(),
+            Backing::Empty => Stats::default(),
         }
     }
 }

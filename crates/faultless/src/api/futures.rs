@@ -146,6 +146,7 @@ impl<'a> Fetch<'a> {
             self.stage = Stage::Done;
             let units = match &map.backing {
                 Backing::Engine(core) => units_of(core, &bytes),
+                Backing::Mmap(mmap) if self.pins && outcome.is_ok() => mmap.keep_open(&bytes),
                 Backing::Mmap(_) | Backing::Empty => none,
             };
             let there = outcome.map(|()| (bytes, units));

@@ -16,7 +16,7 @@ use crate::guards::files::LiveFile;
 use crate::guards::handler::{self, SIGSEGV};
 use crate::guards::mapping::{self, Child, LiveMapping, Made};
 use crate::guards::table::Inside;
-use crate::guards::{files, maps, serve, sweep, table};
+use crate::guards::{files, maps, serve, sweep, sweeper, table};
 use faultless_sys::file::{self, FileId};
 use faultless_sys::mem::PAGE;
 use faultless_sys::signal;
@@ -190,6 +190,21 @@ impl Live {
         });
     }
 
+    /// Removes the markers of a part that is in memory: its touch is no signal.
+    pub(crate) fn open(&self, part: &Range<usize>) {
+        self.0.open_where_marked(&pages(part));
+    }
+
+    /// Keeps markers out of a part until [`let_go`](Self::let_go), for system calls.
+    pub(crate) fn keep_open(&self, part: &Range<usize>) {
+        self.0.hold();
+        self.0.open_chunks(pages(part), true);
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.0.release();
+    }
+
     /// Whether the rest can be served if a part is unmapped.
     pub fn can_be_trimmed(&self, gone: &Range<usize>) -> bool {
         let range = self.range();
@@ -249,6 +264,11 @@ impl Live {
         unsafe { table::remove(self.0) };
         files::close_unused();
     }
+}
+
+/// The pages that some bytes lie in.
+fn pages(bytes: &Range<usize>) -> Range<usize> {
+    bytes.start & !(PAGE - 1)..bytes.end.next_multiple_of(PAGE)
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(SERIALS);
@@ -353,10 +373,25 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     live.open_chunks(part, hold);
 }
 
+/// Whether most of a part of a file has been written. `true` where the file system does not tell.
+pub fn is_written(file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
+    // (The program's descriptor may be one that tells nothing, and its offset is the program's.)
+    let opened = files::open(file.as_raw_fd()).ok();
+    let number = opened.as_ref().and_then(|file| file.number());
+    let written = number.and_then(|number| file::written(number, offset, len).ok());
+    written.is_none_or(|written| written.bytes >= written.of / 4 * 3)
+}
+
 /// Whether there is a live mapping that is writable: then calls that have the kernel write to memory need [`open_for_writing`].
 #[inline]
 pub fn any_writable() -> bool {
     table::any_writable()
+}
+
+/// Whether a writable live mapping may have a part of a range. Two loads.
+#[inline]
+pub fn may_be_writable(range: &Range<usize>) -> bool {
+    table::may_be_writable(range)
 }
 
 /// Removes the markers of what writable live mappings have of a range, which the kernel is to write to: it would end with `EFAULT`, perhaps
@@ -487,16 +522,7 @@ pub fn settle_until(done: impl Fn() -> bool) {
 /// A round of the work that is done beside the program: installing the markers of large mappings, and putting markers back. Returns
 /// whether there is more to do immediately.
 pub fn work() -> bool {
-    if table::is_unused() {
-        return false;
-    }
-    // (Other requests to the keeper wait for one part of a round at most.)
-    let mut more = false;
-    for _ in 0..sweep::PARTS {
-        more = keeper::apart(sweep::part_of_round).unwrap_or(false);
-    }
-    settle();
-    more
+    !table::is_unused() && sweeper::round()
 }
 
 /// Replaces (or, without a new one, reads) the disposition of SIGSEGV that the program believes in. While the engine's handler is not

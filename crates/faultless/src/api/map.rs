@@ -173,7 +173,13 @@ impl Map {
         self.backing.is_resident(&bytes)
     }
 
-    /// What happened in the map so far. All zero on the mmap backend and of a live map, where the kernel does not tell.
+    /// Whether plain loads are served by guard markers ([`MapOptions::markers`](crate::MapOptions::markers)).
+    pub fn has_markers(&self) -> bool {
+        matches!(&self.backing, Backing::Mmap(mmap) if mmap.has_markers())
+    }
+
+    /// What happened in the map so far. All zero on the mmap backend and of a live map, where the kernel does not tell; with
+    /// [guard markers](Self::has_markers), [`misses`](Stats::misses) counts those of plain loads.
     pub fn stats(&self) -> Stats {
         self.backing.stats()
     }

@@ -9,6 +9,7 @@ pub(crate) mod builder;
 pub(crate) mod engine;
 pub(crate) mod futures;
 pub(crate) mod huge_pages;
+pub(crate) mod kernel_map;
 pub mod live;
 mod load;
 pub(crate) mod map;

@@ -19,6 +19,19 @@ pub(crate) const UNIT_MAX: usize = 2 << 20;
 /// Largest map: more than 48 bits of address space cannot be reserved.
 pub(crate) const LEN_MAX: u64 = 1 << 46;
 
+/// Where plain loads of a live map are served by guard markers. See [`MapOptions::markers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GuardMarkers {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// From Linux 6.19 on, where a miss then takes no `mmap_lock`.
+    WhereFree,
+    /// From Linux 6.15 on, also where the removal of a marker takes `mmap_lock` for reading: to try it. (Nothing is gained there.)
+    WherePossible,
+}
+
 /// How a map is made.
 ///
 /// ```
@@ -45,6 +58,7 @@ pub struct MapOptions {
     /// Units are huge pages.
     pub(crate) huge: bool,
     pub(crate) advice: Advice,
+    pub(crate) markers: GuardMarkers,
     pub(crate) reads: Reads,
     pub(crate) on_break: OnBreak,
     /// The map stands in for a mapping of the kernel's, made with these flags.
@@ -64,6 +78,7 @@ impl MapOptions {
             unit: ByteSize::new(PAGE as u64),
             huge: false,
             advice: Advice::Normal,
+            markers: GuardMarkers::Never,
             reads: Reads::Auto,
             on_break: OnBreak::Snapshot,
             stands_for: None,
@@ -134,6 +149,28 @@ impl MapOptions {
     /// How a file is read: directly or through the page cache.
     pub fn reads(mut self, reads: Reads) -> Self {
         self.reads = reads;
+        self
+    }
+
+    /// Whether plain loads of a [live map](Self::map_live) are served by guard markers, which keep their misses off `mmap_lock`.
+    ///
+    /// Markers (`MADV_GUARD_INSTALL`) stand in the page table where pages are not in memory. The touch of one is SIGSEGV in the thread. The
+    /// engine's handler has the page cache read the page, by a read that takes no lock of the memory management, removes the marker, and
+    /// returns to the load. The mapping stays the kernel's: a page that cannot be read is SIGBUS, as without markers.
+    ///
+    /// What that asks of the program:
+    ///
+    /// * A system call that is handed a pointer to an absent page fails with `EFAULT`. [Pin](Map::pin) the range first, or
+    ///   [write it out](Map::write_to).
+    /// * Install handlers of SIGSEGV before the first such map. A fault that is none of a marker goes to the handler that was there. If the
+    ///   program installs one later, the engine notices within half a second and removes all markers; a miss meanwhile is the
+    ///   program's SIGSEGV.
+    /// * A thread that blocks SIGSEGV and misses is killed by the kernel.
+    /// * Page tables for all of the map: 2 MiB for each GiB.
+    ///
+    /// Where markers are not possible, the map is as without them ([`Map::has_markers`]).
+    pub fn markers(mut self, markers: GuardMarkers) -> Self {
+        self.markers = markers;
         self
     }
 

@@ -40,7 +40,10 @@ impl Map {
         }
         match &self.backing {
             Backing::Empty => {}
-            Backing::Mmap(mmap) => mmap.populate(&bytes)?,
+            Backing::Mmap(mmap) => {
+                mmap.populate(&bytes)?;
+                pinned.units = mmap.keep_open(&bytes);
+            }
             Backing::Engine(core) => {
                 let units = units_of(core, &bytes);
                 let budget = self.pool.budget();
@@ -83,6 +86,7 @@ fn pin_unit(core: &MapCore, unit: Unit) -> Result<(), Refusal> {
 pub struct Pinned<'a> {
     map: &'a Map,
     pub(crate) slice: (usize, usize),
+    /// The engine's units; of a map of the kernel's, what it was given for them.
     pub(crate) units: Range<Unit>,
 }
 
@@ -130,12 +134,13 @@ impl Drop for Pinned<'_> {
 impl Map {
     /// Units that were pinned need not stay any more.
     pub(crate) fn unpin(&self, units: Range<Unit>) {
-        if let Some(core) = self.core()
-            && self.check_process().is_ok()
-        {
-            for unit in Unit::each(units) {
-                core.page(unit).unpin();
-            }
+        if self.check_process().is_err() {
+            return;
+        }
+        match &self.backing {
+            Backing::Engine(core) => Unit::each(units).for_each(|unit| core.page(unit).unpin()),
+            Backing::Mmap(mmap) => mmap.let_go(&units),
+            Backing::Empty => {}
         }
     }
 }

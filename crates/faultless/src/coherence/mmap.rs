@@ -46,7 +46,8 @@ pub(crate) struct Mmap {
     /// Where in its source it begins.
     base: u64,
     content: Content,
-    pid: u32,
+    /// The process that made it.
+    pub(crate) pid: u32,
 }
 
 /// What a descriptor's number named before something was done through it.

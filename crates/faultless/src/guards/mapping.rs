@@ -216,7 +216,8 @@ impl LiveMapping {
     ///
     /// * In a private mapping, a marker would destroy what was written to a page, if only by a debugger's hand.
     /// * In a writable one, the kernel uses pages by itself that the program has touched: the word of a futex, a list of robust
-    ///   mutexes. It must find them.
+    ///   mutexes. It must find them. (A mapping that waited for a second thread may get a marker on a page that was touched and reclaimed,
+    ///   if the only thread holds no such mutex.)
     pub(crate) fn may_get_more(&self) -> bool {
         self.is_shared() && !self.is_writable()
     }
@@ -325,22 +326,36 @@ impl LiveMapping {
         }
     }
 
-    /// The chunks that have some of a part of the mapping, as far as they are still its own.
-    fn whole_chunks(&self, part: &Range<usize>) -> Range<usize> {
-        let own = self.range();
-        let start = self.first + (part.start - self.first) / CHUNK * CHUNK;
-        let end = self.first + (part.end - self.first).next_multiple_of(CHUNK);
-        start.max(own.start)..end.min(own.end).max(part.end)
+    /// The addresses of a chunk, whether they are still the mapping's or not.
+    fn whole_chunk(&self, number: usize) -> Range<usize> {
+        let start = self.first + number * CHUNK;
+        start..start + CHUNK
+    }
+
+    /// Removes the markers of a part, where there may be some.
+    pub(crate) fn open_where_marked(&self, part: &Range<usize>) {
+        let mut at = part.start;
+        while at < part.end {
+            let number = self.chunk_of(at);
+            let end = self.whole_chunk(number).end.min(part.end);
+            let markers = self.markers(number);
+            if matches!(markers, Markers::Installed | Markers::Opened) {
+                self.opens(at);
+                self.open(at..end);
+            }
+            at = end;
+        }
     }
 
     /// Removes the markers of a part that the kernel is to write to, with those of the chunks around it. None comes back. `false` if there
     /// were none.
     pub(crate) fn open_for_ever(&self, part: &Range<usize>) -> bool {
-        let whole = self.whole_chunks(part);
-        let mut chunks = self.chunk_of(whole.start)..self.chunk_of(whole.end - 1) + 1;
-        let some = chunks.any(|number| self.markers(number) != Markers::Removed);
+        let (first, last) = (self.chunk_of(part.start), self.chunk_of(part.end - 1));
+        let some = (first..=last).any(|number| self.markers(number) != Markers::Removed);
         if some {
-            self.open_chunks(whole, true);
+            let own = self.range();
+            let start = self.whole_chunk(first).start.max(own.start);
+            self.open_chunks(start..self.whole_chunk(last).end.min(own.end), true);
         }
         some
     }
@@ -356,15 +371,16 @@ impl LiveMapping {
         let mut at = part.start;
         while at < part.end {
             let number = self.chunk_of(at);
-            let whole = self.whole_chunks(&(at..at + 1));
+            let whole = self.whole_chunk(number);
             let end = whole.end.min(part.end);
             if !held || self.markers(number) != Markers::Removed {
+                let own = self.range();
                 self.opens(at);
-                self.open(at..end);
+                self.open(at.max(own.start)..end.min(own.end));
                 if !held {
                     self.settled[number].store(UNKNOWN, Ordering::Relaxed);
                 }
-                if held && at == whole.start && end == whole.end {
+                if held && at <= whole.start.max(own.start) && end >= whole.end.min(own.end) {
                     self.set_markers(number, Markers::Removed);
                 }
             }
@@ -443,17 +459,14 @@ impl LiveMapping {
         }
     }
 
-    /// The process is about to be forked. A large mapping whose page tables the kernel copies each time gives its markers up.
+    /// The process is about to be forked. A mapping whose page tables the kernel copies each time gives its markers up.
     pub(crate) fn before_fork(&self) {
-        /// Bytes that are worth it, and forks.
-        const LARGE: usize = 64 << 20;
+        /// After so many forks.
         const FORKS: u32 = 3;
         if self.file.number().is_none() {
             self.let_kernel_copy();
         }
-        if self.child() == Child::Copied
-            && self.range().len() > LARGE
-            && self.copied.fetch_add(1, Ordering::Relaxed) + 1 == FORKS
+        if self.child() == Child::Copied && self.copied.fetch_add(1, Ordering::Relaxed) + 1 == FORKS
         {
             // For ever.
             self.hold();
@@ -643,6 +656,11 @@ mod tests {
             [Markers::Installed, Markers::Removed, Markers::Installed]
         );
         assert!(!live.open_for_ever(&byte(CHUNK + 77)));
+        // A part that ends meanwhile is looked at chunk by chunk.
+        let trimmed = made(libc::MAP_SHARED, true);
+        trimmed.trim(&(AT + PAGE..AT + (5 << 20)));
+        trimmed.open_chunks(AT..AT + (5 << 20), true);
+        assert_eq!(trimmed.markers(2), Markers::Removed);
         // The first and the last one, of which the mapping has but a part.
         assert!(live.open_for_ever(&(AT + PAGE..AT + (5 << 20))));
         assert!(!live.open_for_ever(&byte(PAGE)) && !live.open_for_ever(&byte((5 << 20) - 1)));

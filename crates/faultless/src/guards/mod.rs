@@ -18,4 +18,5 @@ pub(crate) mod maps;
 pub(crate) mod serve;
 pub(crate) mod support;
 pub(crate) mod sweep;
+pub(crate) mod sweeper;
 pub(crate) mod table;

@@ -44,8 +44,8 @@ impl Slot {
 }
 
 static SLOTS: [Slot; MOST] = [const { Slot::new() }; MOST];
-/// How many of the mappings are writable.
-static WRITABLE: AtomicUsize = AtomicUsize::new(0);
+/// From the lowest address of a writable mapping to the end of the highest one; an end of 0: there is none.
+static WRITABLE: [AtomicUsize; 2] = [AtomicUsize::new(usize::MAX), AtomicUsize::new(0)];
 /// Slots from this number on were never used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
@@ -84,7 +84,31 @@ pub(crate) fn is_unused() -> bool {
 /// Whether there is a live mapping that is writable.
 #[inline]
 pub(crate) fn any_writable() -> bool {
-    WRITABLE.load(Ordering::Relaxed) > 0
+    WRITABLE[1].load(Ordering::Relaxed) != 0
+}
+
+/// Whether a writable live mapping may have a part of a range. Two loads.
+#[inline]
+pub(crate) fn may_be_writable(range: &Range<usize>) -> bool {
+    range.start < WRITABLE[1].load(Ordering::Relaxed)
+        && WRITABLE[0].load(Ordering::Relaxed) < range.end
+}
+
+/// Works out where the writable ones lie. The caller has the lock.
+fn tell_where_writable() {
+    let (mut start, mut end) = (usize::MAX, 0);
+    for slot in used() {
+        // SAFETY: what lies behind a gate is freed after it was taken from there, under the lock.
+        if let Some(live) = unsafe { slot.gate.peek().as_ref() }
+            && live.is_writable()
+        {
+            // (All that it began with: what was trimmed is given away, and does no harm here.)
+            start = start.min(live.first);
+            end = end.max(live.first + live.bytes);
+        }
+    }
+    WRITABLE[0].store(start, Ordering::SeqCst);
+    WRITABLE[1].store(end, Ordering::SeqCst);
 }
 
 /// Finds the mapping that `addr` lies in.
@@ -126,13 +150,13 @@ pub(crate) fn insert(live: LiveMapping) -> Option<&'static LiveMapping> {
     let number = state.taken.iter().position(|taken| !taken)?;
     state.taken[number] = true;
     let range = live.range();
-    WRITABLE.fetch_add(usize::from(live.is_writable()), Ordering::SeqCst);
     let live = Box::into_raw(Box::new(live));
     let slot = &SLOTS[number];
     slot.gate.open(live);
     slot.start.store(range.start, Ordering::SeqCst);
     slot.end.store(range.end, Ordering::SeqCst);
     USED.fetch_max(number + 1, Ordering::SeqCst);
+    tell_where_writable();
     // SAFETY: it is freed after `remove`, which consumes this reference.
     Some(unsafe { &*live })
 }
@@ -165,9 +189,9 @@ pub(crate) unsafe fn remove(live: &'static LiveMapping) {
     let Some(number) = number_of(live) else {
         return;
     };
-    WRITABLE.fetch_sub(usize::from(live.is_writable()), Ordering::SeqCst);
     SLOTS[number].end.store(0, Ordering::SeqCst);
     let taken = SLOTS[number].gate.take();
+    tell_where_writable();
     state.leaving.push((number, Leaving(taken)));
     free_left(&mut state);
 }
@@ -212,7 +236,7 @@ pub(crate) fn forget(mut state: MutexGuard<'static, Slots>, mut f: impl FnMut(&L
         slot.gate.forget_users();
     }
     USED.store(0, Ordering::SeqCst);
-    WRITABLE.store(0, Ordering::SeqCst);
+    tell_where_writable();
     std::mem::forget(std::mem::take(&mut state.leaving));
     state.taken = [false; MOST];
 }

@@ -12,7 +12,7 @@ mkfs.ext4 -q /dev/nullb0 >&2 && mkdir -p /n && mount -t ext4 /dev/nullb0 /n || r
 common="--file /n/bench.data --size 256M --memory 128M --threads 8 --seconds 4 --rounds 2 --json"
 for scenario in quiet churn; do
     for kind in library programs; do
-        what="--contenders mmap,pread,faultless,faultless-load,faultless-live"
+        what="--contenders mmap,pread,faultless,faultless-load,faultless-live,faultless-marked"
         [ $kind = programs ] && what=--unmodified
         faultless bench $scenario $common $what >/tmp/bench 2>/tmp/err && document "$kind-$scenario" /tmp/bench
         status=$?

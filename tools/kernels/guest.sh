@@ -10,6 +10,12 @@ faultless bench quiet $common --contenders mmap,pread,uffd-monitor,faultless,fau
 status=$?
 [ $status = 0 ] && document library /tmp/bench
 tell bench library $status /tmp/err
+if faultless run --backend live -- /t/faultless --version >/dev/null 2>/tmp/said; then
+    faultless bench quiet $common --contenders mmap,faultless-live,faultless-marked >/tmp/bench 2>/tmp/err
+    status=$?
+    [ $status = 0 ] && document live /tmp/bench
+    tell bench live $status /tmp/err
+fi
 faultless bench quiet $common --unmodified >/tmp/bench 2>/tmp/err
 status=$?
 [ $status = 0 ] && document programs /tmp/bench

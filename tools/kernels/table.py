@@ -93,6 +93,9 @@ def main():
     for contender in ("mmap", "pread", "uffd-monitor", "faultless", "faultless-load"):
         name = f"mmap_lock per miss: {contender}"
         table.append((name, lambda t, c=contender: per_miss(t, "library", c)))
+    for contender in ("faultless-live", "faultless-marked"):
+        name = f"mmap_lock per miss: {contender}"
+        table.append((name, lambda t, c=contender: per_miss(t, "live", c)))
     for contender, name in (("program", "a C program"), ("program-served", "the same, stand-in"), ("program-live", "the same, live")):
         name = f"mmap_lock per miss: {name}"
         table.append((name, lambda t, c=contender: per_miss(t, "programs", c)))

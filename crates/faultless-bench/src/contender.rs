@@ -10,7 +10,7 @@ use crate::deep::{self, Uring};
 use crate::floor::Floor;
 use crate::onlooker::Way;
 use anyhow::Context;
-use faultless::{Advice, ByteSize, Map, Pool};
+use faultless::{Advice, ByteSize, GuardMarkers, Map, Pool};
 use faultless_sys::mem::{self, PAGE};
 use faultless_sys::{Errno, file, uffd};
 use faultless_untrusted::printable;
@@ -44,7 +44,9 @@ pub enum Kind {
     FaultlessLoad,
     /// The same in a map of the kernel's ([`Pool::map_live`]): its memory is the page cache.
     FaultlessLive,
-    /// The same by [`Map::load_many`], [`Terms::depth`] pages at a time in each thread.
+    /// Plain loads of such a map, whose misses guard markers tell ([`GuardMarkers`]).
+    FaultlessMarked,
+    /// Loads by [`Map::load_many`], [`Terms::depth`] pages at a time in each thread.
     FaultlessBatch,
     /// The same by [`Map::load_async`], so many futures at a time in each thread.
     FaultlessAsync,
@@ -104,7 +106,7 @@ impl Kind {
         Kind::FaultlessAsync,
     ];
     /// All of these.
-    pub const EVERY: [Kind; 20] = [
+    pub const EVERY: [Kind; 21] = [
         Kind::Mmap,
         Kind::Pread,
         Kind::UffdMonitor,
@@ -113,6 +115,7 @@ impl Kind {
         Kind::Faultless,
         Kind::FaultlessLoad,
         Kind::FaultlessLive,
+        Kind::FaultlessMarked,
         Kind::FaultlessBatch,
         Kind::FaultlessAsync,
         Kind::FaultlessHuge,
@@ -171,6 +174,7 @@ impl Kind {
             Kind::Faultless => "faultless",
             Kind::FaultlessLoad => "faultless-load",
             Kind::FaultlessLive => "faultless-live",
+            Kind::FaultlessMarked => "faultless-marked",
             Kind::FaultlessBatch => "faultless-batch",
             Kind::FaultlessAsync => "faultless-async",
             Kind::FaultlessHuge => "faultless-huge",
@@ -326,6 +330,7 @@ pub fn open(kind: Kind, terms: &Terms<'_>) -> anyhow::Result<Box<dyn Contender>>
         Kind::Faultless | Kind::FaultlessOver => engine(Asking::Touch),
         Kind::FaultlessLoad => engine(Asking::Load { live: false }),
         Kind::FaultlessLive => engine(Asking::Load { live: true }),
+        Kind::FaultlessMarked => engine(Asking::TouchMarked),
         Kind::FaultlessBatch => engine(Asking::Batch(terms.depth)),
         Kind::FaultlessAsync => engine(Asking::Futures(terms.depth)),
         Kind::FaultlessHuge => engine(Asking::TouchHuge),
@@ -751,6 +756,8 @@ enum Asking {
     Touch,
     /// The same, in a map of huge pages.
     TouchHuge,
+    /// The same, in a live map with guard markers.
+    TouchMarked,
     /// [`Map::load`], in a map of the engine's or in a live one.
     Load { live: bool },
     /// [`Map::load_many`], so many at a time.
@@ -784,6 +791,17 @@ fn open_map(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Map> {
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
         return Ok(unsafe { options.map_live(&file)? });
     }
+    if matches!(way, Asking::TouchMarked) {
+        let options = options.markers(GuardMarkers::WherePossible);
+        // SAFETY: as above: nobody writes to it.
+        let map = unsafe { options.map_live(&file)? };
+        anyhow::ensure!(
+            map.has_markers(),
+            "a mapping of {} can have no guard markers here",
+            printable(&terms.path)
+        );
+        return Ok(map);
+    }
     let map = match options.map(&file) {
         Ok(map) => map,
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
@@ -814,7 +832,7 @@ impl Contender for Engine {
 
     fn depth(&self) -> usize {
         match self.way {
-            Asking::Touch | Asking::TouchHuge | Asking::Load { .. } => 1,
+            Asking::Touch | Asking::TouchHuge | Asking::TouchMarked | Asking::Load { .. } => 1,
             Asking::Batch(depth) | Asking::Futures(depth) => depth,
         }
     }
@@ -827,7 +845,7 @@ impl Contender for Engine {
         match self.way {
             Asking::Batch(_) => return deep::load_many(&self.map, numbers, check),
             Asking::Futures(_) => return deep::load_async(&self.map, numbers, check),
-            Asking::Touch | Asking::TouchHuge | Asking::Load { .. } => {}
+            Asking::Touch | Asking::TouchHuge | Asking::TouchMarked | Asking::Load { .. } => {}
         }
         for &number in numbers {
             let at = number as usize * PAGE;
@@ -842,7 +860,8 @@ impl Contender for Engine {
 
     fn misses(&self) -> Option<u64> {
         // (Of a live map, the kernel alone knows what was absent.)
-        (!matches!(self.way, Asking::Load { live: true })).then(|| self.map.stats().misses)
+        let live = matches!(self.way, Asking::Load { live: true } | Asking::TouchMarked);
+        (!live).then(|| self.map.stats().misses)
     }
 
     fn bytes(&self) -> Option<&[u8]> {

@@ -31,6 +31,7 @@ fn colour(kind: Kind) -> (RGBColor, &'static str, &'static str) {
         Kind::Faultless => (RGBColor(6, 6, 6), "#0f766e", "#2dd4bf"),
         Kind::FaultlessLoad => (RGBColor(13, 13, 13), "#4338ca", "#a5b4fc"),
         Kind::FaultlessLive => (RGBColor(22, 22, 22), "#166534", "#86efac"),
+        Kind::FaultlessMarked => (RGBColor(23, 23, 23), "#3f6212", "#d9f99d"),
         Kind::FaultlessBatch => (RGBColor(16, 16, 16), "#1d4ed8", "#93c5fd"),
         Kind::FaultlessHuge => (RGBColor(19, 19, 19), "#0891b2", "#67e8f9"),
         Kind::FaultlessAsync => (RGBColor(17, 17, 17), "#9333ea", "#d8b4fe"),

@@ -345,6 +345,7 @@ impl Plan {
                 Access::Scan,
                 Kind::FaultlessLoad
                 | Kind::FaultlessLive
+                | Kind::FaultlessMarked
                 | Kind::FaultlessBatch
                 | Kind::FaultlessAsync
                 | Kind::Populate

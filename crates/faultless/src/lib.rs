@@ -77,7 +77,7 @@ mod space;
 mod sync;
 
 #[cfg(not(loom))]
-pub use api::advice::{Advice, Reads};
+pub use api::advice::{Advice, GuardMarkers, Reads};
 #[cfg(not(loom))]
 pub use api::backend::{Backend, BackendChoice};
 #[cfg(not(loom))]
@@ -90,7 +90,7 @@ pub use api::live;
 #[cfg(not(loom))]
 pub use api::map::Map;
 #[cfg(not(loom))]
-pub use api::options::{GuardMarkers, MapOptions};
+pub use api::options::MapOptions;
 #[cfg(not(loom))]
 pub use api::owned::PinnedOwned;
 #[cfg(not(loom))]

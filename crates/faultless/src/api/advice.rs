@@ -32,3 +32,16 @@ pub enum Reads {
     /// Through the page cache: right where other processes read the same file in other ways, or keep it cached.
     Buffered,
 }
+
+/// Where plain loads of a live map are served by guard markers. See [`MapOptions::markers`](crate::MapOptions::markers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GuardMarkers {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// From Linux 6.19 on, where a miss then takes no `mmap_lock`.
+    WhereFree,
+    /// From Linux 6.15 on, also where the removal of a marker takes `mmap_lock` for reading: to try it. (Nothing is gained there.)
+    WherePossible,
+}

@@ -91,7 +91,7 @@ impl MapOptions {
     /// Maps a file that may change: the kernel's own mapping, shared with all others, beside explicit loads that keep off `mmap_lock`.
     ///
     /// The bytes are the page cache's, at any time what the file is then: no lease, no second copy, no budget. A plain load of an absent page
-    /// is a fault of the kernel's. [`Map::load`] reads what is absent into the page cache by a descriptor, and returns the kernel's errors. The
+    /// is a fault of the kernel's, unless [guard markers](Self::markers) are asked for. [`Map::load`] reads what is absent into the page cache by a descriptor, and returns the kernel's errors. The
     /// touch behind it finds the page, unless the kernel has reclaimed it meanwhile, and maps it under the lock of that mapping alone
     /// (`mmap_lock` 0.00 times per miss on Linux 6.12, 6.18 and 7.3; once on 6.1). So do [`Map::load_many`], pins, futures and [`Map::warm`].
     ///
@@ -99,13 +99,13 @@ impl MapOptions {
     ///
     /// * Only the kernel knows what is in memory, so a hit of an explicit load costs what a read of the same bytes costs. Touch what is likely
     ///   to be there.
-    /// * A pin keeps nothing in memory, and need not: system calls take any part of such a map.
+    /// * A pin keeps nothing in memory, and need not: system calls take any part of such a map. (With guard markers, what is pinned.)
     /// * A future is served by one of the pool's threads, also if the range is in memory; 16 of one map at a time.
     /// * [`Map::release`] takes pages out of this mapping. They stay in the page cache.
     /// * [`Map::is_resident`], [`Map::record`] and the figures of [`Map::warm`] say what the kernel says: of another user's file, it may say that all
     ///   of it is in memory.
     /// * [`Advice::Random`](crate::Advice::Random) holds for explicit loads. Plain loads are read around until the kernel finds that to be in vain.
-    /// * [`Map::stats`] are zero.
+    /// * [`Map::stats`] are zero, but for the misses of plain loads that guard markers have told.
     /// * [`unit`](Self::unit), [`huge_pages`](Self::huge_pages), [`reads`](Self::reads) and [`on_break`](Self::on_break) mean nothing.
     ///
     /// ```

@@ -1,13 +1,14 @@
 //! A map that the engine does not serve: the kernel's mapping, perhaps with guard markers, or a copy in memory.
 
+use crate::api::advice::GuardMarkers;
 use crate::api::live::{self, Live, Support, Wanted};
-use crate::api::options::GuardMarkers;
 use crate::base::error::Error;
 use crate::base::ids::Unit;
 use crate::base::process;
 use crate::base::stats::Stats;
 use crate::coherence::mmap::Mmap;
-use crate::guards::sweeper;
+use crate::coherence::{fork, keeper};
+use crate::guards::{self, sweeper};
 use std::ops::{Deref, Range};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -121,8 +122,9 @@ impl KernelMap {
 /// `mmap` was made just now, of `file`.
 #[allow(unsafe_code, reason = "vouches for what lies in the mapping")]
 unsafe fn begin(mmap: &Mmap, file: BorrowedFd<'_>) -> Option<Live> {
-    crate::api::standin::watch_forks();
-    crate::api::standin::start_threads().ok()?;
+    fork::watch();
+    guards::fork::watch();
+    keeper::start().ok()?;
     sweeper::one_more().ok()?;
     let wanted = Wanted {
         file,

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "reserves and arms address space")]
 
-use crate::api::advice::{Advice, Reads};
+use crate::api::advice::{Advice, GuardMarkers, Reads};
 use crate::api::map::Map;
 use crate::api::pool::Pool;
 use crate::base::error::Error;
@@ -18,19 +18,6 @@ pub(crate) const UNIT_MAX: usize = 2 << 20;
 
 /// Largest map: more than 48 bits of address space cannot be reserved.
 pub(crate) const LEN_MAX: u64 = 1 << 46;
-
-/// Where plain loads of a live map are served by guard markers. See [`MapOptions::markers`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum GuardMarkers {
-    /// Nowhere.
-    #[default]
-    Never,
-    /// From Linux 6.19 on, where a miss then takes no `mmap_lock`.
-    WhereFree,
-    /// From Linux 6.15 on, also where the removal of a marker takes `mmap_lock` for reading: to try it. (Nothing is gained there.)
-    WherePossible,
-}
 
 /// How a map is made.
 ///

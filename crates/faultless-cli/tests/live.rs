@@ -195,6 +195,34 @@ fn lmdb_written_by_two_processes() {
 }
 
 #[test]
+fn rocksdb_with_mapped_reads() {
+    let header = Path::new("/usr/include/rocksdb/c.h");
+    let there = header.exists().then_some(());
+    let there = there.ok_or("there is no librocksdb-dev (./run setup installs it)".to_owned());
+    if !live("rocksdb") || !possible("rocksdb", there) {
+        return;
+    }
+    let program = compile("rocks", &["-lrocksdb"]);
+    let dir = tempfile::tempdir_in(scratch()).expect("a directory");
+    let made = plain(&program, &["make", text(dir.path())]);
+    assert!(made.status.success(), "{made:?}");
+    let cool_all = || {
+        let files = std::fs::read_dir(dir.path()).expect("readable").flatten();
+        let tables = files
+            .map(|f| f.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "sst"));
+        tables.for_each(|table| cool(&table));
+    };
+    let read = ["read", text(dir.path())];
+    let by_itself = plain(&program, &read);
+    cool_all();
+    let options = [&LIVE[..], &["--min-size", "1M"]].concat();
+    let served = served(&options, &program, &read);
+    served.same_as(&by_itself);
+    served_live(&served, ".sst");
+}
+
+#[test]
 fn a_server_that_forks_its_children() {
     if !live("prefork") {
         return;

@@ -57,8 +57,15 @@ const BOTH: [&[&str]; 2] = [
 
 #[track_caller]
 fn smoke(name: &str, needs: &[&str], script: &str) {
-    smoke_with(&BOTH, name, needs, script);
+    let mut ways = BOTH.to_vec();
+    if faultless::live::support().is_ok() {
+        ways.push(&LIVE);
+    }
+    smoke_with(&ways, name, needs, script);
 }
+
+/// All that can be, live.
+const LIVE: [&str; 5] = ["--backend", "live", "--eager", "--min-size", "64K"];
 
 /// Runs a script by itself and with each of some options.
 #[track_caller]

@@ -11,7 +11,7 @@
 
 use crate::lend::{filled, filled_parts, filled_through, kept, may_be_kept, range};
 use crate::probe;
-use crate::real::real;
+use crate::real::{Real, real};
 use faultless::live;
 use faultless_sys::raw;
 use libc::{mmsghdr, msghdr};
@@ -59,9 +59,17 @@ fill_buffers! {
     usize: getcwd(buf len) fills buf for len;
     usize: __getcwd_chk(buf len room) fills buf for len;
     c_int: getentropy(buf len) fills buf for len;
+    c_int: epoll_wait(fd events count timeout) fills events for events_of(count);
+    c_int: klogctl(command to len) fills to for len & 0xFFFF_FFFF;
     c_int: poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
     c_int: __poll(fds count timeout) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
     c_int: __poll_chk(fds count timeout room) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
+}
+
+/// The bytes of so many events, of which the caller has said an `int`.
+pub(crate) fn events_of(count: usize) -> usize {
+    let count = usize::try_from(count as c_int).unwrap_or(0);
+    count * size_of::<libc::epoll_event>()
 }
 
 /// Functions whose pointers lead to something short.
@@ -91,7 +99,6 @@ fill_short! { c_int;
     waitid(kind id info options);
     select(count read write except timeout);
     __select(count read write except timeout);
-    epoll_wait(fd events count timeout);
     pipe(ends);
     pipe2(ends flags);
     socketpair(domain kind protocol ends);
@@ -138,7 +145,6 @@ fill_short! { c_int;
     mq_getattr(queue to);
     semctl(id number command argument);
     capget(header to);
-    klogctl(command to len);
 }
 
 fill_short! { isize;
@@ -213,6 +219,15 @@ pub(crate) fn filled_messages(messages: *mut mmsghdr, count: c_uint, timeout: us
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn arc4random_buf(buf: usize, len: usize) {
     filled(&range(buf as *const c_void, len));
+    #[unsafe(link_section = "faultless_real")]
+    static REAL: Real = Real::new(c"arc4random_buf");
+    if let Some(real) = REAL.found() {
+        // SAFETY: the C library's function of that name has this type; the program's own arguments.
+        unsafe {
+            let real: unsafe extern "C-unwind" fn(usize, usize) = std::mem::transmute(real);
+            return real(buf, len);
+        }
+    }
     let mut at = buf;
     let end = buf.saturating_add(len);
     while at < end {

@@ -178,7 +178,11 @@ pub(crate) fn may_be_kept() -> bool {
 /// waits will not be served.
 pub(crate) fn kept(range: &Range<usize>, reason: &'static str) {
     waiting::changing(range);
-    if live::may_be_writable(range) && live::touches(range) && !state::foreign() {
+    if live::may_be_writable(range)
+        && live::touches(range)
+        && !state::foreign()
+        && !state::forking()
+    {
         state::lock().hand_back_over(range, reason);
     }
 }

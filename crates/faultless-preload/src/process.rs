@@ -251,6 +251,7 @@ unsafe fn used_later(request: *const libc::aiocb) {
     if let Some(r) = unsafe { request.as_ref() }
         && reaches(&range(r.aio_buf.cast_const(), r.aio_nbytes))
         && !state::foreign()
+        && !state::forking()
     {
         let range = range(r.aio_buf.cast_const(), r.aio_nbytes);
         state::lock().hand_back_over(&range, "the program uses it in the background (aio)");

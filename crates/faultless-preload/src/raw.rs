@@ -10,6 +10,7 @@ use crate::fills::{filled_message, filled_messages};
 use crate::lend::{GivenWords, filled, filled_parts, filled_through, range};
 use crate::process::{confines, copies};
 use crate::real::{errno, real};
+use crate::short::gives_memory;
 use crate::state::{self, STANDING};
 use crate::writes::*;
 use crate::{descriptors, exec, probe, signals};
@@ -91,7 +92,8 @@ unsafe extern "C-unwind" fn syscall(
             state::lock().close("the program uses asynchronous I/O (io_setup)");
         }
         libc::SYS_clone => {
-            filled_through(&[c, d]);
+            // (The order of the last two depends on the processor.)
+            filled_through(&[c, d, e]);
             // SAFETY: the program's own arguments.
             return copies(a, || unsafe { real(nr, a, b, c, d, e, f) });
         }
@@ -120,6 +122,9 @@ unsafe extern "C-unwind" fn syscall(
             }
         }
         _ => {}
+    }
+    if nr == libc::SYS_ioctl {
+        gives_memory(&[a, b, c]);
     }
     if STANDING.load(Ordering::Relaxed) == 0 {
         // SAFETY: as above.

@@ -27,6 +27,12 @@ impl Real {
         if at.is_null() { self.find() } else { at }
     }
 
+    /// Its address, if the C library has such a function.
+    pub(crate) fn found(&self) -> Option<*mut c_void> {
+        let at = self.get();
+        (!at.is_null() && at != missing as *mut c_void).then_some(at)
+    }
+
     fn look_up(&self) -> *mut c_void {
         // SAFETY: a NUL-terminated name.
         unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) }

@@ -86,18 +86,20 @@ fn gives_stack(words: &[usize]) {
 
 /// The kernel may get memory to use by itself. What an `ioctl` is handed may have addresses in it, and most fail if memory is absent. Those
 /// about virtual machines do not: what a guest, or a device of the host for it, does not find there, it waits for.
-fn gives_memory(words: &[usize]) {
+pub(crate) fn gives_memory(words: &[usize]) {
     filled_through(words);
     /// The types of the numbers of those for KVM, and for vhost.
     const MACHINES: [usize; 2] = [0xAE, 0xAF];
     static CLOSED: AtomicBool = AtomicBool::new(false);
     let kind = words[1] >> 8 & 0xFF;
     if MACHINES.contains(&kind)
+        && !CLOSED.load(Ordering::SeqCst)
         && state::on()
         && !state::foreign()
-        && !CLOSED.swap(true, Ordering::SeqCst)
+        && !state::forking()
     {
         state::lock().close("the program runs virtual machines, which use its memory");
+        CLOSED.store(true, Ordering::SeqCst);
     }
 }
 

@@ -11,6 +11,7 @@
     reason = "functions of the C library, with its pointers and its promises"
 )]
 
+use crate::fills::events_of;
 use crate::lend::{filled, filled_through, range};
 use crate::real::{real, set_errno};
 use crate::{decide, probe, state, trap};
@@ -424,7 +425,7 @@ unsafe extern "C-unwind" fn epoll_pwait(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
-    filled_through(&[events as usize]);
+    filled(&range(events.cast(), events_of(count as usize)));
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(epoll_pwait as EpollPwait)(fd, events, count, timeout, set.get()) }
 }
@@ -445,7 +446,7 @@ unsafe extern "C-unwind" fn epoll_pwait2(
         *const sigset_t,
     ) -> c_int;
     let set = Meanwhile::new(set);
-    filled_through(&[events as usize]);
+    filled(&range(events.cast(), events_of(count as usize)));
     // SAFETY: the program's own arguments, or a copy.
     unsafe { real!(epoll_pwait2 as EpollPwait2)(fd, events, count, timeout, set.get()) }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Waiting {
     pub(crate) trusted: bool,
     /// The type of its file system.
     pub(crate) file_system: Option<u64>,
+    /// Most of it had been written when it was mapped, or it is not writable.
+    pub(crate) written: bool,
 }
 
 impl Waiting {
@@ -245,6 +247,7 @@ fn promote(
         file_system: mapped.file_system,
         ring: looked.ring,
         cached,
+        written: mapped.written,
         may_be_written: vma.may_be_written(),
     };
     decide::serve(state, settings, &call, &known, Some(vma.advice())).map(drop)

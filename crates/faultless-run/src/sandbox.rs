@@ -142,6 +142,10 @@ fn make_unusual_calls() {
         call(SYS_madvise, [at & !4095, 0, guard, 0, 0, 0]);
     }
     call(SYS_fadvise64, [exe, 0, 0, POSIX_FADV_RANDOM as usize, 0, 0]);
+    /// `FS_IOC_FIEMAP`, with no room for an answer.
+    const FIEMAP: usize = 0xC020_660B;
+    call(SYS_ioctl, [exe, FIEMAP, at, 0, 0, 0]);
+    call(SYS_get_robust_list, [0, at, at + 8, 0, 0, 0]);
     /// `F_SETSIG`.
     const SETSIG: i32 = 10;
     for command in [F_GETLEASE, SETSIG, F_SETOWN, F_OFD_GETLK] {

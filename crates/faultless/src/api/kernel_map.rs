@@ -151,7 +151,8 @@ impl Drop for KernelMap {
         if self.own_markers().is_some()
             && let Some(live) = self.markers.take()
         {
-            live.end();
+            // (The mapping goes with the next field.)
+            let _ = live.unmap_with::<()>(|| Ok(0));
             sweeper::one_less();
         }
     }

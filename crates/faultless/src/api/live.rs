@@ -373,15 +373,6 @@ fn open(live: &LiveMapping, part: Range<usize>, hold: bool) {
     live.open_chunks(part, hold);
 }
 
-/// Whether most of a part of a file has been written. `true` where the file system does not tell.
-pub fn is_written(file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
-    // (The program's descriptor may be one that tells nothing, and its offset is the program's.)
-    let opened = files::open(file.as_raw_fd()).ok();
-    let number = opened.as_ref().and_then(|file| file.number());
-    let written = number.and_then(|number| file::written(number, offset, len).ok());
-    written.is_none_or(|written| written.bytes >= written.of / 4 * 3)
-}
-
 /// Whether there is a live mapping that is writable: then calls that have the kernel write to memory need [`open_for_writing`].
 #[inline]
 pub fn any_writable() -> bool {

@@ -173,7 +173,7 @@ impl Map {
         self.backing.is_resident(&bytes)
     }
 
-    /// Whether plain loads are served by guard markers ([`MapOptions::markers`](crate::MapOptions::markers)).
+    /// Whether guard markers were installed when it was made, so that they serve plain loads ([`MapOptions::markers`](crate::MapOptions::markers)).
     pub fn has_markers(&self) -> bool {
         matches!(&self.backing, Backing::Mmap(mmap) if mmap.has_markers())
     }

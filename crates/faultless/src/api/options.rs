@@ -152,8 +152,11 @@ impl MapOptions {
     /// * Install handlers of SIGSEGV before the first such map. A fault that is none of a marker goes to the handler that was there. If the
     ///   program installs one later, the engine notices within half a second and removes all markers; a miss meanwhile is the
     ///   program's SIGSEGV.
-    /// * A thread that blocks SIGSEGV and misses is killed by the kernel.
-    /// * Page tables for all of the map: 2 MiB for each GiB.
+    /// * A thread that blocks SIGSEGV, or a handler whose mask does, is killed by the kernel if it misses.
+    /// * Page tables for all of the map: 2 MiB for each GiB. The first 64 MiB get their markers before the map is there, the rest soon after.
+    /// * While a part is pinned, no marker is installed anywhere in the map. Do not keep a pin for the life of the map.
+    /// * An explicit load removes the markers of what it has read, by a system call more, whether they are there or not.
+    /// * The map cannot be locked (`mlock`). In a process that locks all memory it will map (`mlockall`), there are no markers.
     ///
     /// Where markers are not possible, the map is as without them ([`Map::has_markers`]).
     pub fn markers(mut self, markers: GuardMarkers) -> Self {

@@ -15,11 +15,13 @@ use crate::fault::chain::HandlerLock;
 use crate::guards::files::{self, LiveFile};
 use crate::guards::handler::SIGSEGV;
 use crate::guards::mapping::{self, LiveMapping};
+use crate::guards::sweeper;
 use crate::guards::table::{self, Slots};
 use std::cell::UnsafeCell;
 use std::sync::{Arc, Once};
 
 type Locks = (
+    MutexGuard<'static, u32>,
     HandlerLock,
     MutexGuard<'static, Vec<Arc<LiveFile>>>,
     MutexGuard<'static, Slots>,
@@ -51,7 +53,12 @@ extern "C" fn before() {
     }
     // What a child's mappings are made from must be there when the table of descriptors is copied.
     table::for_each(LiveMapping::before_fork);
-    let locks = (SIGSEGV.freeze(), files::freeze(), table::freeze());
+    let locks = (
+        sweeper::freeze(),
+        SIGSEGV.freeze(),
+        files::freeze(),
+        table::freeze(),
+    );
     // SAFETY: we hold the locks, so no other thread is here.
     unsafe { *PLACE.0.get() = Some(locks) };
 }
@@ -63,7 +70,7 @@ extern "C" fn after() {
 
 extern "C" fn in_child() {
     // SAFETY: as above; the child has no other thread.
-    if let Some((_handler, open, slots)) = unsafe { (*PLACE.0.get()).take() } {
+    if let Some((_sweeper, _handler, open, slots)) = unsafe { (*PLACE.0.get()).take() } {
         table::forget(slots, LiveMapping::in_child);
         mapping::forget_holders();
         files::forget(open);

@@ -1,7 +1,7 @@
 //! The thread that does the rounds of the sweep in programs that have live maps with markers. (Under `faultless run`, the preloaded library
 //! has one of its own.)
 
-use crate::base::primitive::{AtomicUsize, Mutex, Ordering, lock};
+use crate::base::primitive::{AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 use crate::base::thread::{block_signals, spawn};
 use crate::base::{clock, ids::Nanos, process};
 use crate::coherence::keeper;
@@ -17,6 +17,11 @@ const MORE: Nanos = Nanos::from_millis(1);
 static MAPS: AtomicUsize = AtomicUsize::new(0);
 /// The process in which the thread runs; 0: none.
 static RUNS_IN: Mutex<u32> = Mutex::new(0);
+
+/// The lock on the thread's start and end, held across `fork`.
+pub(crate) fn freeze() -> MutexGuard<'static, u32> {
+    lock(&RUNS_IN)
+}
 
 /// A map wants rounds, until [`one_less`].
 ///
@@ -42,11 +47,9 @@ pub(crate) fn one_less() {
 
 fn rounds() {
     block_signals();
-    let mut lost = false;
     loop {
-        if !lost && SIGSEGV.is_lost() {
+        if SIGSEGV.is_lost() {
             // The program has installed a handler of its own, which knows nothing of markers.
-            lost = true;
             table::for_each(|live| {
                 live.hold();
                 live.leave_to_kernel();

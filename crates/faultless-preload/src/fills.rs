@@ -1,8 +1,8 @@
-//! Calls that have the kernel write to the program's memory. It is not to find markers there: a call may have taken something off a
-//! queue, or have reaped a child, by the time that it learns that it cannot say so. So the markers of what it may write to are removed
-//! before. ([`crate::short`] has calls that do more than that; [`crate::memory`] has `read` and `pread`.)
+//! Calls that have the kernel write to the program's memory. The kernel must find no markers there: when it learns that it cannot write, it
+//! may have taken a message off a queue, or reaped a child. So the markers of what a call may write to are removed before it is made.
+//! ([`crate::short`] has calls that read as well as write; [`crate::memory`] has `read` and `pread`.)
 //!
-//! Nobody need wait for the kernel to find memory that the program has touched: markers never come back in writable mappings.
+//! Markers never come back in writable mappings, so nothing has to be held for the time of a call.
 
 #![allow(
     unsafe_code,
@@ -21,7 +21,7 @@ use std::ffi::{c_int, c_uint, c_void};
 macro_rules! fill_buffers {
     ($($kind:ty: $name:ident($($arg:ident)*) fills $at:ident for $len:expr;)*) => { $(
         #[unsafe(no_mangle)]
-        pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(fill_buffers!(@word $arg)),*) -> $kind);
             filled(&range($at as *const c_void, $len));
             // (That one is done.)
@@ -66,7 +66,7 @@ fill_buffers! {
     c_int: __poll_chk(fds count timeout room) fills fds for count.saturating_mul(size_of::<libc::pollfd>());
 }
 
-/// The bytes of so many events, of which the caller has said an `int`.
+/// The bytes that so many events take. The count is an `int`.
 pub(crate) fn events_of(count: usize) -> usize {
     let count = usize::try_from(count as c_int).unwrap_or(0);
     count * size_of::<libc::epoll_event>()
@@ -243,7 +243,7 @@ unsafe extern "C-unwind" fn arc4random_buf(buf: usize, len: usize) {
     }
 }
 
-/// Functions after which somebody uses memory who cannot be told of markers: a stream its buffer, the kernel a stack.
+/// Functions that give memory to a user which bears no markers: a stream gets a buffer, a thread or the kernel gets a stack.
 macro_rules! keep_memory {
     ($($name:ident($($arg:ident)*) keeps $at:ident for $len:expr, $reason:expr;)*) => { $(
         #[unsafe(no_mangle)]

@@ -174,8 +174,8 @@ pub(crate) fn may_be_kept() -> bool {
     live::any_writable() || waiting::any()
 }
 
-/// Some memory is given to a user that cannot be told of markers. A writable live mapping that has a part of it is handed back, and one that
-/// waits will not be served.
+/// Some memory is given to a user which bears no markers. A writable live mapping that has a part of it is handed back, and one that waits
+/// for a second thread will not be served.
 pub(crate) fn kept(range: &Range<usize>, reason: &'static str) {
     waiting::changing(range);
     if live::may_be_writable(range)

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 macro_rules! tried_again {
     ($kind:ty, $failed:expr, $before:path; $($name:ident($($arg:ident)*);)*) => { $(
         #[unsafe(no_mangle)]
-        pub(crate) unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
+        unsafe extern "C-unwind" fn $name($($arg: usize),*) -> $kind {
             let real = real!($name as unsafe extern "C-unwind" fn($(tried_again!(@word $arg)),*) -> $kind);
             standin::forsake();
             // (What the call may write to needs no second try.)
@@ -84,8 +84,8 @@ fn gives_stack(words: &[usize]) {
     }
 }
 
-/// The kernel may get memory to use by itself. What an `ioctl` is handed may have addresses in it, and most fail if memory is absent. Those
-/// about virtual machines do not: what a guest, or a device of the host for it, does not find there, it waits for.
+/// The kernel may get memory to use by itself: what an `ioctl` is handed may have addresses in it. Most such calls fail if memory is absent.
+/// Those about virtual machines do not fail: a guest that touches absent memory waits for it, perhaps for ever.
 pub(crate) fn gives_memory(words: &[usize]) {
     filled_through(words);
     /// The types of the numbers of those for KVM, and for vhost.

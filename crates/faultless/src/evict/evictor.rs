@@ -155,15 +155,18 @@ impl Evictor {
     /// Sleeps after a pass that found nothing to do.
     fn rest(&self) {
         let pool = &self.pool;
-        // Pressed, or threads wait, and nothing could be evicted: all of it is pinned. Look again soon, not immediately.
-        if self.pressed() || pool.budget.line.crowded() {
+        // Nothing could be evicted: all of it is pinned. Look again soon, not immediately.
+        if self.pressed() {
             // (Not by the bell: each thread that waits rings it.)
             clock::nap(STUCK);
             return;
         }
-        pool.evict_bell.sleep(IDLE, || {
+        // Threads that were called may still be on their way to what is free. Once that is used up, the next ones ring.
+        let crowded = pool.budget.line.crowded();
+        let most = if crowded { STUCK } else { IDLE };
+        pool.evict_bell.sleep(most, || {
             !pool.has_work_for_evictor()
-                && !pool.budget.line.crowded()
+                && (crowded || !pool.budget.line.crowded())
                 && !pool.stopping.load(Ordering::Acquire)
         });
     }

@@ -268,25 +268,32 @@ fn thread() {
                 "{evicted} pages were evicted during an operation: a thread starved"
             ));
         }
-        let (took, plan) = with(|w| {
-            w.operations += 1;
-            let clock = w.clock;
-            (clock - w.scheduler.me().since, w.plan.clone())
-        });
-        if took > OPERATION_NS {
-            fail("an operation took longer than any may");
-        }
-        let most = CALM_NS * if plan.is_crowded() { CROWD } else { 1 };
-        if plan.is_calm() && took > most {
-            fail(&format!(
-                "an operation took {} ms: a thread was forgotten",
-                took / 1_000_000
-            ));
-        }
+        with(|w| w.operations += 1);
+        check_time(1);
         let pool = pool();
         oracle::check_budget(pool);
     }
     doing("has ended".into());
+}
+
+/// Checks how long it took since the thread said what it does, or was here before. It asked for so many pages in that time.
+fn check_time(pages: u64) {
+    let (took, plan) = with(|w| {
+        let clock = w.clock;
+        let since = std::mem::replace(&mut w.scheduler.me().since, clock);
+        (clock - since, w.plan.clone())
+    });
+    if took > OPERATION_NS {
+        fail("an operation took longer than any may");
+    }
+    let many = if pages > 1 { OVERDUE_NS } else { 0 };
+    let most = (CALM_NS + many + pages * PAGE_NS) * if plan.is_crowded() { CROWD } else { 1 };
+    if plan.is_calm() && took > most {
+        fail(&format!(
+            "an operation took {} ms: a thread was forgotten",
+            took / 1_000_000
+        ));
+    }
 }
 
 /// Pages evicted so far, among many threads that want more than there is.
@@ -300,6 +307,10 @@ const PATIENCE: u32 = (CROWD_THREADS * (1 << 20)) as u32 / PAGE as u32;
 
 /// What an operation may take where nothing holds it up: less than the time after which threads look again by themselves.
 const CALM_NS: u64 = 40_000_000;
+/// What it may take more for each page that is asked for in one call: all of them may have to be read, and leave again for others.
+const PAGE_NS: u64 = 250_000;
+/// And if there are several: threads that want room for one page pass a fill that wants room for a run of them, until it is overdue.
+const OVERDUE_NS: u64 = 50_000_000;
 /// How much longer it may take among many threads that want more than there is.
 const CROWD: u64 = 8;
 
@@ -423,12 +434,21 @@ fn ask(map: &Map, truth: &Truth, page: u64, bytes: std::ops::Range<usize>) {
     with(|w| w.scheduler.me().detour = Some(thread));
     let asked = map.load(bytes).map(drop);
     with(|w| w.scheduler.me().detour = None);
+    check_time(pages.end - pages.start);
     match asked {
         Ok(()) => {
             oracle::check_asked(map, truth, pages.clone());
-            pages.for_each(|page| oracle::load(map, truth, page));
+            load_each(map, truth, pages);
         }
         Err(error) => oracle::check_error(truth, pages, &error),
+    }
+}
+
+/// Loads some pages one by one.
+fn load_each(map: &Map, truth: &Truth, pages: std::ops::Range<u64>) {
+    for page in pages {
+        oracle::load(map, truth, page);
+        check_time(1);
     }
 }
 
@@ -495,11 +515,12 @@ fn batch(map: &Map, truth: &Truth) {
     }
     let asked = map.load_many(&ranges);
     with(|w| w.scheduler.me().detour = None);
+    check_time(pages.iter().map(|pages| pages.end - pages.start).sum());
     for (asked, pages) in asked.iter().zip(pages) {
         match asked {
             Ok(_) => {
                 oracle::check_asked(map, truth, pages.clone());
-                pages.for_each(|page| oracle::load(map, truth, page));
+                load_each(map, truth, pages);
             }
             Err(error) => oracle::check_error(truth, pages, error),
         }

@@ -766,6 +766,13 @@ enum Asking {
     Futures(usize),
 }
 
+impl Asking {
+    /// Whether the map is the kernel's.
+    fn is_live(self) -> bool {
+        matches!(self, Asking::Load { live: true } | Asking::TouchMarked)
+    }
+}
+
 struct Engine {
     map: Map,
     way: Asking,
@@ -787,16 +794,16 @@ fn open_map(terms: &Terms<'_>, way: Asking) -> anyhow::Result<Map> {
         .advice(advice)
         .huge_pages(matches!(way, Asking::TouchHuge));
     let options = options.len(terms.len as usize);
-    if matches!(way, Asking::Load { live: true }) {
+    if way.is_live() {
+        let marked = matches!(way, Asking::TouchMarked);
+        let options = match marked {
+            true => options.markers(GuardMarkers::WherePossible),
+            false => options,
+        };
         // SAFETY: nobody writes to the data file during a benchmark, and every byte is checked.
-        return Ok(unsafe { options.map_live(&file)? });
-    }
-    if matches!(way, Asking::TouchMarked) {
-        let options = options.markers(GuardMarkers::WherePossible);
-        // SAFETY: as above: nobody writes to it.
         let map = unsafe { options.map_live(&file)? };
         anyhow::ensure!(
-            map.has_markers(),
+            map.has_markers() == marked,
             "a mapping of {} can have no guard markers here",
             printable(&terms.path)
         );
@@ -860,8 +867,7 @@ impl Contender for Engine {
 
     fn misses(&self) -> Option<u64> {
         // (Of a live map, the kernel alone knows what was absent.)
-        let live = matches!(self.way, Asking::Load { live: true } | Asking::TouchMarked);
-        (!live).then(|| self.map.stats().misses)
+        (!self.way.is_live()).then(|| self.map.stats().misses)
     }
 
     fn bytes(&self) -> Option<&[u8]> {

@@ -399,8 +399,7 @@ fn can_live(
     Ok(())
 }
 
-/// Whether a writable mapping is one of data, rather than of memory that happens to have a file: what a program uses as its memory may come to
-/// be used in ways that are not seen.
+/// Whether a writable mapping holds data. A program may also use a file as its memory, and then in ways that the library does not see.
 fn bears_writes(call: &Call, known: &Known<'_>) -> Result<(), String> {
     let no = |why: &str| Err(why.to_owned());
     if trap::active() {

@@ -276,7 +276,7 @@ fn thread() {
     doing("has ended".into());
 }
 
-/// Checks how long it took since the thread said what it does, or was here before. It asked for so many pages in that time.
+/// Checks the time since this thread last said what it does, or last came here. In that time it asked for `pages` pages.
 fn check_time(pages: u64) {
     let (took, plan) = with(|w| {
         let clock = w.clock;
@@ -307,9 +307,9 @@ const PATIENCE: u32 = (CROWD_THREADS * (1 << 20)) as u32 / PAGE as u32;
 
 /// What an operation may take where nothing holds it up: less than the time after which threads look again by themselves.
 const CALM_NS: u64 = 40_000_000;
-/// What it may take more for each page that is asked for in one call: all of them may have to be read, and leave again for others.
+/// How much each page of a call adds to that. The engine may have to read all of them, and may evict them again for other threads.
 const PAGE_NS: u64 = 250_000;
-/// And if there are several: threads that want room for one page pass a fill that wants room for a run of them, until it is overdue.
+/// How much several pages add. A fill that wants room for a run waits while threads that want one page pass it, until it is overdue.
 const OVERDUE_NS: u64 = 50_000_000;
 /// How much longer it may take among many threads that want more than there is.
 const CROWD: u64 = 8;

@@ -7,10 +7,9 @@
 
 mod common;
 
-use common::{PAGE, check, content, dir, eventually, file, open, pool};
+use common::{PAGE, check, content, dir, eventually, file, forget, open, pool};
 use faultless::{Advice, Error, Map};
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,17 +18,6 @@ const LEN: usize = (2 << 20) + 12_345;
 
 fn live(path: &Path) -> Map {
     unsafe { pool(16).map_live(open(path)) }.expect("mapped")
-}
-
-/// Drops the clean pages of a file from memory.
-fn forget(path: &Path) {
-    let file = open(path);
-    file.sync_all().expect("sync");
-    let fd = file.as_raw_fd();
-    assert_eq!(
-        unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) },
-        0
-    );
 }
 
 fn major_faults() -> i64 {

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{PAGE, check, content, dir, eventually, file, fork, isolated_ok, open, pool};
+use common::{PAGE, check, content, dir, eventually, file, forget, fork, isolated_ok, open, pool};
 use faultless::{GuardMarkers, Map};
 use std::fs::File;
 use std::io;
@@ -17,15 +17,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 const LEN: usize = (8 << 20) + 12_345;
-
-/// Has nothing of a file in memory.
-fn forget(path: &Path) {
-    let file = open(path);
-    file.sync_all().expect("sync");
-    let fd = file.as_raw_fd();
-    let forgotten = unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) };
-    assert_eq!(forgotten, 0);
-}
 
 /// A map of a cold file.
 fn marked(path: &Path) -> Arc<Map> {

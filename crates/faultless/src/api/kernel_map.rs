@@ -36,7 +36,7 @@ impl KernelMap {
         Arc::new(KernelMap { markers, mmap })
     }
 
-    /// A live one, with markers where they are wanted and can be had.
+    /// A live one, with markers if they are wanted and possible.
     ///
     /// # Safety
     ///

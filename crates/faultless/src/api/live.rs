@@ -493,8 +493,7 @@ pub fn holds_nothing() -> bool {
 
 /// Frees what mappings that have ended held, where no thread is in them any more.
 pub fn settle() {
-    table::free();
-    files::close_unused();
+    sweeper::settle();
 }
 
 /// The same, again and again until `done`, for about 50 ms at most. (A thread that still uses such a mapping may be in a system call.)

@@ -73,7 +73,12 @@ pub(crate) fn round() -> bool {
     for _ in 0..sweep::PARTS {
         more = keeper::apart(sweep::part_of_round).unwrap_or(false);
     }
+    settle();
+    more
+}
+
+/// Frees what mappings that have ended held, where no thread is in them any more.
+pub(crate) fn settle() {
     table::free();
     files::close_unused();
-    more
 }

@@ -9,6 +9,7 @@
 use faultless::{ByteSize, Pool};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
@@ -220,4 +221,14 @@ impl Child {
             }
         }
     }
+}
+
+/// Drops the clean pages of a file from memory.
+pub fn forget(path: &Path) {
+    let file = open(path);
+    file.sync_all().expect("sync");
+    let fd = file.as_raw_fd();
+    // SAFETY: no pointers.
+    let forgotten = unsafe { libc::posix_fadvise(fd, 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(forgotten, 0);
 }
